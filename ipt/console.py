@@ -1,0 +1,34 @@
+"""What a person sees while a command runs: one console and one style of progress bar."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+
+
+class Bar:
+    """One line of progress: `advance()` moves it, `note` is shown behind it."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: float = 1, note: str | None = None) -> None:
+        self._progress.update(self._task, advance=amount, **({} if note is None else {"note": note}))
+
+
+@contextmanager
+def progress(description: str, total: float | None) -> Iterator[Bar]:
+    """A progress bar on standard error; without a terminal it prints its last state once, at the end."""
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield Bar(bars, bars.add_task(description, total=total, note=""))

