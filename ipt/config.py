@@ -68,10 +68,12 @@ class TokensConfig:
 
 @dataclass
 class SourceConfig:
-    """A source of the mixture beside `raw` and `instruction`: texts in a file, or a store of tokens."""
+    """A source of the mixture beside `raw` and `instruction`."""
 
     path: str = ""
+    kind: str = "texts"  # texts, or a set of contexts and pairs that tunes a synthesizer: collection | fairytaleqa | medquad | squad
     text_field: str = "text"
+    shots: int = 3  # tuning sets: at most so many examples in one text
 
 
 @dataclass
@@ -121,7 +123,7 @@ class TrainerConfig:
     num_nodes: int = 1
     strategy: str = "auto"  # auto: fsdp2 on GPUs and wherever there is more than one process | single | fsdp2
     precision: str = "fp32"  # fp32 | bf16 (fp32 weights, bf16 arithmetic, fp32 reduction)
-    attention: str = "sdpa"  # attention implementation of transformers
+    attention: str = "packed"  # packed: document by document, without a mask | any attention implementation of transformers
     activation_checkpointing: bool = False
     gradient_clip: float = 1.0
     loss_chunk: int = 1024  # target tokens per chunk of projection and loss

@@ -1,0 +1,293 @@
+"""Documents as they come: Parquet, JSON lines and text files, folders and globs of them, and hub datasets.
+
+Everything is streamed. What is held in memory is one batch of rows and, where the user names an id field, a digest of each id.
+"""
+
+import glob
+import gzip
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import takewhile
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from ipt.config import CorpusConfig
+from ipt.corpus.hashing import short_hash
+
+SCHEMA = pa.schema([("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())])
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+QUESTIONS = "questions.jsonl"  # closed-book questions that may lie beside a corpus: never read as documents
+EMPTY, NO_TEXT = "empty text", "text is null"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of the corpus, with where it comes from."""
+
+    doc_id: str
+    text: str
+    source: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def row(self) -> dict[str, str]:
+        """The row of `SCHEMA`."""
+        return {"doc_id": self.doc_id, "text": self.text, "source": self.source, "meta": json.dumps(self.meta, ensure_ascii=False)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file or data set before it is known to be a document."""
+
+    where: str  # for messages: the file and the line in it
+    source: str
+    number: int  # counted from 1
+    values: Mapping[str, Any]
+    whole_file: bool = False  # a text file: it has no fields beside its text
+
+
+@dataclass(frozen=True)
+class CorpusFile:
+    path: Path
+    name: str  # how documents name it: the same wherever the corpus is kept
+
+
+def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None) -> Iterator[Document]:
+    """The documents of `config` (kind files or hub) in a fixed order: files by name, rows as they stand.
+
+    A .txt file is one document. Texts that are empty, white space only or null are left out and counted by reason in
+    `dropped`. With `id_field` ids are taken as they are, and one that comes twice is an error: two texts under one id cannot
+    be told apart later. Without it (and for .txt) the id is a hash of file name and row, so it is unique and stable.
+    Raises FileNotFoundError for a missing file, ValueError for a row that cannot be read and for a corpus without any text.
+    """
+    dropped = Counter() if dropped is None else dropped
+    seen: set[bytes] = set()
+    documents = 0
+    for row in _hub_rows(config) if config.kind == "hub" else _file_rows(config):
+        text = _text(row, config.text_field)
+        if text is None or not text.strip():
+            dropped[NO_TEXT if text is None else EMPTY] += 1
+            continue
+        documents += 1
+        yield Document(_doc_id(row, config.id_field, seen), text, row.source, {"row": row.number})
+    if not documents:
+        raise ValueError(
+            f"{_corpus_name(config)}: the corpus is empty, it holds no document with text ({sum(dropped.values())} empty ones)"
+        )
+
+
+def find_files(path: str) -> list[CorpusFile]:
+    """The files that `corpus.path` stands for: a file, a folder, a glob, or several of them with commas between.
+
+    A folder gives the files of known kinds in it and below it; hidden ones and questions.jsonl are passed over. A file that
+    two entries name comes once. Names are relative to the folder (several entries: to what their folders have in common).
+    Raises FileNotFoundError for an entry that is not there or holds nothing to read, ValueError for a file of another kind.
+    """
+    entries = [path] if Path(path).exists() else [entry.strip() for entry in path.split(",") if entry.strip()]
+    if not entries:
+        raise FileNotFoundError("corpus.path is empty: name a file, a folder or a glob")
+    found = [(_root(entry), _entry_files(entry)) for entry in entries]
+    base = os.path.commonpath([root.absolute() for root, _ in found])
+    unique = {os.path.relpath(file.absolute(), base): file for _, files in found for file in files}
+    return [CorpusFile(file, Path(name).as_posix()) for name, file in sorted(unique.items())]
+
+
+# One row -------------------------------------------------------------------------------------------------------------
+
+
+def _text(row: Row, field_name: str) -> str | None:
+    if field_name not in row.values:
+        raise ValueError(
+            f"{row.where}: no field {field_name!r}, only {', '.join(map(repr, row.values)) or 'none'}: set corpus.text_field to the text's"
+        )
+    text = row.values[field_name]
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ValueError(f"{row.where}: field {field_name!r} is {type(text).__name__} {str(text)[:40]!r}, expected a string")
+    return _encodable(text, row, field_name)
+
+
+def _doc_id(row: Row, field_name: str | None, seen: set[bytes]) -> str:
+    if field_name is None or row.whole_file:
+        return short_hash(row.source, row.number)
+    value = row.values.get(field_name)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise ValueError(
+            f"{row.where}: field {field_name!r} is {value!r}, expected an id (a string or a whole number): see corpus.id_field"
+        )
+    doc_id = _encodable(str(value), row, field_name)
+    digest = blake2b(doc_id.encode(), digest_size=16).digest()
+    if digest in seen:
+        raise ValueError(f"{row.where}: id {doc_id!r} was there before: ids must differ, or set corpus.id_field=null to number the rows")
+    seen.add(digest)
+    return doc_id
+
+
+def _encodable(text: str, row: Row, field_name: str) -> str:
+    """`text`, unless it holds half of a surrogate pair, which JSON can spell but no file can store."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{row.where}: field {field_name!r} holds half a surrogate pair at character {error.start}: repair the row"
+        ) from None
+    return text
+
+
+def _corpus_name(config: CorpusConfig) -> str:
+    return f"corpus.dataset={config.dataset}" if config.kind == "hub" else f"corpus.path={config.path}"
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def _file_rows(config: CorpusConfig) -> Iterator[Row]:
+    if not config.path:
+        raise ValueError("corpus.path is not set: name a .parquet, .jsonl or .txt file, a folder or a glob")
+    columns = [name for name in (config.text_field, config.id_field) if name]
+    for file in find_files(config.path):
+        if file.name.endswith(".parquet"):
+            yield from _parquet_rows(file, columns)
+        elif file.name.endswith(".txt"):
+            yield Row(str(file.path), file.name, 1, {config.text_field: _read_text(file.path)}, whole_file=True)
+        else:
+            yield from _json_rows(file)
+
+
+def _parquet_rows(file: CorpusFile, columns: list[str]) -> Iterator[Row]:
+    try:
+        with pq.ParquetFile(file.path) as table:
+            _check_columns(file.path, table.schema_arrow, columns)
+            number = 0
+            for batch in table.iter_batches(batch_size=256, columns=columns):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{file.path}, row {number}", file.name, number, values)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file.path}: not a readable Parquet file ({_first_line(error)})") from None
+
+
+def _check_columns(path: Path, schema: pa.Schema, columns: list[str]) -> None:
+    for name, key in zip(columns, ("corpus.text_field", "corpus.id_field"), strict=False):
+        if name not in schema.names:
+            raise ValueError(f"{path}: no column {name!r}, only {', '.join(map(repr, schema.names))}: set {key} to the right one")
+
+
+def _json_rows(file: CorpusFile) -> Iterator[Row]:
+    number = 0
+    with _reading(file.path), _open_lines(file.path) as lines:
+        for number, line in enumerate(lines, start=1):  # noqa: B007 - the number is what the row is named by
+            if not line.strip():
+                continue
+            where = f"{file.path}, line {number}"
+            yield Row(where, file.name, number, _parse_line(line, where))
+
+
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: not a line of JSON ({_first_line(error)})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: a JSON {type(values).__name__}, expected an object with named fields")
+    return values
+
+
+def _read_text(path: Path) -> str:
+    with _reading(path):
+        try:
+            return path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what a broken or unreadable file raises into one line that names it."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise ValueError(f"{path}: the file cannot be read to its end ({_first_line(error)})") from None
+
+
+@contextmanager
+def _open_lines(path: Path) -> Iterator[IO[bytes]]:
+    if path.name.endswith(".gz"):
+        with gzip.open(path, "rb") as lines:
+            yield lines  # type: ignore[misc]  # a GzipFile reads like any binary file
+    elif path.name.endswith(".zst"):
+        with zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=2**31)) as lines:
+            yield lines
+    else:
+        with path.open("rb") as lines:
+            yield lines
+
+
+def _entry_files(entry: str) -> list[Path]:
+    path = Path(entry)
+    if path.is_dir():
+        below = [found for found in path.rglob("*") if found.is_file() and not _hidden(found.relative_to(path))]
+        files = [file for file in below if file.name.endswith(SUFFIXES) and file.name != QUESTIONS]
+        if not files:
+            raise FileNotFoundError(f"corpus.path={entry}: the folder holds none of {', '.join(SUFFIXES)}")
+        return files
+    if path.exists():
+        matches = [path]
+    elif glob.has_magic(entry):
+        matches = [Path(match) for match in glob.glob(entry, recursive=True) if Path(match).is_file() and Path(match).name != QUESTIONS]
+    else:
+        raise FileNotFoundError(f"corpus.path={entry}: no such file or folder")
+    if not matches:
+        raise FileNotFoundError(f"corpus.path={entry}: no file matches")
+    unknown = [file for file in matches if not file.name.endswith(SUFFIXES)]
+    if unknown:
+        raise ValueError(f"corpus.path={entry}: {unknown[0].name} is none of {', '.join(SUFFIXES)}")
+    return matches
+
+
+def _root(entry: str) -> Path:
+    """The folder that names of an entry's files are relative to: of a glob, what stands before its first pattern."""
+    path = Path(entry)
+    if path.is_dir():
+        return path
+    return path.parent if path.exists() else Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+# Hub -----------------------------------------------------------------------------------------------------------------
+
+
+def _hub_rows(config: CorpusConfig) -> Iterator[Row]:
+    if not config.dataset:
+        raise ValueError("corpus.dataset is not set: name a data set, such as corpus.dataset=owner/name")
+    from datasets import load_dataset  # takes seconds to import
+
+    name = "/".join(part for part in (config.dataset, config.subset) if part)
+    number = 0
+    try:
+        rows = load_dataset(config.dataset, config.subset, split=config.split, streaming=True)
+        for number, values in enumerate(rows, start=1):
+            yield Row(f"{name}, split {config.split}, row {number}", f"{name}:{config.split}", number, values)
+    except Exception as error:  # network, server, format: a hub raises whatever its clients do
+        raise ValueError(
+            f"corpus.dataset={name}: split {config.split} cannot be read beyond row {number} ({type(error).__name__}: {_first_line(error)})"
+        ) from error

@@ -1,0 +1,32 @@
+"""What a task's `kind` may be. A kind is a module that reads items, scores them and turns predictions into metrics."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from ipt.evaluation import choice, perplexity
+from ipt.evaluation.statistics import Metric
+from ipt.evaluation.task import Task
+
+if TYPE_CHECKING:
+    from ipt.evaluation.scorer import Scorer
+
+
+class Kind(Protocol):
+    SCHEMA: pa.Schema  # of the predictions; `id` and `prompt_hash` come first
+
+    @property
+    def read(self) -> Callable[[Task, Path | None], list[Any]]:
+        """The task's items (data.Item); raises a one-line error that names the row."""
+
+    @property
+    def score(self) -> Callable[[list[Any], "Scorer", str], tuple[list[dict[str, Any]], dict[str, int]]]:
+        """Predictions, and counts of what was cut or left out and why; the text names the progress bar."""
+
+    @property
+    def metrics(self) -> Callable[[list[dict[str, Any]]], dict[str, Metric]]: ...
+
+
+KINDS: dict[str, Kind] = {"choice": choice, "perplexity": perplexity}

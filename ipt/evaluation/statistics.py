@@ -1,0 +1,150 @@
+"""Figures with their uncertainty, and the difference between two models on the same items.
+
+Every metric here is a smooth function of means over items. It is kept with what each item adds to it (its influence: the
+linearised share of one item, with mean zero), because a paired difference needs nothing else: the standard error of
+`a - b` is that of the mean of the differences of influences (delta method, "infinitesimal jackknife").
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Z95 = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value over `n` items; `stderr` and `ci95` are NaN where one item alone says nothing about the spread."""
+
+    value: float
+    stderr: float
+    ci95: tuple[float, float]
+    n: int
+    influence: NDArray[np.float64]  # (n,)
+    binary: bool = False  # a share of items that are right
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry in results.json; what cannot be known is null there."""
+        return {
+            "value": _known(self.value),
+            "stderr": _known(self.stderr),
+            "ci95": [_known(bound) for bound in self.ci95],
+            "n": self.n,
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`a - b` over the `n` items that both models have answered; `p` is two-sided."""
+
+    difference: float
+    stderr: float
+    ci95: tuple[float, float]
+    p: float
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "difference": self.difference,
+            "stderr": _known(self.stderr),
+            "ci95": [_known(bound) for bound in self.ci95],
+            "p": _known(self.p),
+            "n": self.n,
+        }
+
+
+def mean(values: ArrayLike) -> Metric:
+    """The mean of one number per item, with a normal interval."""
+    x = _checked(values)
+    return _normal(float(x.mean()), x - x.mean())
+
+
+def proportion(right: ArrayLike) -> Metric:
+    """The share of true items, with a Wilson interval."""
+    x = _checked(right)
+    assert np.isin(x, (0, 1)).all(), "a proportion is taken of right and wrong items"
+    share = float(x.mean())
+    influence = x - share
+    return Metric(share, standard_error(influence), wilson(int(x.sum()), len(x)), len(x), influence, binary=True)
+
+
+def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Metric:
+    """Sum of numerators over sum of denominators, items being the clusters: tokens of one document are not independent."""
+    x, weight = _checked(numerators), _checked(denominators)
+    assert len(x) == len(weight) and weight.sum() > 0, "a ratio needs a positive denominator for its items"
+    value = float(x.sum() / weight.sum())
+    return _normal(value, (x - value * weight) / weight.mean())
+
+
+def exponential(metric: Metric) -> Metric:
+    """exp(metric): the interval is the exponential of the metric's interval, so never negative."""
+    with np.errstate(over="ignore"):  # a diverged model has no finite perplexity
+        value, low, high = (float(np.exp(x)) for x in (metric.value, *metric.ci95))
+    return Metric(value, value * metric.stderr, (low, high), metric.n, value * metric.influence)
+
+
+def difference(a: Metric, b: Metric) -> Difference:
+    """`a - b`, paired: item i of `a` is item i of `b`.
+
+    p is from the normal approximation; of two proportions it is the exact McNemar (sign) test on the items that only one
+    of the two got right.
+    """
+    assert a.n == b.n and a.binary == b.binary, "paired metrics are of the same kind on the same items"
+    value = a.value - b.value
+    stderr = standard_error(a.influence - b.influence)
+    p = _exact_p(a, b) if a.binary else normal_p(value, stderr)
+    return Difference(value, stderr, (value - Z95 * stderr, value + Z95 * stderr), p, a.n)
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of a share of `successes` out of `n`."""
+    assert 0 <= successes <= n and n > 0
+    share, z2 = successes / n, Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # At shares of 0 and 1 a bound is exactly that share; rounding must not push it outside.
+    return (0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact p-value that `only_a` and `only_b` come from a fair coin."""
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def normal_p(value: float, stderr: float) -> float:
+    """Two-sided p-value of `value` under a normal distribution around zero."""
+    if stderr == 0:
+        return 1.0 if value == 0 else 0.0
+    return math.erfc(abs(value) / stderr / math.sqrt(2))
+
+
+def standard_error(influence: NDArray[np.float64]) -> float:
+    """Standard error of a value whose items have this influence (n - 1 in the variance); NaN for one item."""
+    n = len(influence)
+    return math.nan if n < 2 else float(np.sqrt((influence**2).sum() / (n * (n - 1))))
+
+
+def _normal(value: float, influence: NDArray[np.float64]) -> Metric:
+    stderr = standard_error(influence)
+    return Metric(value, stderr, (value - Z95 * stderr, value + Z95 * stderr), len(influence), influence)
+
+
+def _exact_p(a: Metric, b: Metric) -> float:
+    change = np.rint((a.influence + a.value) - (b.influence + b.value)).astype(int)
+    return mcnemar(int((change > 0).sum()), int((change < 0).sum()))
+
+
+def _checked(values: ArrayLike) -> NDArray[np.float64]:
+    x = np.asarray(values, dtype=np.float64)
+    assert x.ndim == 1 and len(x) > 0, "a metric needs one number per item, and at least one item"
+    return x
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,255 @@
+"""Data for fine-tuning an instruction synthesizer: contexts with all their pairs, in the synthesizer's own format.
+
+Context-based question answering sets are regrouped so that one example is one context and its pairs (paper section 3.1).
+Several examples of one set are concatenated to a few-shot text, and only the pairs are trained on.
+"""
+
+import gzip
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from ipt.stage import write_parts
+from ipt.synthesis.format import Pair, context_text, pairs_text
+
+TUNING_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("examples", pa.list_(pa.struct([("prompt", pa.string()), ("response", pa.string())]))),
+    ]
+)
+MAX_CONTEXT_WORDS = 280
+MAX_ANSWER_WORDS = 60
+MIN_PAIRS = 2  # contexts with many pairs are preferred (paper section 3.1)
+
+
+class Example(NamedTuple):
+    id: str
+    context: str
+    pairs: list[Pair]
+
+
+def build_tuning_texts(kind: str, path: Path, name: str, shots: int, output: Path, seed: int) -> dict[str, Any]:
+    """Write `texts/part-*.parquet` with `examples` of (context, pairs) and return counts.
+
+    `kind` names the reader of `path` (see READERS). Each text holds 1 to `shots` examples of this one set.
+    """
+    dropped: Counter[str] = Counter()
+    random_ = random.Random(f"{seed}/{name}")
+    examples = list(READERS[kind](path, random_, dropped))
+    random_.shuffle(examples)
+    write_parts(output / "texts", _texts(examples, name, shots, random_), TUNING_SCHEMA)
+    pairs = sum(len(example.pairs) for example in examples)
+    return {"contexts": len(examples), "pairs": pairs, "dropped": dict(dropped)}
+
+
+def check_tuning_source(name: str, kind: str, path: str) -> None:
+    if kind not in READERS:
+        raise ValueError(f"mixture.sources.{name}.kind={kind}: must be texts or one of {', '.join(READERS)}")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"mixture.sources.{name}.path={path}: no such file")
+
+
+def _texts(examples: list[Example], name: str, shots: int, random_: random.Random) -> Iterator[dict[str, Any]]:
+    remaining = iter(examples)
+    for first in remaining:
+        group = [first, *(example for example, _ in zip(remaining, range(random_.randint(1, shots) - 1), strict=False))]
+        rows = [{"prompt": context_text(example.context), "response": pairs_text(example.pairs)} for example in group]
+        yield {"id": f"{name}/{first.id}", "source": name, "examples": rows}
+
+
+# Readers: each yields a context with at least one pair, and counts what it leaves out ------------------------------------
+
+
+def _read_collection(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
+    """JSON lines of the schema of ft-instruction-synthesizer-collection: `context` and `QA_list` of `Q` and `A`."""
+    for number, row in enumerate(_read_jsonl(path)):
+        pairs = [Pair(pair["Q"].strip(), pair["A"].strip()) for pair in row["QA_list"]]
+        yield from _kept(str(number), row["context"].strip(), pairs, dropped)
+
+
+def _read_fairytaleqa(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
+    """FairytaleQA: sections of stories; neighbouring short sections of a story are joined, so that a context has more pairs."""
+    pending: Example | None = None
+    for row in _read_jsonl(path):
+        pairs = [Pair(_sentence(pair["question"]), _sentence(pair["answer"])) for pair in row["qa"]]
+        section = Example(row["id"], _unwrap(row["context"]), _grounded(row["context"], pairs, dropped))
+        story = section.id.split("#")[0]
+        if pending and pending.id.split("#")[0] == story and _words(pending.context) + _words(section.context) <= MAX_CONTEXT_WORDS:
+            pending = Example(pending.id, f"{pending.context}\n\n{section.context}", pending.pairs + section.pairs)
+            continue
+        if pending:
+            yield from _kept(*pending, dropped)
+        pending = section
+    if pending:
+        yield from _kept(*pending, dropped)
+
+
+def _read_squad(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
+    """SQuAD-like files, as COVID-QA: an article is cut into passages of whole sentences, each with the pairs whose answer it holds."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        articles = json.load(file)["data"]
+    for title, paragraph in ((article.get("title"), paragraph) for article in articles for paragraph in article["paragraphs"]):
+        placed = 0
+        for start, end in _passages(
+            paragraph["context"], [(qa["answers"][0]["answer_start"], qa) for qa in paragraph["qas"] if qa["answers"]]
+        ):
+            inside = [qa for qa in paragraph["qas"] if qa["answers"] and start <= qa["answers"][0]["answer_start"] < end]
+            whole = [qa for qa in inside if qa["answers"][0]["answer_start"] + len(qa["answers"][0]["text"]) <= end]
+            placed += len(whole)
+            pairs = [Pair(_sentence(qa["question"]), _sentence(qa["answers"][0]["text"])) for qa in whole]
+            yield from _kept(f"{title or paragraph.get('document_id')}@{start}", _unwrap(paragraph["context"][start:end]), pairs, dropped)
+        dropped["answer_cut_or_missing"] += len(paragraph["qas"]) - placed
+
+
+def _read_medquad(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
+    """MedQuAD: the answers of a document, shortened to their first sentences, are the context.
+
+    Each question asks for the first sentence of its section. MedQuAD words the questions of a type all alike
+    ("What is (are) X ?"), so each is put in one of several wordings of that type.
+    """
+    for row in _read_jsonl(path):
+        sections = [(qa["qtype"], _sentences(_unwrap(qa["answer"]))) for qa in row["qa"]]
+        random_.shuffle(sections)
+        paragraphs, pairs, words = [], [], 0
+        for kind, sentences in sections:
+            paragraph = _take_words(sentences, 90)
+            if kind not in WORDINGS or not paragraph or words + _words(paragraph) > MAX_CONTEXT_WORDS or len(sentences[0].split()) < 6:
+                dropped["section_not_used"] += 1
+                continue
+            words += _words(paragraph)
+            paragraphs.append(paragraph)
+            pairs.append(Pair(random_.choice(WORDINGS[kind]).format(row["focus"].split("(")[0].strip()), sentences[0]))
+        if paragraphs:
+            yield from _kept(row["id"], "\n\n".join(paragraphs), pairs, dropped)
+
+
+READERS: dict[str, Callable[[Path, random.Random, Counter[str]], Iterator[Example]]] = {
+    "collection": _read_collection,
+    "fairytaleqa": _read_fairytaleqa,
+    "medquad": _read_medquad,
+    "squad": _read_squad,
+}
+
+# Our own wordings of MedQuAD's question types; {} is what the document is about.
+WORDINGS: dict[str, list[str]] = {
+    "information": ["What is {}?", "How is {} described?", "What does the term {} refer to?", "How would you define {}?"],
+    "symptoms": ["What are the signs of {}?", "How does {} show itself?", "Which symptoms do people with {} have?"],
+    "treatment": ["How is {} treated?", "Which treatment is used for {}?", "What can be done for a person with {}?"],
+    "inheritance": ["How is {} inherited?", "In which way is {} passed on in families?", "Which pattern of inheritance does {} follow?"],
+    "frequency": ["How common is {}?", "How often does {} occur?", "How many people have {}?"],
+    "genetic changes": ["Which gene is involved in {}?", "Which genetic changes cause {}?", "Mutations in which genes lead to {}?"],
+    "causes": ["What causes {}?", "Why does {} develop?", "What leads to {}?"],
+    "exams and tests": ["How is {} diagnosed?", "Which tests detect {}?", "How do doctors recognise {}?"],
+    "research": ["What is being studied about {}?", "Which research is done on {}?"],
+    "outlook": ["What is the outlook for people with {}?", "How does {} usually progress?"],
+    "susceptibility": ["Who is at risk of {}?", "Which people are more likely to have {}?"],
+    "prevention": ["How can {} be prevented?", "What lowers the risk of {}?"],
+    "stages": ["What are the stages of {}?", "How is the extent of {} determined?"],
+    "complications": ["Which complications can {} have?", "What problems can follow from {}?"],
+}
+BOILERPLATE = (
+    "Summary :",
+    "Human Phenotype Ontology",
+    "These resources",
+    "resources below",
+    "Key Points",
+    "click here",
+    "Click here",
+    "www.",
+    "http",
+)
+
+
+def _kept(id: str, context: str, pairs: list[Pair], dropped: Counter[str]) -> Iterator[Example]:
+    """The example, if it has enough pairs left after those with an empty side, over-long answers and doubled questions are counted out."""
+    kept: dict[str, Pair] = {}
+    for pair in pairs:
+        if not pair.question or not pair.answer:
+            dropped["empty_question_or_answer"] += 1
+        elif _words(pair.answer) > MAX_ANSWER_WORDS:
+            dropped["long_answer"] += 1
+        elif pair.question.lower() in kept:
+            dropped["doubled_question"] += 1
+        else:
+            kept[pair.question.lower()] = pair
+    if len(kept) < MIN_PAIRS:
+        dropped["context_with_few_pairs"] += 1
+    elif _words(context) > MAX_CONTEXT_WORDS:
+        dropped["long_context"] += 1
+    else:
+        yield Example(id, context, list(kept.values()))
+
+
+def _grounded(context: str, pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
+    """Pairs whose answer can be read off the context: four fifths of its words stand there."""
+    words = set(re.findall(r"\w+", context.lower()))
+    grounded = [pair for pair in pairs if _share(re.findall(r"\w+", pair.answer.lower()), words) >= 0.8]
+    dropped["answer_not_in_context"] += len(pairs) - len(grounded)
+    return grounded
+
+
+def _share(tokens: list[str], words: set[str]) -> float:
+    return sum(token in words for token in tokens) / max(1, len(tokens))
+
+
+def _passages(text: str, answers: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, int]]:
+    """Non-overlapping spans of whole sentences around the answers, each of at most MAX_CONTEXT_WORDS words."""
+    starts = [0, *(match.end() for match in re.finditer(r"(?<=[.?!])\s+(?=[A-Z])|\n+", text))]
+    spans = list(zip(starts, [*starts[1:], len(text)], strict=True))
+    words = [_words(text[start:end]) for start, end in spans]
+    done = 0
+    for position in sorted(start for start, _ in answers):
+        if position < done:
+            continue
+        last = next(number for number, (start, end) in enumerate(spans) if start <= position < end)
+        first, size = last, words[last]
+        while first > 0 and spans[first - 1][0] >= done and size + words[first - 1] <= MAX_CONTEXT_WORDS // 3:
+            first, size = first - 1, size + words[first - 1]
+        while last + 1 < len(spans) and size + words[last + 1] <= MAX_CONTEXT_WORDS:
+            last, size = last + 1, size + words[last + 1]
+        done = spans[last][1]
+        yield spans[first][0], done
+
+
+def _sentences(text: str) -> list[str]:
+    """Sentences without questions (MedQuAD repeats its question in many answers) and without what only a web page needs."""
+    sentences = re.split(r"(?<=[.?!])\s+(?=[A-Z])", text)
+    return [sentence for sentence in sentences if not sentence.endswith("?") and not any(phrase in sentence for phrase in BOILERPLATE)]
+
+
+def _take_words(sentences: list[str], limit: int) -> str:
+    taken: list[str] = []
+    for sentence in sentences:
+        if taken and _words(" ".join(taken)) + _words(sentence) > limit:
+            break
+        taken.append(sentence)
+    return " ".join(taken)
+
+
+def _unwrap(text: str) -> str:
+    """Paragraphs without line breaks and runs of spaces inside."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip())
+
+
+def _sentence(text: str) -> str:
+    """One line that begins with a capital letter."""
+    line = " ".join(text.split())
+    return line[:1].upper() + line[1:]
+
+
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
