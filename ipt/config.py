@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 class CorpusConfig:
     """Where raw documents come from, and which of them are held out from training."""
 
-    kind: str = "files"  # files | hub | ontology
+    kind: str = "auto"  # files | hub | ontology; auto: files if path is set, hub if dataset is, else ontology
     path: str | None = None  # files: a .parquet, .jsonl(.gz, .zst) or .txt file, a folder of them, or a glob
     dataset: str | None = None  # hub: dataset name
     subset: str | None = None  # hub: dataset configuration
@@ -140,6 +140,8 @@ class EvaluationConfig:
     dtype: str = "fp32"  # fp32 | bf16
     device: str = "auto"
     bos: bool | None = None  # begin each prompt with BOS; null: as the tokenizer does by itself
+    max_length: int | None = None  # tokens of a prompt with its option, or of a window of a document; null: the model's context
+    scoring: str = "auto"  # auto: tree where the model takes it | tree: all options in one pass | plain: each option alone
 
 
 @dataclass
@@ -159,6 +161,7 @@ class Config:
     seed: int = 0
     model: str = "embedded:smollm2-135m"  # what training starts from and evaluation scores: folder, hub name, embedded:NAME
     architecture: dict[str, Any] = field(default_factory=dict)  # not empty: train from scratch, a transformers config
+    data_dir: str = "data"  # where recipes look for data sets that you fetch yourself
     tasks: list[str] = field(default_factory=list)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from ipt.stage import hash_file
+from ipt.stage import hash_file, hash_json
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +62,24 @@ def resolve_model(name: str) -> str:
             make(_made(unfinished))
             unfinished.rename(folder)
     return str(folder)
+
+
+def model_identity(name: str, tokenizer_only: bool = False) -> str:
+    """What a stage's key says of a model: of a folder the content of its files (of large ones size and time), else the name."""
+    check_model(name)
+    if name.startswith("embedded:"):
+        return f"{name}-{EMBEDDED[name.removeprefix('embedded:')][1]()}"
+    folder = Path(name)
+    if not folder.exists():
+        return name
+    kinds = ("tokenizer*", "vocab*", "merges*") if tokenizer_only else ("*.json", "*.safetensors", "*.bin", "tokenizer*")
+    paths = sorted({path for kind in kinds for path in folder.glob(kind)})
+    return hash_json({path.name: _file_identity(path) for path in paths})
+
+
+def _file_identity(path: Path) -> str:
+    status = path.stat()
+    return hash_file(path) if status.st_size < 1 << 30 else f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":

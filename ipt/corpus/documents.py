@@ -184,9 +184,8 @@ def _check_columns(path: Path, schema: pa.Schema, columns: list[str]) -> None:
 
 
 def _json_rows(file: CorpusFile) -> Iterator[Row]:
-    number = 0
     with _reading(file.path), _open_lines(file.path) as lines:
-        for number, line in enumerate(lines, start=1):  # noqa: B007 - the number is what the row is named by
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             where = f"{file.path}, line {number}"
@@ -246,7 +245,8 @@ def _entry_files(entry: str) -> list[Path]:
     if path.exists():
         matches = [path]
     elif glob.has_magic(entry):
-        matches = [Path(match) for match in glob.glob(entry, recursive=True) if Path(match).is_file() and Path(match).name != QUESTIONS]
+        found = (Path(match) for match in glob.glob(entry, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        matches = [match for match in found if match.is_file() and match.name != QUESTIONS]
     else:
         raise FileNotFoundError(f"corpus.path={entry}: no such file or folder")
     if not matches:

@@ -1,7 +1,7 @@
 """Tasks of kind `choice`: which of several continuations of a prompt does the model find most likely?"""
 
 import math
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,18 +51,22 @@ def read(task: Task, corpus: Path | None) -> list[Question]:
     return questions
 
 
-def score(questions: list[Question], scorer: "Scorer", description: str) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def score(questions: list[Question], scorer: "Scorer", description: str) -> list[dict[str, Any]]:
     """One prediction for each question; all options of a question go through the model together where it allows that."""
     encoded = [scorer.encoder.question(question.prompt, question.options) for question in questions]
-    rows = [row for question in encoded for row in ([encoding.tree_row(question)] if scorer.trees else encoding.plain_rows(question))]
+    rows = [row for question in encoded for row in scorer.option_rows(question)]
     logprobs = np.concatenate(scorer.logprobs(rows, description))
     lengths = [len(option) for question in encoded for option in question.options]
     sums = iter(np.add.reduceat(logprobs, [0, *accumulate(lengths[:-1])]))
-    predictions = [
+    return [
         _prediction(question, tokens, [float(next(sums)) for _ in question.options])
         for question, tokens in zip(questions, encoded, strict=True)
     ]
-    return predictions, {"truncated_prompts": sum(question.truncated for question in encoded)}
+
+
+def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
+    """Items that were not scored as they stand, by reason."""
+    return {"truncated_prompts": sum(row["truncated"] for row in predictions)}
 
 
 def metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
@@ -125,7 +129,9 @@ def _raw_options(task: Task, row: Row) -> list[str]:
         return [render(task, "options", template, row) for template in task.options]
     found = row.fields.get(task.options)
     if not isinstance(found, list) or not all(isinstance(option, str) for option in found):
-        raise ValueError(f"{row.where}: field {task.options} is {found!r}, expected a list of texts (the task's key `options` names the field)")
+        raise ValueError(
+            f"{row.where}: field {task.options} is {found!r}, expected a list of texts (the task's key `options` names the field)"
+        )
     return found
 
 
@@ -136,4 +142,6 @@ def _gold(task: Task, row: Row, options: list[str]) -> int:
         return options.index(found)
     if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < len(options):
         return found
-    raise ValueError(f"{row.where}: field {task.gold} is {found!r}, expected an index from 0 to {len(options) - 1} or the text of an option")
+    raise ValueError(
+        f"{row.where}: field {task.gold} is {found!r}, expected an index from 0 to {len(options) - 1} or the text of an option"
+    )

@@ -65,10 +65,14 @@ def data_path(task: Task, corpus: Path | None) -> Path:
             raise FileNotFoundError(f"task {task.name}: data file {path} does not exist (paths are relative to the task's YAML file)")
         return path
     if corpus is None:
-        raise ValueError(f"task {task.name} reads {task.data.removeprefix(CORPUS)} of a corpus, but there is no corpus: set corpus.*, or leave it out")
+        raise ValueError(
+            f"task {task.name} reads {task.data.removeprefix(CORPUS)} of a corpus, but there is no corpus: set corpus.*, or leave it out"
+        )
     path = corpus / task.data.removeprefix(CORPUS)
     if not path.exists():
-        raise FileNotFoundError(f"task {task.name}: the corpus in {corpus} has no {path.name}: leave the task out, or use a corpus that has it")
+        raise FileNotFoundError(
+            f"task {task.name}: the corpus in {corpus} has no {path.name}: leave the task out, or use a corpus that has it"
+        )
     return path
 
 

@@ -72,12 +72,12 @@ class Encoder:
         ids = self.start + tokens
         if len(ids) < 2:
             return Document([], 0)
-        unscored = "" if self.start else self.tokenizer.decode(ids[:1])
+        unscored = "" if self.start else str(self.tokenizer.decode(ids[:1]))
         return Document(_windows(ids, self.max_length), len(text.encode()) - len(unscored.encode()))
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         # verbose=False: transformers warns of long texts, which we cut ourselves
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[return-value]
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _fallback_start(self) -> int:
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
@@ -90,7 +90,7 @@ def start_tokens(tokenizer: "PreTrainedTokenizerBase", bos: bool | None) -> list
     """[BOS] or []; `bos=None` asks the tokenizer whether it begins texts with BOS by itself."""
     token = tokenizer.bos_token_id
     if bos is None:
-        bos = token is not None and tokenizer("a")["input_ids"][:1] == [token]  # type: ignore[index]
+        bos = token is not None and tokenizer("a")["input_ids"][:1] == [token]
     if bos and token is None:
         raise ValueError("evaluation.bos is true, but the model's tokenizer has no BOS token: set it to false or null")
     return [int(token)] if bos else []

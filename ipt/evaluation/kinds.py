@@ -22,11 +22,22 @@ class Kind(Protocol):
         """The task's items (data.Item); raises a one-line error that names the row."""
 
     @property
-    def score(self) -> Callable[[list[Any], "Scorer", str], tuple[list[dict[str, Any]], dict[str, int]]]:
-        """Predictions, and counts of what was cut or left out and why; the text names the progress bar."""
+    def score(self) -> Callable[[list[Any], "Scorer", str], list[dict[str, Any]]]:
+        """Predictions, one for each item; the text names the progress bar."""
+
+    @property
+    def counts(self) -> Callable[[list[dict[str, Any]]], dict[str, int]]:
+        """How many items were not scored as they stand, by reason."""
 
     @property
     def metrics(self) -> Callable[[list[dict[str, Any]]], dict[str, Metric]]: ...
 
 
 KINDS: dict[str, Kind] = {"choice": choice, "perplexity": perplexity}
+
+
+def kind_of(task: Task) -> Kind:
+    """The module behind the task's kind."""
+    if task.kind not in KINDS:
+        raise ValueError(f"task {task.name}: kind is {task.kind!r}, expected {' or '.join(KINDS)}")
+    return KINDS[task.kind]

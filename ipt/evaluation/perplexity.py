@@ -42,7 +42,7 @@ def read(task: Task, corpus: Path | None) -> list[Document]:
     return documents
 
 
-def score(documents: list[Document], scorer: "Scorer", description: str) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def score(documents: list[Document], scorer: "Scorer", description: str) -> list[dict[str, Any]]:
     """One prediction for each document; one of less than two tokens (BOS counts) has nothing to score: tokens = 0."""
     encoded = [scorer.encoder.document(document.text) for document in documents]
     logprobs = iter(scorer.logprobs([window for document in encoded for window in document.windows], description))
@@ -61,8 +61,13 @@ def score(documents: list[Document], scorer: "Scorer", description: str) -> tupl
         )
     if not any(row["tokens"] for row in predictions):
         raise ValueError(f"task {description}: none of its {len(documents)} documents has two tokens or more: there is nothing to score")
+    return predictions
+
+
+def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
+    """Documents that were not scored as they stand, by reason."""
     windowed = sum(row["windows"] > 1 for row in predictions)
-    return predictions, {"windowed_documents": windowed, "empty_documents": sum(not row["tokens"] for row in predictions)}
+    return {"windowed_documents": windowed, "empty_documents": sum(not row["tokens"] for row in predictions)}
 
 
 def metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:

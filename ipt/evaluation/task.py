@@ -56,6 +56,7 @@ KEYS = {
     "task": {key.name: key.type for key in fields(Task) if key.name != "folder"},
     "group": {key.name: key.type for key in fields(Group)},
 }
+EXPECTED: dict[Any, str] = {str: "a text", list[str]: "a list of texts", dict[str, Any]: "a mapping of fields to values"}
 
 
 def load_tasks(names: Iterable[str]) -> list[Task]:
@@ -110,7 +111,9 @@ def _find(name: str, folder: Path) -> Path:
     if "/" in name or not path.is_file():
         known = task_names()
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-        raise ValueError(f"tasks: no task or group is called {name!r}: did you mean {' or '.join(nearest)}? Own tasks: the path of a .yaml file")
+        raise ValueError(
+            f"tasks: no task or group is called {name!r}: did you mean {' or '.join(nearest)}? Own tasks: the path of a .yaml file"
+        )
     return path
 
 
@@ -125,14 +128,10 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 
 
 def _task(content: dict[str, Any], path: Path) -> Task:
-    from ipt.evaluation.kinds import KINDS
-
     values = {"name": path.stem, **_checked(content, "task", path)}
-    for key in ("kind", "data"):
-        if key not in values:
-            raise ValueError(f"{path}: the key {key} is missing: a task needs kind ({' or '.join(KINDS)}) and data")
-    if values["kind"] not in KINDS:
-        raise ValueError(f"{path}: kind is {values['kind']!r}, expected {' or '.join(KINDS)}")
+    missing = [key for key in ("kind", "data") if key not in values]
+    if missing:
+        raise ValueError(f"{path}: the key {missing[0]} is missing: a task needs kind and data")
     if "/" in values["name"]:
         raise ValueError(f"{path}: name is {values['name']!r}, but it names a file of predictions: leave out the slash")
     return Task(**values, folder=path.parent)
@@ -145,19 +144,16 @@ def _checked(content: dict[str, Any], what: str, path: Path) -> dict[str, Any]:
         if key not in types:
             nearest = difflib.get_close_matches(str(key), types, n=1) or list(types)
             raise ValueError(f"{path}: unknown key {key!r}: did you mean {', '.join(nearest)}?")
-        if not _has_type(value, types[key]):
-            raise ValueError(f"{path}: {key} is {value!r}, expected {_type_name(types[key])}")
+        wanted = EXPECTED.get(types[key], "a text or a list of texts")
+        if not _is(value, wanted):
+            raise ValueError(f"{path}: {key} is {value!r}, expected {wanted}")
     return content
 
 
-def _has_type(value: Any, expected: Any) -> bool:
-    if expected == dict[str, Any]:
-        return isinstance(value, dict)
-    if isinstance(value, list):
-        return expected != str and bool(value) and all(isinstance(entry, str) for entry in value)
-    return isinstance(value, str) and expected != list[str]
-
-
-def _type_name(expected: Any) -> str:
-    names = {str: "a text", list[str]: "a list of texts", dict[str, Any]: "a mapping of fields to values"}
-    return names.get(expected, "a text or a list of texts")
+def _is(value: Any, wanted: str) -> bool:
+    texts = isinstance(value, list) and bool(value) and all(isinstance(entry, str) for entry in value)
+    return {
+        "a text": isinstance(value, str),
+        "a list of texts": texts,
+        "a mapping of fields to values": isinstance(value, dict),
+    }.get(wanted, isinstance(value, str) or texts)

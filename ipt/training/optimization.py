@@ -34,10 +34,3 @@ def learning_rate_factor(step: int, config: ScheduleConfig, max_steps: int) -> f
     if config.name == "linear":
         return config.final_lr + (1 - config.final_lr) * (1 - progress)
     return 1.0
-
-
-def check_optimization(optimizer: OptimizerConfig, schedule: ScheduleConfig) -> None:
-    if optimizer.name not in ("adamw", "adamw_8bit"):
-        raise ValueError(f"optimizer.name={optimizer.name}: must be adamw or adamw_8bit")
-    if schedule.name not in ("cosine", "linear", "constant"):
-        raise ValueError(f"schedule.name={schedule.name}: must be cosine, linear or constant")

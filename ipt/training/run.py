@@ -24,7 +24,6 @@ from ipt.training.callbacks import StepMetrics
 from ipt.training.export import export
 from ipt.training.flops import flops_per_token
 from ipt.training.module import PretrainingModule
-from ipt.training.optimization import check_optimization
 
 
 def train(
@@ -135,17 +134,3 @@ def _summary(config: Config, plan: Plan, module: PretrainingModule, report: dict
         "flops": flops_per_token(module.model, plan.seq_len) * tokens,
         "seconds": round(seconds, 1),
     }
-
-
-def check_training(config: Config) -> None:
-    """One-line errors for what would only fail after models are loaded."""
-    trainer = config.trainer
-    for name in ("max_steps", "micro_batch_size", "accumulate", "devices", "num_nodes", "loss_chunk"):
-        if getattr(trainer, name) < 1:
-            raise ValueError(f"trainer.{name}={getattr(trainer, name)}: must be at least 1")
-    if config.mixture.seq_len < 2:
-        raise ValueError(f"mixture.seq_len={config.mixture.seq_len}: must be at least 2")
-    for name, known in (("precision", ("fp32", "bf16")), ("strategy", ("auto", "single", "fsdp2"))):
-        if getattr(trainer, name) not in known:
-            raise ValueError(f"trainer.{name}={getattr(trainer, name)}: must be one of {', '.join(known)}")
-    check_optimization(config.optimizer, config.schedule)

@@ -1,0 +1,63 @@
+"""Everything that can be known to be wrong before a model is loaded, in one line each."""
+
+from ipt.config import Config
+from ipt.corpus.build import check_corpus
+from ipt.evaluation.run import check_evaluation
+from ipt.experiment.pipeline import arm_config
+from ipt.mixture.plan import resolve_ratios
+from ipt.models import check_model
+from ipt.rendering.run import check_rendering
+from ipt.synthesis.run import check_synthesis
+from ipt.synthesis.tuning import check_tuning_source
+
+
+def check_synthesize_command(config: Config) -> None:
+    check_corpus(config.corpus)
+    check_synthesis(config.synthesis)
+    check_model(config.synthesis.model)
+
+
+def check_train_command(config: Config) -> None:
+    check_model(config.model)
+    _check_mixture(config)
+    _check_training(config)
+    if config.tasks:
+        check_evaluation(config.evaluation, config.tasks)
+
+
+def check_evaluate_command(config: Config) -> None:
+    check_model(config.model)
+    if not config.tasks:
+        raise ValueError("tasks=[]: name at least one task or group, for example tasks=[ontology]")
+    check_evaluation(config.evaluation, config.tasks)
+
+
+def check_reproduce_command(config: Config) -> None:
+    if not config.arms:
+        raise ValueError(f"experiment {config.name} has no arms: train it with `python train.py experiment={config.name}`")
+    for changes in config.arms.values():
+        check_train_command(arm_config(config, changes))
+
+
+def _check_mixture(config: Config) -> None:
+    ratios = {name for name, ratio in resolve_ratios(config.mixture.ratios).items() if ratio > 0}
+    if ratios & {"raw", "instruction"}:
+        check_corpus(config.corpus)
+    if "instruction" in ratios:
+        check_synthesis(config.synthesis)
+        check_model(config.synthesis.model)
+        check_rendering(config.rendering)
+    for name in sorted(ratios - {"raw", "instruction"}):
+        source = config.mixture.sources.get(name)
+        if source is None:
+            raise ValueError(
+                f"mixture.ratios.{name}: no such source; raw and instruction are built in, others need mixture.sources.{name}.path"
+            )
+        check_tuning_source(name, source.kind, source.path)
+
+
+def _check_training(config: Config) -> None:
+    """The training room's own check, without its imports: Lightning takes seconds to import."""
+    from ipt.training.check import check_training
+
+    check_training(config)

@@ -1,0 +1,99 @@
+"""The commands: compose a typed config with Hydra, check it, run, and tell a user's mistake in one line."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import ipt
+from ipt.config import Config
+from ipt.experiment.launcher import SubprocessLauncher
+
+# Ours to read, theirs to ignore: set before any library that would ask the network or print at import.
+QUIET = {"TOKENIZERS_PARALLELISM": "true", "WANDB_SILENT": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
+def run_command(command: str, work: Callable[[Config], None]) -> None:
+    """Run `work` on the config that the command line composes; `command` names a file of conf/.
+
+    A mistake of the user's (a misspelt key, a missing file, a value that cannot be) is one line on standard error and exit
+    code 1. Errors that are not the user's keep their traceback.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us instead of Hydra's own many lines
+    Plugins.instance().register(SubprocessLauncher)
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)
+    def main(config: DictConfig) -> None:
+        work(to_config(config))
+
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explain(error))
+    except (ValueError, FileNotFoundError) as error:
+        if not _raised_by_ipt(error):
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from here", code=130)
+
+
+def conf_dir() -> Path:
+    """conf/ of the checkout, or the copy that the installed package carries."""
+    package = Path(ipt.__file__).parent
+    return package / "conf" if (package / "conf").exists() else package.parent / "conf"
+
+
+def to_config(config: DictConfig) -> Config:
+    """The typed config, with all interpolations resolved."""
+    result = OmegaConf.to_object(config)
+    assert isinstance(result, Config)
+    return result
+
+
+def _fail(message: str, code: int = 1) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _raised_by_ipt(error: BaseException) -> bool:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("ipt.")
+
+
+def _explain(error: BaseException) -> str:
+    """One line, with the nearest key where a key was misspelt."""
+    text = str(error)
+    cause = error.__cause__
+    while cause is not None:
+        text, cause = f"{text}\n{cause}", cause.__cause__
+    line = next(line for line in text.splitlines() if line.strip())
+    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
+    missing = re.search(r"Key '[^']+' (?:is )?not in", text)
+    if key and missing:
+        near = difflib.get_close_matches(key[1], list(_keys(Config)), n=1)
+        return f"there is no key {key[1]}" + (f": did you mean {near[0]}?" if near else "; --cfg job prints all keys")
+    detail = next((part for part in text.splitlines() if part.startswith("Value ") or "Unsupported" in part or "is not" in part), "")
+    return f"{line} {detail}".strip() if detail and detail != line else line
+
+
+def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    for field in fields(schema):
+        yield f"{prefix}{field.name}"
+        nested = field.type
+        if isinstance(nested, type) and is_dataclass(nested):
+            yield from _keys(nested, f"{prefix}{field.name}.")

@@ -1,0 +1,110 @@
+"""Sweeps: each job of a Hydra multirun is a process of its own, and one table at the end shows them all."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+RESULT_FILE = "IPT_RESULT_FILE"  # a job writes what it did to the file that this environment variable names
+
+
+@dataclass
+class SubprocessLauncherConfig:
+    _target_: str = "ipt.experiment.launcher.SubprocessLauncher"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="subprocess", node=SubprocessLauncherConfig, provider="ipt")
+
+
+class SubprocessLauncher(Launcher):
+    """Runs `python -m ipt <command> <overrides>` for each job, one after another.
+
+    A job recognises what is finished by its key, so the same sweep run again does only what is missing. A failed job does
+    not stop the others; the sweep then ends with exit code 1.
+    """
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        command = self.config.hydra.job.config_name
+        results = []
+        group = [] if _has_group(job_overrides) else [f"logger.group={_sweep_name(job_overrides)}"]
+        for overrides in job_overrides:
+            results.append(_run_job(command, [*overrides, *group]))
+        _print_table(job_overrides, results)
+        failed = sum(result is None for result in results)
+        if failed:
+            raise ValueError(f"{failed} of {len(results)} jobs failed; run the same command again to redo only those")
+        return [_job_return(overrides, result) for overrides, result in zip(job_overrides, results, strict=True)]
+
+
+def report_result(folder: Path, figures: dict[str, Any]) -> None:
+    """Called by a job at its end: tell the sweep it belongs to, if any, what came out."""
+    if RESULT_FILE in os.environ:
+        Path(os.environ[RESULT_FILE]).write_text(json.dumps({"folder": str(folder), **figures}))
+
+
+def _run_job(command: str, overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Figures that the job reported, or None if it failed. Success is what the job says, not its exit code alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        process = subprocess.run(
+            [sys.executable, "-m", "ipt", command, *overrides], env={**os.environ, RESULT_FILE: str(result)}, check=False
+        )
+        if process.returncode or not result.exists():
+            return None
+        return json.loads(result.read_text())
+
+
+def _has_group(job_overrides: Sequence[Sequence[str]]) -> bool:
+    return any(override.startswith("logger.group=") for override in job_overrides[0])
+
+
+def _sweep_name(job_overrides: Sequence[Sequence[str]]) -> str:
+    names = sorted({override.split("=")[0].lstrip("+") for overrides in job_overrides for override in _varying(overrides, job_overrides)})
+    return "sweep-" + "-".join(name.replace(".", "_") for name in names)
+
+
+def _varying(overrides: Sequence[str], job_overrides: Sequence[Sequence[str]]) -> list[str]:
+    """The overrides in which a job differs from the others."""
+    common = set(job_overrides[0]).intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
+    return [override for override in overrides if override not in common]
+
+
+def _print_table(job_overrides: Sequence[Sequence[str]], results: Sequence[dict[str, Any] | None]) -> None:
+    from rich.table import Table
+
+    from ipt.console import console
+
+    columns = list(dict.fromkeys(name for result in results if result for name in result if name != "folder"))
+    table = Table(title="Sweep", title_justify="left")
+    for name in ("job", *columns, "result in"):
+        table.add_column(name, justify="left" if name in ("job", "result in") else "right", overflow="fold")
+    for overrides, result in zip(job_overrides, results, strict=True):
+        cells = ["failed", *[""] * len(columns)] if result is None else [*(_cell(result.get(name)) for name in columns), result["folder"]]
+        table.add_row(" ".join(_varying(overrides, job_overrides)), *cells)
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value if value is not None else "")
+
+
+def _job_return(overrides: Sequence[str], result: dict[str, Any] | None) -> JobReturn:
+    job = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    job.return_value = result
+    return job

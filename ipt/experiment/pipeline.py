@@ -1,0 +1,201 @@
+"""The way through the house: each stage takes the finished stages before it, and is skipped when its key is known."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ipt.config import Config, SourceConfig
+from ipt.console import console
+from ipt.experiment.launcher import report_result
+from ipt.mixture.plan import resolve_ratios
+from ipt.models import model_identity
+from ipt.stage import Stage, hash_file, hash_json, run_stage
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Stages:
+    """Runs the stages of one config; remembers them, in order, for the report."""
+
+    config: Config
+    done: list[tuple[str, Stage]] = field(default_factory=list)
+
+    def _run(self, name: str, work: Any, config: Json, inputs: Mapping[str, str], folder: Path | None = None, label: str = "") -> Stage:
+        known = next((stage for known, stage in self.done if known == (label or name)), None)
+        if known is not None:
+            return known
+        stage = run_stage(name, folder, work, config=config, inputs=inputs, stages_dir=Path(self.config.stages_dir), seed=self.config.seed)
+        self.done.append((label or name, stage))
+        return stage
+
+    def corpus(self) -> Stage:
+        from ipt.corpus.build import build_corpus, corpus_inputs
+
+        config = self.config.corpus
+        return self._run("corpus", lambda out: build_corpus(config, self.config.seed, out), asdict(config), corpus_inputs(config))
+
+    def synthesis(self, folder: Path | None = None) -> Stage:
+        corpus, config = self.corpus(), self.config.synthesis
+
+        def work(output: Path) -> Json:
+            from ipt.synthesis.run import synthesize
+
+            return synthesize(config, corpus.folder / "documents", output, self.config.seed)
+
+        return self._run("synthesis", work, asdict(config), {"corpus": corpus.digest, "model": model_identity(config.model)}, folder)
+
+    def rendering(self) -> Stage:
+        pairs, config = self.synthesis(), self.config.rendering
+
+        def work(output: Path) -> Json:
+            from ipt.rendering.run import render
+
+            return render(config, pairs.folder / "pairs", output, self.config.seed)
+
+        return self._run("rendering", work, asdict(config), {"synthesis": pairs.digest}, label=f"rendering {config.arrangement}")
+
+    def store(self, source: str) -> Stage:
+        """The token store of a source of the mixture."""
+        texts, digest = self._texts(source)
+        config, model = self.config.tokens, self.config.model
+
+        def work(output: Path) -> Json:
+            from ipt.tokens.tokenize import tokenize_texts
+
+            return tokenize_texts(config, texts, model, output, source)
+
+        inputs = {"texts": digest, "tokenizer": model_identity(model, tokenizer_only=True)}
+        return self._run("tokens", work, asdict(config), inputs, label=f"tokens {self._label(source)}")
+
+    def training(self, name: str = "training", folder: Path | None = None) -> Stage:
+        config = self.config
+        ratios = {source: ratio for source, ratio in resolve_ratios(config.mixture.ratios).items() if ratio > 0}
+        stores = {source: self.store(source) for source in ratios}
+
+        def work(output: Path) -> Json:
+            from ipt.training.logger import build_loggers
+            from ipt.training.run import train
+
+            pairs = self.synthesis().folder / "pairs" if "instruction" in ratios else None
+            loggers = build_loggers(config, name, output, pairs)
+            return train(config, {source: store.folder for source, store in stores.items()}, ratios, output, loggers)
+
+        parts = ("mixture", "trainer", "optimizer", "schedule", "lora")
+        settings = {"model": config.model, "architecture": config.architecture, **{part: asdict(getattr(config, part)) for part in parts}}
+        settings["mixture"] |= {"ratios": ratios, "sources": {}}  # what they hold is in the inputs
+        inputs = {source: store.digest for source, store in stores.items()} | {"model": model_identity(config.model)}
+        return self._run("training", work, settings, inputs, folder, label=name)
+
+    def evaluation(self, model: str, identity: str, name: str = "evaluation", folder: Path | None = None) -> Stage:
+        from ipt.evaluation.run import needs_corpus, task_inputs
+
+        config, tasks = self.config.evaluation, self.config.tasks
+        corpus = self.corpus() if needs_corpus(tasks) else None
+
+        def work(output: Path) -> Json:
+            from ipt.evaluation.run import evaluate
+
+            return evaluate(config, model, tasks, corpus.folder if corpus else None, output)
+
+        inputs = {"model": identity, **task_inputs(tasks), **({"corpus": corpus.digest} if corpus else {})}
+        return self._run("evaluation", work, {**asdict(config), "tasks": tasks}, inputs, folder, label=name)
+
+    def _texts(self, source: str) -> tuple[Path, str]:
+        """Folder of part-*.parquet with the texts of a source, and its digest."""
+        if source == "raw":
+            corpus = self.corpus()
+            return corpus.folder / "documents", corpus.digest
+        if source == "instruction":
+            rendering = self.rendering()
+            return rendering.folder / "texts", rendering.digest
+        stage = self._external(source, self.config.mixture.sources[source])
+        return stage.folder / "texts", stage.digest
+
+    def _external(self, source: str, config: SourceConfig) -> Stage:
+        """Texts, or tuning examples, that the user named under mixture.sources."""
+
+        def work(output: Path) -> Json:
+            if config.kind == "texts":
+                from ipt.corpus.build import copy_texts
+
+                return copy_texts(config.path, config.text_field, source, output / "texts")
+            from ipt.synthesis.tuning import build_tuning_texts
+
+            return build_tuning_texts(config.kind, Path(config.path), source, config.shots, output, self.config.seed)
+
+        settings = {**asdict(config), "source": source, "path": Path(config.path).name}
+        return self._run("texts", work, settings, {"file": hash_file(Path(config.path))}, label=f"texts {source}")
+
+    def _label(self, source: str) -> str:
+        return f"{source} {self.config.rendering.arrangement}" if source == "instruction" else source
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+def synthesize(config: Config) -> None:
+    stage = Stages(config).synthesis(_folder(config))
+    console.print(f"pairs: {stage.folder / 'pairs'}")
+    report_result(stage.folder, {name: stage.stats[name] for name in ("documents", "pairs") if name in stage.stats})
+
+
+def train(config: Config) -> None:
+    stages = Stages(config)
+    stage = stages.training(folder=_folder(config))
+    console.print(f"model: {stage.folder / 'export'}")
+    figures = {"steps": stage.stats["steps"], "tokens": stage.stats["tokens"], "final loss": stage.stats["final_loss"]}
+    if config.tasks:
+        scores = stages.evaluation(str(stage.folder / "export"), stage.digest, folder=_below(_folder(config), "evaluation"))
+        figures |= _main_scores(scores.folder)
+    report_result(stage.folder, figures)
+
+
+def evaluate(config: Config) -> None:
+    from ipt.evaluation.run import table
+
+    stage = Stages(config).evaluation(config.model, model_identity(config.model), folder=_folder(config))
+    console.print(table({config.model: stage.folder}))
+    console.print(f"results: {stage.folder / 'results.json'}")
+    report_result(stage.folder, _main_scores(stage.folder))
+
+
+def reproduce(config: Config) -> None:
+    """Every stage of a recipe, a model for each arm, and the report."""
+    from ipt.experiment.reproduce import reproduce_recipe
+
+    reproduce_recipe(config)
+
+
+def arm_config(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config of an arm: the recipe's, with the arm's changes. Raises as a misspelt key does on the command line."""
+    merged = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.create(dict(changes)))
+    result = OmegaConf.to_object(merged)
+    assert isinstance(result, Config)
+    return result
+
+
+def _folder(config: Config) -> Path | None:
+    return Path(config.output_dir) if config.output_dir else None
+
+
+def _below(folder: Path | None, name: str) -> Path | None:
+    return folder / name if folder else None
+
+
+def _main_scores(folder: Path) -> dict[str, float]:
+    """One figure a task, for a sweep's table: the log-probability of the right answer, or what the task has instead."""
+    results = json.loads((folder / "results.json").read_text())
+    scores = {}
+    for task, metrics in results.items():
+        name = next(metric for metric in ("logprob", "nll", *metrics) if metric in metrics)
+        scores[f"{task} {name}"] = metrics[name]["value"]
+    return scores
+
+
+def config_key(config: Config) -> str:
+    return hash_json(asdict(config))[:12]

@@ -1,0 +1,44 @@
+"""Random choices that depend on nothing but a seed, a chain's id, a version and what the choice is for."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Draws:
+    """The choices of one text. Each purpose has a stream of its own: a cryptographic hash of (purpose, seed, version, id).
+
+    So choices are independent of each other (the released code locks them together), and equal on any machine, in any
+    order and in any process. What is chosen once stays chosen for the whole text.
+    """
+
+    def __init__(self, seed: int, chain: str, version: int = 0) -> None:
+        self._any_version = f"\0{seed}\0\0{chain}".encode()
+        self._this_version = f"\0{seed}\0{version}\0{chain}".encode()
+        self._version = version
+        self._fractions: dict[str, float] = {}
+        self._picked: dict[str, Any] = {}
+
+    def fraction(self, purpose: str) -> float:
+        """A number in [0, 1)."""
+        if purpose not in self._fractions:
+            self._fractions[purpose] = (_number(purpose.encode() + self._this_version) >> 11) / 2**53
+        return self._fractions[purpose]
+
+    def pick(self, purpose: str, pool: Sequence[T]) -> T:
+        """One of `pool`, each as likely as any other. Versions of a chain pick different ones as long as there are any."""
+        if purpose not in self._picked:
+            first = _number(purpose.encode() + self._any_version)
+            self._picked[purpose] = pool[(first + self._version) % len(pool)]
+        return self._picked[purpose]
+
+    def order(self, purpose: str, size: int) -> list[int]:
+        """A permutation of range(size)."""
+        bits = hashlib.shake_128(purpose.encode() + self._this_version).digest(8 * size)
+        return sorted(range(size), key=lambda index: bits[8 * index : 8 * index + 8])
+
+
+def _number(key: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")

@@ -1,0 +1,163 @@
+"""Rendering as a pure function: the rows of one chain, the settings and a seed give the texts, and nothing else does."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ipt.config import RenderingConfig
+from ipt.rendering.draws import Draws
+from ipt.rendering.layouts import LAYOUTS, PARAGRAPH, choose_layout, optional, show
+from ipt.rendering.pairs import ChainRow, Document, read_document
+from ipt.rendering.pools import Pools, load_pools
+
+SOURCE = "instruction"  # the name that these texts have in the mixture
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked `RenderingConfig` with its template pools read."""
+
+    arrangement: str
+    layouts: Mapping[str, float]
+    inversion: float
+    pools: Pools
+    versions: int
+
+    @classmethod
+    def of(cls, config: RenderingConfig) -> "Settings":
+        """Raises ValueError or FileNotFoundError, one line that names the key."""
+        check_settings(config)
+        layouts = {name: float(weight) for name, weight in config.layouts.items()}
+        return cls(config.arrangement, layouts, float(config.inversion), load_pools(config.templates), config.versions)
+
+
+class Text(NamedTuple):
+    """One text to train on."""
+
+    id: str  # first document, version and part: unique as long as the documents' ids are
+    text: str  # never empty
+    source: str
+    n_shots: int  # documents whose pairs are in it; 0: a bare document
+    n_pairs: int
+    layout: str  # raw: a bare document
+    inverted: bool = False  # by chance, not by the arrangement
+
+
+def render_chain(rows: Sequence[ChainRow], settings: Settings, seed: int) -> list[Text]:
+    """Render the rows of one chain that are joined into one M-shot text (paper sections 1.5 and 2).
+
+    Documents without usable pairs come out as raw text, except under `pairs_only`. The result has `settings.versions`
+    renderings of everything; it is empty where there is nothing to print.
+    """
+    return render_documents([read_document(row) for row in rows], settings, seed)
+
+
+def render_documents(documents: Sequence[Document], settings: Settings, seed: int) -> list[Text]:
+    """Like `render_chain`, from rows whose pairs have been read already."""
+    texts: list[Text] = []
+    for version in range(settings.versions):
+        draws = Draws(seed, documents[0].doc_id, version)
+        texts += _render_version(documents, settings, version, draws)
+    return texts
+
+
+def check_settings(config: RenderingConfig) -> None:
+    """Raise a one-line ValueError unless arrangement, layouts, inversion and versions are as they must be."""
+    if config.arrangement not in ARRANGEMENTS:
+        raise ValueError(f"rendering.arrangement={config.arrangement}: expected one of {', '.join(ARRANGEMENTS)}")
+    for name, weight in config.layouts.items():
+        if name not in LAYOUTS:
+            raise ValueError(f"rendering.layouts.{name}: no such layout, expected some of {', '.join(LAYOUTS)}")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"rendering.layouts.{name}={weight}: a weight must be a number that is not negative")
+    if not sum(config.layouts.values()):
+        raise ValueError("rendering.layouts: all weights are zero, give one layout more; rendering=paper has the published weights")
+    if not 0 <= config.inversion <= 1:
+        raise ValueError(f"rendering.inversion={config.inversion}: a probability must be between 0 and 1")
+    if config.versions < 1:
+        raise ValueError(f"rendering.versions={config.versions}: expected at least 1")
+
+
+# Arrangements --------------------------------------------------------------------------------------------------------
+
+
+class Shot(NamedTuple):
+    """A document and its pairs, laid out, as they go into one text."""
+
+    document: str  # may be empty
+    block: str
+    takes_lead: bool  # whether the layout leaves it to us to lead from one to the other
+
+
+class Arrangement(NamedTuple):
+    """How documents and pairs lie together, and which documents come out as raw texts beside that."""
+
+    place: Callable[[Shot, Pools, Draws], str]
+    suffix: str  # of the id of the text that holds the pairs
+    raw_with_pairs: bool  # documents with usable pairs are raw texts
+    raw_without_pairs: bool  # documents without usable pairs are raw texts
+
+
+def document_first(shot: Shot, pools: Pools, draws: Draws) -> str:
+    """The document, perhaps introduced, perhaps a bridge, then the pairs (paper section 2.5)."""
+    if not shot.document:
+        return shot.block
+    start = optional("document_start", pools.starts, pools, draws)
+    bridge = optional("bridge", pools.bridges, pools, draws) if shot.takes_lead else None
+    document = start.fill(context=shot.document) if start else shot.document
+    return PARAGRAPH.join((document, _led_by(bridge, shot.block, pools, draws)))
+
+
+def pairs_first(shot: Shot, pools: Pools, draws: Draws) -> str:
+    """Perhaps an opening, the pairs, then the document."""
+    if not shot.document:
+        return shot.block
+    opening = optional("inverted_opening", pools.inverted_openings, pools, draws) if shot.takes_lead else None
+    document = draws.pick("inverted_start", pools.inverted_starts).fill(context=shot.document)
+    return PARAGRAPH.join((_led_by(opening, shot.block, pools, draws), document))
+
+
+def pairs_alone(shot: Shot, pools: Pools, draws: Draws) -> str:
+    return shot.block
+
+
+def _led_by(lead: str | None, block: str, pools: Pools, draws: Draws) -> str:
+    return lead + draws.pick("gap", pools.gaps) + block if lead else block
+
+
+ARRANGEMENTS: dict[str, Arrangement] = {
+    "attached": Arrangement(document_first, "", raw_with_pairs=False, raw_without_pairs=True),
+    "pairs_first": Arrangement(pairs_first, "", raw_with_pairs=False, raw_without_pairs=True),
+    "detached": Arrangement(pairs_alone, "/pairs", raw_with_pairs=True, raw_without_pairs=True),
+    "pairs_only": Arrangement(pairs_alone, "/pairs", raw_with_pairs=False, raw_without_pairs=False),
+}
+
+
+def _render_version(documents: Sequence[Document], settings: Settings, version: int, draws: Draws) -> list[Text]:
+    arrangement = ARRANGEMENTS[settings.arrangement]
+    joined = [document for document in documents if document.items]
+    texts = [_join(joined, arrangement, settings, version, draws)] if joined else []
+    for document in documents:
+        is_raw = arrangement.raw_with_pairs if document.items else arrangement.raw_without_pairs
+        if is_raw and document.text.strip():
+            texts.append(Text(f"{document.doc_id}/{version}", document.text, SOURCE, n_shots=0, n_pairs=0, layout="raw"))
+    return texts
+
+
+def _join(documents: Sequence[Document], arrangement: Arrangement, settings: Settings, version: int, draws: Draws) -> Text:
+    """The one text that holds the pairs of `documents`, each of which has some."""
+    counts = [len(document.items) for document in documents]
+    layout = choose_layout(settings.layouts, min(counts), draws.fraction("layout"))
+    inverted = arrangement.place is document_first and draws.fraction("inversion") < settings.inversion
+    place = pairs_first if inverted else arrangement.place
+    pools = settings.pools
+    shots = [
+        Shot(
+            document.text.strip(),
+            LAYOUTS[layout].render(show(document.items, index, pools, draws), pools, draws),
+            LAYOUTS[layout].takes_lead,
+        )
+        for index, document in enumerate(documents)
+    ]
+    text = draws.pick("separator", pools.separators).join(place(shot, pools, draws) for shot in shots)
+    return Text(f"{documents[0].doc_id}/{version}{arrangement.suffix}", text, SOURCE, len(documents), sum(counts), layout, inverted)

@@ -1,0 +1,59 @@
+"""Weights & Biases through Lightning's logger."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ipt.config import Config, LoggerConfig
+
+
+def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -> list[Any]:
+    """The loggers of a training run. With `logger=wandb`: config, curves over tokens, and a table of pairs.
+
+    The run's id is kept in `output`, so a resumed run goes on in W&B too. Without a key the run is offline, complete on
+    disk, and `wandb sync` uploads it later.
+    """
+    if config.logger.name == "none":
+        return []
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    logger = WandbLogger(
+        project=config.logger.project,
+        name=f"{config.name} {name}",
+        id=_run_id(output),
+        resume="allow",
+        group=config.logger.group or config.name,
+        tags=config.logger.tags,
+        save_dir=output,
+        offline=_offline(config.logger),
+        config=asdict(config),
+    )
+    logger.experiment.define_metric("*", step_metric="tokens")
+    if pairs is not None:
+        from ipt.synthesis.quality import examples
+
+        rows = [
+            [row["doc_id"], row["text"], pair["question"], pair["answer"]]
+            for row in examples(pairs, 8, config.seed)
+            for pair in row["pairs"]
+        ]
+        logger.experiment.log({"pairs": wandb.Table(["doc_id", "document", "question", "answer"], rows)})
+    return [logger]
+
+
+def _run_id(output: Path) -> str:
+    from wandb.util import generate_id
+
+    path = output / ".wandb_id"
+    if not path.exists():
+        path.write_text(generate_id())
+    return path.read_text()
+
+
+def _offline(config: LoggerConfig) -> bool:
+    if config.offline is not None:
+        return config.offline
+    import wandb
+
+    return wandb.api.api_key is None
