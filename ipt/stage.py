@@ -49,24 +49,28 @@ def run_stage(
     inputs: Mapping[str, str],
     stages_dir: Path = Path("outputs/stages"),
     seed: int = 0,
+    collective: bool = False,
 ) -> Stage:
     """Run `work(folder)` unless a finished result of the same key is there, and return the finished stage.
 
     `folder=None` keeps the stage under `stages_dir`, named by its key, where every later command finds it.
     `work` may find its own unfinished output of an interrupted run in the folder and should continue from it; it returns
-    the stage's statistics. `inputs` maps the name of each input to its digest.
+    the stage's statistics. `inputs` maps the name of each input to its digest. A `collective` stage is worked on by all
+    processes of a torchrun together, of which the first keeps the books; any other stage is done by one of them.
     Raises ValueError if `folder` already holds the result of another config.
     """
     identity = {"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed}
     key = hash_json(identity)
     folder = folder or stages_dir / f"{name}-{key[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
+    if collective and rank() > 0:
+        return load_stage(folder, key) or Stage(folder, "", work(folder), 0.0, reused=False)
     with FileLock(folder.parent / f".{folder.name}.lock"):
-        finished = load_stage(folder)
-        if finished is not None and json.loads((folder / MANIFEST).read_text())["key"] == key:
+        finished = load_stage(folder, key)
+        if finished is not None:
             console.print(f"[dim]{name}: finished before, reused from {folder}")
             return finished
-        _check_owner(folder, identity, finished is not None)
+        _check_owner(folder, identity)
         write_json(folder / STARTED, identity)
         started = datetime.now(UTC)
         clock = time.monotonic()
@@ -74,7 +78,7 @@ def run_stage(
         seconds = time.monotonic() - clock
         outputs = hash_folder(folder)
         write_json(folder / STATS, stats)
-        manifest = {
+        manifest: dict[str, Any] = {
             **identity,
             "key": key,
             "outputs": outputs,
@@ -91,20 +95,27 @@ def run_stage(
     return Stage(folder, manifest["digest"], stats, seconds, reused=False)
 
 
-def load_stage(folder: Path) -> Stage | None:
-    """The finished stage in `folder`, or None if there is none or it is unfinished."""
+def load_stage(folder: Path, key: str) -> Stage | None:
+    """The finished stage of this key in `folder`, or None if it is unfinished or another one."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         stats = json.loads((folder / STATS).read_text())
     except FileNotFoundError:
         return None
+    if manifest["key"] != key:
+        return None
     return Stage(folder, manifest["digest"], stats, manifest["seconds"], reused=True)
 
 
-def _check_owner(folder: Path, identity: dict[str, Any], finished: bool) -> None:
+def rank() -> int:
+    """Number of this process in its torchrun or SLURM job; 0 where there is none."""
+    return int(os.environ.get("RANK", 0))
+
+
+def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse a folder that holds something else; an unfinished run of the same identity may go on."""
-    record = folder / (MANIFEST if finished else STARTED)
-    if not record.exists():
+    record = next((folder / name for name in (MANIFEST, STARTED) if (folder / name).exists()), None)
+    if record is None:
         foreign = [path.name for path in folder.iterdir()]
         if foreign:
             raise ValueError(f"output_dir {folder} is not empty ({foreign[0]}) and holds no run of ipt: choose another folder")

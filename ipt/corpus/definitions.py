@@ -29,7 +29,7 @@ _CITATIONS = re.compile(
     """,
     re.VERBOSE,
 )
-_POINTERS = re.compile(r"(?:^|(?<=[.)] ))(?:For (?:a|an|further|more)\b[^.]*\bsee|See (?:also )?)\b[^.]*\.")
+_POINTERS = re.compile(r"(?:^|(?<=[.)] ))(?:For (?:a|an|further|more)\b[^.]*\bsee|See (?:also )?|(?:Modified|Adapted) from)\b[^.]*\.")
 _RELATIVE = re.compile(r"\b(?:that|which|who|whose|where|when|while|with)\b|,")
 _VERBS = """is are was were has have can may will consists consist includes include refers contains contain describes involves involve
 represents represent results result occurs occur lies lie produces form forms gives begins begin connects connect supplies supply runs

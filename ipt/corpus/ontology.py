@@ -7,6 +7,7 @@ Its `ancestors` follow is-a and part-of alike. In MONDO every step is an is-a, i
 
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ipt.corpus.hashing import unit_hash
 PACKAGE = "cellxgene-ontology-guide"
 KNOWN = {"MONDO": "disease", "UBERON": "anatomical structure", "CL": "cell type"}  # name -> what its terms are
 IS_A = ("MONDO", "CL")  # ontologies whose parents are kinds
+PLACEHOLDER = "Missing definition"  # begins a note that stands where a definition should
 GENERATED = "[Automatically generated definition]"
 
 
@@ -61,6 +63,24 @@ class Ontology:
             for parent in term.parents:
                 children[parent].append(term.term_id)
         return children
+
+    @cached_property
+    def homes(self) -> dict[str, str | None]:
+        """Term -> the parent under which it stands: its most specific one."""
+        return {term_id: next(iter(self.nearest_parents(term_id)), None) for term_id in self.terms}
+
+    def nearest_parents(self, term_id: str) -> list[str]:
+        """The term's two most specific parents: those with the fewest children, the first of them first."""
+        return sorted(self.terms[term_id].parents, key=lambda parent: (len(self.children[parent]), parent))[:2]
+
+    @cached_property
+    def descendants(self) -> dict[str, set[str]]:
+        """Term -> itself and the terms at any distance below it."""
+        descendants = {term_id: {term_id} for term_id in self.terms}
+        for term in self.terms.values():
+            for ancestor in term.distances:
+                descendants[ancestor].add(term.term_id)
+        return descendants
 
 
 def load_ontology(name: str) -> Ontology:
@@ -149,11 +169,13 @@ def _name(entry: Mapping[str, Any]) -> str:
 def _definition(entry: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """The cleaned definition, or why there is none."""
     raw = entry.get("description", "")
-    if not raw.strip():
+    if not raw.strip() or raw.startswith(PLACEHOLDER):
         return None, "none given"
     if GENERATED in raw:
         return None, "marked automatically generated"
     definition = clean_definition(raw)
+    if re.search(r"\b[A-Z]{2,}:\d{7}\b", definition):
+        return None, "names a term by its number"
     if not says_more_than(_name(entry), definition):
         return None, "says no more than the name"
     return definition, None

@@ -47,27 +47,17 @@ def make_pages(ontology: Ontology, held_out: set[str], left_out: Counter[str]) -
     """
     training = _PageWriter(ontology, held_out, ontology.terms.keys() - held_out, "").pages()
     reserved = _PageWriter(ontology, held_out, held_out, "held-out/").pages()
-    standing = {term_id for page in (*training, *reserved) for term_id in (page.head, *page.defined, *page.named)}
+    standing = {term_id for page in (*training, *reserved) for term_id in (*page.defined, *page.named)}
     left_out["no definition, and no room among the names on a page"] += len(ontology.terms.keys() - standing)
     return training, reserved
-
-
-def home_terms(ontology: Ontology) -> dict[str, str | None]:
-    """Term -> the parent under which it stands: the one with the fewest children, because it is the most specific."""
-    children = ontology.children
-    return {
-        term.term_id: min(term.parents, key=lambda parent: (len(children[parent]), parent), default=None)
-        for term in ontology.terms.values()
-    }
 
 
 class _PageWriter:
     """Writes the pages that define the terms of one `side` of the split; terms of the other side only head pages."""
 
     def __init__(self, ontology: Ontology, held_out: set[str], side: Iterable[str], prefix: str) -> None:
-        self.terms, self.side, self.prefix = ontology.terms, set(side), prefix
-        self.homes = home_terms(ontology)
-        self.children = ontology.children
+        self.ontology, self.terms, self.homes = ontology, ontology.terms, ontology.homes
+        self.side, self.prefix = set(side), prefix
         self.phrases = _IS_A_PHRASES if ontology.name in IS_A else _NEUTRAL_PHRASES
         held_out_names = {name.lower() for term_id in held_out for name in (self.terms[term_id].name, *self.terms[term_id].synonyms)}
         self.secret = held_out_names if not self.side & held_out else set()
@@ -120,9 +110,13 @@ class _PageWriter:
             title = self._title(head, part)
             paragraphs = [title, lead if not part else "", self._list(head, part, defined, listed), self._others(head, others)]
             text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
-            own_definition = (head,) if own and not part and self.terms[head].definition else ()
+            first = [head] if own and not part else []
+            if self.terms[head].definition:
+                defined = first + defined
+            else:
+                named = first + named
             page_id = f"{self.prefix}{head}" + (f"/{part + 1}" if part else "")
-            pages.append(Page(page_id, title, text, head, (*own_definition, *defined), tuple(named)))
+            pages.append(Page(page_id, title, text, head, tuple(defined), tuple(named)))
         return pages
 
     def _title(self, head: str, part: int) -> str:
@@ -174,12 +168,10 @@ class _PageWriter:
         return pick(frames, "others", head).format(self.terms[head].name, join_names(names)) if names else ""
 
     def _parents(self, term: Term, besides: str | None = None) -> list[str]:
-        """Names of the most specific parents, the home first; two at most, and of neutral ones beside a head the home alone."""
-        home = self.homes[term.term_id]
+        """Names of the nearest parents other than `besides`; in neutral words, where a head is given, of the home alone."""
+        nearest = self.ontology.nearest_parents(term.term_id)
         most = 1 if besides and self.phrases is _NEUTRAL_PHRASES else 2
-        others = sorted(set(term.parents) - {home}, key=lambda parent: (len(self.children[parent]), parent))
-        ordered = [parent for parent in (home, *others) if parent is not None]
-        return [self.terms[parent].name for parent in ordered[:most] if parent != besides]
+        return [self.terms[parent].name for parent in nearest[:most] if parent != besides]
 
     def _place(self, parents: list[str]) -> str:
         return self.phrases.place.format(join_names(parents, self.phrases.conjunction)) if parents else ""

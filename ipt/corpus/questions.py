@@ -7,76 +7,240 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ipt.corpus.definitions import MASK, mask
 from ipt.corpus.hashing import unit_hash
 from ipt.corpus.ontology import IS_A, KNOWN, Ontology, Term
-from ipt.corpus.pages import Page, home_terms
 
 RECALL, GENERALISATION = "recall", "generalisation"
-DEFINITION_TO_TERM, IS_A_TASK = "definition_to_term", "is_a"
 LONGEST_DESCRIPTION = 500  # characters of a definition that a question quotes, in whole sentences
-FEWEST_WORDS, SMALLEST_SHARE = 8, 0.6  # what must be left of a definition when its name is masked: words, and share of its words
-FARTHEST = 3  # steps up to the ancestor that a wrong option shares with the right one
-_OVERALL = 0.2  # a parent of a larger share of the ontology is no question: it is everything's
-_EVERYWHERE = {"cell", "cells", "disease", "disorder", "syndrome", "type", "form", "familial", "hereditary", "system"}
+FEWEST_WORDS, SMALLEST_SHARE = 8, 0.6  # what must be left of it when the name is masked: words, and share of its words
+FARTHEST = 3  # steps up to the ancestor that a wrong option has in common with the right one
+SAME_DEFINITION = 0.6  # share of words that two definitions have in common when they say the same
+LARGEST_KIND = 300  # a kind with more terms beneath it makes no question: what is not of it is hard to say
+COMMON_WORDS = {"cell", "disease", "disorder", "syndrome", "type", "form", "familial", "hereditary", "system"}
+
+_ONLY_GENE = re.compile(r"cause of the disease is an? \w+(?: and/or \w+)? in the \S+ gene|material basis in")
 
 Question = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Family:
-    """An ontology with the terms that questions of one split may ask about and offer as options."""
+class Asker:
+    """Makes the questions of one split about one ontology.
 
-    ontology: Ontology
-    pool: frozenset[str]
-    preferred: frozenset[str]  # asked about first
+    `pool` holds the terms that may be asked about and offered as options, so that no option stands out by being known from
+    training or not. Those in `preferred` are asked about first.
+    """
 
+    def __init__(self, ontology: Ontology, pool: set[str], preferred: set[str], seed: int) -> None:
+        self.ontology, self.terms, self.pool, self.preferred, self.seed = ontology, ontology.terms, pool, preferred, seed
+        kinds = {parent for term_id in pool for parent in ontology.nearest_parents(term_id)}
+        self.near_terms = self._near(pool)
+        self.near_kinds = self._near({kind for kind in kinds if len(ontology.descendants[kind]) <= LARGEST_KIND})
 
-class Relations:
-    """Who is near whom among the terms of one family."""
+    def _near(self, term_ids: Iterable[str]) -> dict[tuple[str, int], list[str]]:
+        """(Ancestor, steps) -> those of `term_ids` that are so many steps beneath it."""
+        near: dict[tuple[str, int], list[str]] = defaultdict(list)
+        for term_id in sorted(term_ids):
+            for ancestor, steps in self.terms[term_id].distances.items():
+                if steps <= FARTHEST:
+                    near[ancestor, steps].append(term_id)
+        return near
 
-    def __init__(self, family: Family) -> None:
-        self.terms = family.ontology.terms
-        self.homes = home_terms(family.ontology)
-        self.descendants: dict[str, set[str]] = defaultdict(set)
-        self.near: dict[tuple[str, int], list[str]] = defaultdict(list)
-        for term in self.terms.values():
-            for ancestor, steps in term.distances.items():
-                self.descendants[ancestor].add(term.term_id)
-                if steps <= FARTHEST and term.term_id in family.pool:
-                    self.near[ancestor, steps].append(term.term_id)
+    def definition_to_term(self, term: Term, number: int) -> Question | str:
+        """Which of four related terms has this definition; the gold option's place goes round with `number`. Or why not."""
+        assert term.definition is not None
+        description = _beginning(term.definition)
+        if _ONLY_GENE.search(description):
+            return "the definition tells no more than a gene"
+        masked = mask(description, (term.name, *term.synonyms))
+        left = masked.replace(MASK, " ").split()
+        telling = {word.lower() for word in left if len(word) > 4}
+        if len(left) < FEWEST_WORDS or len(telling) < FEWEST_WORDS / 2 or len(left) < SMALLEST_SHARE * len(description.split()):
+            return "too little is left of the definition without the name"
+        others = self._distractors(term, masked, 3)
+        if len(others) < 3:
+            return "too few related terms"
+        gold = number % 4
+        names = [self.terms[other].name for other in sorted(others, key=lambda other: unit_hash(self.seed, term.term_id, other))]
+        names.insert(gold, term.name)
+        prompt = f"Which {KNOWN[self.ontology.name]} is described here?\n{masked}\nAnswer:"
+        return {"prompt": prompt, "options": [f" {name}" for name in names], "gold": gold}
 
-    def relatives(self, term: Term) -> Iterator[list[str]]:
-        """Terms of the pool that share a parent with `term`, then those that share a grandparent, and so on; each once."""
+    def is_a(self, term: Term, number: int) -> Question | str:
+        """Whether the term is a kind of its parent (even numbers) or of a relative's parent (odd numbers). Or why not.
+
+        Every term asked about could have been asked both ways, so neither it nor the kind tells the answer.
+        """
+        parents = [
+            parent for parent in self.ontology.nearest_parents(term.term_id) if len(self.ontology.descendants[parent]) <= LARGEST_KIND
+        ]
+        if not parents:
+            return "its parents are too general"
+        parents = [parent for parent in parents if not _content(term.name) & _content(self.terms[parent].name)]
+        if not parents:
+            return "its name names its parent"
+        wrong = self._wrong_kind(term, parents[0])
+        if wrong is None:
+            return "no other kind of that size near it is surely wrong"
+        kind = parents[0] if number % 2 == 0 else wrong
+        prompt = f"Question: Is {term.name} a kind of {self.terms[kind].name}?\nAnswer:"
+        return {"prompt": prompt, "options": [" yes", " no"], "gold": number % 2, "meta": {"kind": kind}}
+
+    def rank(self, task: str, term_id: str) -> tuple[bool, float]:
+        return term_id not in self.preferred, unit_hash(self.seed, task, term_id)
+
+    def _relatives(self, term: Term, near: Mapping[tuple[str, int], list[str]]) -> Iterator[list[str]]:
+        """Terms of `near` that share a parent with `term`, then those that share a grandparent, and so on; each once."""
         seen = {term.term_id}
         for level in range(1, FARTHEST + 1):
-            ancestors = sorted(ancestor for ancestor, steps in term.distances.items() if steps <= level)
-            found = {other for ancestor in ancestors for steps in range(1, level + 1) for other in self.near[ancestor, steps]} - seen
+            ancestors = [ancestor for ancestor, steps in term.distances.items() if steps <= level]
+            found = {other for ancestor in ancestors for steps in range(1, level + 1) for other in near.get((ancestor, steps), ())} - seen
             seen |= found
             yield sorted(found)
 
-    def may_overlap(self, one: str, other: str) -> bool:
-        """Whether a term could be a kind of both: one is beneath the other, or something is beneath both."""
-        below, others = self.descendants[one] | {one}, self.descendants[other] | {other}
-        return not below.isdisjoint(others)
+    def _distractors(self, term: Term, masked: str, count: int) -> list[str]:
+        """The nearest relatives whose names are other names, not other numbers, and of a length like the term's."""
+        taken = {_bare(name) for name in (term.name, *term.synonyms)}
+        chosen: list[str] = []
+        for relatives in self._relatives(term, self.near_terms):
+            for other in sorted(relatives, key=lambda other: self._likeness(term, other)):
+                if len(chosen) == count:
+                    return chosen
+                bare = _bare(self.terms[other].name)
+                if bare not in taken and self._is_rival(term, self.terms[other], masked):
+                    chosen.append(other)
+                    taken.add(bare)
+        return chosen
+
+    def _is_rival(self, term: Term, other: Term, masked: str) -> bool:
+        """Whether `other` is a wrong answer: no ancestor or descendant, not named in the definition, and defined otherwise."""
+        if other.term_id in term.distances or term.term_id in other.distances or other.name.lower() in masked.lower():
+            return False
+        said, words = set(masked.split()), set(mask(_beginning(other.definition or ""), (other.name, *other.synonyms)).split())
+        return len(said & words) < SAME_DEFINITION * len(said | words)
+
+    def _likeness(self, term: Term, other: str) -> tuple[int, float]:
+        return abs(len(term.name) - len(self.terms[other].name)) // 5, unit_hash(self.seed, "option", term.term_id, other)
+
+    def _wrong_kind(self, term: Term, parent: str) -> str | None:
+        """A kind near the term that it is surely not of, about as large as its own, so that size does not tell the answer."""
+        size = len(self.ontology.descendants[parent])
+        for kinds in self._relatives(term, self.near_kinds):
+            fitting = [
+                kind for kind in kinds if size <= 3 * len(self.ontology.descendants[kind]) <= 9 * size and self._surely_not(term, kind)
+            ]
+            if fitting:
+                return min(fitting, key=lambda kind: unit_hash(self.seed, "no", term.term_id, kind))
+        return None
+
+    def _surely_not(self, term: Term, kind: str) -> bool:
+        """Whether no term at all is both of this kind and of one of the term's own."""
+        below = self.ontology.descendants[kind]
+        apart = all(below.isdisjoint(self.ontology.descendants[parent]) for parent in term.parents)
+        return apart and not _content(term.name) & _content(self.terms[kind].name)
 
 
-def ontology_questions(families: Mapping[str, list[Family]], count: int, seed: int, passed_over: Counter[str]) -> list[Question]:
+def ask(askers: Mapping[str, list[Asker]], count: int, passed_over: Counter[str]) -> list[Question]:
     """`count` questions of each task and split, fewer where the terms do not give as many.
 
-    `families` maps a split to its families. Terms that give no good question are counted in `passed_over` by reason, as far
-    as they were looked at.
+    `askers` maps a split to its askers. Terms that give no good question are counted in `passed_over` by reason, as far as
+    they were come across. is_a is asked only about ontologies whose parents are kinds.
     """
-    questions = []
-    for split, members in families.items():
-        relations = [(family, Relations(family)) for family in members]
-        candidates = [(family, relation, term) for family, relation in relations for term in _in_order(family, seed)]
-        candidates.sort(key=lambda candidate: _rank(candidate[0], candidate[2], seed))
-        questions += _take(DEFINITION_TO_TERM, split, candidates, count, seed, passed_over, _definition_to_term)
-        kinds = [candidate for candidate in candidates if candidate[0].ontology.name in IS_A]
-        questions += _take(IS_A_TASK, split, kinds, count, seed, passed_over, _is_a)
+    questions: list[Question] = []
+    for split, members in askers.items():
+        questions += _take("definition_to_term", split, members, count, Asker.definition_to_term, passed_over)
+        kinds = [asker for asker in members if asker.ontology.name in IS_A]
+        questions += _take("is_a", split, kinds, count, Asker.is_a, passed_over)
     return questions
+
+
+def count_questions(questions: Iterable[Question]) -> dict[str, dict[str, int]]:
+    """Task -> split -> how many."""
+    counts: dict[str, dict[str, int]] = {}
+    for question in questions:
+        splits = counts.setdefault(question["task"], {})
+        splits[question["split"]] = splits.get(question["split"], 0) + 1
+    return counts
+
+
+def read_questions(path: Path) -> Iterator[Question]:
+    """The questions of a .jsonl file. Raises ValueError that names the line of one that cannot be scored."""
+    seen: set[str] = set()
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                question = _parse(line, f"{path}, line {number}")
+                if question["id"] in seen:
+                    raise ValueError(f"{path}, line {number}: id {question['id']!r} was there before, expected another one")
+                seen.add(question["id"])
+                yield question
+
+
+# One question --------------------------------------------------------------------------------------------------------
+
+
+def _take(
+    task: str,
+    split: str,
+    askers: list[Asker],
+    count: int,
+    make: Callable[[Asker, Term, int], Question | str],
+    passed_over: Counter[str],
+) -> list[Question]:
+    """The first `count` questions that terms give, in the order of their ranks."""
+    candidates = [(asker.rank(task, term_id), term_id, asker) for asker in askers for term_id in asker.pool]
+    questions: list[Question] = []
+    for _, term_id, asker in sorted(candidates, key=lambda candidate: candidate[:2]):
+        if len(questions) == count:
+            break
+        made = make(asker, asker.terms[term_id], len(questions))
+        if isinstance(made, str):
+            passed_over[f"{task}: {made}"] += 1
+            continue
+        identity = {"id": f"{task}/{split}/{term_id}", "task": task, "split": split}
+        meta = {"term": term_id, "source": asker.ontology.source, **made.get("meta", {})}
+        questions.append({**identity, **made, "meta": meta})
+    return questions
+
+
+def _beginning(definition: str) -> str:
+    """The first sentences of a definition, as many as a question quotes; at least one."""
+    first, *others = re.split(r"(?<=[a-z)\]][.;])\s+(?=[A-Z])", definition)
+    for sentence in others:
+        if len(first) + len(sentence) > LONGEST_DESCRIPTION:
+            break
+        first = f"{first} {sentence}"
+    return first
+
+
+def _bare(name: str) -> frozenset[str]:
+    """The words of a name without what only counts: numbers, single letters, Roman numerals, the word type."""
+    words = re.findall(r"[^\W_]+", name.lower())
+    return frozenset(word for word in words if not re.fullmatch(r".|[ivx]+|\w*\d\w*|type", word))
+
+
+def _content(name: str) -> set[str]:
+    """Beginnings of the words that say something, to find names that name each other."""
+    words = re.findall(r"[^\W_]+", name.lower())
+    return {word[:4] for word in words if len(word) > 3 and word not in COMMON_WORDS and word.removesuffix("s") not in COMMON_WORDS}
+
+
+def _parse(line: bytes, where: str) -> Question:
+    try:
+        question = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not a line of JSON ({error})") from None
+    if not isinstance(question, dict):
+        raise ValueError(f"{where}: a JSON {type(question).__name__}, expected a question with id, task, split, prompt, options, gold")
+    for key in ("id", "task", "split", "prompt"):
+        if not isinstance(question.get(key), str) or not question[key]:
+            raise ValueError(f"{where}: {key} is {question.get(key)!r}, expected text")
+    options, gold = question.get("options"), question.get("gold")
+    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(option, str) and option for option in options):
+        raise ValueError(f"{where}: options are {options!r}, expected a list of two or more texts")
+    if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(options):
+        raise ValueError(f"{where}: gold is {gold!r}, expected the place of the right option, 0 to {len(options) - 1}")
+    return {**question, "meta": question.get("meta", {})}

@@ -64,11 +64,10 @@ def data_path(task: Task, corpus: Path | None) -> Path:
         if not path.exists():
             raise FileNotFoundError(f"task {task.name}: data file {path} does not exist (paths are relative to the task's YAML file)")
         return path
+    name = task.data.removeprefix(CORPUS)
     if corpus is None:
-        raise ValueError(
-            f"task {task.name} reads {task.data.removeprefix(CORPUS)} of a corpus, but there is no corpus: set corpus.*, or leave it out"
-        )
-    path = corpus / task.data.removeprefix(CORPUS)
+        raise ValueError(f"task {task.name} reads {name} of a corpus, but there is none: name a corpus, or leave the task out")
+    path = corpus / name
     if not path.exists():
         raise FileNotFoundError(
             f"task {task.name}: the corpus in {corpus} has no {path.name}: leave the task out, or use a corpus that has it"

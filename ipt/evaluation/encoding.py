@@ -112,7 +112,8 @@ def tree_row(question: Question) -> Row:
 
 def plain_rows(question: Question) -> list[Row]:
     """One row for each option: the prompt and the option alone."""
-    return [tree_row(Question(question.prompt, [option], question.truncated)) for option in question.options]
+    rows = [tree_row(Question(question.prompt, [option], question.truncated)) for option in question.options]
+    return [row._replace(segments=[0] * len(row.ids)) for row in rows]  # a trunk with one branch is a trunk
 
 
 def common_prefix(sequences: list[list[int]]) -> int:

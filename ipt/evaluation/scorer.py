@@ -40,14 +40,13 @@ class Scorer:
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", config: EvaluationConfig) -> None:
         self.model, self.batch_tokens = model, config.batch_tokens
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.encoder = Encoder(tokenizer, start_tokens(tokenizer, config.bos), min(config.max_length or UNLIMITED, context_length(model)))
-        self.projects_itself = False  # the model computes its logits, all of them
-        self.tree_length = 0  # questions of at most so many tokens take the tree
-        if config.scoring != "plain":
-            self.tree_length = full_attention_length(model)
+        plain = config.scoring == "plain"
+        self.projects_itself = plain  # the model computes its logits, all of them
+        self.tree_length = 0 if plain else full_attention_length(model)  # questions of at most so many tokens take the tree
         if config.scoring == "auto":
             self._probe()
-        self.projects_itself |= config.scoring == "plain"
 
     def option_rows(self, question: Question) -> list[Row]:
         """The rows that score a question's options in order: one for all of them, or one for each."""
@@ -57,13 +56,8 @@ class Scorer:
     def logprobs(self, rows: Sequence[Row], description: str) -> list[NDArray[np.float64]]:
         """For each row the log-probability (nats) of each of its targets. `description` names the progress bar."""
         result: list[NDArray[np.float64]] = [np.empty(0)] * len(rows)
-        limit = (
-            min(self.batch_tokens, 4 * LOGITS // self.model.config.get_text_config().vocab_size)
-            if self.projects_itself
-            else self.batch_tokens
-        )
         with progress(description, len(rows)) as bar:
-            for batch in batches([len(row.ids) for row in rows], limit):
+            for batch in self._batches(rows):
                 values = self._score([rows[index] for index in batch])
                 if not np.isfinite(values).all():
                     raise ValueError(
@@ -74,6 +68,14 @@ class Scorer:
                     result[index] = part
                 bar.advance(len(batch))
         return result
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[list[int]]:
+        """Rows with branches apart from others: their mask replaces the model's own, which may be a sliding window."""
+        limit = min(self.batch_tokens, 4 * LOGITS // self.vocabulary) if self.projects_itself else self.batch_tokens
+        for branching in (True, False):
+            group = [index for index, row in enumerate(rows) if any(row.segments) is branching]
+            for batch in batches([len(rows[index].ids) for index in group], limit):
+                yield [group[place] for place in batch]
 
     @torch.inference_mode()
     def _score(self, rows: list[Row]) -> NDArray[np.float64]:
@@ -103,7 +105,7 @@ class Scorer:
         """Log-probability of each target. An output that predicts several targets (the prompt's last) is projected once."""
         read_U, unique_R = torch.unique(read_R, return_inverse=True)
         result_R = torch.empty(len(read_R), device=read_R.device)
-        chunk = max(1, LOGITS // self.model.config.get_text_config().vocab_size)
+        chunk = max(1, LOGITS // self.vocabulary)
         for start in range(0, len(read_U), chunk):
             outputs = outputs_NX[read_U[start : start + chunk]]
             logits_CV = (outputs if self.projects_itself else self.model.get_output_embeddings()(outputs)).float()
@@ -121,8 +123,8 @@ class Scorer:
         self.projects_itself = not self._agrees(plain_rows(question), expected)
         if not self._agrees([tree_row(question)], expected):
             self.tree_length = 0
-        if self.projects_itself or not self.tree_length:
-            console.print("[dim]evaluation: this model's architecture is scored the plain way, each option alone, which is slower")
+        if not self.tree_length:
+            console.print("[dim]evaluation: this architecture takes no tree of options: each option is scored alone, which is slower")
 
     def _agrees(self, rows: list[Row], expected: NDArray[np.float64]) -> bool:
         try:

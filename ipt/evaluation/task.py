@@ -97,7 +97,7 @@ def _resolve(name: str, folder: Path, inside: tuple[Path, ...]) -> list[Task]:
     content = _load_yaml(path)
     if "tasks" not in content:
         return [_task(content, path)]
-    group = Group(**_checked(content, "group", path))
+    group = Group(**{"name": path.stem, **_checked(content, "group", path)})
     return [task for member in group.tasks for task in _resolve(member, path.parent, (*inside, path))]
 
 

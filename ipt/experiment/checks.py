@@ -1,14 +1,15 @@
 """Everything that can be known to be wrong before a model is loaded, in one line each."""
 
-from ipt.config import Config
+from ipt.config import Config, CorpusConfig
 from ipt.corpus.build import check_corpus
-from ipt.evaluation.run import check_evaluation
+from ipt.evaluation.run import check_tasks
 from ipt.experiment.pipeline import arm_config
 from ipt.mixture.plan import resolve_ratios
 from ipt.models import check_model
 from ipt.rendering.run import check_rendering
 from ipt.synthesis.run import check_synthesis
 from ipt.synthesis.tuning import check_tuning_source
+from ipt.training.check import check_training
 
 
 def check_synthesize_command(config: Config) -> None:
@@ -20,16 +21,16 @@ def check_synthesize_command(config: Config) -> None:
 def check_train_command(config: Config) -> None:
     check_model(config.model)
     _check_mixture(config)
-    _check_training(config)
+    check_training(config)
     if config.tasks:
-        check_evaluation(config.evaluation, config.tasks)
+        check_tasks(config.evaluation, config.tasks)
 
 
 def check_evaluate_command(config: Config) -> None:
     check_model(config.model)
     if not config.tasks:
         raise ValueError("tasks=[]: name at least one task or group, for example tasks=[ontology]")
-    check_evaluation(config.evaluation, config.tasks)
+    check_tasks(config.evaluation, config.tasks)
 
 
 def check_reproduce_command(config: Config) -> None:
@@ -50,14 +51,8 @@ def _check_mixture(config: Config) -> None:
     for name in sorted(ratios - {"raw", "instruction"}):
         source = config.mixture.sources.get(name)
         if source is None:
-            raise ValueError(
-                f"mixture.ratios.{name}: no such source; raw and instruction are built in, others need mixture.sources.{name}.path"
-            )
-        check_tuning_source(name, source.kind, source.path)
-
-
-def _check_training(config: Config) -> None:
-    """The training room's own check, without its imports: Lightning takes seconds to import."""
-    from ipt.training.check import check_training
-
-    check_training(config)
+            raise ValueError(f"mixture.ratios.{name}: no such source; others than raw and instruction need mixture.sources.{name}.path")
+        if source.kind == "texts":
+            check_corpus(CorpusConfig(kind="files", path=source.path, text_field=source.text_field))
+        else:
+            check_tuning_source(name, source.kind, source.path)

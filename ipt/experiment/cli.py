@@ -34,12 +34,19 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us instead of Hydra's own many lines
     Plugins.instance().register(SubprocessLauncher)
 
+    failures: list[BaseException] = []
+
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)
     def main(config: DictConfig) -> None:
-        work(to_config(config))
+        try:
+            work(to_config(config))
+        except BaseException as error:  # carried past Hydra, which would print it in its own way too
+            failures.append(error)
 
     try:
         main()
+        if failures:
+            raise failures[0]
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error))
     except (ValueError, FileNotFoundError) as error:
@@ -82,13 +89,16 @@ def _explain(error: BaseException) -> str:
     while cause is not None:
         text, cause = f"{text}\n{cause}", cause.__cause__
     line = next(line for line in text.splitlines() if line.strip())
+    available = re.search(r"Available options in '[^']+':((?:\s+\w+$)+)", text, re.MULTILINE)
+    if available:
+        return f"{line.removeprefix('In ').partition(': ')[2]}; there are: {', '.join(available[1].split())}"
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
     missing = re.search(r"Key '[^']+' (?:is )?not in", text)
     if key and missing:
         near = difflib.get_close_matches(key[1], list(_keys(Config)), n=1)
         return f"there is no key {key[1]}" + (f": did you mean {near[0]}?" if near else "; --cfg job prints all keys")
     detail = next((part for part in text.splitlines() if part.startswith("Value ") or "Unsupported" in part or "is not" in part), "")
-    return f"{line} {detail}".strip() if detail and detail != line else line
+    return f"{line}: {detail}" if detail and detail != line else line
 
 
 def _keys(schema: Any, prefix: str = "") -> Iterator[str]:

@@ -10,7 +10,7 @@ from ipt.experiment.cli import run_command
 def synthesize(config: Config) -> None:
     from ipt.experiment import checks, pipeline
 
-    checks.check_synthesis_command(config)
+    checks.check_synthesize_command(config)
     pipeline.synthesize(config)
 
 

@@ -1,19 +1,20 @@
 """The way through the house: each stage takes the finished stages before it, and is skipped when its key is known."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from ipt.config import Config, SourceConfig
+from ipt.config import Config, CorpusConfig, SourceConfig
 from ipt.console import console
 from ipt.experiment.launcher import report_result
 from ipt.mixture.plan import resolve_ratios
 from ipt.models import model_identity
-from ipt.stage import Stage, hash_file, hash_json, run_stage
+from ipt.stage import Stage, hash_file, rank, run_stage
 
 Json = dict[str, Any]
 
@@ -25,19 +26,34 @@ class Stages:
     config: Config
     done: list[tuple[str, Stage]] = field(default_factory=list)
 
-    def _run(self, name: str, work: Any, config: Json, inputs: Mapping[str, str], folder: Path | None = None, label: str = "") -> Stage:
+    def _run(
+        self,
+        name: str,
+        work: Callable[[Path], Json],
+        config: Json,
+        inputs: Mapping[str, str],
+        folder: Path | None = None,
+        label: str = "",
+        collective: bool = False,
+    ) -> Stage:
         known = next((stage for known, stage in self.done if known == (label or name)), None)
         if known is not None:
             return known
-        stage = run_stage(name, folder, work, config=config, inputs=inputs, stages_dir=Path(self.config.stages_dir), seed=self.config.seed)
+        stage = run_stage(
+            name,
+            folder,
+            work,
+            config=config,
+            inputs=inputs,
+            stages_dir=Path(self.config.stages_dir),
+            seed=self.config.seed,
+            collective=collective,
+        )
         self.done.append((label or name, stage))
         return stage
 
     def corpus(self) -> Stage:
-        from ipt.corpus.build import build_corpus, corpus_inputs
-
-        config = self.config.corpus
-        return self._run("corpus", lambda out: build_corpus(config, self.config.seed, out), asdict(config), corpus_inputs(config))
+        return self._documents(self.config.corpus, "corpus")
 
     def synthesis(self, folder: Path | None = None) -> Stage:
         corpus, config = self.corpus(), self.config.synthesis
@@ -50,6 +66,8 @@ class Stages:
         return self._run("synthesis", work, asdict(config), {"corpus": corpus.digest, "model": model_identity(config.model)}, folder)
 
     def rendering(self) -> Stage:
+        from ipt.rendering.pools import pools_digest
+
         pairs, config = self.synthesis(), self.config.rendering
 
         def work(output: Path) -> Json:
@@ -57,7 +75,8 @@ class Stages:
 
             return render(config, pairs.folder / "pairs", output, self.config.seed)
 
-        return self._run("rendering", work, asdict(config), {"synthesis": pairs.digest}, label=f"rendering {config.arrangement}")
+        inputs = {"synthesis": pairs.digest, "templates": pools_digest(config.templates)}
+        return self._run("rendering", work, asdict(config), inputs, label=f"rendering {config.arrangement}")
 
     def store(self, source: str) -> Stage:
         """The token store of a source of the mixture."""
@@ -85,25 +104,25 @@ class Stages:
             loggers = build_loggers(config, name, output, pairs)
             return train(config, {source: store.folder for source, store in stores.items()}, ratios, output, loggers)
 
-        parts = ("mixture", "trainer", "optimizer", "schedule", "lora")
-        settings = {"model": config.model, "architecture": config.architecture, **{part: asdict(getattr(config, part)) for part in parts}}
-        settings["mixture"] |= {"ratios": ratios, "sources": {}}  # what they hold is in the inputs
+        settings: Json = {"model": config.model, "architecture": config.architecture}
+        settings |= {part: asdict(getattr(config, part)) for part in ("mixture", "trainer", "optimizer", "schedule", "lora")}
+        settings["mixture"] |= {"ratios": ratios, "sources": {}}  # what the sources hold is in the inputs
         inputs = {source: store.digest for source, store in stores.items()} | {"model": model_identity(config.model)}
-        return self._run("training", work, settings, inputs, folder, label=name)
+        return self._run("training", work, settings, inputs, folder, label=name, collective=True)
 
     def evaluation(self, model: str, identity: str, name: str = "evaluation", folder: Path | None = None) -> Stage:
-        from ipt.evaluation.run import needs_corpus, task_inputs
+        from ipt.evaluation.task import load_tasks, task_digests
 
-        config, tasks = self.config.evaluation, self.config.tasks
-        corpus = self.corpus() if needs_corpus(tasks) else None
+        config, tasks = self.config.evaluation, load_tasks(self.config.tasks)
+        corpus = self.corpus() if any(task.needs_corpus for task in tasks) else None
 
         def work(output: Path) -> Json:
             from ipt.evaluation.run import evaluate
 
-            return evaluate(config, model, tasks, corpus.folder if corpus else None, output)
+            return evaluate(config, model, self.config.tasks, corpus.folder if corpus else None, output)
 
-        inputs = {"model": identity, **task_inputs(tasks), **({"corpus": corpus.digest} if corpus else {})}
-        return self._run("evaluation", work, {**asdict(config), "tasks": tasks}, inputs, folder, label=name)
+        inputs = {"model": identity, **task_digests(tasks), **({"corpus": corpus.digest} if corpus else {})}
+        return self._run("evaluation", work, asdict(config), inputs, folder, label=name)
 
     def _texts(self, source: str) -> tuple[Path, str]:
         """Folder of part-*.parquet with the texts of a source, and its digest."""
@@ -113,22 +132,30 @@ class Stages:
         if source == "instruction":
             rendering = self.rendering()
             return rendering.folder / "texts", rendering.digest
-        stage = self._external(source, self.config.mixture.sources[source])
-        return stage.folder / "texts", stage.digest
+        config = self.config.mixture.sources[source]
+        if config.kind == "texts":
+            corpus = self._documents(
+                CorpusConfig(kind="files", path=config.path, text_field=config.text_field, held_out=0.0), f"texts {source}"
+            )
+            return corpus.folder / "documents", corpus.digest
+        tuning = self._tuning_texts(source, config)
+        return tuning.folder / "texts", tuning.digest
 
-    def _external(self, source: str, config: SourceConfig) -> Stage:
-        """Texts, or tuning examples, that the user named under mixture.sources."""
+    def _documents(self, config: CorpusConfig, label: str) -> Stage:
+        from ipt.corpus.build import build_corpus
 
         def work(output: Path) -> Json:
-            if config.kind == "texts":
-                from ipt.corpus.build import copy_texts
+            return build_corpus(config, self.config.seed, output)
 
-                return copy_texts(config.path, config.text_field, source, output / "texts")
-            from ipt.synthesis.tuning import build_tuning_texts
+        return self._run("corpus", work, asdict(config), _corpus_inputs(config), label=label)
 
+    def _tuning_texts(self, source: str, config: SourceConfig) -> Stage:
+        from ipt.synthesis.tuning import build_tuning_texts
+
+        def work(output: Path) -> Json:
             return build_tuning_texts(config.kind, Path(config.path), source, config.shots, output, self.config.seed)
 
-        settings = {**asdict(config), "source": source, "path": Path(config.path).name}
+        settings = {"source": source, "kind": config.kind, "shots": config.shots}
         return self._run("texts", work, settings, {"file": hash_file(Path(config.path))}, label=f"texts {source}")
 
     def _label(self, source: str) -> str:
@@ -147,6 +174,8 @@ def synthesize(config: Config) -> None:
 def train(config: Config) -> None:
     stages = Stages(config)
     stage = stages.training(folder=_folder(config))
+    if rank() > 0:
+        return
     console.print(f"model: {stage.folder / 'export'}")
     figures = {"steps": stage.stats["steps"], "tokens": stage.stats["tokens"], "final loss": stage.stats["final_loss"]}
     if config.tasks:
@@ -156,7 +185,7 @@ def train(config: Config) -> None:
 
 
 def evaluate(config: Config) -> None:
-    from ipt.evaluation.run import table
+    from ipt.evaluation.results import table
 
     stage = Stages(config).evaluation(config.model, model_identity(config.model), folder=_folder(config))
     console.print(table({config.model: stage.folder}))
@@ -179,6 +208,16 @@ def arm_config(config: Config, changes: Mapping[str, Any]) -> Config:
     return result
 
 
+def _corpus_inputs(config: CorpusConfig) -> dict[str, str]:
+    """What a corpus is made of: the content of files, or the version of the package. A hub's data set has only its name."""
+    from ipt.corpus.documents import find_files
+
+    if config.kind == "files":
+        assert config.path is not None
+        return {str(file.path): hash_file(file.path) for file in find_files(config.path)}
+    return {"package": version("cellxgene-ontology-guide")} if config.kind == "ontology" else {}
+
+
 def _folder(config: Config) -> Path | None:
     return Path(config.output_dir) if config.output_dir else None
 
@@ -195,7 +234,3 @@ def _main_scores(folder: Path) -> dict[str, float]:
         name = next(metric for metric in ("logprob", "nll", *metrics) if metric in metrics)
         scores[f"{task} {name}"] = metrics[name]["value"]
     return scores
-
-
-def config_key(config: Config) -> str:
-    return hash_json(asdict(config))[:12]

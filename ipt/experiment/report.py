@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from ipt.stage import atomic, hash_json, read_parts
+from ipt.synthesis.quality import examples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 SHOWN_DOCUMENTS, SHOWN_TEXTS = 4, 2
 SHOWN_CHARACTERS, FOLDED_CHARACTERS = 1200, 20_000  # of one text: in sight, and at most so many more behind a fold
-SAMPLED_ROWS = 50_000  # rows among which the shown documents are drawn; keeps the report quick on large corpora
+SAMPLED_ROWS = 50_000  # rows among which the shown texts are drawn; keeps the report quick on large corpora
 
 # Role -> colour on a light and on a dark page. Arms: readable with colour-blindness, 4.5:1 against the ground for their labels.
 PALETTE = {
@@ -103,7 +104,7 @@ def write_report(
         "texts": _example_texts(texts),
         "training": _training_table(runs),
         "scores": scores,
-        "quality": _flatten(quality),
+        "quality": _quality_table(quality),
         "stages": stages,
         "config_yaml": config_yaml,
     }
@@ -503,21 +504,58 @@ def _training_table(runs: list[_Run]) -> list[tuple[str, list[tuple[str, float |
     return table
 
 
+QUALITY = {  # statistic of the synthesis stage -> what it is called and what it means
+    "documents": ("documents", "that went into synthesis"),
+    "documents_with_pairs": ("documents with pairs", "at least one pair from one of their pieces"),
+    "documents_without_pairs": ("documents without pairs", "generated, but nothing could be read from it"),
+    "dropped": ("documents dropped", "never generated, by reason"),
+    "long_documents": ("long documents", "split into pieces or truncated to fit the context window"),
+    "rows": ("generations", "one for each document or piece"),
+    "joined": ("joined generations", "continue the text of the one before them in a chain"),
+    "pairs": ("pairs", ""),
+    "pairs_per_row": ("pairs per generation", ""),
+    "well_formed_rate": ("well-formed generations", "ended by themselves, gave a pair, and the parser rejected nothing"),
+    "distinct_question_rate": ("distinct questions", "of all questions of all documents"),
+    "grounded_rate": ("grounded answers", "at least four fifths of their words occur in the document"),
+    "what_is_share": ("questions that begin with What is or What are", ""),
+    "stock_question_share": ("stock questions", "have one of the ten most frequent frames"),
+    "frames": ("most frequent frames", "_ stands for words taken from the document"),
+    "question_words": ("words per question", "mean"),
+    "answer_words": ("words per answer", "mean"),
+    "prompt_tokens": ("prompt tokens", ""),
+    "cached_tokens": ("prompt tokens from the prefix cache", ""),
+    "generated_tokens": ("generated tokens", ""),
+    "rejected": ("rejected pieces", "of generations, by reason"),
+    "finish_reasons": ("why generations ended", ""),
+    "session": ("last session", "generation only; a resumed stage has several"),
+}
+
+
+def _quality_table(quality: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, meaning) for readers; a statistic that is not known here comes last and is shown by its key."""
+    rows = []
+    for key in [known for known in QUALITY if known in quality] + [other for other in quality if other not in QUALITY]:
+        value = quality[key]
+        name, meaning = QUALITY.get(key, (_words(key), ""))
+        is_share = key.endswith(("_rate", "_share")) and _number(value) is not None
+        rows.append((name, f"{value:.1%}" if is_share else _plain(value), meaning))
+    return rows
+
+
 # Examples ------------------------------------------------------------------------------------------------------------
 
 
 def _example_documents(pairs: Path | None) -> dict[str, Any] | None:
-    """A few documents with their pairs, drawn by a hash of their names: nobody chose them for their looks."""
+    """A few documents with their pairs, drawn at random: nobody chose them for their looks."""
     if pairs is None:
         return None
     folder = _parts(pairs, "pairs")
-    rows = islice(read_parts(folder, ["doc_id", "chain_id", "round", "text", "pairs"]), SAMPLED_ROWS)
-    with_pairs = (row for row in rows if row["pairs"])
-    shown = heapq.nsmallest(SHOWN_DOCUMENTS, with_pairs, key=lambda row: hash_json([row["doc_id"], row["chain_id"], row["round"]]))
+    shown = examples(folder, SHOWN_DOCUMENTS, seed=0)
     return {"rows": [{**row, **_folded(row["text"])} for row in shown], "total": _count_rows(folder)}
 
 
 def _example_texts(texts: Path | None) -> dict[str, Any] | None:
+    """A few texts that hold pairs, those whose ids have the smallest hashes."""
     if texts is None:
         return None
     folder = _parts(texts, "texts")
@@ -744,26 +782,24 @@ def _draw_arm(axes: "Axes", run: _Run, placed: list[tuple[float, Score]]) -> Non
 def _source_figure(runs: list[_Run]) -> "tuple[Figure, str] | None":
     """Tokens of each source as a bar, and a tick where the request was."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
 
     rows = [(run, source, row) for run in runs for source, row in run.sources.items() if _number(row.get("tokens")) is not None]
     if not rows:
         return None
-    figure = Figure(figsize=(10, 0.75 + 0.36 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 0.3 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
     widest = max(max(row["tokens"], _requested_tokens(run, row) or 0) for run, _, row in rows)
     for place, (run, _, row) in enumerate(rows):
-        axes.barh(place, row["tokens"], height=0.58, color=_colour(run.colour))
+        axes.barh(place, row["tokens"], height=0.5, color=_colour(run.colour))
         requested = _requested_tokens(run, row)
         if requested is not None:
-            axes.plot([requested] * 2, [place - 0.42, place + 0.42], color=_colour("ink"), linewidth=1.6, solid_capstyle="butt")
-        share = "" if row.get("realised") is None else f"   {row['realised']:.2%} of the run"
+            axes.plot([requested] * 2, [place - 0.38, place + 0.38], color=_colour("ink"), linewidth=1.6, solid_capstyle="butt")
+        realised = "" if row.get("realised") is None else f", {row['realised']:.2%} of the run"
         asked = "" if row.get("requested") is None else f" (requested {row['requested']:.2%})"
-        axes.text(max(row["tokens"], requested or 0) + widest * 0.012, place, f"{row['tokens']:,}{share}{asked}", va="center", fontsize=8.5)
+        end = max(row["tokens"], requested or 0) + widest * 0.012
+        axes.text(end, place, f"{row['tokens']:,} tokens{realised}{asked}", va="center")
     _plain_bars(axes, [f"{run.name}: {source}" for run, source, _ in rows])
     axes.set_xlim(0, widest * 1.5)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel("trained tokens")
     parts = [f"{run.name} {source} {row['tokens']:,} tokens" for run, source, row in rows]
     return figure, f"Tokens of each source requested (tick) and realised (bar): {', '.join(parts)}."
 
@@ -776,30 +812,31 @@ def _requested_tokens(run: _Run, row: Mapping[str, Any]) -> float | None:
 def _stage_figure(stages: list[dict[str, Any]]) -> "tuple[Figure, str] | None":
     """Time of each stage; those reused from an earlier run are pale."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
 
     timed = [stage for stage in stages if _number(stage.get("seconds")) is not None]
     if not timed:
         return None
-    figure = Figure(figsize=(10, 0.75 + 0.32 * len(timed)), layout="constrained")
+    figure = Figure(figsize=(10, 0.3 + 0.32 * len(timed)), layout="constrained")
     axes = figure.subplots()
     widest = max(max(stage["seconds"] for stage in timed), 1e-3)
     for place, stage in enumerate(timed):
         reused = bool(stage.get("reused"))
-        axes.barh(place, stage["seconds"], height=0.58, color=_colour("bar-pale" if reused else "bar"))
+        axes.barh(place, stage["seconds"], height=0.5, color=_colour("bar-pale" if reused else "bar"))
         note = f"{duration(stage['seconds'])}{', reused' if reused else ''}"
-        axes.text(stage["seconds"] + widest * 0.012, place, note, va="center", fontsize=8.5)
+        axes.text(stage["seconds"] + widest * 0.012, place, note, va="center")
     _plain_bars(axes, [str(stage.get("name", "")) for stage in timed])
     axes.set_xlim(0, widest * 1.18)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: duration(seconds)))
     return figure, "Time per stage: " + ", ".join(f"{stage.get('name')} {duration(stage['seconds'])}" for stage in timed) + "."
 
 
 def _plain_bars(axes: "Axes", labels: list[str]) -> None:
+    """Bars say their value themselves: no scale, no grid."""
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
+    axes.grid(visible=False)
     axes.tick_params(length=0)
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
 
 
 # Numbers and words ---------------------------------------------------------------------------------------------------
@@ -855,15 +892,6 @@ def _median(steps: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(words, value) of each leaf of nested statistics."""
-    rows: list[tuple[str, Any]] = []
-    for name, inner in value.items():
-        label = f"{prefix}{_words(str(name))}"
-        rows += _flatten(inner, f"{label}: ") if isinstance(inner, Mapping) else [(label, inner)]
-    return rows
-
-
 def _plain(value: Any) -> str:
     """A leaf of statistics for readers."""
     if value is None:
@@ -875,7 +903,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return _minus(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}")
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
+        return "; ".join(f"{name}: {_plain(inner)}" for name, inner in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(_plain(inner) for inner in value) or "none"
     return str(value)

@@ -104,6 +104,6 @@ def _facts(config: Config) -> dict[str, Any]:
 
 
 def _scores_table(arms: list[Arm]) -> Any:
-    from ipt.evaluation.run import table
+    from ipt.evaluation.results import table
 
     return table({arm.name: arm.evaluation for arm in arms})

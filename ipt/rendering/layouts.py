@@ -1,7 +1,7 @@
 """Layouts: how the pairs of one document become one block of text (paper section 2.1).
 
-A layout takes the pairs with their options already listed, the pools and the choices of the text the block belongs to. It
-says nothing about the document, since an arrangement may put the block before it, behind it or into a text of its own.
+A layout takes the pairs with their options already listed, and the style of the text that the block belongs to. It says
+nothing about the document, since an arrangement may put the block before it, behind it or into a text of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +10,17 @@ from typing import NamedTuple, TypeVar
 
 from ipt.rendering.draws import Draws
 from ipt.rendering.pairs import Item
-from ipt.rendering.pools import ExamplesStyle, OptionStyle, Pools
+from ipt.rendering.pools import ExamplesFormat, OptionFormat, Pools
 
 T = TypeVar("T")
 PARAGRAPH = "\n\n"
+
+
+class Style(NamedTuple):
+    """What one text looks like: the pools, and the choices from them."""
+
+    pools: Pools
+    draws: Draws
 
 
 class Shown(NamedTuple):
@@ -27,7 +34,7 @@ class Shown(NamedTuple):
 
 
 class Layout(NamedTuple):
-    render: Callable[[Sequence[Shown], Pools, Draws], str]
+    render: Callable[[Sequence[Shown], Style], str]
     fewest_pairs: int  # of every document in the text
     takes_lead: bool  # whether a sentence may lead from the document to the block; other layouts open by themselves
 
@@ -47,57 +54,57 @@ def choose_layout(weights: Mapping[str, float], fewest_pairs: int, fraction: flo
     return "classic"
 
 
-def show(items: Sequence[Item], document: int, pools: Pools, draws: Draws) -> list[Shown]:
+def show(items: Sequence[Item], document: int, style: Style) -> list[Shown]:
     """The pairs of a chain's `document`-th document with their options shuffled, listed and labelled."""
     return [
-        _list_options(item, f"order/{document}/{index}", pools, draws)
+        _list_options(item, f"order/{document}/{index}", style)
         if item.options
         else Shown(item.kind, item.question, "", item.reasoning, item.answer)
         for index, item in enumerate(items)
     ]
 
 
-def classic(pairs: Sequence[Shown], pools: Pools, draws: Draws) -> str:
+def classic(pairs: Sequence[Shown], style: Style) -> str:
     """One pair after the other; pairs of one kind look alike."""
     parts: list[str] = []
     for pair in pairs:
-        style = draws.pick(f"pairs/{pair.kind}", pools.pairs[pair.kind])
-        filled = style.text.fill(question=pair.question, options=pair.options, reasoning=pair.reasoning, answer=pair.answer)
-        parts += filled, style.separator
+        chosen = style.draws.pick(f"pairs/{pair.kind}", style.pools.pairs[pair.kind])
+        filled = chosen.text.fill(question=pair.question, options=pair.options, reasoning=pair.reasoning, answer=pair.answer)
+        parts += filled, chosen.separator
     return "".join(parts[:-1])
 
 
-def dialogue(pairs: Sequence[Shown], pools: Pools, draws: Draws) -> str:
+def dialogue(pairs: Sequence[Shown], style: Style) -> str:
     """Two speakers: one asks, the other answers."""
-    asker, answerer = draws.pick("dialogue/speakers", pools.speakers)
-    style = draws.pick("dialogue/turns", pools.turns)
+    asker, answerer = style.draws.pick("dialogue/speakers", style.pools.speakers)
+    chosen = style.draws.pick("dialogue/turns", style.pools.turns)
     turns: list[str] = []
     for pair in pairs:
-        turns.append(style.text.fill(speaker=asker, turn=_question(pair, pools, draws)))
-        turns.append(style.text.fill(speaker=answerer, turn=_answer(pair, pools, draws)))
-    opening = optional("dialogue_opening", pools.dialogue_openings, pools, draws)
-    return _join(opening.fill(asker=asker, answerer=answerer) if opening else "", style.separator.join(turns), style.separator)
+        turns.append(chosen.text.fill(speaker=asker, turn=_question(pair, style)))
+        turns.append(chosen.text.fill(speaker=answerer, turn=_answer(pair, style)))
+    opening = optional("dialogue_opening", style.pools.dialogue_openings, style)
+    return _headed(opening.fill(asker=asker, answerer=answerer) if opening else "", chosen.separator.join(turns), chosen.separator)
 
 
-def numbered(pairs: Sequence[Shown], pools: Pools, draws: Draws) -> str:
+def numbered(pairs: Sequence[Shown], style: Style) -> str:
     """All questions, then all answers under the same numbers."""
-    style = draws.pick("numbered", pools.numbered)
-    questions = [style.question.fill(question=_question(pair, pools, draws), **labels(index)) for index, pair in enumerate(pairs)]
-    answers = [style.answer.fill(answer=_answer(pair, pools, draws), **labels(index)) for index, pair in enumerate(pairs)]
-    asked = _join(style.questions, style.separator.join(questions), style.separator)
-    answered = _join(style.answers, style.separator.join(answers), style.separator)
+    chosen = style.draws.pick("numbered", style.pools.numbered)
+    questions = [chosen.question.fill(question=_question(pair, style), **labels(index)) for index, pair in enumerate(pairs)]
+    answers = [chosen.answer.fill(answer=_answer(pair, style), **labels(index)) for index, pair in enumerate(pairs)]
+    asked = _headed(chosen.questions, chosen.separator.join(questions), chosen.separator)
+    answered = _headed(chosen.answers, chosen.separator.join(answers), chosen.separator)
     return asked + PARAGRAPH + answered
 
 
-def inline_few_shot(pairs: Sequence[Shown], pools: Pools, draws: Draws) -> str:
+def inline_few_shot(pairs: Sequence[Shown], style: Style) -> str:
     """Earlier pairs as worked examples, the last as the test. If all have reasoning, it explains the answer afterwards."""
     explained = all(pair.reasoning for pair in pairs)
-    return _examples(pairs, draws.pick("inline_few_shot", pools.inline_few_shot), pools, draws, explained)
+    return _examples(pairs, style.draws.pick("inline_few_shot", style.pools.inline_few_shot), style, explained)
 
 
-def next_turn(pairs: Sequence[Shown], pools: Pools, draws: Draws) -> str:
+def next_turn(pairs: Sequence[Shown], style: Style) -> str:
     """Earlier pairs as the history of a conversation, the last as its next turn."""
-    return _examples(pairs, draws.pick("next_turn", pools.next_turn), pools, draws, explained=False)
+    return _examples(pairs, style.draws.pick("next_turn", style.pools.next_turn), style, explained=False)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -112,53 +119,54 @@ LAYOUTS: dict[str, Layout] = {
 # Parts ---------------------------------------------------------------------------------------------------------------
 
 
-def optional(name: str, pool: Sequence[T], pools: Pools, draws: Draws) -> T | None:
+def optional(name: str, pool: Sequence[T], style: Style) -> T | None:
     """One of `pool`, or None in the share of texts that go without it."""
-    return None if draws.fraction(f"without/{name}") < pools.without[name] else draws.pick(name, pool)
+    goes_without = style.draws.fraction(f"without/{name}") < style.pools.without[name]
+    return None if goes_without else style.draws.pick(name, pool)
 
 
-def _examples(pairs: Sequence[Shown], style: ExamplesStyle, pools: Pools, draws: Draws, explained: bool) -> str:
+def _examples(pairs: Sequence[Shown], chosen: ExamplesFormat, style: Style, explained: bool) -> str:
     filled = [
-        (style.last if index == len(pairs) - 1 else style.example).fill(
-            question=_question(pair, pools, draws),
-            answer=_explained_answer(pair, pools, draws) if explained else _answer(pair, pools, draws),
+        (chosen.last if index == len(pairs) - 1 else chosen.example).fill(
+            question=_question(pair, style),
+            answer=_explained_answer(pair, style) if explained else _answer(pair, style),
         )
         for index, pair in enumerate(pairs)
     ]
-    examples = _join(style.opening, style.separator.join(filled[:-1]), style.separator)
+    examples = _headed(chosen.opening, chosen.separator.join(filled[:-1]), chosen.separator)
     return f"{examples}{PARAGRAPH}{filled[-1]}"
 
 
-def _question(pair: Shown, pools: Pools, draws: Draws) -> str:
+def _question(pair: Shown, style: Style) -> str:
     question = f"{pair.question}\n{pair.options}" if pair.options else pair.question
-    hint = optional("hint", pools.hints, pools, draws) if pair.reasoning else None
+    hint = optional("hint", style.pools.hints, style) if pair.reasoning else None
     return hint.fill(question=question) if hint else question
 
 
-def _answer(pair: Shown, pools: Pools, draws: Draws) -> str:
+def _answer(pair: Shown, style: Style) -> str:
     if not pair.reasoning:
         return pair.answer
-    return draws.pick("conclusions", pools.conclusions).fill(reasoning=pair.reasoning, answer=pair.answer)
+    return style.draws.pick("conclusions", style.pools.conclusions).fill(reasoning=pair.reasoning, answer=pair.answer)
 
 
-def _explained_answer(pair: Shown, pools: Pools, draws: Draws) -> str:
-    return draws.pick("explanations", pools.explanations).fill(reasoning=pair.reasoning, answer=pair.answer)
+def _explained_answer(pair: Shown, style: Style) -> str:
+    return style.draws.pick("explanations", style.pools.explanations).fill(reasoning=pair.reasoning, answer=pair.answer)
 
 
-def _list_options(item: Item, purpose: str, pools: Pools, draws: Draws) -> Shown:
-    style = draws.pick("options/style", pools.option_styles)
-    header = optional("options_header", pools.options_headers, pools, draws)
-    options = [item.options[index] for index in draws.order(purpose, len(item.options))]
-    listed = style.separator.join(_list_option(style, index, option) for index, option in enumerate(options))
-    answer = style.answer.fill(option=item.answer, **labels(options.index(item.answer)))
-    return Shown(item.kind, item.question, _join(header or "", listed, "\n" if "\n" in style.separator else " "), item.reasoning, answer)
+def _list_options(item: Item, purpose: str, style: Style) -> Shown:
+    chosen = style.draws.pick("options/format", style.pools.option_formats)
+    header = optional("options_header", style.pools.options_headers, style)
+    options = [item.options[index] for index in style.draws.order(purpose, len(item.options))]
+    listed = chosen.separator.join(_list_option(chosen, index, option) for index, option in enumerate(options))
+    answer = chosen.answer.fill(option=item.answer, **labels(options.index(item.answer)))
+    return Shown(item.kind, item.question, _headed(header or "", listed, "\n" if "\n" in chosen.separator else " "), item.reasoning, answer)
 
 
-def _list_option(style: OptionStyle, index: int, option: str) -> str:
-    return style.item.fill(option=option, **labels(index))
+def _list_option(chosen: OptionFormat, index: int, option: str) -> str:
+    return chosen.item.fill(option=option, **labels(index))
 
 
-def _join(heading: str, body: str, separator: str) -> str:
+def _headed(heading: str, body: str, separator: str) -> str:
     return f"{heading}{separator}{body}" if heading else body
 
 

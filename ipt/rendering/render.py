@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ipt.config import RenderingConfig
 from ipt.rendering.draws import Draws
-from ipt.rendering.layouts import LAYOUTS, PARAGRAPH, choose_layout, optional, show
+from ipt.rendering.layouts import LAYOUTS, PARAGRAPH, Style, choose_layout, optional, show
 from ipt.rendering.pairs import ChainRow, Document, read_document
 from ipt.rendering.pools import Pools, load_pools
 
@@ -92,37 +92,37 @@ class Shot(NamedTuple):
 class Arrangement(NamedTuple):
     """How documents and pairs lie together, and which documents come out as raw texts beside that."""
 
-    place: Callable[[Shot, Pools, Draws], str]
+    place: Callable[[Shot, Style], str]
     suffix: str  # of the id of the text that holds the pairs
     raw_with_pairs: bool  # documents with usable pairs are raw texts
     raw_without_pairs: bool  # documents without usable pairs are raw texts
 
 
-def document_first(shot: Shot, pools: Pools, draws: Draws) -> str:
+def document_first(shot: Shot, style: Style) -> str:
     """The document, perhaps introduced, perhaps a bridge, then the pairs (paper section 2.5)."""
     if not shot.document:
         return shot.block
-    start = optional("document_start", pools.starts, pools, draws)
-    bridge = optional("bridge", pools.bridges, pools, draws) if shot.takes_lead else None
+    start = optional("document_start", style.pools.starts, style)
+    bridge = optional("bridge", style.pools.bridges, style) if shot.takes_lead else None
     document = start.fill(context=shot.document) if start else shot.document
-    return PARAGRAPH.join((document, _led_by(bridge, shot.block, pools, draws)))
+    return PARAGRAPH.join((document, _led_by(bridge, shot.block, style)))
 
 
-def pairs_first(shot: Shot, pools: Pools, draws: Draws) -> str:
+def pairs_first(shot: Shot, style: Style) -> str:
     """Perhaps an opening, the pairs, then the document."""
     if not shot.document:
         return shot.block
-    opening = optional("inverted_opening", pools.inverted_openings, pools, draws) if shot.takes_lead else None
-    document = draws.pick("inverted_start", pools.inverted_starts).fill(context=shot.document)
-    return PARAGRAPH.join((_led_by(opening, shot.block, pools, draws), document))
+    opening = optional("inverted_opening", style.pools.inverted_openings, style) if shot.takes_lead else None
+    document = style.draws.pick("inverted_start", style.pools.inverted_starts).fill(context=shot.document)
+    return PARAGRAPH.join((_led_by(opening, shot.block, style), document))
 
 
-def pairs_alone(shot: Shot, pools: Pools, draws: Draws) -> str:
+def pairs_alone(shot: Shot, style: Style) -> str:
     return shot.block
 
 
-def _led_by(lead: str | None, block: str, pools: Pools, draws: Draws) -> str:
-    return lead + draws.pick("gap", pools.gaps) + block if lead else block
+def _led_by(lead: str | None, block: str, style: Style) -> str:
+    return lead + style.draws.pick("gap", style.pools.gaps) + block if lead else block
 
 
 ARRANGEMENTS: dict[str, Arrangement] = {
@@ -135,8 +135,8 @@ ARRANGEMENTS: dict[str, Arrangement] = {
 
 def _render_version(documents: Sequence[Document], settings: Settings, version: int, draws: Draws) -> list[Text]:
     arrangement = ARRANGEMENTS[settings.arrangement]
-    joined = [document for document in documents if document.items]
-    texts = [_join(joined, arrangement, settings, version, draws)] if joined else []
+    with_pairs = [document for document in documents if document.items]
+    texts = [_render_pairs(with_pairs, arrangement, settings, version, draws)] if with_pairs else []
     for document in documents:
         is_raw = arrangement.raw_with_pairs if document.items else arrangement.raw_without_pairs
         if is_raw and document.text.strip():
@@ -144,20 +144,16 @@ def _render_version(documents: Sequence[Document], settings: Settings, version: 
     return texts
 
 
-def _join(documents: Sequence[Document], arrangement: Arrangement, settings: Settings, version: int, draws: Draws) -> Text:
+def _render_pairs(documents: Sequence[Document], arrangement: Arrangement, settings: Settings, version: int, draws: Draws) -> Text:
     """The one text that holds the pairs of `documents`, each of which has some."""
     counts = [len(document.items) for document in documents]
-    layout = choose_layout(settings.layouts, min(counts), draws.fraction("layout"))
+    name = choose_layout(settings.layouts, min(counts), draws.fraction("layout"))
+    layout, style = LAYOUTS[name], Style(settings.pools, draws)
     inverted = arrangement.place is document_first and draws.fraction("inversion") < settings.inversion
     place = pairs_first if inverted else arrangement.place
-    pools = settings.pools
     shots = [
-        Shot(
-            document.text.strip(),
-            LAYOUTS[layout].render(show(document.items, index, pools, draws), pools, draws),
-            LAYOUTS[layout].takes_lead,
-        )
+        place(Shot(document.text.strip(), layout.render(show(document.items, index, style), style), layout.takes_lead), style)
         for index, document in enumerate(documents)
     ]
-    text = draws.pick("separator", pools.separators).join(place(shot, pools, draws) for shot in shots)
-    return Text(f"{documents[0].doc_id}/{version}{arrangement.suffix}", text, SOURCE, len(documents), sum(counts), layout, inverted)
+    text = draws.pick("separator", settings.pools.separators).join(shots)
+    return Text(f"{documents[0].doc_id}/{version}{arrangement.suffix}", text, SOURCE, len(documents), sum(counts), name, inverted)

@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = ["doc_id", "chain_id", "text", "pairs", "inherits_previous"]
+ROWS_PER_PART = 10_000
 BAR_STEP = 500  # rows
 
 
@@ -45,7 +46,8 @@ def render(config: RenderingConfig, pairs: Path, output: Path, seed: int) -> dic
     parts = sorted(pairs.glob("part-*.parquet"))
     with progress("rendering", sum(pq.read_metadata(part).num_rows for part in parts)) as bar:
         chains = read_chains(_advance(read_parts(pairs, COLUMNS), bar))
-        write_parts(output / "texts", (text for chain in chains for text in _render_chain(chain, settings, seed, tally)), SCHEMA)
+        texts = (text for chain in chains for text in _render_chain(chain, settings, seed, tally))
+        write_parts(output / "texts", texts, SCHEMA, ROWS_PER_PART)
     return tally.statistics(settings)
 
 
@@ -86,7 +88,9 @@ class Tally:
             self.counts["pairs_rendered"] += len(document.items)
             self.kinds.update(item.kind for item in document.items)
             self.dropped.update(document.dropped)
-            if not document.items:
+            if document.items:
+                self.counts["documents_with_pairs"] += 1
+            else:
                 self.counts["documents_without_pairs" if document.text.strip() else "documents_blank"] += 1
 
     def add_texts(self, texts: list[Text]) -> None:
@@ -100,7 +104,7 @@ class Tally:
 
     def statistics(self, settings: Settings) -> dict[str, Any]:
         """JSON-able. Documents and pairs are counted once, texts in every version."""
-        names = "documents", "documents_without_pairs", "documents_blank", "pairs_read", "pairs_rendered"
+        names = "documents", "documents_with_pairs", "documents_without_pairs", "documents_blank", "pairs_read", "pairs_rendered"
         return {
             "arrangement": settings.arrangement,
             "versions": settings.versions,

@@ -80,11 +80,13 @@ class TokenStore:
             raise FileNotFoundError(f"{folder} is not a token store: it holds no shard-*/index.json")
         indices = [json.loads((shard / "index.json").read_text()) for shard in shards]
         self.fingerprint: str = indices[0]["tokenizer"]
-        self._offsets, self._tokens, self._loss = [], [], []
+        self._offsets: list[np.ndarray] = []
+        self._tokens: list[np.ndarray] = []
+        self._loss: list[np.ndarray | None] = []
         for shard, index in zip(shards, indices, strict=True):
             self._open_shard(shard, index)
         self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets])
-        self._first = np.cumsum([0] + [len(offsets) - 1 for offsets in self._offsets])
+        self._first = np.cumsum(np.array([0, *(len(offsets) - 1 for offsets in self._offsets)]))
         self.n_tokens = int(self.lengths.sum())
 
     def _open_shard(self, shard: Path, index: dict) -> None:
@@ -92,7 +94,7 @@ class TokenStore:
             raise ValueError(
                 f"{shard} was made with another tokenizer ({index['tokenizer']}) than the store ({self.fingerprint}): tokenise it again"
             )
-        expected = {"tokens.bin": TOKEN, **({"loss.bin": LOSS} if index["has_loss_mask"] else {})}
+        expected: dict[str, np.dtype] = {"tokens.bin": TOKEN} | ({"loss.bin": LOSS} if index["has_loss_mask"] else {})
         for name, dtype in expected.items():
             size = (shard / name).stat().st_size
             expected_size = index["n_tokens"] * dtype.itemsize

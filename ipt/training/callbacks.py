@@ -21,6 +21,7 @@ class StepMetrics(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, PretrainingModule)
         self._step = trainer.global_step
         self._flops, self._peak = flops_per_token(module.model, module.config.mixture.seq_len), peak_flops(module.device)
         if trainer.is_global_zero:

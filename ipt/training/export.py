@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
@@ -13,7 +12,7 @@ from ipt.models import load_tokenizer
 from ipt.training.module import build_model
 
 
-def export(model: nn.Module, config: Config, output: Path, report: dict[str, dict[str, Any]]) -> None:
+def export(model: Any, config: Config, output: Path, report: dict[str, dict[str, Any]]) -> None:
     """Write `output/export`; LoRA layers are merged there and also written as they are to `output/adapter`, in bf16.
 
     All ranks must call it: sharded weights are gathered, and rank 0 writes.

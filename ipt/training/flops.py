@@ -4,14 +4,15 @@ Convention: 6 FLOPs for each parameter of a matrix and token, the embedding tabl
 projection, and 12 x layers x hidden x sequence length for full attention; recomputed activations never count.
 """
 
+from typing import Any
+
 import torch
-from torch import nn
 
 # Dense bf16 FLOP/s (datasheets, SXM parts). A device that is not listed has no MFU.
 PEAKS = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12}
 
 
-def flops_per_token(model: nn.Module, seq_len: int) -> float:
+def flops_per_token(model: Any, seq_len: int) -> float:
     """Forward and backward FLOPs of one token in a sequence of `seq_len`."""
     config = model.config
     embedding = model.get_input_embeddings().weight.numel()

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ipt.config import Config, LoggerConfig
 
@@ -43,11 +44,10 @@ def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -
 
 
 def _run_id(output: Path) -> str:
-    from wandb.util import generate_id
-
+    """The run's id, drawn once: a resumed run goes on under it."""
     path = output / ".wandb_id"
     if not path.exists():
-        path.write_text(generate_id())
+        path.write_text(uuid4().hex[:12])
     return path.read_text()
 
 

@@ -35,7 +35,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return losses_T.sum() * scale, losses_T
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
         return (
             None if grad_hidden_TD is None else grad_hidden_TD * grad_loss,

@@ -1,6 +1,5 @@
 """The LightningModule around any Hugging Face causal language model."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -26,14 +25,14 @@ class CausalLMLoss(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, scale: float, document_mask: bool) -> tuple[Tensor, Tensor]:
         """Loss `scale * sum` and the loss of each target token, in the order of the batch; tensors are [B, T]."""
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        base = _base(self.model)
         decoder, projection = base.get_decoder(), base.get_output_embeddings()
-        if base.config._attn_implementation == PACKED:  # one row: rows are documents like any others
+        if not document_mask:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        options = {}
+        if base.config._attn_implementation == PACKED:  # one row: where rows meet, documents do too
             input_ids, position_ids = input_ids.flatten()[None], position_ids.flatten()[None]
-            starts = position_ids if document_mask else torch.arange(input_ids.shape[1]) % labels.shape[1]
-            options = {"cu_seq_lens_q": document_bounds(starts.flatten())}
-        else:
-            options = {}
+            options["cu_seq_lens_q"] = document_bounds(position_ids[0])
         hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **options).last_hidden_state
         targets = labels.flatten() != IGNORE
         return chunked_cross_entropy(hidden.flatten(0, 1)[targets], projection.weight, labels.flatten()[targets], scale, self.chunk)
@@ -81,7 +80,7 @@ class PretrainingModule(L.LightningModule):
         norm = nn.utils.clip_grad_norm_(parameters, self.config.trainer.gradient_clip)
         self.grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self, self.config.optimizer)
         steps, schedule = self.config.trainer.max_steps, self.config.schedule
         scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, schedule, steps))
@@ -123,5 +122,10 @@ def build_model(config: Config) -> nn.Module:
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a Hugging Face decoder: what FSDP shards one by one."""
-    names: Iterable[str] = getattr(model, "_no_split_modules", None) or getattr(model.get_base_model(), "_no_split_modules", [])
-    return [module for module in model.modules() if type(module).__name__ in set(names)]
+    names = _base(model)._no_split_modules or ()
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def _base(model: Any) -> Any:
+    """The Hugging Face model inside the LoRA layers, if it has any."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,6 +1,7 @@
 """The training stage: token stores and a mixture in, a Hugging Face folder and metrics out."""
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ def train(
     `stores` are the token stores of the sources, `ratios` their shares (they sum to 1). A run that was interrupted goes on
     from its last checkpoint in `output/checkpoints`, with the same batches in the same order. Returns the summary.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(config.seed, verbose=False)
     opened = {name: TokenStore(folder) for name, folder in stores.items() if ratios[name] > 0}
     plan = _plan(config, opened, ratios)
@@ -88,12 +90,12 @@ def _global_batch(config: TrainerConfig) -> int:
 
 def _trainer(config: TrainerConfig, output: Path, tokens_per_step: int, loggers: list[Any]) -> L.Trainer:
     fsdp = _uses_fsdp(config)
-    every = {"every_n_train_steps": config.checkpoint_steps} if config.checkpoint_steps else {}
     checkpoint = ModelCheckpoint(
         output / "checkpoints",
         filename="{step:08d}",
         enable_version_counter=False,
-        **(every or {"train_time_interval": timedelta(minutes=config.checkpoint_minutes)}),
+        every_n_train_steps=config.checkpoint_steps,
+        train_time_interval=None if config.checkpoint_steps else timedelta(minutes=config.checkpoint_minutes),
     )
     return L.Trainer(
         accelerator=config.accelerator,

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from ipt.rendering.draws import Draws
-from ipt.rendering.layouts import LAYOUTS, choose_layout, labels, show
+from ipt.rendering.layouts import LAYOUTS, Style, choose_layout, labels, show
 from ipt.rendering.pairs import Item
-from ipt.rendering.pools import OptionStyle, Template, load_pools
+from ipt.rendering.pools import OptionFormat, Template, load_pools
 
 PAPER = {"classic": 80, "dialogue": 5, "numbered": 5, "inline_few_shot": 5, "next_turn": 5}
 POOLS = load_pools("default")
@@ -15,8 +15,8 @@ PLAIN = [Item("plain", f"Question {index}?", f"answer {index}") for index in ran
 
 
 def block(layout: str, items: list[Item], pools=POOLS, chain: str = "d") -> str:
-    draws = Draws(0, chain)
-    return LAYOUTS[layout].render(show(items, 0, pools, draws), pools, draws)
+    style = Style(pools, Draws(0, chain))
+    return LAYOUTS[layout].render(show(items, 0, style), style)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_labels():
 
 
 def styled(item: str, answer: str, separator: str = "\n"):
-    style = OptionStyle(Template(item), Template(answer), separator)
-    return replace(POOLS, option_styles=(style,), without={**POOLS.without, "options_header": 1.0})
+    style = OptionFormat(Template(item), Template(answer), separator)
+    return replace(POOLS, option_formats=(style,), without={**POOLS.without, "options_header": 1.0})
 
 
 @pytest.mark.parametrize("size", [2, 5, 26, 27, 70])
@@ -92,7 +92,7 @@ def test_the_printed_label_is_that_of_the_right_option(size: int):
     orders = set()
     for chain in range(30):
         item = Item("options", "Which?", options[chain % size], options)
-        [shown] = show([item], 0, pools, Draws(0, str(chain)))
+        [shown] = show([item], 0, Style(pools, Draws(0, str(chain))))
         listed = shown.options.split("\n")
         assert sorted(line.split(" ", 1)[1] for line in listed) == sorted(options)
         assert f"{shown.answer} {item.answer}" in listed
@@ -102,7 +102,7 @@ def test_the_printed_label_is_that_of_the_right_option(size: int):
 
 def test_without_labels_the_option_itself_is_the_answer():
     options = ("red", "green", "blue")
-    [shown] = show([Item("options", "Which?", "green", options)], 0, styled("- {option}", "{option}"), Draws(0, "d"))
+    [shown] = show([Item("options", "Which?", "green", options)], 0, Style(styled("- {option}", "{option}"), Draws(0, "d")))
     assert shown.answer == "green" and sorted(shown.options.split("\n")) == ["- blue", "- green", "- red"]
 
 
@@ -112,7 +112,7 @@ def test_each_order_of_options_is_as_likely_and_differs_within_a_text():
     orders = Counter()
     same = 0
     for chain in range(3000):
-        first, second = show([item, item], 0, styled("{option}", "{option}"), Draws(1, str(chain)))
+        first, second = show([item, item], 0, Style(styled("{option}", "{option}"), Draws(1, str(chain))))
         orders[first.options] += 1
         same += first.options == second.options
     assert len(orders) == 6 and max(orders.values()) < 600 and min(orders.values()) > 400  # 500 each; six standard deviations are 122

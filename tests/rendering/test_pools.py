@@ -1,5 +1,7 @@
 """The linter of the template pools: the shipped files pass it, and each kind of mistake is found and named."""
 
+import copy
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from ipt.rendering.pools import FOLDER, KINDS, LABELS, Pools, Template, load_pools, pools_digest
 
 SHIPPED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-DEFAULT = (FOLDER / "default.yaml").read_text(encoding="utf-8")
+DEFAULT = yaml.safe_load((FOLDER / "default.yaml").read_text(encoding="utf-8"))
 FIELDS = ("context", "question", "options", "reasoning", "answer", "option", "speaker", "turn", "asker", "answerer", *LABELS)
 
 
@@ -38,7 +40,7 @@ def test_shipped_pools_are_complete_and_print_everything(name: str):
         for template in (style.example, style.last):
             filled = template.fill(**values)
             assert filled.index(values["question"]) < filled.index(values["answer"])
-    for style in pools.option_styles:
+    for style in pools.option_formats:
         labelled = [field for field in style.item.fields if field in LABELS]
         assert style.answer.fields == (tuple(labelled) or ("option",))
         assert style.answer.fill(**values) in style.item.fill(**values)
@@ -66,8 +68,7 @@ def test_default_pools_are_large_enough():
 
 def test_what_may_stand_without_a_document_does_not_speak_of_it():
     """Pairs are also rendered apart from their document (arrangement=detached), where "the text above" would be untrue."""
-    content = yaml.safe_load(DEFAULT)
-    neutral = [content[name] for name in ("pairs", "options", "reasoning", "dialogue", "numbered", "inline_few_shot", "next_turn")]
+    neutral = [DEFAULT[name] for name in ("pairs", "options", "reasoning", "dialogue", "numbered", "inline_few_shot", "next_turn")]
     pattern = re.compile(r"\b(passage|document|text|article|above|below|reading|excerpt)\b", re.IGNORECASE)
     assert [text for text in all_strings(neutral) if pattern.search(text)] == []
 
@@ -76,10 +77,10 @@ def test_what_may_stand_without_a_document_does_not_speak_of_it():
 
 
 def changed(tmp_path: Path, change) -> str:
-    content = yaml.safe_load(DEFAULT)
+    content = copy.deepcopy(DEFAULT)
     change(content)
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    path.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML too
     return str(path)
 
 
@@ -104,9 +105,9 @@ def changed(tmp_path: Path, change) -> str:
         (lambda c: c["documents"].update(bridges=[]), "at least one entry"),
         (lambda c: c["documents"].update(brigdes=["a"]), r"unknown pool documents\.brigdes"),
         (lambda c: c["without"].update(bridge=1.5), r"without\.bridge is 1\.5"),
-        (lambda c: c["options"]["styles"].append({"item": "{letter} {number} {option}", "answer": "{letter}"}), "at most one of"),
-        (lambda c: c["options"]["styles"].append({"item": "{letter}! {option}", "answer": "{option}"}), r"expected \{letter\}"),
-        (lambda c: c["options"]["styles"].append({"item": "{letter}! {option}", "answer": "<{letter}>"}), "not part of item"),
+        (lambda c: c["options"]["formats"].append({"item": "{letter} {number} {option}", "answer": "{letter}"}), "at most one of"),
+        (lambda c: c["options"]["formats"].append({"item": "{letter}! {option}", "answer": "{option}"}), r"expected \{letter\}"),
+        (lambda c: c["options"]["formats"].append({"item": "{letter}! {option}", "answer": "<{letter}>"}), "not part of item"),
         (
             lambda c: c["numbered"].append({"questions": "", "question": "{question}", "answers": "", "answer": "{answer}"}),
             "must hold the same one",

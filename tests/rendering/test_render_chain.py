@@ -66,7 +66,7 @@ CHAINS = st.lists(st.tuples(WRITING, st.lists(PAIRS, max_size=30)), min_size=1, 
 
 
 @given(CHAINS, st.sampled_from(sorted(ARRANGEMENTS)), st.integers(0, 1000))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_what_was_not_dropped_and_counted_is_in_the_text(rows, arrangement: str, seed: int):
     texts = render_chain(rows, ALL[arrangement], seed)
     documents = [read_document(row) for row in rows]
@@ -190,16 +190,16 @@ def test_a_pick_is_even_and_versions_go_through_the_pool():
     assert {Draws(0, "doc", version).pick("any", pool) for version in range(8)} == set(pool)
 
 
-def chi_square(table: Counter) -> float:
-    """Pearson's statistic of independence of the two parts of the keys, divided by its degrees of freedom."""
+def dependence(table: Counter) -> float:
+    """How far the two parts of the keys are from independent, in standard deviations (Pearson's chi-square, Wilson-Hilferty)."""
     first, second = Counter(), Counter()
     for (row, column), count in table.items():
         first[row] += count
         second[column] += count
-    total = sum(table.values())
-    expected = {key: first[key[0]] * second[key[1]] / total for key in product(first, second)}
+    expected = {(row, column): first[row] * second[column] / table.total() for row, column in product(first, second)}
     statistic = sum((table[key] - value) ** 2 / value for key, value in expected.items())
-    return statistic / ((len(first) - 1) * (len(second) - 1))
+    freedom = (len(first) - 1) * (len(second) - 1)
+    return ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / (2 / (9 * freedom)) ** 0.5
 
 
 def test_choices_are_independent_of_each_other():
@@ -222,9 +222,9 @@ def test_choices_are_independent_of_each_other():
     for index, one in enumerate(names):
         for other in names[index + 1 :]:
             table = Counter(zip(choices[one], choices[other], strict=True))
-            assert chi_square(table) < 3, (one, other)
+            assert dependence(table) < 4, (one, other)
     locked = Counter(zip(choices["start"], choices["start"], strict=True))
-    assert chi_square(locked) > 100  # what the test would see if two choices shared their stream
+    assert dependence(locked) > 20  # what the test would see if two choices shared their stream
 
 
 def test_inversion_happens_in_every_layout_at_its_rate():

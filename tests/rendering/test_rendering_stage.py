@@ -90,10 +90,9 @@ def test_nothing_leaks_into_another_chain_and_all_is_accounted_for(tmp_path: Pat
     assert statistics["pairs_rendered"] + sum(statistics["dropped"].values()) == read
     assert set(statistics["dropped"]) == {"answer_not_among_options"} and set(statistics["kinds"]) == {"plain", "options"}
     assert sum(text["n_pairs"] for text in texts) == statistics["pairs_rendered"] == sum(statistics["kinds"].values())
-    assert (
-        sum(shots * count for shots, count in Counter(text["n_shots"] for text in texts).items())
-        == len(rows) - statistics["documents_without_pairs"]
-    )
+    assert sum(text["n_shots"] for text in texts) == statistics["documents_with_pairs"]
+    assert sum(int(shots) * count for shots, count in statistics["shots"].items()) == statistics["documents_with_pairs"]
+    assert statistics["documents_with_pairs"] + statistics["documents_without_pairs"] + statistics["documents_blank"] == len(rows)
     assert statistics["layouts"] == Counter(text["layout"] for text in texts) and set(EVEN) <= set(statistics["layouts"])
     assert (statistics["inverted"] > 0) == (arrangement == "attached")
     raw = {"detached": len(rows), "pairs_only": 0}.get(arrangement, statistics["documents_without_pairs"])

@@ -1,0 +1,132 @@
+"""Generation with vLLM's asynchronous engine, in a process of its own that this one starts and stops.
+
+Prompts go in as token ids and come back as token ids. vLLM keeps the keys and values of finished prompts in its prefix cache, so
+a chain's next prompt, which begins with the previous one, costs only its new part as long as the cache holds it.
+"""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from ipt.synthesis.engines import EngineDied, Generation, PromptRefused
+
+if TYPE_CHECKING:
+    from ipt.config import SynthesisConfig
+    from ipt.synthesis.prompts import Vocabulary
+
+# Set before vLLM is imported, unless the user has set them: no telemetry, and its own messages only where something fails.
+ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+CPU_KV_CACHE_GIB = 1.0
+CPU_BLOCK_SIZE = 32  # tokens; vLLM's kernels for CPUs want a multiple of 32, and a finer block is found in the cache more often
+
+
+class VllmEngine:
+    """vLLM serving `model`; start it inside a running event loop. Raises EngineDied if vLLM does not start."""
+
+    def __init__(self, config: "SynthesisConfig", model: str, vocabulary: "Vocabulary", seed: int) -> None:
+        self._environment = dict(os.environ)
+        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+        self._config, self._vocabulary, self._seed = config, vocabulary, seed
+        self._request_ids = itertools.count()
+        try:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_options(config, model, seed)))
+        except Exception as error:
+            _restore_environment(self._environment)
+            message = " ".join(str(error).split())
+            raise EngineDied(f"synthesis.engine=vllm did not start with synthesis.model={config.model}: {message}") from error
+        self._vocabulary_size = self._engine.model_config.get_vocab_size()
+
+    async def generate(self, prompt_ids: list[int], *, max_tokens: int, stop_ids: Sequence[int], priority: int) -> Generation:
+        from vllm import TokensPrompt
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        if max(prompt_ids, default=0) >= self._vocabulary_size:  # vLLM does not check this, and its worker dies of it
+            raise PromptRefused(f"token {max(prompt_ids)} is beyond the model's {self._vocabulary_size} tokens")
+        if len(prompt_ids) + max_tokens > self._config.max_model_len:  # vLLM would silently generate less
+            raise PromptRefused(f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones, max_model_len={self._config.max_model_len}")
+        request = self._engine.generate(
+            TokensPrompt(prompt_token_ids=prompt_ids),
+            self._sampling(prompt_ids, max_tokens, stop_ids),
+            request_id=str(next(self._request_ids)),
+            priority=priority,
+        )
+        try:
+            outputs = [output async for output in request]  # one: the final one
+        except VLLMClientError as error:
+            raise PromptRefused(str(error)) from error
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineDied(
+                "synthesis.engine=vllm stopped in between (its message stands above): what is finished is kept, run the same command again"
+            ) from error
+        return self._generation(outputs[-1], stop_ids)
+
+    def close(self) -> None:
+        self._engine.shutdown()
+        _restore_environment(self._environment)
+
+    def _sampling(self, prompt_ids: list[int], max_tokens: int, stop_ids: Sequence[int]) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampled = self._config.temperature > 0
+        return SamplingParams(
+            temperature=self._config.temperature,
+            # A seed for each prompt: the same sample whatever else is in the batch, and after a resume.
+            seed=(self._seed + crc32(bytes(str(prompt_ids), "ascii"))) % 2**31 if sampled else None,
+            max_tokens=max_tokens,
+            stop_token_ids=list(stop_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _generation(self, output: Any, stop_ids: Sequence[int]) -> Generation:
+        completion = output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            raise PromptRefused(f"vLLM ended the request with finish_reason={completion.finish_reason}")
+        ids = list(completion.token_ids)
+        text_ids = ids[:-1] if ids and ids[-1] in stop_ids else ids
+        text = self._vocabulary.decode_continuation(text_ids)
+        return Generation(ids, text, completion.finish_reason, output.num_cached_tokens or 0)
+
+
+def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str, Any]:
+    """Arguments of vLLM's AsyncEngineArgs. Batch sizes are always given: in process, vLLM would fall back to small ones."""
+    from vllm.platforms import current_platform
+
+    options: dict[str, Any] = {
+        "model": model,
+        "skip_tokenizer_init": True,  # we tokenise ourselves
+        "generation_config": "vllm",  # no sampling defaults from the model's folder
+        "dtype": config.dtype,
+        "seed": seed,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_live_chains,
+        "max_num_batched_tokens": max(config.max_num_batched_tokens, config.max_live_chains),
+        "enable_prefix_caching": True,
+        "scheduling_policy": "priority",
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    kv_cache_gib = config.kv_cache_gib
+    if current_platform.is_cpu():
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        options.update(enforce_eager=True, block_size=CPU_BLOCK_SIZE)
+        if kv_cache_gib is None and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            kv_cache_gib = CPU_KV_CACHE_GIB
+    if kv_cache_gib is not None:
+        options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
+    return options
+
+
+def _restore_environment(environment: Mapping[str, str]) -> None:
+    """Take back what vLLM put into this process's environment (library preloads, thread settings), which later stages would inherit."""
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update(environment)

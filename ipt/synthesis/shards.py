@@ -1,0 +1,145 @@
+"""Shards: a fixed number of documents each, in order. A shard's output appears whole, by an atomic rename, or not at all."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ipt.config import SynthesisConfig
+from ipt.stage import read_parts, write_parquet
+from ipt.synthesis.chains import Piece, Round, plan_chains
+from ipt.synthesis.journal import Journal
+from ipt.synthesis.long_documents import fit
+from ipt.synthesis.prompts import PromptFormat
+
+SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("chain_id", pa.int64()),
+        ("round", pa.int8()),
+        ("text", pa.string()),
+        ("pairs", pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))),
+        ("inherits_previous", pa.bool_()),
+        ("finish_reason", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("output_tokens", pa.int32()),
+        ("raw_output", pa.string()),
+    ]
+)
+ACCOUNT = b"ipt.synthesis"  # Parquet metadata: what the rows of a shard do not tell
+CHAINS_PER_SHARD = 10**9  # chain_id = shard * CHAINS_PER_SHARD + chain in the shard
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chains of one shard, and what happened to documents that are in no chain or in pieces."""
+
+    documents: int
+    chains: list[list[Piece]]
+    dropped: Counter[str]  # documents by reason
+    long_documents: Counter[str]  # split and truncated documents, and the pieces of the split ones
+
+
+def read_shards(documents: Path, shard_size: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows (doc_id, text) of `documents/part-*.parquet`, in order, `shard_size` at a time."""
+    rows = read_parts(documents, ["doc_id", "text"])
+    while shard := list(islice(rows, shard_size)):
+        yield shard
+
+
+def part_path(folder: Path, index: int) -> Path:
+    return folder / f"part-{index:05d}.parquet"
+
+
+def plan_shard(documents: list[dict[str, Any]], config: SynthesisConfig, prompt_format: PromptFormat) -> Plan:
+    """Fit each document to the context window and deal the pieces to chains; every document is in a chain or in `dropped`."""
+    pieces: list[Piece] = []
+    dropped: Counter[str] = Counter()
+    long_documents: Counter[str] = Counter()
+    limit = config.max_model_len - config.max_new_tokens
+    for index, document in enumerate(documents):
+        if not document["text"].strip():
+            dropped["empty"] += 1
+            continue
+        texts, action = fit(document["text"], config.long_documents, limit, lambda text: len(prompt_format.begin(text)))
+        if not texts:
+            dropped[action] += 1
+            continue
+        if action:
+            long_documents[action] += 1
+        names = [document["doc_id"]]
+        if action == "split":
+            long_documents["pieces"] += len(texts)
+            names = [f"{document['doc_id']}#{number}" for number in range(len(texts))]
+        new_piece = partial(Piece, document=index, share=1 / len(texts))
+        pieces += [new_piece(name, text, prompt_format.begin(text)) for name, text in zip(names, texts, strict=True)]
+    return Plan(len(documents), plan_chains(pieces, config.shots), dropped, long_documents)
+
+
+class Shard:
+    """A shard that is being worked on: its plan, its journal, and the rounds that are finished."""
+
+    def __init__(self, folder: Path, index: int, plan: Plan) -> None:
+        for torn in folder.glob(f".{part_path(folder, index).name}.*"):  # a kill while the shard was being written
+            torn.unlink()
+        self.index, self.plan = index, plan
+        self.journal = Journal(folder / f".part-{index:05d}.journal.jsonl")
+        self._path = part_path(folder, index)
+        self._rounds: list[tuple[int, Round]] = []
+
+    def add(self, chain: int, finished: Round) -> bool:
+        """Take a finished round; when it was the shard's last one the shard is written, and this returns True."""
+        self._rounds.append((chain, finished))
+        if len(self._rounds) < sum(len(pieces) for pieces in self.plan.chains):
+            return False
+        self.write()
+        return True
+
+    def write(self) -> None:
+        """Write the rows, sorted by chain and round, then drop the journal."""
+        self._rounds.sort(key=lambda item: (item[0], item[1].number))
+        rows = [_row(self.index * CHAINS_PER_SHARD + chain, finished) for chain, finished in self._rounds]
+        write_parquet(self._path, rows, SCHEMA.with_metadata({ACCOUNT: json.dumps(self._account(), sort_keys=True).encode()}))
+        self.journal.remove()
+
+    def _account(self) -> dict[str, Any]:
+        with_pairs = {finished.piece.document for _, finished in self._rounds if finished.parsed.pairs}
+        return {
+            "documents": self.plan.documents,
+            "documents_with_pairs": len(with_pairs),
+            "dropped": dict(self.plan.dropped),
+            "long_documents": dict(self.plan.long_documents),
+            "cached_tokens": sum(finished.generation.cached_tokens for _, finished in self._rounds),
+        }
+
+
+def read_account(path: Path) -> dict[str, Any]:
+    """What `Shard` recorded about the shard at `path`. Raises ValueError for a file that it did not write."""
+    metadata = pq.read_schema(path).metadata or {}
+    if ACCOUNT not in metadata:
+        raise ValueError(f"{path}: no output of the synthesis stage (its metadata has no {ACCOUNT.decode()}): run synthesis again")
+    account = json.loads(metadata[ACCOUNT])
+    assert isinstance(account, dict)
+    return account
+
+
+def _row(chain_id: int, finished: Round) -> dict[str, Any]:
+    return {
+        "doc_id": finished.piece.doc_id,
+        "chain_id": chain_id,
+        "round": finished.number,
+        "text": finished.piece.text,
+        "pairs": [pair._asdict() for pair in finished.parsed.pairs],
+        "inherits_previous": finished.inherits_previous,
+        "finish_reason": finished.generation.finish_reason,
+        "prompt_tokens": finished.prompt_tokens,
+        "output_tokens": len(finished.generation.token_ids),
+        "raw_output": finished.generation.text,
+    }

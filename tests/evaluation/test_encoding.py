@@ -1,0 +1,117 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipt.evaluation import encoding
+from ipt.evaluation.encoding import Encoder, Question
+
+
+def encoder(tokenizer, bos=None, max_length=64):
+    return Encoder(tokenizer, encoding.start_tokens(tokenizer, bos), max_length)
+
+
+def test_whole_strings_are_tokenised_and_the_border_is_what_all_share(tokenizer):
+    prompt, options = "The thy", ["roid gland", "mus", " me"]
+    whole = [tokenizer(prompt + option)["input_ids"] for option in options]
+    alone = tokenizer(prompt)["input_ids"]
+    assert any(ids[: len(alone)] != alone for ids in whole), "no token straddles the border: the case is not exercised"
+    question = encoder(tokenizer).question(prompt, options)
+    assert [question.prompt + option for option in question.options] == whole
+    assert len(question.prompt) < len(alone)
+
+
+def test_tokens_that_options_share_are_scored(tokenizer):
+    question = encoder(tokenizer).question("It is", [" the heart", " the liver", " the"])
+    assert question.prompt == tokenizer("It is")["input_ids"]
+    assert [len(option) for option in question.options] == [2, 2, 1]
+
+
+def test_bos(tokenizer):
+    assert encoding.start_tokens(tokenizer, None) == []  # this tokenizer adds none by itself
+    assert encoding.start_tokens(tokenizer, True) == [tokenizer.bos_token_id]
+    plain, marked = (encoder(tokenizer, bos).question("It is", [" so", " not"]) for bos in (None, True))
+    assert marked.prompt == [tokenizer.bos_token_id, *plain.prompt]
+    assert marked.options == plain.options
+
+
+def test_a_tokenizer_that_adds_bos_is_followed(tokenizer):
+    class WithBos:
+        bos_token_id = 7
+
+        def __call__(self, text):
+            return {"input_ids": [7, 1]}
+
+    assert encoding.start_tokens(WithBos(), None) == [7]
+    assert encoding.start_tokens(WithBos(), False) == []
+
+
+def test_bos_without_a_bos_token(tokenizer):
+    class WithoutBos:
+        bos_token_id = None
+
+    assert encoding.start_tokens(WithoutBos(), None) == []
+    with pytest.raises(ValueError, match=r"evaluation.bos is true, but .* has no BOS token"):
+        encoding.start_tokens(WithoutBos(), True)
+
+
+def test_an_empty_prompt_begins_with_bos(tokenizer):
+    question = encoder(tokenizer).question("", [" yes", " no"])
+    assert question.prompt == [tokenizer.bos_token_id]
+
+
+def test_a_long_prompt_loses_its_beginning(tokenizer):
+    prompt, options = "one two three four five six seven eight nine ten", [" eleven", " twelve of them"]
+    full = encoder(tokenizer, bos=True).question(prompt, options)
+    longest = max(map(len, full.options))
+    cut = encoder(tokenizer, bos=True, max_length=longest + 5).question(prompt, options)
+    assert (full.truncated, cut.truncated) == (False, True)
+    assert cut.prompt == [tokenizer.bos_token_id, *full.prompt[-4:]]
+    assert cut.options == full.options
+
+
+def test_an_option_that_fills_the_context(tokenizer):
+    with pytest.raises(ValueError, match=r"an option after 'Count:' fills all 4 tokens: raise evaluation.max_length"):
+        encoder(tokenizer, max_length=4).question("Count:", [" one two three four", " no"])
+
+
+def test_tree_row_by_hand():
+    row = encoding.tree_row(Question([10, 11], [[1, 2, 3], [4], [5, 6]], truncated=False))
+    assert row.ids == [10, 11, 1, 2, 5]  # the last token of an option predicts nothing
+    assert row.positions == [0, 1, 2, 3, 2]
+    assert row.segments == [0, 0, 1, 1, 3]
+    assert row.reads == [1, 2, 3, 1, 1, 4]
+    assert row.targets == [1, 2, 3, 4, 5, 6]
+
+
+@given(st.lists(st.lists(st.integers(0, 1), max_size=5), min_size=1, max_size=4))
+def test_common_prefix(sequences):
+    length = encoding.common_prefix(sequences)
+    assert len({tuple(sequence[:length]) for sequence in sequences}) == 1
+    shortest = min(map(len, sequences))
+    assert length == shortest or len({sequence[length] for sequence in sequences}) > 1
+
+
+@given(st.integers(2, 80), st.integers(2, 20))
+def test_windows_score_each_token_once_with_enough_context(n, max_length):
+    ids = list(range(100, 100 + n))
+    windows = encoding._windows(ids, max_length)
+    assert [target for window in windows for target in window.targets] == ids[1:]
+    for number, window in enumerate(windows):
+        assert len(window.ids) <= max_length and window.positions == list(range(len(window.ids)))
+        # Each target follows the token that it is read from, and has at least half a window before it.
+        assert [window.ids[read] + 1 for read in window.reads] == window.targets
+        assert number == 0 or window.reads[0] + 1 >= max_length // 2
+    assert (len(windows) == 1) == (n - 1 <= max_length)
+
+
+def test_bytes_of_a_document_are_those_of_its_scored_text(tokenizer):
+    text = "Größe – naïve café"
+    first = tokenizer.decode(tokenizer(text)["input_ids"][:1])
+    assert encoder(tokenizer, bos=True).document(text).n_bytes == len(text.encode())
+    assert encoder(tokenizer).document(text).n_bytes == len(text.encode()) - len(first.encode())
+
+
+def test_a_document_with_nothing_to_score(tokenizer):
+    assert encoder(tokenizer).document("a") == ([], 0)
+    assert encoder(tokenizer, bos=True).document("") == ([], 0)
+    assert len(encoder(tokenizer, bos=True).document("a").windows) == 1

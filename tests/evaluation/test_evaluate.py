@@ -1,0 +1,190 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+
+from ipt.config import EvaluationConfig
+from ipt.evaluation import scorer as scorer_module
+from ipt.evaluation.choice import SCHEMA
+from ipt.evaluation.results import compare, load_results, read_predictions, table
+from ipt.evaluation.run import check_tasks, evaluate
+from ipt.models import load_model, load_tokenizer
+from ipt.stage import write_parquet
+
+TASKS = ["ontology"]
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory, tiny_model):
+    """A second model to compare with: the tiny one after a push."""
+    folder = tmp_path_factory.mktemp("other")
+    torch.manual_seed(1)
+    model = load_model(tiny_model, torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    load_tokenizer(tiny_model).save_pretrained(folder)
+    return str(folder)
+
+
+def run(model, corpus, output, tasks=TASKS, **config):
+    return evaluate(EvaluationConfig(**config), model, tasks, corpus, output)
+
+
+def test_results_predictions_and_statistics(tiny_model, corpus, tmp_path):
+    statistics = run(tiny_model, corpus, tmp_path / "out")
+    json.dumps(statistics)
+    results = load_results(tmp_path / "out")
+    assert list(results) == list(statistics["tasks"])
+    assert statistics["items"] == 20 and all(not entry["reused"] for entry in statistics["tasks"].values())
+    assert set(results["is_a_recall"]) == {"accuracy", "accuracy_sum", "logprob", "probability", "bits_per_byte"}
+    assert set(results["held_out_perplexity"]) == {"nll", "perplexity", "bits_per_byte"}
+    for scores in results.values():
+        for entry in scores.values():
+            assert set(entry) == {"value", "stderr", "ci95", "n"}
+            assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1]
+    written = pq.read_table(tmp_path / "out" / "predictions" / "is_a_recall.parquet")
+    assert written.schema.remove_metadata() == SCHEMA
+    assert written["id"].to_pylist() == [f"is_a-recall-{number}" for number in range(4)]
+
+
+def test_a_finished_task_is_not_scored_again(tiny_model, corpus, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    run(tiny_model, corpus, output)
+    whole = load_results(output)
+    (output / "results.json").unlink()
+    (output / "predictions" / "is_a_recall.parquet").unlink()
+    # As if the run had died after writing others of these figures, so that reuse shows.
+    marked = [{**row, "scores": [0.0, -1.0, -1.0, -1.0]} for row in read_predictions(output, "definition_to_term_recall")]
+    kept = pq.read_schema(output / "predictions" / "definition_to_term_recall.parquet")
+    write_parquet(output / "predictions" / "definition_to_term_recall.parquet", marked, kept)
+    statistics = run(tiny_model, corpus, output)
+    assert [name for name, entry in statistics["tasks"].items() if not entry["reused"]] == ["is_a_recall"]
+    assert load_results(output)["is_a_recall"] == whole["is_a_recall"]
+    assert load_results(output)["definition_to_term_recall"] != whole["definition_to_term_recall"]
+    # Nothing left to score: the model is not even loaded.
+    monkeypatch.setattr(scorer_module, "load_scorer", lambda *_: pytest.fail("the model was loaded"))
+    run(tiny_model, corpus, output)
+
+
+def test_predictions_of_other_items_are_scored_anew(tiny_model, corpus, tmp_path):
+    run(tiny_model, corpus, tmp_path / "out", ["is_a_recall"], limit=2)
+    statistics = run(tiny_model, corpus, tmp_path / "out", ["is_a_recall"], limit=3)
+    assert statistics["tasks"]["is_a_recall"] == {**statistics["tasks"]["is_a_recall"], "items": 3, "reused": False}
+    assert len(read_predictions(tmp_path / "out", "is_a_recall")) == 3
+
+
+def test_one_item_has_a_value_and_no_spread(tiny_model, corpus, tmp_path):
+    run(tiny_model, corpus, tmp_path / "out", limit=1)
+    entry = load_results(tmp_path / "out")["is_a_recall"]["logprob"]
+    assert entry["n"] == 1 and entry["stderr"] is None and entry["ci95"] == [None, None]
+    assert "is_a_recall" in shown({"one": tmp_path / "out"})
+
+
+def test_two_models_are_compared_on_the_same_items(tiny_model, other_model, corpus, tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    run(tiny_model, corpus, first)
+    run(other_model, corpus, second, ["is_a_recall", "held_out_perplexity"])
+    found = compare(first, second)
+    assert list(found) == ["is_a_recall", "held_out_perplexity"]
+    for task, metrics in found.items():
+        for metric, entry in metrics.items():
+            values = [load_results(folder)[task][metric]["value"] for folder in (first, second)]
+            assert entry["difference"] == pytest.approx(values[0] - values[1])
+            assert set(entry) == {"difference", "stderr", "ci95", "p", "n"} and entry["n"] == 4
+    # By hand, from the predictions: mean and spread of the differences between the right answers' scores.
+    pairs = zip(read_predictions(first, "is_a_recall"), read_predictions(second, "is_a_recall"), strict=True)
+    differences = torch.tensor([a["scores"][a["gold"]] - b["scores"][b["gold"]] for a, b in pairs], dtype=torch.float64)
+    assert found["is_a_recall"]["logprob"]["stderr"] == pytest.approx(float(differences.std()) / 2)
+    with_itself = compare(first, first)["is_a_recall"]["logprob"]
+    assert (with_itself["difference"], with_itself["stderr"], with_itself["p"]) == (0.0, 0.0, 1.0)
+
+
+def test_only_common_items_are_compared(tiny_model, corpus, tmp_path):
+    run(tiny_model, corpus, tmp_path / "a", ["is_a_recall"], limit=2)
+    run(tiny_model, corpus, tmp_path / "b", ["is_a_recall"])
+    assert compare(tmp_path / "a", tmp_path / "b")["is_a_recall"]["accuracy"]["n"] == 2
+
+
+def test_what_cannot_be_compared(tiny_model, corpus, tmp_path):
+    run(tiny_model, corpus, tmp_path / "a", ["is_a_recall"])
+    run(tiny_model, corpus, tmp_path / "b", ["is_a_generalisation"])
+    with pytest.raises(ValueError, match="have no task in common"):
+        compare(tmp_path / "a", tmp_path / "b")
+    changed = (corpus / "questions.jsonl").read_text().replace("Question 0 of recall", "Question zero of recall")
+    (corpus / "questions.jsonl").write_text(changed)
+    run(tiny_model, corpus, tmp_path / "c", ["is_a_recall"])
+    with pytest.raises(ValueError, match="task is_a_recall: item is_a-recall-0 is another one in"):
+        compare(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(FileNotFoundError, match="holds no results.json"):
+        compare(tmp_path / "a", tmp_path / "nowhere")
+
+
+def shown(results):
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(table(results))
+    return captured.get()
+
+
+def test_the_table_fits_a_hundred_columns(tiny_model, corpus, tmp_path):
+    run(tiny_model, corpus, tmp_path / "a")
+    run(tiny_model, corpus, tmp_path / "b", ["is_a_recall"])
+    text = shown({"start": tmp_path / "a", "vanilla": tmp_path / "a", "attached": tmp_path / "a", "detached": tmp_path / "b"})
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    (row,) = [line for line in lines if "perplexity ↓" in line]
+    value = load_results(tmp_path / "a")["held_out_perplexity"]["perplexity"]["value"]
+    assert row.count(f"{value:.2f}") == 3 and "–" in row
+    assert "definition_to_term_generalisation" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"dtype": "fp16"}, r"evaluation.dtype is 'fp16', expected fp32 or bf16"),
+        ({"scoring": "fast"}, r"evaluation.scoring is 'fast', expected auto or tree or plain"),
+        ({"batch_tokens": 0}, r"evaluation.batch_tokens is 0, expected 1 or more"),
+        ({"limit": 0}, r"evaluation.limit is 0"),
+        ({"max_length": 1}, r"evaluation.max_length is 1, expected 2 or more"),
+        ({"device": "gpu"}, r"evaluation.device is 'gpu', expected auto, cpu"),
+    ],
+)
+def test_bad_values_are_named_before_anything_loads(config, message):
+    with pytest.raises(ValueError, match=message):
+        check_tasks(EvaluationConfig(**config), TASKS)
+
+
+def test_tasks_are_checked_without_a_model(corpus, tmp_path):
+    assert len(check_tasks(EvaluationConfig(), TASKS)) == 5
+    assert len(check_tasks(EvaluationConfig(), TASKS, corpus)) == 5
+    (tmp_path / "own.yaml").write_text("kind: choice\ndata: own.jsonl\n")
+    with pytest.raises(FileNotFoundError, match=r"task own: data file .*own.jsonl does not exist"):
+        check_tasks(EvaluationConfig(), [str(tmp_path / "own.yaml")])
+
+
+def test_no_model_is_loaded_for_bad_inputs(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(scorer_module, "load_scorer", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(ValueError, match="reads questions.jsonl of a corpus, but there is none"):
+        run(tiny_model, None, tmp_path / "out")
+    with pytest.raises(ValueError, match="no such embedded model"):
+        run("embedded:large", None, tmp_path / "out")
+
+
+def test_real_weights_know_what_a_heart_does(tmp_path):
+    """SmolLM2-135M as it is: three questions that it gets right, so that a scorer that is subtly wrong shows."""
+    questions = [
+        ("The capital of France is", [" Berlin", " Paris", " Madrid"], 1),
+        ("Question: What pumps blood through the body?\nAnswer:", [" the heart", " the fingernails", " the hair"], 0),
+        ("Water is made of hydrogen and", [" sugar", " iron", " oxygen"], 2),
+    ]
+    rows = [{"prompt": prompt, "options": options, "gold": gold} for prompt, options, gold in questions]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.yaml").write_text("kind: choice\ndata: own.jsonl\n")
+    run("embedded:smollm2-135m", None, tmp_path / "out", [str(tmp_path / "own.yaml")])
+    scores = load_results(tmp_path / "out")["own"]
+    assert scores["accuracy"]["value"] == 1.0
+    assert scores["logprob"]["value"] > -4.0

@@ -1,0 +1,68 @@
+import math
+
+import pytest
+import torch
+from evaluation_cases import DOCUMENTS, make_scorer
+
+from ipt.evaluation import perplexity
+from ipt.evaluation.perplexity import Document
+
+
+@torch.no_grad()
+def loop_nll(model, ids, context):
+    """Each token's loss one by one, from the tokens that its window shows."""
+    total = 0.0
+    for position in range(1, len(ids)):
+        logits = model(input_ids=torch.tensor([ids[context(position) : position]])).logits[0, -1]
+        total -= float(logits.double().log_softmax(-1)[ids[position]])
+    return total
+
+
+@pytest.mark.parametrize("bos", [None, True])
+def test_documents_equal_a_plain_loop(model, tokenizer, bos):
+    scorer = make_scorer(model, tokenizer, bos=bos)
+    start = [tokenizer.bos_token_id] if bos else []
+    found = perplexity.score([Document(text, text) for text in DOCUMENTS], scorer, "test")
+    for row, text in zip(found, DOCUMENTS, strict=True):
+        ids = start + tokenizer(text)["input_ids"]
+        assert row["tokens"] == len(ids) - 1
+        assert row["nll"] == pytest.approx(loop_nll(model, ids, lambda position: 0), abs=1e-3)
+        assert (row["bytes"] == len(text.encode())) == bool(bos)
+
+
+def test_a_long_document_is_read_in_windows(model, tokenizer):
+    scorer = make_scorer(model, tokenizer, max_length=12)
+    (row,) = perplexity.score([Document("a", DOCUMENTS[3])], scorer, "test")
+    ids = tokenizer(DOCUMENTS[3])["input_ids"]
+    assert row["windows"] == math.ceil((len(ids) - 1 - 12) / 7) + 1 > 2, "the case needs several windows"
+
+    def context(position):
+        """The first window holds tokens 0 to 11 and scores up to token 12; each later one repeats 6 tokens and scores 7."""
+        return 0 if position <= 12 else 13 + (position - 13) // 7 * 7 - 6
+
+    assert row["tokens"] == len(ids) - 1
+    assert row["nll"] == pytest.approx(loop_nll(model, ids, context), abs=1e-3)
+    assert perplexity.counts([row]) == {"windowed_documents": 1, "empty_documents": 0}
+
+
+def test_metrics_by_hand():
+    rows = [
+        {"nll": 6.0, "tokens": 2, "bytes": 10, "windows": 1},
+        {"nll": 4.0, "tokens": 3, "bytes": 8, "windows": 1},
+        {"nll": 0.0, "tokens": 0, "bytes": 0, "windows": 0},
+    ]
+    found = perplexity.metrics(rows)
+    assert found["nll"].value == pytest.approx(10 / 5)
+    assert found["perplexity"].value == pytest.approx(math.exp(2))
+    assert found["bits_per_byte"].value == pytest.approx(10 / math.log(2) / 18)
+    # Clusters: residuals 6 - 2 * 2 and 4 - 2 * 3 around the ratio, over five tokens.
+    assert found["nll"].stderr == pytest.approx(math.sqrt(2 / 1 * (2**2 + 2**2)) / 5)
+    assert {metric.n for metric in found.values()} == {2}
+    assert perplexity.counts(rows) == {"windowed_documents": 0, "empty_documents": 1}
+
+
+def test_documents_with_nothing_to_score(scorer):
+    rows = perplexity.score([Document("a", ""), Document("b", DOCUMENTS[0])], scorer, "test")
+    assert (rows[0]["tokens"], rows[0]["nll"]) == (0, 0.0) and rows[1]["tokens"] > 0
+    with pytest.raises(ValueError, match=r"task test: none of its 1 documents has two tokens or more"):
+        perplexity.score([Document("a", "")], scorer, "test")

@@ -1,0 +1,14 @@
+import pytest
+
+from ipt.models import load_tokenizer
+from ipt.synthesis.prompts import Vocabulary
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return load_tokenizer("embedded:tiny")
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tokenizer):
+    return Vocabulary(tokenizer)

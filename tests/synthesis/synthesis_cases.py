@@ -1,0 +1,59 @@
+"""What the tests of the synthesis room share: documents on disk, and an engine whose output is a pure function of the prompt."""
+
+import asyncio
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+
+from ipt.stage import write_parts
+from ipt.synthesis.engines import Generation
+from ipt.synthesis.format import Pair, pairs_text
+
+DOCUMENTS_SCHEMA = pa.schema([("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())])
+
+
+def write_documents(folder: Path, texts: list[str]) -> Path:
+    rows = [{"doc_id": f"d{number}", "text": text, "source": "test", "meta": json.dumps({})} for number, text in enumerate(texts)]
+    write_parts(folder, rows, DOCUMENTS_SCHEMA, rows_per_part=50)
+    return folder
+
+
+class OracleEngine:
+    """Says something for each prompt that depends on nothing but the prompt: good pairs, none at all, repeated, broken and torn ones.
+
+    It takes a random moment for it, so that chains overtake each other. `record` gets one line for each prompt it is asked.
+    """
+
+    def __init__(self, vocabulary, record: Path | None = None, delay: float = 0.0) -> None:
+        self.prompts: list[list[int]] = []
+        self.closed = False
+        self._vocabulary, self._record, self._delay = vocabulary, record, delay
+
+    async def generate(self, prompt_ids, *, max_tokens, stop_ids, priority):
+        self.prompts.append(prompt_ids)
+        if self._record:
+            with self._record.open("a") as file:
+                file.write(f"{len(prompt_ids)}\n")
+        await asyncio.sleep(random.random() * self._delay)
+        text, finish_reason = oracle_output(prompt_ids)
+        ids = self._vocabulary.encode_continuation(text)
+        return Generation(ids + list(stop_ids[:1]) * (finish_reason == "stop"), text, finish_reason, len(prompt_ids) // 2)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def oracle_output(prompt_ids: list[int]) -> tuple[str, str]:
+    choice = random.Random(str(prompt_ids))
+    pairs = [Pair(f"Question {choice.randrange(10**6)} of {number}?", f"Answer — {choice.random()}") for number in range(choice.randrange(4))]
+    text = pairs_text(pairs)
+    kind = choice.random()
+    if kind < 0.15:
+        return text + "\n\n<QUE> How long is a", "length"
+    if kind < 0.3 and pairs:
+        return pairs_text([*pairs, pairs[0]]), "stop"
+    if kind < 0.4:
+        return f"<QUE> no answer </END>\n\n{text}", "stop"
+    return text, "stop"

@@ -1,0 +1,46 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipt.synthesis.format import Pair, context_text, pairs_text, parse
+
+
+def test_the_published_bytes():
+    assert context_text("Text.") == " <CON> Text. </CON>\n\n"
+    assert pairs_text([Pair("A?", "b"), Pair("C?", "d")]) == "<QUE> A? <ANS> b </END>\n\n<QUE> C? <ANS> d </END>"
+
+
+SIDE = st.text(alphabet=st.characters(exclude_characters="<>", exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip() == text)
+
+
+@given(st.lists(st.tuples(SIDE, SIDE), unique_by=lambda pair: pair[0].lower()))
+def test_what_is_written_is_read_back(sides):
+    pairs = [Pair(*side) for side in sides]
+    parsed = parse(pairs_text(pairs))
+    assert parsed.pairs == pairs
+    assert not parsed.rejected
+
+
+@given(st.lists(st.sampled_from(["<QUE>", "<ANS>", "</END>", " a ", "B", "\n"]), max_size=30).map("".join))
+def test_every_piece_is_a_pair_or_is_counted(output):
+    pairs, rejected = parse(output)
+    pieces = output.split("</END>")
+    assert len(pairs) + rejected.total() == len(pieces) - 1 + bool(pieces[-1].strip())
+    assert len({pair.question.lower() for pair in pairs}) == len(pairs)
+
+
+def test_reasons():
+    output = (
+        "<QUE> A? <ANS> b </END> <QUE> a? <ANS> c </END> <QUE> d </END> e <ANS> f </END> <QUE> g <ANS> h <ANS> i </END>"
+        " <QUE> j <ANS> </END> <QUE> <ANS> k </END> <QUE> l <QUE> m <ANS> n </END> <QUE> cut <ANS> o"
+    )
+    parsed = parse(output)
+    assert parsed.pairs == [Pair("A?", "b"), Pair("l  m", "n")]  # question tags inside a question are taken out, as published
+    assert parsed.rejected == {
+        "repeated_question": 1,
+        "no_answer_tag": 1,
+        "no_question_tag": 1,
+        "several_answer_tags": 1,
+        "empty_answer": 1,
+        "empty_question": 1,
+        "truncated": 1,
+    }

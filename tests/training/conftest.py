@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from ipt.config import Config
+from ipt.tokens.store import EncodedDocument, write_store
+
+SETTINGS = [
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=6",
+    "trainer.micro_batch_size=2",
+    "trainer.checkpoint_steps=2",
+    "mixture.seq_len=64",
+    "optimizer.lr=5e-2",
+]
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory):
+    """Two stores of short random documents over a few hundred tokens, so that a tiny model learns something in six steps."""
+    random = np.random.default_rng(0)
+    folders = {}
+    for source in ("raw", "instruction"):
+        folders[source] = tmp_path_factory.mktemp(source)
+        documents = [EncodedDocument(random.integers(100, 300, random.integers(10, 50)).astype(np.uint32)) for _ in range(60)]
+        write_store(folders[source], documents, "f", 10_000)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def make_config(tiny_model):
+    def make(*overrides: str) -> Config:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([f"model={tiny_model}", *SETTINGS, *overrides]))
+        return OmegaConf.to_object(merged)
+
+    return make
