@@ -213,7 +213,7 @@ def _mentions(names: Mapping[str, list[str]], texts: list[str]) -> Counter[str]:
     """Term -> how many of `texts` hold one of its names word for word, as they may inside the definition of another term."""
     by_first_word: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
     for term_id, spellings in names.items():
-        for words in map(_words, spellings):
+        for words in filter(None, map(_words, spellings)):
             by_first_word[words[0]].append((words, term_id))
     mentions: Counter[str] = Counter()
     for text in texts:

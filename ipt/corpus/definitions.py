@@ -39,25 +39,9 @@ belongs bears makes shows resembles appears regulates secretes usually typically
 _VERB = re.compile(rf"\b(?:{'|'.join(_VERBS.split())})\b")
 _ODD = ("[", " OR ", " - ", " caused ", "disease or disorder")  # marks of synonyms that are notes rather than names
 _WORD = re.compile(r"[^\W_]+")
-_GENERIC_WORDS = {
-    "a",
-    "an",
-    "the",
-    "of",
-    "in",
-    "and",
-    "or",
-    "any",
-    "form",
-    "type",
-    "disease",
-    "disorder",
-    "finding",
-    "that",
-    "is",
-    "to",
-    "by",
-}
+_GENERIC_WORDS = frozenset(
+    ("a", "an", "the", "of", "in", "and", "or", "any", "form", "type", "disease", "disorder", "finding", "that", "is", "to", "by")
+)
 _SPELLING = {"tumour": "tumor", "neoplasm": "tumor", "leukaemia": "leukemia", "anaemia": "anemia", "oesophagus": "esophagus"}
 
 

@@ -19,6 +19,7 @@ LONGEST_DESCRIPTION = 500  # characters of a definition that a question quotes, 
 FEWEST_WORDS, SMALLEST_SHARE = 8, 0.6  # what must be left of it when the name is masked: words, and share of its words
 FARTHEST = 3  # steps up to the ancestor that a wrong option has in common with the right one
 SAME_DEFINITION = 0.6  # share of words that two definitions have in common when they say the same
+SIMILAR_SIZE = 3  # how many times as many terms one kind may have as another that it stands against
 LARGEST_KIND = 300  # a kind with more terms beneath it makes no question: what is not of it is hard to say
 COMMON_WORDS = {"cell", "disease", "disorder", "syndrome", "type", "form", "familial", "hereditary", "system"}
 
@@ -38,7 +39,7 @@ class Asker:
         self.ontology, self.terms, self.pool, self.preferred, self.seed = ontology, ontology.terms, pool, preferred, seed
         kinds = {parent for term_id in pool for parent in ontology.nearest_parents(term_id)}
         self.near_terms = self._near(pool)
-        self.near_kinds = self._near({kind for kind in kinds if len(ontology.descendants[kind]) <= LARGEST_KIND})
+        self.near_kinds = self._near({kind for kind in kinds if self._size(kind) <= LARGEST_KIND})
 
     def _near(self, term_ids: Iterable[str]) -> dict[tuple[str, int], list[str]]:
         """(Ancestor, steps) -> those of `term_ids` that are so many steps beneath it."""
@@ -74,9 +75,7 @@ class Asker:
 
         Every term asked about could have been asked both ways, so neither it nor the kind tells the answer.
         """
-        parents = [
-            parent for parent in self.ontology.nearest_parents(term.term_id) if len(self.ontology.descendants[parent]) <= LARGEST_KIND
-        ]
+        parents = [parent for parent in self.ontology.nearest_parents(term.term_id) if self._size(parent) <= LARGEST_KIND]
         if not parents:
             return "its parents are too general"
         parents = [parent for parent in parents if not _content(term.name) & _content(self.terms[parent].name)]
@@ -127,14 +126,16 @@ class Asker:
 
     def _wrong_kind(self, term: Term, parent: str) -> str | None:
         """A kind near the term that it is surely not of, about as large as its own, so that size does not tell the answer."""
-        size = len(self.ontology.descendants[parent])
+        size = self._size(parent)
         for kinds in self._relatives(term, self.near_kinds):
-            fitting = [
-                kind for kind in kinds if size <= 3 * len(self.ontology.descendants[kind]) <= 9 * size and self._surely_not(term, kind)
-            ]
+            alike = [kind for kind in kinds if size / SIMILAR_SIZE <= self._size(kind) <= size * SIMILAR_SIZE]
+            fitting = [kind for kind in alike if self._surely_not(term, kind)]
             if fitting:
                 return min(fitting, key=lambda kind: unit_hash(self.seed, "no", term.term_id, kind))
         return None
+
+    def _size(self, kind: str) -> int:
+        return len(self.ontology.descendants[kind])
 
     def _surely_not(self, term: Term, kind: str) -> bool:
         """Whether no term at all is both of this kind and of one of the term's own."""

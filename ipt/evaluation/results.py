@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from rich.box import SIMPLE
 from rich.table import Table
 
 from ipt.evaluation.kinds import KINDS
@@ -20,7 +21,7 @@ COLUMNS = {
     "logprob": ("{:.3f} ±{:.3f}", "↑"),
     "probability": ("{:.3f} ±{:.3f}", "↑"),
     "nll": ("{:.3f} ±{:.3f}", "↓"),
-    "perplexity": ("{:.2f} ±{:.2f}", "↓"),
+    "perplexity": ("{:.5g} ±{:.2g}", "↓"),
 }
 
 
@@ -57,14 +58,13 @@ def table(results: Mapping[str, Path]) -> Table:
     """Tasks and metrics down, models across (their names -> folders of finished evaluations), for the terminal."""
     loaded = {model: load_results(folder) for model, folder in results.items()}
     tasks = list(dict.fromkeys(task for result in loaded.values() for task in result))
-    view = Table("task", *loaded, caption="± one standard error; n: items; ↑ more is better, ↓ less is better", caption_justify="left")
-    for column in view.columns[1:]:
-        column.justify = "right"
+    view = Table(box=SIMPLE, pad_edge=False, caption="± one standard error, n items; ↑ more is better, ↓ less", caption_justify="left")
+    view.add_column("task", no_wrap=True)
+    for model in loaded:
+        view.add_column(model, justify="right")
     for task in tasks:
         scores = [result.get(task, {}) for result in loaded.values()]
-        items = sorted({entry["n"] for score in scores for entry in score.values()})
-        view.add_row(f"[bold]{task}[/]", *[""] * len(scores))
-        view.add_row(f"[dim]  n = {' or '.join(map(str, items))}[/]")
+        view.add_row(f"[bold]{task}[/]", *(f"[dim]n = {_items(score)}[/]" for score in scores))
         for metric, (form, arrow) in COLUMNS.items():
             if any(metric in score for score in scores):
                 view.add_row(f"  {metric} {arrow}", *(_cell(score.get(metric), form) for score in scores))
@@ -83,6 +83,10 @@ def _compare_task(task: str, a: Path, b: Path) -> dict[str, dict[str, Any]]:
     kind = KINDS[pq.read_schema(predictions_path(a, task)).metadata[b"kind"].decode()]
     ours, theirs = (kind.metrics([rows[name] for name in common]) for rows in (first, second))
     return {name: difference(ours[name], theirs[name]).as_dict() for name in ours}
+
+
+def _items(score: Mapping[str, Mapping[str, Any]]) -> str:
+    return next((str(entry["n"]) for entry in score.values()), "0")
 
 
 def _cell(entry: Mapping[str, Any] | None, form: str) -> str:

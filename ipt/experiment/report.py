@@ -351,7 +351,7 @@ def _compare(baseline: _Run | None, run: _Run) -> dict[str, dict[str, dict[str, 
         return {}
     from ipt.evaluation.results import compare
 
-    return compare(run.arm.evaluation, baseline.arm.evaluation)
+    return compare(baseline.arm.evaluation, run.arm.evaluation)
 
 
 def _write_csv(path: Path, scores: list[Score], baseline: _Run | None) -> None:
@@ -633,7 +633,9 @@ def _draw_figures(runs: list[_Run], scores: list[Score], stages: list[dict[str, 
             if found is not None:
                 figure, description = found
                 with matplotlib.rc_context({"svg.hashsalt": name}):  # ids of markers and clips differ between the figures of one page
-                    drawings[name] = _Drawing(_inline_svg(figure, description), _png(figure))
+                    svg = _inline_svg(figure, description)
+                figure.set_layout_engine("none")  # it is laid out now, and the PNG is the same drawing
+                drawings[name] = _Drawing(svg, _png(figure))
     return drawings
 
 

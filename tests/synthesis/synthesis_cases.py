@@ -47,7 +47,9 @@ class OracleEngine:
 
 def oracle_output(prompt_ids: list[int]) -> tuple[str, str]:
     choice = random.Random(str(prompt_ids))
-    pairs = [Pair(f"Question {choice.randrange(10**6)} of {number}?", f"Answer — {choice.random()}") for number in range(choice.randrange(4))]
+    pairs = [
+        Pair(f"Question {choice.randrange(10**6)} of {number}?", f"Answer — {choice.random()}") for number in range(choice.randrange(4))
+    ]
     text = pairs_text(pairs)
     kind = choice.random()
     if kind < 0.15:

@@ -9,7 +9,7 @@ def count_characters(text):
     return len(text) + 5  # 5: tags
 
 
-SENTENCES = "The heart pumps blood. It has four chambers! Does it rest? \"Never.\" So e.g. valves (two of them) close.\nNew line here.  End"
+SENTENCES = 'The heart pumps blood. It has four chambers! Does it rest? "Never." So e.g. valves (two of them) close.\nNew line here.  End'
 JAPANESE = "心臓は血液を送る。四つの部屋がある。休まない！なぜか？"
 TEXTS = st.text(alphabet=st.sampled_from("aB .。!\n\t—心🫀"), max_size=120)
 

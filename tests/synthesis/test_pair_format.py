@@ -9,7 +9,9 @@ def test_the_published_bytes():
     assert pairs_text([Pair("A?", "b"), Pair("C?", "d")]) == "<QUE> A? <ANS> b </END>\n\n<QUE> C? <ANS> d </END>"
 
 
-SIDE = st.text(alphabet=st.characters(exclude_characters="<>", exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip() == text)
+SIDE = st.text(alphabet=st.characters(exclude_characters="<>", exclude_categories=["Cs"]), min_size=1).filter(
+    lambda text: text.strip() == text
+)
 
 
 @given(st.lists(st.tuples(SIDE, SIDE), unique_by=lambda pair: pair[0].lower()))

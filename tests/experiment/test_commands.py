@@ -1,0 +1,121 @@
+"""The commands as a user runs them: help, mistakes, and every recipe of conf/."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from ipt.config import Config
+from ipt.experiment.checks import check_evaluate_command, check_reproduce_command, check_synthesize_command
+from ipt.experiment.cli import conf_dir, to_config
+from ipt.experiment.pipeline import arm_config
+
+ROOT = Path(__file__).resolve().parents[2]
+GROUPS = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/*.yaml"))
+
+
+def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600
+    )
+
+
+def composed(command: str, *overrides: str) -> Config:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return to_config(compose(command, list(overrides)))
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=str)
+def test_every_file_of_conf_composes_into_the_typed_config(path):
+    config = composed("train", f"{path.parent}={path.stem}")
+    assert isinstance(config, Config)
+    for changes in config.arms.values():
+        arm_config(config, changes)
+
+
+def test_recipes_with_arms_pass_their_checks_and_the_others_say_so(monkeypatch):
+    for path in (conf_dir() / "experiment").glob("*.yaml"):
+        config = composed("reproduce", f"experiment={path.stem}")
+        if not config.arms:
+            with pytest.raises(ValueError, match=f"train it with `python train.py experiment={path.stem}`"):
+                check_reproduce_command(config)
+        elif "instruction-pretrain" not in config.synthesis.model:
+            check_reproduce_command(config)
+    check_evaluate_command(composed("evaluate"))
+    check_synthesize_command(composed("synthesize"))
+
+
+@pytest.mark.parametrize("command", ["synthesize", "train", "evaluate"])
+def test_help_and_config_are_quick(command, tmp_path):
+    for flag, expected in (("--help", "Keys you are likely to set"), ("--cfg", "output_dir: null")):
+        started = time.monotonic()
+        result = run(str(ROOT / f"{command}.py"), *([flag] if flag == "--help" else [flag, "job"]), cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert expected in result.stdout
+        assert time.monotonic() - started < 10  # 1.3 s on a quiet machine; this one may be busy
+    imported = run("-X", "importtime", str(ROOT / f"{command}.py"), "--help", cwd=tmp_path).stderr
+    assert not [line for line in imported.splitlines() if line.split("|")[-1].strip() in ("torch", "transformers", "lightning", "vllm")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def _broken_model(folder: Path) -> str:
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    return str(folder / "model")
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "message"),
+    [
+        ("train", ["trainer.max_step=3"], "there is no key trainer.max_step: did you mean trainer.max_steps?"),
+        ("train", ["trainer.max_steps=many"], "Value 'many' of type 'str' could not be converted to Integer"),
+        ("train", ["corpus=web"], "Could not find 'corpus/web'; there are: files, hub, ontology"),
+        ("train", ["mixture.ratios.instruction=-1"], "mixture.ratios.instruction=-1.0: a ratio must be zero or more"),
+        ("train", ["mixture.ratios.instruction=0", "mixture.ratios.raw=0"], "mixture.ratios sum to 0"),
+        ("train", ["+mixture.ratios.web=1"], "mixture.ratios.web: no such source"),
+        ("train", ["model=nowhere/to/be/found"], "no such folder"),
+        ("train", ["model={no_tokenizer}"], "the folder has no tokenizer"),
+        ("train", ["optimizer.name=sgd"], "optimizer.name=sgd: must be one of adamw, adamw_8bit"),
+        ("synthesize", ["corpus.path={folder}/missing.jsonl"], "missing.jsonl"),
+        ("synthesize", ["corpus.path={empty}"], "empty"),
+        ("synthesize", ["corpus.path={no_text}"], "text"),
+        ("synthesize", ["synthesis.shots=0"], "synthesis.shots"),
+        ("evaluate", ["tasks=[nonsense]"], "nonsense"),
+        ("evaluate", ["tasks=[]"], "tasks"),
+        ("reproduce", ["experiment=synthesizer_smollm2"], "has no arms"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_1(command, overrides, message, tmp_path):
+    places = {
+        "folder": tmp_path,
+        "empty": tmp_path / "empty.jsonl",
+        "no_text": tmp_path / "no_text.jsonl",
+        "no_tokenizer": _broken_model(tmp_path),
+    }
+    places["empty"].write_text("")
+    places["no_text"].write_text('{"body": "a document"}\n')
+    result = run("-m", "ipt", command, *(override.format(**places) for override in overrides), cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
+    script = "from ipt.experiment.cli import run_command\nrun_command('train', lambda config: int('x'))"
+    result = run("-c", script, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_the_config_of_an_arm_is_checked_like_the_command_line():
+    with pytest.raises(Exception, match="max_step"):
+        arm_config(Config(), {"trainer": {"max_step": 3}})
+    assert OmegaConf.is_config(OmegaConf.structured(arm_config(Config(), {"seed": 3})))

@@ -1,0 +1,137 @@
+"""The whole job, and sweeps, on tiny random models: everything real but the size."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ipt.stage import hash_folder
+from tests.experiment.test_commands import ROOT, run
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, tiny_model):
+    """A folder in which `experiment=tiny` has run once."""
+    from ipt.models import resolve_model
+
+    resolve_model("embedded:tiny-synthesizer")  # made once per machine
+    folder = tmp_path_factory.mktemp("job")
+    started = time.monotonic()
+    result = run("-m", "ipt", "reproduce", "experiment=tiny", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert time.monotonic() - started < 120
+    return folder
+
+
+def _rows(folder: Path) -> list[dict]:
+    return [row for path in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def _stages(folder: Path) -> dict[str, dict]:
+    return {row["name"]: row for row in json.loads((folder / "outputs" / "tiny" / "stages.json").read_text())}
+
+
+def test_documents_flow_through_all_rooms_to_the_report(job):
+    stages = _stages(job)
+    documents = _rows(job / stages["corpus"]["folder"] / "documents")
+    pairs = _rows(job / stages["synthesis"]["folder"] / "pairs")
+    texts = _rows(job / stages["rendering attached"]["folder"] / "texts")
+    assert len(documents) == len(pairs) == 12
+    assert {row["doc_id"] for row in documents} == {row["doc_id"] for row in pairs}
+    assert sum(len(row["pairs"]) for row in pairs) == 24
+    assert any(row["inherits_previous"] for row in pairs)
+    for row in pairs:
+        assert any(row["text"].strip() in text["text"] for text in texts)
+    assert stages["tokens raw"]["stats"]["documents"] == 12
+    arms = {name: job / "outputs" / "tiny" / "arms" / name for name in ("start", "vanilla", "instruct")}
+    summaries = {name: json.loads((arms[name] / "training" / "summary.json").read_text()) for name in ("vanilla", "instruct")}
+    assert summaries["vanilla"]["tokens"] == summaries["instruct"]["tokens"] == 6 * 2 * 256  # equal token budgets
+    assert list(summaries["vanilla"]["sources"]) == ["raw"]
+    assert list(summaries["instruct"]["sources"]) == ["instruction"]
+    results = {name: json.loads((folder / "evaluation" / "results.json").read_text()) for name, folder in arms.items()}
+    nll = {name: result["held_out_perplexity"]["nll"]["value"] for name, result in results.items()}
+    assert nll["vanilla"] < nll["start"]  # six steps of training are seen
+    page = (job / "outputs" / "tiny" / "report.html").read_text()
+    assert "Nobody knows." in page
+    assert f"{results['instruct']['definition_to_term_recall']['logprob']['value']:.2f}".lstrip("-") in page
+    with (job / "outputs" / "tiny" / "results.csv").open() as file:
+        assert {row["arm"] for row in csv.DictReader(file)} == set(arms)
+
+
+def test_run_again_nothing_is_done_twice(job):
+    before = {name: row["key"] for name, row in _stages(job).items()}
+    result = run("-m", "ipt", "reproduce", "experiment=tiny", cwd=job)
+    assert result.returncode == 0, result.stderr
+    assert {name: row["key"] for name, row in _stages(job).items()} == before
+    assert all(row["reused"] for row in _stages(job).values())
+
+
+def test_killed_at_random_moments_it_goes_on_to_the_same_models(job, tmp_path):
+    command = [sys.executable, "-m", "ipt", "reproduce", "experiment=tiny"]
+    moments = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            process.wait(timeout=moments.uniform(2, 15))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    result = run("-m", "ipt", "reproduce", "experiment=tiny", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    whole, killed = _stages(job), _stages(tmp_path)
+    for name in ("corpus", "synthesis", "rendering attached", "tokens raw", "tokens instruction attached"):
+        assert killed[name]["digest"] == whole[name]["digest"], name
+    for name in ("training vanilla", "training instruct"):
+        left, right = hash_folder(job / whole[name]["folder"] / "export"), hash_folder(tmp_path / killed[name]["folder"] / "export")
+        assert left["model.safetensors"] == right["model.safetensors"]
+
+
+def test_stages_by_hand_give_the_same_results_and_skip_what_is_finished(job, tmp_path):
+    recipe = ["experiment=tiny", f"stages_dir={tmp_path / 'stages'}"]
+    for _ in range(2):
+        pairs = run(str(ROOT / "synthesize.py"), *recipe, f"output_dir={tmp_path / 'pairs'}", cwd=tmp_path)
+        assert pairs.returncode == 0, pairs.stderr
+    assert "reused" in pairs.stderr
+    assert _rows(tmp_path / "pairs" / "pairs") == _rows(job / _stages(job)["synthesis"]["folder"] / "pairs")
+    training = ["mixture.ratios.instruction=1", f"output_dir={tmp_path / 'model'}"]
+    result = run(str(ROOT / "train.py"), *recipe, *training, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    arm = job / "outputs" / "tiny" / "arms" / "instruct"
+    exports = [hash_folder(folder / "export")["model.safetensors"] for folder in (arm / "training", tmp_path / "model")]
+    assert exports[0] == exports[1]
+    result = run(
+        str(ROOT / "evaluate.py"), *recipe, f"model={tmp_path / 'model' / 'export'}", f"output_dir={tmp_path / 'scores'}", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "scores" / "results.json").read_text()) == json.loads((arm / "evaluation" / "results.json").read_text())
+    other = run(str(ROOT / "train.py"), *recipe, *training, "seed=1", cwd=tmp_path)
+    assert other.returncode == 1
+    assert "holds a run of another config (different: " in other.stderr
+
+
+def test_a_sweep_ends_with_one_table_survives_a_failure_and_groups_in_wandb(job, tmp_path):
+    sweep = [str(ROOT / "train.py"), "-m", "experiment=tiny", "logger=wandb", "tasks=[]", "trainer.max_steps=2"]
+    stages = f"stages_dir={job / 'outputs' / 'stages'}"
+    result = run(*sweep, stages, "mixture.ratios.instruction=0,0.5,-1,1", cwd=tmp_path, COLUMNS="200")
+    assert result.returncode == 1
+    table = result.stderr[result.stderr.index("Sweep") :]
+    assert [line.count("failed") for line in table.splitlines() if "instruction=" in line] == [0, 0, 1, 0]
+    assert "1 of 4 jobs failed" in result.stderr
+    assert len(list((job / "outputs" / "stages").glob("training-*/wandb/offline-run-*"))) == 3
+    again = run(*sweep, stages, "mixture.ratios.instruction=0,0.5,1", cwd=tmp_path, COLUMNS="200")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("training: finished before") == 3
+    log = next((job / "outputs" / "stages").glob("training-*/wandb/offline-run-*/*.wandb"))
+    records = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)], capture_output=True, text=True, timeout=120
+    )
+    assert '"sweep-mixture_ratios_instruction"' in records.stdout
+    assert "loss/" in records.stdout

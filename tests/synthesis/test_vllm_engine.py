@@ -1,0 +1,93 @@
+"""The real engine with real weights: minutes on two cores."""
+
+import asyncio
+import multiprocessing
+import os
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from synthesis_cases import write_documents
+
+from ipt.config import SynthesisConfig
+from ipt.models import resolve_model
+from ipt.stage import read_parts
+from ipt.synthesis import prompts
+from ipt.synthesis.engines import EngineDied, PromptRefused, start_engine
+from ipt.synthesis.engines.vllm import CPU_BLOCK_SIZE
+from ipt.synthesis.format import Pair, Parsed
+from ipt.synthesis.prompts import IptFormat
+from ipt.synthesis.run import synthesize
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+CONFIG = SynthesisConfig(
+    model="embedded:smollm2-135m",
+    engine="vllm",
+    shots=2,
+    max_model_len=512,
+    max_new_tokens=12,
+    max_live_chains=3,
+    kv_cache_gib=0.25,
+    dtype="float32",
+)
+ORGANS = ["heart", "kidney", "liver", "lung", "stomach", "brain"]
+
+
+class AnythingGoes(IptFormat):
+    """The published prompts; but whatever the model says counts as one pair, so that an untuned model makes chains too."""
+
+    def parse(self, output):
+        return Parsed([Pair("?", output)], Counter())
+
+    def finish(self, prompt, output_ids, output, pairs):
+        return [*prompt, *output_ids, *self.stop_ids]
+
+
+def test_chains_on_the_real_engine(tmp_path, monkeypatch, vocabulary):
+    monkeypatch.setitem(prompts.FORMATS, "anything", AnythingGoes)
+    config = replace(CONFIG, format="anything")
+    texts = [f"The {organ} is an organ. " * 12 for organ in ORGANS]
+    documents, environment = write_documents(tmp_path / "documents", texts), dict(os.environ)
+    stats = synthesize(config, documents, tmp_path / "vllm", 0)
+    rows = list(read_parts(tmp_path / "vllm" / "pairs"))
+    assert [(row["doc_id"], row["round"]) for row in rows] == [(f"d{n}", r) for n, r in ((0, 0), (3, 1), (1, 0), (4, 1), (2, 0), (5, 1))]
+    assert all(row["inherits_previous"] == (row["round"] == 1) for row in rows)
+    assert all(0 < row["output_tokens"] <= 12 and row["raw_output"] for row in rows)
+    first, second = rows[0::2], rows[1::2]
+    own = [len(vocabulary.encode(f" <CON> {row['text']} </CON>\n\n")) + 1 for row in second]
+    for before, row, length in zip(first, second, own, strict=True):
+        assert row["prompt_tokens"] >= before["prompt_tokens"] + before["output_tokens"] + length
+    # The second shot finds every whole block of the first shot's prompt in the cache.
+    reusable = sum(row["prompt_tokens"] // CPU_BLOCK_SIZE * CPU_BLOCK_SIZE for row in first)
+    assert reusable <= stats["cached_tokens"] < stats["prompt_tokens"]
+    assert stats["rows"] == stats["documents"] == stats["session"]["generations"] == 6
+    assert stats["session"]["tokens_per_second"] > 0
+    assert dict(os.environ) == environment  # library preloads and thread settings do not leak into later stages
+
+    synthesize(replace(config, engine="transformers"), documents, tmp_path / "transformers", 0)
+    plain = list(read_parts(tmp_path / "transformers" / "pairs"))
+    assert [row["prompt_tokens"] for row in plain] == [row["prompt_tokens"] for row in rows]
+    assert [row["raw_output"] for row in plain] == [row["raw_output"] for row in rows]
+
+
+def test_a_bad_prompt_is_refused_and_a_killed_engine_is_reported(vocabulary):
+    async def run():
+        engine = start_engine(CONFIG, resolve_model(CONFIG.model), vocabulary, 0)
+        options = {"max_tokens": 8, "stop_ids": [vocabulary.eos], "priority": 0}
+        good = [*vocabulary.bos, *vocabulary.encode("The heart")]
+        try:
+            for bad in ([], good * 200, [10**6], [1] * 505):
+                with pytest.raises(PromptRefused):
+                    await engine.generate(bad, **options)
+            generation = await engine.generate(good, **options)
+            assert len(generation.token_ids) == 8 or generation.finish_reason == "stop"
+            waiting = asyncio.gather(*(engine.generate(good + [number], **options) for number in range(100, 110)))
+            await asyncio.sleep(0.05)
+            for child in multiprocessing.active_children():
+                child.kill()
+            with pytest.raises(EngineDied, match="what is finished is kept"):
+                await asyncio.wait_for(waiting, 60)
+        finally:
+            engine.close()
+
+    asyncio.run(run())
