@@ -75,7 +75,7 @@ class SourceConfig:
     """A source of the mixture beside `raw` and `instruction`."""
 
     path: str = ""
-    kind: str = "texts"  # texts, or a set of contexts and pairs that tunes a synthesizer: collection | fairytaleqa | medquad | squad
+    kind: str = "texts"  # texts, or a set of contexts and pairs that tunes a synthesizer: collection | fairytaleqa | medquad | medquad_pages | squad
     text_field: str = "text"
     shots: int = 3  # tuning sets: at most so many examples in one text
 

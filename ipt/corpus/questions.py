@@ -17,7 +17,7 @@ from ipt.corpus.ontology import IS_A, KNOWN, Ontology, Term
 RECALL, GENERALISATION = "recall", "generalisation"
 LONGEST_DESCRIPTION = 500  # characters of a definition that a question quotes, in whole sentences
 FEWEST_WORDS, SMALLEST_SHARE = 8, 0.6  # what must be left of it when the name is masked: words, and share of its words
-FARTHEST = 3  # steps up to the ancestor that a wrong option has in common with the right one
+FARTHEST = 5  # steps up to the ancestor that a wrong option has in common with the right one
 SAME_DEFINITION = 0.6  # share of words that two definitions have in common when they say the same
 SIMILAR_SIZE = 3  # how many times as many terms one kind may have as another that it stands against
 LARGEST_KIND = 300  # a kind with more terms beneath it makes no question: what is not of it is hard to say
@@ -73,18 +73,17 @@ class Asker:
     def is_a(self, term: Term, number: int) -> Question | str:
         """Whether the term is a kind of its parent (even numbers) or of a relative's parent (odd numbers). Or why not.
 
-        Every term asked about could have been asked both ways, so neither it nor the kind tells the answer.
+        Every term asked about could have been asked both ways, and the two kinds have about as many terms and as many words
+        in common with the term's name, so that neither it nor the kind tells the answer.
         """
         parents = [parent for parent in self.ontology.nearest_parents(term.term_id) if self._size(parent) <= LARGEST_KIND]
         if not parents:
             return "its parents are too general"
-        parents = [parent for parent in parents if not _content(term.name) & _content(self.terms[parent].name)]
-        if not parents:
-            return "its name names its parent"
-        wrong = self._wrong_kind(term, parents[0])
+        right = min(parents, key=lambda parent: self._shared_words(term, parent))
+        wrong = self._wrong_kind(term, right)
         if wrong is None:
-            return "no other kind of that size near it is surely wrong"
-        kind = parents[0] if number % 2 == 0 else wrong
+            return "no kind near it is surely wrong and as likely by name and size"
+        kind = right if number % 2 == 0 else wrong
         prompt = f"Question: Is {term.name} a kind of {self.terms[kind].name}?\nAnswer:"
         return {"prompt": prompt, "options": [" yes", " no"], "gold": number % 2, "meta": {"kind": kind}}
 
@@ -124,24 +123,26 @@ class Asker:
     def _likeness(self, term: Term, other: str) -> tuple[int, float]:
         return abs(len(term.name) - len(self.terms[other].name)) // 5, unit_hash(self.seed, "option", term.term_id, other)
 
-    def _wrong_kind(self, term: Term, parent: str) -> str | None:
-        """A kind near the term that it is surely not of, about as large as its own, so that size does not tell the answer."""
-        size = self._size(parent)
+    def _wrong_kind(self, term: Term, right: str) -> str | None:
+        """A kind near the term that it is surely not of, as likely as the right one by its size and its name."""
+        size, words = self._size(right), self._shared_words(term, right)
         for kinds in self._relatives(term, self.near_kinds):
             alike = [kind for kind in kinds if size / SIMILAR_SIZE <= self._size(kind) <= size * SIMILAR_SIZE]
-            fitting = [kind for kind in alike if self._surely_not(term, kind)]
+            fitting = [kind for kind in alike if self._shared_words(term, kind) == words and self._surely_not(term, kind)]
             if fitting:
                 return min(fitting, key=lambda kind: unit_hash(self.seed, "no", term.term_id, kind))
         return None
 
-    def _size(self, kind: str) -> int:
-        return len(self.ontology.descendants[kind])
-
     def _surely_not(self, term: Term, kind: str) -> bool:
         """Whether no term at all is both of this kind and of one of the term's own."""
         below = self.ontology.descendants[kind]
-        apart = all(below.isdisjoint(self.ontology.descendants[parent]) for parent in term.parents)
-        return apart and not _content(term.name) & _content(self.terms[kind].name)
+        return all(below.isdisjoint(self.ontology.descendants[parent]) for parent in term.parents)
+
+    def _size(self, kind: str) -> int:
+        return len(self.ontology.descendants[kind])
+
+    def _shared_words(self, term: Term, kind: str) -> int:
+        return len(_content(term.name) & _content(self.terms[kind].name))
 
 
 def ask(askers: Mapping[str, list[Asker]], count: int, passed_over: Counter[str]) -> list[Question]:

@@ -8,8 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from ipt.evaluation.task import CORPUS, Task
@@ -42,7 +43,7 @@ def read_rows(task: Task, corpus: Path | None) -> list[Row]:
     path = data_path(task, corpus)
     found: dict[str, None] = {}
     rows = []
-    for row in _read(path):
+    for row in _read_all(path):
         values = {key: row.fields.get(key) for key in task.where}
         found[", ".join(f"{key}={value}" for key, value in values.items())] = None
         if values == task.where:
@@ -110,13 +111,20 @@ def render(task: Task, key: str, template: str, row: Row, **more: Any) -> str:
     known = {name: value for name, value in row.fields.items() if value is not None}
     try:
         return compiled.render({**known, **more})
-    except UndefinedError as error:
-        raise ValueError(f"{row.where}: task {task.name} cannot fill its {key}: {error.message}; the row has {', '.join(known)}") from None
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ValueError(f"{row.where}: task {task.name} cannot fill its {key}: {error}; the row has {', '.join(known)}") from None
 
 
 @lru_cache
 def _compile(template: str) -> Template:
     return ENVIRONMENT.from_string(template)
+
+
+def _read_all(path: Path) -> list[Row]:
+    try:
+        return list(_read(path))
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _read(path: Path) -> Iterator[Row]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from ipt.evaluation.kinds import KINDS
@@ -21,7 +22,7 @@ COLUMNS = {
     "logprob": ("{:.3f} ±{:.3f}", "↑"),
     "probability": ("{:.3f} ±{:.3f}", "↑"),
     "nll": ("{:.3f} ±{:.3f}", "↓"),
-    "perplexity": ("{:.5g} ±{:.2g}", "↓"),
+    "perplexity": ("{:.2f} ±{:.2f}", "↓"),
 }
 
 
@@ -61,7 +62,7 @@ def table(results: Mapping[str, Path]) -> Table:
     view = Table(box=SIMPLE, pad_edge=False, caption="± one standard error, n items; ↑ more is better, ↓ less", caption_justify="left")
     view.add_column("task", no_wrap=True)
     for model in loaded:
-        view.add_column(model, justify="right")
+        view.add_column(escape(model), justify="right")
     for task in tasks:
         scores = [result.get(task, {}) for result in loaded.values()]
         view.add_row(f"[bold]{task}[/]", *(f"[dim]n = {_items(score)}[/]" for score in scores))
@@ -92,6 +93,8 @@ def _items(score: Mapping[str, Mapping[str, Any]]) -> str:
 def _cell(entry: Mapping[str, Any] | None, form: str) -> str:
     if entry is None or entry["value"] is None:
         return "–"
+    if entry["value"] >= 1000:  # perplexity of an untrained model
+        form = "{:.0f} ±{:.0f}"
     if entry["stderr"] is None:
         return form.split(" ±")[0].format(entry["value"])
     return form.format(entry["value"], entry["stderr"])

@@ -66,7 +66,7 @@ def load_tasks(names: Iterable[str]) -> list[Task]:
     """
     tasks: dict[str, Task] = {}
     for name in names:
-        for task in _resolve(name, SHIPPED, ()):
+        for task in _resolve(name, Path(), ()):
             known = tasks.setdefault(task.name, task)
             if known != task:
                 raise ValueError(f"tasks: {name} is called {task.name} like another task: give one of the two another name")
@@ -90,7 +90,7 @@ def _definition(task: Task) -> dict[str, Any]:
 
 
 def _resolve(name: str, folder: Path, inside: tuple[Path, ...]) -> list[Task]:
-    """The tasks of one name; a path in a group is relative to the group's file."""
+    """The tasks of one name; a path is relative to `folder`: that of the group which names it, else the current one."""
     path = _find(name, folder)
     if path in inside:
         raise ValueError(f"{path}: the group contains itself: take {name} out of `tasks`")
@@ -103,7 +103,7 @@ def _resolve(name: str, folder: Path, inside: tuple[Path, ...]) -> list[Task]:
 
 def _find(name: str, folder: Path) -> Path:
     if name.endswith((".yaml", ".yml")):
-        path = Path(name) if folder == SHIPPED else folder / name
+        path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"tasks: {name} is no file: give the path of a task's YAML file, or one of {', '.join(task_names())}")
         return path.resolve()

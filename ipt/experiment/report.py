@@ -86,24 +86,15 @@ def write_report(
     runs = _load_runs(arms)
     baseline = next((run for run in runs if run.name == "vanilla"), next((run for run in runs if run.is_trained), None))
     scores = _scores(runs, baseline)
-    verdict = _verdict(runs, scores, baseline)
     figures = _draw_figures(runs, scores, stages)
     page = {
         "title": title,
-        "lead": _lead(runs, scores, baseline),
         "facts": facts,
         "palette": PALETTE,
-        "runs": runs,
-        "baseline": baseline,
-        "compared": _compared(runs, baseline),
-        "sentences": _sentences(runs, scores, baseline),
-        "verdict": verdict,
-        "notes": _notes(scores),
+        **_findings(runs, scores, baseline),
         "figures": figures,
         "documents": _example_documents(pairs),
         "texts": _example_texts(texts),
-        "training": _training_table(runs),
-        "scores": scores,
         "quality": _quality_table(quality),
         "stages": stages,
         "config_yaml": config_yaml,
@@ -114,7 +105,8 @@ def write_report(
     _write_csv(output / "results.csv", scores, baseline)
     with atomic(output / "report.html") as temporary:
         temporary.write_text(_environment().get_template("report.html.jinja").render(page), encoding="utf-8")
-    readings = Counter(score.difference.reading for row in verdict for score in row["differences"] if score and score.difference)
+    differences = (score.difference for row in page["verdict"] for score in row["differences"] if score is not None)
+    readings = Counter(difference.reading for difference in differences if difference is not None)
     return {
         "arms": len(runs),
         "tasks": len({score.task for score in scores}),
@@ -351,7 +343,7 @@ def _compare(baseline: _Run | None, run: _Run) -> dict[str, dict[str, dict[str, 
         return {}
     from ipt.evaluation.results import compare
 
-    return compare(baseline.arm.evaluation, run.arm.evaluation)
+    return compare(run.arm.evaluation, baseline.arm.evaluation)
 
 
 def _write_csv(path: Path, scores: list[Score], baseline: _Run | None) -> None:
@@ -368,6 +360,21 @@ def _write_csv(path: Path, scores: list[Score], baseline: _Run | None) -> None:
 
 
 # What it says --------------------------------------------------------------------------------------------------------
+
+
+def _findings(runs: list[_Run], scores: list[Score], baseline: _Run | None) -> dict[str, Any]:
+    """What the page says about the models."""
+    return {
+        "lead": _lead(runs, scores, baseline),
+        "runs": runs,
+        "baseline": baseline,
+        "compared": _compared(runs, baseline),
+        "sentences": _sentences(runs, scores, baseline),
+        "verdict": _verdict(runs, scores, baseline),
+        "notes": _notes(scores),
+        "training": _training_table(runs),
+        "scores": scores,
+    }
 
 
 def _main_metrics(metrics: Iterable[str]) -> list[str]:
@@ -585,6 +592,34 @@ def _folded(text: str) -> dict[str, Any]:
 # Figures -------------------------------------------------------------------------------------------------------------
 
 
+STYLE: Any = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.color": PALETTE["ink"][0],
+    "text.parse_math": False,
+    "axes.edgecolor": PALETTE["rule"][0],
+    "axes.labelcolor": PALETTE["muted"][0],
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALETTE["rule"][0],
+    "grid.linewidth": 0.7,
+    "xtick.color": PALETTE["rule"][0],
+    "ytick.color": PALETTE["rule"][0],
+    "xtick.labelcolor": PALETTE["muted"][0],
+    "ytick.labelcolor": PALETTE["ink"][0],
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+}
+CURVE_POINTS = 1000  # at most so many points of a curve are drawn
+
+
 @dataclass(frozen=True)
 class _Drawing:
     svg: Markup
@@ -595,34 +630,8 @@ def _draw_figures(runs: list[_Run], scores: list[Score], stages: list[dict[str, 
     """Name -> drawing, for each figure that has something to show."""
     import matplotlib
 
-    light = {role: colours[0] for role, colours in PALETTE.items()}
-    style: Any = {
-        "font.family": ["DejaVu Sans"],
-        "font.size": 9,
-        "text.color": light["ink"],
-        "text.parse_math": False,
-        "axes.edgecolor": light["rule"],
-        "axes.labelcolor": light["muted"],
-        "axes.titlesize": 9.5,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.titlepad": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": light["rule"],
-        "grid.linewidth": 0.7,
-        "xtick.color": light["rule"],
-        "ytick.color": light["rule"],
-        "xtick.labelcolor": light["muted"],
-        "ytick.labelcolor": light["ink"],
-        "lines.linewidth": 1.8,
-        "lines.solid_capstyle": "round",
-        "svg.fonttype": "none",
-    }
     drawings = {}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         drawn = {
             "losses": _loss_figure(runs),
             "scores": _score_figure(runs, scores),
@@ -632,7 +641,7 @@ def _draw_figures(runs: list[_Run], scores: list[Score], stages: list[dict[str, 
         for name, found in drawn.items():
             if found is not None:
                 figure, description = found
-                with matplotlib.rc_context({"svg.hashsalt": name}):  # ids of markers and clips differ between the figures of one page
+                with matplotlib.rc_context({"svg.hashsalt": name}):  # ids are the same in every run, and no two figures share one
                     svg = _inline_svg(figure, description)
                 figure.set_layout_engine("none")  # it is laid out now, and the PNG is the same drawing
                 drawings[name] = _Drawing(svg, _png(figure))
@@ -671,7 +680,7 @@ def _loss_figure(runs: list[_Run]) -> "tuple[Figure, str] | None":
     from matplotlib.ticker import EngFormatter
 
     trained = [run for run in runs if run.steps]
-    sources = dict.fromkeys(name for run in trained for name in run.steps[-1] if name.startswith("loss/"))
+    sources = dict.fromkeys(name for run in trained for step in run.steps for name in step if name.startswith("loss/"))
     names = ["loss", *sources] if len(sources) > 1 else ["loss"]
     if not trained:
         return None
@@ -697,7 +706,7 @@ def _loss_figure(runs: list[_Run]) -> "tuple[Figure, str] | None":
 
 
 def _draw_loss(axes: "Axes", run: _Run, name: str) -> tuple[float, str, str] | None:
-    """Draw one curve, each step pale and its trailing mean in full colour; return where it ends."""
+    """Draw one curve, single steps pale and their trailing mean in full colour; return where it ends."""
     import numpy as np
 
     tokens, losses = _column(run.steps, name)
@@ -705,9 +714,10 @@ def _draw_loss(axes: "Axes", run: _Run, name: str) -> tuple[float, str, str] | N
         return None
     colour, window = _colour(run.colour), max(1, len(losses) // 20)
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+    stride = math.ceil(len(losses) / CURVE_POINTS)  # counted from the end, so that the last step is always drawn
     if window > 1:
-        axes.plot(tokens, losses, color=colour, alpha=0.22, linewidth=0.9)
-    axes.plot(tokens[window - 1 :], smooth, color=colour)
+        axes.plot(tokens[::-stride], losses[::-stride], color=colour, alpha=0.22, linewidth=0.9)
+    axes.plot(tokens[window - 1 :][::-stride], smooth[::-stride], color=colour)
     return float(smooth[-1]), run.name, colour
 
 

@@ -131,10 +131,64 @@ def _read_medquad(path: Path, random_: random.Random, dropped: Counter[str]) -> 
             yield from _kept(row["id"], "\n\n".join(paragraphs), pairs, dropped)
 
 
+def _read_medquad_pages(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
+    """MedQuAD rearranged to pages about several things: a few documents of one source, each with a passage and one or two questions.
+
+    A page that lists many terms is what a reference work or an ontology looks like, and no set of questions has it.
+    """
+    rows = list(_read_jsonl(path))
+    random_.shuffle(rows)
+    rows.sort(key=lambda row: row["source"])
+    page: list[tuple[str, list[Pair]]] = []
+    for row in rows:
+        entry = _page_entry(row, random_)
+        if entry is None:
+            dropped["document_without_definition"] += 1
+            continue
+        size = sum(_words(text) for text, _ in page) + _words(entry[0])
+        if page and (size > MAX_CONTEXT_WORDS - 20 or len(page) == 6):
+            yield from _page(page, random_, dropped)
+            page = []
+        page.append(entry)
+    if page:
+        yield from _page(page, random_, dropped)
+
+
+def _page(page: list[tuple[str, list[Pair]]], random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
+    separator, bullet = random_.choice([("\n", "- "), ("\n\n", "")])
+    context = separator.join(bullet + text for text, _ in page)
+    yield from _kept(page[0][1][0].question, context, [pair for _, pairs in page for pair in pairs], dropped)
+
+
+def _page_entry(row: dict[str, Any], random_: random.Random) -> tuple[str, list[Pair]] | None:
+    """A passage on what the document is about, and questions whose answers are in it."""
+    name = row["focus"].split("(")[0].strip()
+    sections = {qa["qtype"]: _sentences(_unwrap(qa["answer"])) for qa in row["qa"]}
+    definition = sections.get("information") or [""]
+    said = re.match(rf"(?:{re.escape(name)}(?: \([^)]*\))?|It|This) (?:is|are|refers to|means) (.+)\.$", definition[0], re.IGNORECASE)
+    if said is None or not 6 <= _words(definition[0]) <= MAX_ANSWER_WORDS:
+        return None
+    text = _take_words(definition, 50)
+    if random_.random() < 0.5:
+        pairs = [Pair(random_.choice(WORDINGS["information"]).format(name), definition[0])]
+    else:
+        asked = random_.choice(["What do you call", "What is the name for", "Which term stands for"])
+        pairs = [Pair(f"{asked} {said[1]}?", name)]
+    others = [kind for kind in sections if kind in WORDINGS and kind != "information" and sections[kind]]
+    if others:
+        kind = random_.choice(others)
+        fact = sections[kind][0]
+        if 6 <= _words(fact) <= 45:
+            text += " " + fact
+            pairs.append(Pair(random_.choice(WORDINGS[kind]).format(name), fact))
+    return (text if name.lower() in text.lower() else f"{name}: {text}"), pairs
+
+
 READERS: dict[str, Callable[[Path, random.Random, Counter[str]], Iterator[Example]]] = {
     "collection": _read_collection,
     "fairytaleqa": _read_fairytaleqa,
     "medquad": _read_medquad,
+    "medquad_pages": _read_medquad_pages,
     "squad": _read_squad,
 }
 
@@ -161,6 +215,9 @@ BOILERPLATE = (
     "These resources",
     "resources below",
     "Key Points",
+    "table below",
+    "Resources for",
+    "is available",
     "click here",
     "Click here",
     "www.",

@@ -27,6 +27,7 @@ def export(model: Any, config: Config, output: Path, report: dict[str, dict[str,
         from peft import get_peft_model_state_dict
 
         adapter = {name: tensor.to(torch.bfloat16) for name, tensor in get_peft_model_state_dict(model).items()}
+        model.peft_config["default"].base_model_name_or_path = config.model  # not the place where this machine keeps it
         model.save_pretrained(output / "adapter", state_dict=adapter)
         model = model.merge_and_unload()
     model.save_pretrained(output / "export")

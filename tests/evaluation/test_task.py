@@ -1,9 +1,11 @@
 import gzip
 import json
+import subprocess
+import sys
 
 import pytest
 
-from ipt.evaluation import choice, perplexity, task
+from ipt.evaluation import choice, perplexity
 from ipt.evaluation.data import read_rows, subset
 from ipt.evaluation.kinds import KINDS, kind_of
 from ipt.evaluation.task import load_tasks, task_digests, task_names
@@ -172,6 +174,9 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(ValueError, match=r"x.jsonl line 2: not valid JSON"):
         read_rows(loaded, None)
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ValueError, match=r"x.jsonl cannot be read: .*can't decode byte 0xff"):
+        read_rows(loaded, None)
     (tmp_path / "x.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"task mine: .*x.jsonl holds no rows"):
         read_rows(loaded, None)
@@ -215,5 +220,6 @@ def test_a_limit_takes_the_same_items_from_any_order():
     assert subset(items, None) == subset(items, 50) == items
 
 
-def test_task_files_hold_no_code():
-    assert not list(task.SHIPPED.glob("*.py"))
+def test_torch_stays_out_until_a_model_is_scored():
+    code = "import sys, ipt.evaluation.run, ipt.evaluation.results; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

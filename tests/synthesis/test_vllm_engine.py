@@ -81,7 +81,7 @@ def test_a_bad_prompt_is_refused_and_a_killed_engine_is_reported(vocabulary):
                     await engine.generate(bad, **options)
             generation = await engine.generate(good, **options)
             assert len(generation.token_ids) == 8 or generation.finish_reason == "stop"
-            waiting = asyncio.gather(*(engine.generate(good + [number], **options) for number in range(100, 110)))
+            waiting = asyncio.gather(*(engine.generate([*good, number], **options) for number in range(100, 110)))
             await asyncio.sleep(0.05)
             for child in multiprocessing.active_children():
                 child.kill()

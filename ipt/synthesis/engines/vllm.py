@@ -68,6 +68,7 @@ class VllmEngine:
 
     def close(self) -> None:
         self._engine.shutdown()
+        del self._engine  # vLLM's finaliser fails if it is left to the end of the interpreter
         _restore_environment(self._environment)
 
     def _sampling(self, prompt_ids: list[int], max_tokens: int, stop_ids: Sequence[int]) -> Any:
