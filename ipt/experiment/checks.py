@@ -12,13 +12,13 @@ from ipt.synthesis.tuning import check_tuning_source
 from ipt.training.check import check_training
 
 
-def check_synthesize_command(config: Config) -> None:
+def check_synthesize(config: Config) -> None:
     check_corpus(config.corpus)
     check_synthesis(config.synthesis)
     check_model(config.synthesis.model)
 
 
-def check_train_command(config: Config) -> None:
+def check_train(config: Config) -> None:
     check_model(config.model)
     _check_mixture(config)
     check_training(config)
@@ -26,18 +26,18 @@ def check_train_command(config: Config) -> None:
         check_tasks(config.evaluation, config.tasks)
 
 
-def check_evaluate_command(config: Config) -> None:
+def check_evaluate(config: Config) -> None:
     check_model(config.model)
     if not config.tasks:
         raise ValueError("tasks=[]: name at least one task or group, for example tasks=[ontology]")
     check_tasks(config.evaluation, config.tasks)
 
 
-def check_reproduce_command(config: Config) -> None:
+def check_reproduce(config: Config) -> None:
     if not config.arms:
         raise ValueError(f"experiment {config.name} has no arms: train it with `python train.py experiment={config.name}`")
     for changes in config.arms.values():
-        check_train_command(arm_config(config, changes))
+        check_train(arm_config(config, changes))
 
 
 def _check_mixture(config: Config) -> None:

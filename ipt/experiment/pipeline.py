@@ -193,13 +193,6 @@ def evaluate(config: Config) -> None:
     report_result(stage.folder, _main_scores(stage.folder))
 
 
-def reproduce(config: Config) -> None:
-    """Every stage of a recipe, a model for each arm, and the report."""
-    from ipt.experiment.reproduce import reproduce_recipe
-
-    reproduce_recipe(config)
-
-
 def arm_config(config: Config, changes: Mapping[str, Any]) -> Config:
     """The config of an arm: the recipe's, with the arm's changes. Raises as a misspelt key does on the command line."""
     merged = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.create(dict(changes)))

@@ -37,20 +37,21 @@ SHOWN_DOCUMENTS, SHOWN_TEXTS = 4, 2
 SHOWN_CHARACTERS, FOLDED_CHARACTERS = 1200, 20_000  # of one text: in sight, and at most so many more behind a fold
 SAMPLED_ROWS = 50_000  # rows among which the shown texts are drawn; keeps the report quick on large corpora
 
-# Role -> colour on a light and on a dark page. Arms: readable with colour-blindness, 4.5:1 against the ground for their labels.
+# Role -> colour on a light and on a dark page. Arms differ in lightness too, so that they stay apart under the three forms of colour
+# blindness, and have a contrast of 4.5:1 against the ground, for their labels.
 PALETTE = {
     "ink": ("#1b2330", "#e8ebf0"),
     "muted": ("#596273", "#a3adbb"),
     "rule": ("#d8dde5", "#363f4c"),
     "bar": ("#7d8ca3", "#8091ab"),
     "bar-pale": ("#d3dae4", "#3d4857"),
-    "arm-0": ("#656d79", "#aab2bf"),
-    "arm-1": ("#0b6fb0", "#62b3f0"),
-    "arm-2": ("#c14d06", "#ff9a56"),
-    "arm-3": ("#047d5d", "#45cfa4"),
-    "arm-4": ("#a83f86", "#ee9fd2"),
-    "arm-5": ("#866300", "#e3bd4f"),
-    "arm-6": ("#5a4fb3", "#a9a2f5"),
+    "arm-0": ("#5a5f71", "#acadb6"),
+    "arm-1": ("#026ee6", "#538dfd"),
+    "arm-2": ("#b45c06", "#fc7508"),
+    "arm-3": ("#01432f", "#96f8ac"),
+    "arm-4": ("#520260", "#b078b1"),
+    "arm-5": ("#575100", "#f0f23b"),
+    "arm-6": ("#5523b7", "#e6bbfc"),
 }
 MARKERS = "oosD^vP"
 

@@ -17,7 +17,7 @@ from ipt.models import model_identity
 from ipt.stage import MANIFEST, Stage, atomic, git_commit, hardware, installed_versions, write_json
 
 
-def reproduce_recipe(config: Config) -> None:
+def reproduce(config: Config) -> None:
     """Run the recipe and write its report to `output_dir` (default: outputs/<name>). Finished stages are reused."""
     started = time.monotonic()
     output = Path(config.output_dir or f"outputs/{config.name}")

@@ -5,7 +5,9 @@ import pytest
 import torch
 from evaluation_cases import DOCUMENTS, make_scorer, opinionated
 
+from ipt.config import EvaluationConfig
 from ipt.evaluation.choice import Question
+from ipt.evaluation.run import evaluate
 from ipt.models import load_model, load_tokenizer
 from ipt.stage import write_parquet
 
@@ -40,7 +42,18 @@ def questions():
 @pytest.fixture
 def corpus(tmp_path):
     """What the evaluation room reads of a finished corpus stage."""
-    folder = tmp_path / "corpus"
+    return write_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory, tiny_model):
+    """A finished evaluation of the tiny model on the whole `ontology` group, and the statistics; not to be changed."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    statistics = evaluate(EvaluationConfig(), tiny_model, ["ontology"], write_corpus(folder / "corpus"), folder / "out")
+    return folder / "out", statistics
+
+
+def write_corpus(folder):
     schema = pa.schema([(name, pa.string()) for name in ("doc_id", "text", "source", "meta")])
     rows = [{"doc_id": f"d{number}", "text": text, "source": "test", "meta": "{}"} for number, text in enumerate(DOCUMENTS)]
     write_parquet(folder / "held_out" / "part-00000.parquet", rows, schema)

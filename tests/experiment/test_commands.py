@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from ipt.config import Config
-from ipt.experiment.checks import check_evaluate_command, check_reproduce_command, check_synthesize_command
+from ipt.experiment.checks import check_evaluate, check_reproduce, check_synthesize
 from ipt.experiment.cli import conf_dir, to_config
 from ipt.experiment.pipeline import arm_config
 
@@ -43,11 +43,11 @@ def test_recipes_with_arms_pass_their_checks_and_the_others_say_so(monkeypatch):
         config = composed("reproduce", f"experiment={path.stem}")
         if not config.arms:
             with pytest.raises(ValueError, match=f"train it with `python train.py experiment={path.stem}`"):
-                check_reproduce_command(config)
+                check_reproduce(config)
         elif "instruction-pretrain" not in config.synthesis.model:
-            check_reproduce_command(config)
-    check_evaluate_command(composed("evaluate"))
-    check_synthesize_command(composed("synthesize"))
+            check_reproduce(config)
+    check_evaluate(composed("evaluate"))
+    check_synthesize(composed("synthesize"))
 
 
 @pytest.mark.parametrize("command", ["synthesize", "train", "evaluate"])

@@ -310,16 +310,41 @@ def test_colours_have_contrast(page, mode):
         assert contrast(ink, ground) >= 4.5, (ink, ground)
 
 
+# Severe protanopia, deuteranopia and tritanopia in linear RGB (Machado, Oliveira and Fernandes 2009).
+BLINDNESS = {
+    "none": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+# Linear RGB to Oklab (Ottosson 2020): in that space distances are about as large as they look.
+CONES = np.array(
+    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]]
+)
+OKLAB = np.array(
+    [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]]
+)
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+@pytest.mark.parametrize("blindness", BLINDNESS)
+def test_arms_can_be_told_apart(mode, blindness):
+    arms = [linear(colours[mode]) for role, colours in PALETTE.items() if role.startswith("arm")]
+    seen = [OKLAB @ np.cbrt(CONES @ np.clip(BLINDNESS[blindness] @ arm, 0, 1)) for arm in arms]
+    distances = {(i, j): float(np.linalg.norm(a - b)) for i, a in enumerate(seen) for j, b in enumerate(seen) if i < j}
+    assert len(distances) == 21 and min(distances.values()) > 0.07
+    assert min(distance for (_, j), distance in distances.items() if j < 4) > 0.12  # the start and three arms, the usual case
+
+
 def contrast(a: str, b: str) -> float:
     """WCAG 2.2 contrast ratio of two colours."""
-    lighter, darker = sorted((luminance(colour) for colour in (a, b)), reverse=True)
+    lighter, darker = sorted((float(linear(colour) @ [0.2126, 0.7152, 0.0722]) for colour in (a, b)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 
 
-def luminance(colour: str) -> float:
+def linear(colour: str) -> np.ndarray:
     channels = np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
 # The figures ---------------------------------------------------------------------------------------------------------
