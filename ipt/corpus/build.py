@@ -17,7 +17,7 @@ from ipt.corpus.documents import QUESTIONS, SCHEMA, Document, find_files, read_d
 from ipt.corpus.hashing import unit_hash
 from ipt.corpus.ontology import Ontology, check_ontologies, held_out_terms, load_ontology
 from ipt.corpus.pages import Page, make_pages
-from ipt.corpus.questions import GENERALISATION, RECALL, Asker, ask, count_questions, read_questions
+from ipt.corpus.questions import GENERALISATION, RECALL, Asker, Question, ask, count_questions, read_questions
 from ipt.stage import atomic, write_parquet
 
 KINDS = ("files", "hub", "ontology")
@@ -54,6 +54,15 @@ def check_corpus(config: CorpusConfig) -> None:
         next(read_documents(config))
         for _ in _user_questions(config):
             pass
+
+
+def input_files(config: CorpusConfig) -> dict[str, Path]:
+    """Every file of the user's that the stage reads, by a name that does not depend on where the corpus is kept; else none."""
+    if config.kind != "files" or not config.path:
+        return {}
+    files = {file.name: file.path for file in find_files(config.path)}
+    questions = _questions_file(config)
+    return {**files, QUESTIONS: questions} if questions else files
 
 
 def _check_values(config: CorpusConfig) -> None:
@@ -98,12 +107,17 @@ def _build_documents(config: CorpusConfig, seed: int, output: Path) -> dict[str,
     }
 
 
-def _user_questions(config: CorpusConfig) -> Iterator[dict[str, Any]]:
-    """Questions that lie beside the first of the user's files, or in the folder that `corpus.path` names."""
-    if config.kind == "files" and config.path:
-        folders = dict.fromkeys([Path(config.path), find_files(config.path)[0].path.parent])
-        found = [folder / QUESTIONS for folder in folders if (folder / QUESTIONS).is_file()]
-        yield from read_questions(found[0]) if found else ()
+def _user_questions(config: CorpusConfig) -> Iterator[Question]:
+    path = _questions_file(config)
+    return read_questions(path) if path else iter(())
+
+
+def _questions_file(config: CorpusConfig) -> Path | None:
+    """A questions.jsonl in the folder that `corpus.path` names, or beside the first of the user's files."""
+    if config.kind != "files" or not config.path:
+        return None
+    folders = (Path(config.path), find_files(config.path)[0].path.parent)
+    return next((folder / QUESTIONS for folder in folders if (folder / QUESTIONS).is_file()), None)
 
 
 # Ontology ------------------------------------------------------------------------------------------------------------
@@ -267,7 +281,7 @@ def _sizes(training: _Parts, held_out: _Parts) -> dict[str, int]:
     }
 
 
-def _write_questions(output: Path, questions: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def _write_questions(output: Path, questions: Iterable[Question]) -> dict[str, dict[str, int]]:
     """Write questions.jsonl if there are any; task -> split -> how many."""
     questions = list(questions)
     if questions:

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,6 @@ class Asker:
 
     def __init__(self, ontology: Ontology, pool: set[str], preferred: set[str], seed: int) -> None:
         self.ontology, self.terms, self.pool, self.preferred, self.seed = ontology, ontology.terms, pool, preferred, seed
-        kinds = {parent for term_id in pool for parent in ontology.nearest_parents(term_id)}
-        self.near_terms = self._near(pool)
-        self.near_kinds = self._near({kind for kind in kinds if self._size(kind) <= LARGEST_KIND})
-
-    def _near(self, term_ids: Iterable[str]) -> dict[tuple[str, int], list[str]]:
-        """(Ancestor, steps) -> those of `term_ids` that are so many steps beneath it."""
-        near: dict[tuple[str, int], list[str]] = defaultdict(list)
-        for term_id in sorted(term_ids):
-            for ancestor, steps in self.terms[term_id].distances.items():
-                if steps <= FARTHEST:
-                    near[ancestor, steps].append(term_id)
-        return near
 
     def definition_to_term(self, term: Term, number: int) -> Question | str:
         """Which of four related terms has this definition; the gold option's place goes round with `number`. Or why not."""
@@ -89,6 +78,24 @@ class Asker:
 
     def rank(self, task: str, term_id: str) -> tuple[bool, float]:
         return term_id not in self.preferred, unit_hash(self.seed, task, term_id)
+
+    @cached_property
+    def near_terms(self) -> dict[tuple[str, int], list[str]]:
+        return self._near(self.pool)
+
+    @cached_property
+    def near_kinds(self) -> dict[tuple[str, int], list[str]]:
+        kinds = {parent for term_id in self.pool for parent in self.ontology.nearest_parents(term_id)}
+        return self._near({kind for kind in kinds if self._size(kind) <= LARGEST_KIND})
+
+    def _near(self, term_ids: Iterable[str]) -> dict[tuple[str, int], list[str]]:
+        """(Ancestor, steps) -> those of `term_ids` that are so many steps beneath it."""
+        near: dict[tuple[str, int], list[str]] = defaultdict(list)
+        for term_id in sorted(term_ids):
+            for ancestor, steps in self.terms[term_id].distances.items():
+                if steps <= FARTHEST:
+                    near[ancestor, steps].append(term_id)
+        return near
 
     def _relatives(self, term: Term, near: Mapping[tuple[str, int], list[str]]) -> Iterator[list[str]]:
         """Terms of `near` that share a parent with `term`, then those that share a grandparent, and so on; each once."""

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -35,7 +36,7 @@ def train(
     `stores` are the token stores of the sources, `ratios` their shares (they sum to 1). A run that was interrupted goes on
     from its last checkpoint in `output/checkpoints`, with the same batches in the same order. Returns the summary.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    _quiet_libraries()
     L.seed_everything(config.seed, verbose=False)
     opened = {name: TokenStore(folder) for name, folder in stores.items() if ratios[name] > 0}
     plan = _plan(config, opened, ratios)
@@ -58,6 +59,13 @@ def train(
         if not config.trainer.keep_checkpoints:
             shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return summary
+
+
+def _quiet_libraries() -> None:
+    """Keep what libraries say about themselves out of the terminal; errors still come through."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

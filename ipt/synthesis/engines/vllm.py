@@ -6,18 +6,20 @@ a chain's next prompt, which begins with the previous one, costs only its new pa
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused
+from ipt.synthesis.engines.keeper import Keeper
 
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig
     from ipt.synthesis.prompts import Vocabulary
 
-# Set before vLLM is imported, unless the user has set them: no telemetry, and its own messages only where something fails.
-ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+# Set before vLLM is imported, unless the user has set them: no telemetry, its own messages only where something fails, and engine
+# processes that are started afresh (a forked one would hold the keeper's pipe open).
+ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 CPU_KV_CACHE_GIB = 1.0
 CPU_BLOCK_SIZE = 32  # tokens; vLLM's kernels for CPUs want a multiple of 32, and a finer block is found in the cache more often
 
@@ -28,6 +30,7 @@ class VllmEngine:
     def __init__(self, config: "SynthesisConfig", model: str, vocabulary: "Vocabulary", seed: int) -> None:
         self._environment = dict(os.environ)
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+        self._keeper = Keeper()
         self._config, self._vocabulary, self._seed = config, vocabulary, seed
         self._request_ids = itertools.count()
         try:
@@ -36,7 +39,7 @@ class VllmEngine:
 
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_options(config, model, seed)))
         except Exception as error:
-            _restore_environment(self._environment)
+            self._clean_up()
             message = " ".join(str(error).split())
             raise EngineDied(f"synthesis.engine=vllm did not start with synthesis.model={config.model}: {message}") from error
         self._vocabulary_size = self._engine.model_config.get_vocab_size()
@@ -69,7 +72,15 @@ class VllmEngine:
     def close(self) -> None:
         self._engine.shutdown()
         del self._engine  # vLLM's finaliser fails if it is left to the end of the interpreter
-        _restore_environment(self._environment)
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """End what may be left of the engine, and take back what vLLM put into this process's environment (library preloads, thread
+        settings), which later stages would inherit."""
+        self._keeper.close()
+        for name in set(os.environ) - set(self._environment):
+            del os.environ[name]
+        os.environ.update(self._environment)
 
     def _sampling(self, prompt_ids: list[int], max_tokens: int, stop_ids: Sequence[int]) -> Any:
         from vllm import SamplingParams
@@ -124,10 +135,3 @@ def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str
     if kv_cache_gib is not None:
         options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
     return options
-
-
-def _restore_environment(environment: Mapping[str, str]) -> None:
-    """Take back what vLLM put into this process's environment (library preloads, thread settings), which later stages would inherit."""
-    for name in set(os.environ) - set(environment):
-        del os.environ[name]
-    os.environ.update(environment)

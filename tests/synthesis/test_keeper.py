@@ -1,0 +1,52 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ipt.synthesis.engines.keeper import MARK, Keeper
+
+# A run that starts an engine; like vLLM's, its engine ends by nothing but a signal, and it tells the engine's process id.
+RUN = """
+import subprocess, time
+from ipt.synthesis.engines.keeper import Keeper
+before = subprocess.Popen(["sleep", "60"])
+keeper = Keeper()
+engine = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], start_new_session=True)
+print(before.pid, engine.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def lives(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="needs /proc")
+def test_a_killed_run_takes_its_engine_and_the_engines_children_with_it():
+    process = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    before, *engine = sorted(int(pid) for _ in range(2) for pid in process.stdout.readline().split())
+    assert len(engine) == 2 and all(lives(pid) for pid in (before, *engine))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(lives(pid) for pid in engine) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(lives(pid) for pid in engine)
+    assert lives(before)  # what was started before the keeper is none of its business
+    os.kill(before, signal.SIGKILL)
+
+
+def test_closing_ends_what_is_left_and_takes_the_mark_back():
+    keeper = Keeper()
+    engine = subprocess.Popen(["sleep", "60"])
+    keeper.close()
+    assert engine.wait(timeout=10) == -signal.SIGKILL
+    assert MARK not in os.environ
