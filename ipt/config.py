@@ -160,6 +160,7 @@ class LoggerConfig:
 @dataclass
 class Config:
     name: str = "run"  # name of the experiment
+    title: str = ""  # heading of its report; empty: its name
     output_dir: str | None = None  # null: outputs/<command>-<key of the config>
     stages_dir: str = "outputs/stages"  # where finished corpus, pairs, texts and tokens are kept for all runs
     seed: int = 0

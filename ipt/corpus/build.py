@@ -21,6 +21,7 @@ from ipt.corpus.questions import GENERALISATION, RECALL, Asker, Question, ask, c
 from ipt.stage import atomic, write_parquet
 
 KINDS = ("files", "hub", "ontology")
+PART_DOCUMENTS, PART_CHARACTERS = 50_000, 32_000_000  # one output file holds at most about so much
 
 
 def build_corpus(config: CorpusConfig, seed: int, output: Path) -> dict[str, Any]:
@@ -33,7 +34,8 @@ def build_corpus(config: CorpusConfig, seed: int, output: Path) -> dict[str, Any
     """
     _check_values(config)
     for folder in ("documents", "held_out"):
-        shutil.rmtree(output / folder, ignore_errors=True)
+        shutil.rmtree(output / folder, ignore_errors=True)  # parts of an interrupted run
+    (output / QUESTIONS).unlink(missing_ok=True)
     return _build_ontology(config, seed, output) if config.kind == "ontology" else _build_documents(config, seed, output)
 
 
@@ -245,7 +247,7 @@ def _words(text: str) -> list[str]:
 
 
 class _Parts:
-    """Writes documents as `part-00000.parquet` and so on, each at most 50,000 documents or 32 million characters long."""
+    """Writes documents as `part-00000.parquet` and so on, in bounded memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.parts, self.documents, self.characters = folder, 0, 0, 0
@@ -257,7 +259,7 @@ class _Parts:
         self._waiting += len(document.text)
         self.documents += 1
         self.characters += len(document.text)
-        if len(self._rows) == 50_000 or self._waiting > 32_000_000:
+        if len(self._rows) >= PART_DOCUMENTS or self._waiting >= PART_CHARACTERS:
             self._flush()
 
     def _flush(self) -> None:

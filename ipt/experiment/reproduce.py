@@ -42,7 +42,7 @@ def reproduce(config: Config) -> None:
     write_json(output / "stages.json", rows)
     statistics = write_report(
         output,
-        title=config.name,
+        title=config.title or config.name,
         config_yaml=(output / "config.yaml").read_text(),
         arms=arms,
         pairs=synthesis.folder / "pairs" if synthesis else None,
@@ -99,7 +99,7 @@ def _facts(config: Config) -> dict[str, Any]:
         * config.mixture.seq_len,
         "hardware": ", ".join(machine["gpus"]) or f"{machine['cpus']} CPU cores ({machine['machine']})",
         "git commit": git_commit(),
-        **{f"version of {name}": version for name, version in installed_versions().items()},
+        "versions": installed_versions(),
     }
 
 

@@ -378,6 +378,7 @@ def test_the_verdict_says_what_the_intervals_allow(page):
     assert generalisation[5][0].startswith("+0.0 points") and generalisation[5][0].endswith("○ no difference shown")
     assert documents[1][0].startswith("bits per byte") and documents[5][0].endswith("▼ worse")
     assert "instruct against vanilla on 5 main measures: better on 1 , worse on 1 , no difference shown on 3 ." in spaced(page.text())
+    assert "the differences are paired: both models answered" in page.text()
     assert "Better: definition to term, recall (accuracy +60.0 points)." in page.text()
 
 
@@ -456,7 +457,7 @@ def test_without_predictions_there_is_no_interval_of_a_difference(tmp_path):
     page = write_bare(tmp_path / "report", arms)
     verdict = page.rows("Main measures")[0]
     assert verdict[5][0].startswith("+20.0 points") and verdict[5][0].endswith("no interval")
-    assert "▲" not in page.text() and "1 without a paired interval" in page.text()
+    assert "paired:" not in page.text() and "▲" not in page.text() and "1 without a paired interval" in page.text()
     assert "fewer than 30 items" in page.text()
 
 

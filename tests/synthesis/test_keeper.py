@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,21 +15,20 @@ import subprocess, time
 from ipt.synthesis.engines.keeper import Keeper
 before = subprocess.Popen(["sleep", "60"])
 keeper = Keeper()
-engine = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], start_new_session=True)
-print(before.pid, engine.pid, flush=True)
+engine = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE, text=True)
+print(before.pid, engine.pid, engine.stdout.readline(), flush=True)
 time.sleep(60)
 """
 
 
 def lives(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().split()[2] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     except FileNotFoundError:
         return False
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="needs /proc")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_a_killed_run_takes_its_engine_and_the_engines_children_with_it():
     process = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True)
     assert process.stdout
