@@ -41,6 +41,7 @@ class SynthesisConfig:
     max_model_len: int = 4096  # context window in tokens, prompt and output together
     max_new_tokens: int = 400  # output tokens for one document
     temperature: float = 0.0
+    stop_at_repetition: bool = True  # end a generation as soon as it asks a question again that it has asked before
     long_documents: str = "split"  # split | truncate | skip a document that cannot fit the context window
     shard_size: int = 512  # documents in one shard; a finished shard is never redone
     max_live_chains: int = 64  # chains that generate at the same time
@@ -75,7 +76,8 @@ class SourceConfig:
     """A source of the mixture beside `raw` and `instruction`."""
 
     path: str = ""
-    kind: str = "texts"  # texts, or a set of contexts and pairs that tunes a synthesizer: collection | fairytaleqa | medquad | medquad_pages | squad
+    # texts, or a set of contexts and pairs that tunes a synthesizer: collection | fairytaleqa | medquad | medquad_pages | squad
+    kind: str = "texts"
     text_field: str = "text"
     shots: int = 3  # tuning sets: at most so many examples in one text
 

@@ -20,7 +20,7 @@ _CITATIONS = re.compile(
     | \([^()]*https?://[^()]*\) | https?://\S+
     | \(\s*(?:summary\ by|reviews?\ by|reviewed\ (?:by|in)|(?:also\ )?see|(?:adapted|modified|taken)?\s*from|adapted|modified)\b[^()]*\)
     | \((?i:adapted\ from|from)\ [A-Z].*$            # (From Spitzer et al., J Rheumatol Suppl 1996 Oct;99(1):1-5)
-    | \([^()]*\b(?:et\ al|\d(?:st|nd|rd|th)\ eds?|Wikipedia)\b[^()]*\)
+    | \([^()]*\b(?:et\ al|\d+(?:st|nd|rd|th)\ eds?|Wikipedia)\b[^()]*\)
     | \([^()]*\b(?:19|20)\d\d[a-z]?\s*(?:[:,;][^()]*)?\)     # (Wietzman 1962)
     | (?<=[.])\s[A-Z]\w+(?:,?\s(?:et\ al\.?,?|(?:and|&)\s[A-Z]\w+))?\s\(?(?:19|20)\d\d[a-z]?\)?(?=\.|$)   # Kimmel et al, 1995.
     | \(\s*(?:WHO|NCI\d*|CDISC|CSP|MSH|MM|NN|BB|EM|CUMBO|NeuroNames|Brain\ Info)\b[^()]*\)(?=\s*[.;]?\s*$)
@@ -40,7 +40,26 @@ _VERB = re.compile(rf"\b(?:{'|'.join(_VERBS.split())})\b")
 _ODD = ("[", " OR ", " - ", " caused ", "disease or disorder")  # marks of synonyms that are notes rather than names
 _WORD = re.compile(r"[^\W_]+")
 _GENERIC_WORDS = frozenset(
-    ("a", "an", "the", "of", "in", "and", "or", "any", "form", "type", "disease", "disorder", "finding", "that", "is", "to", "by")
+    (
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "and",
+        "or",
+        "any",
+        "form",
+        "type",
+        "disease",
+        "disorder",
+        "syndrome",
+        "finding",
+        "that",
+        "is",
+        "to",
+        "by",
+    )
 )
 _SPELLING = {"tumour": "tumor", "neoplasm": "tumor", "leukaemia": "leukemia", "anaemia": "anemia", "oesophagus": "esophagus"}
 
@@ -53,9 +72,10 @@ def clean_definition(text: str) -> str:
         text = _CITATIONS.sub("", text)
     text = re.sub(r"\([\s,;.]*\)", "", " ".join(text.split()))
     text = re.sub(r"\b([Aa])\(n\) (?=([a-z]))", lambda match: f"{match[1]}{'n' if match[2] in 'aeiou' else ''} ", text)
+    text = re.sub(r"(^A|\ba) (?=[aeio](?!u|ne\b|nce\b))", r"\1n ", text.strip())
     text = re.sub(r"(?<=[a-z])_(?=[a-z])", " ", text)  # develops_from
     text = re.sub(r"(,| and|,and) has symptom (?=\w)", r"\1 ", text).replace("has symptom ", "shows ")
-    text = re.sub(r"\s+(?=[.,;:])(?!\.\.)", "", text)
+    text = re.sub(r"\s+(?=[.,;:])", "", text)
     text = re.sub(r"([,;])(?=[A-Za-z])", r"\1 ", text)
     text = re.sub(r"\.(?:\s*\.)+", ".", text)
     text = _POINTERS.sub("", re.sub(r"(?:[.;,:]\s*)+$", "", text.strip()) + ".")

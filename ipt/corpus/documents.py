@@ -5,6 +5,7 @@ Everything is streamed. What is held in memory is one batch of rows and, where t
 
 import glob
 import gzip
+import io
 import json
 import os
 import zlib
@@ -227,8 +228,9 @@ def _open_lines(path: Path) -> Iterator[IO[bytes]]:
         with gzip.open(path, "rb") as lines:
             yield lines  # type: ignore[misc]  # a GzipFile reads like any binary file
     elif path.name.endswith(".zst"):
-        with zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=2**31)) as lines:
-            yield lines
+        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        with path.open("rb") as file, decompressor.stream_reader(file, read_across_frames=True) as stream:
+            yield io.BufferedReader(stream)
     else:
         with path.open("rb") as lines:
             yield lines

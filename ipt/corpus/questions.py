@@ -68,6 +68,9 @@ class Asker:
         parents = [parent for parent in self.ontology.nearest_parents(term.term_id) if self._size(parent) <= LARGEST_KIND]
         if not parents:
             return "its parents are too general"
+        parents = [parent for parent in parents if not self._is_named(term, parent)]
+        if not parents:
+            return "its name names its parent"
         right = min(parents, key=lambda parent: self._shared_words(term, parent))
         wrong = self._wrong_kind(term, right)
         if wrong is None:
@@ -135,7 +138,8 @@ class Asker:
         size, words = self._size(right), self._shared_words(term, right)
         for kinds in self._relatives(term, self.near_kinds):
             alike = [kind for kind in kinds if size / SIMILAR_SIZE <= self._size(kind) <= size * SIMILAR_SIZE]
-            fitting = [kind for kind in alike if self._shared_words(term, kind) == words and self._surely_not(term, kind)]
+            likely = [kind for kind in alike if self._shared_words(term, kind) == words and not self._is_named(term, kind)]
+            fitting = [kind for kind in likely if self._surely_not(term, kind)]
             if fitting:
                 return min(fitting, key=lambda kind: unit_hash(self.seed, "no", term.term_id, kind))
         return None
@@ -147,6 +151,10 @@ class Asker:
 
     def _size(self, kind: str) -> int:
         return len(self.ontology.descendants[kind])
+
+    def _is_named(self, term: Term, kind: str) -> bool:
+        """Whether the term's name says its kind, as that of a plexiform schwannoma does."""
+        return _content(self.terms[kind].name) <= _content(term.name)
 
     def _shared_words(self, term: Term, kind: str) -> int:
         return len(_content(term.name) & _content(self.terms[kind].name))

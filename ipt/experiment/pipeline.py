@@ -203,11 +203,10 @@ def arm_config(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def _corpus_inputs(config: CorpusConfig) -> dict[str, str]:
     """What a corpus is made of: the content of files, or the version of the package. A hub's data set has only its name."""
-    from ipt.corpus.documents import find_files
+    from ipt.corpus.build import input_files
 
     if config.kind == "files":
-        assert config.path is not None
-        return {str(file.path): hash_file(file.path) for file in find_files(config.path)}
+        return {name: hash_file(path) for name, path in input_files(config).items()}
     return {"package": version("cellxgene-ontology-guide")} if config.kind == "ontology" else {}
 
 

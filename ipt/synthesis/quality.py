@@ -31,9 +31,10 @@ def statistics(pairs_folder: Path) -> dict[str, Any]:
     - documents = documents_with_pairs + documents_without_pairs + those in `dropped` (by reason). A document in pieces has pairs
       if one of its pieces has. `long_documents`: documents that were split (into so many pieces) or truncated.
     - rows: generations asked for, one per document or piece. `joined`: rows that continue the text of the row before them.
-    - well_formed_rate: of all rows, those whose generation ended by itself (finish_reason "stop", the model wrote EOS), gave at
-      least one pair, and of which the parser rejected nothing, repeated questions included. `rejected`: pieces by reason.
-    - distinct_question_rate: different questions of all documents, upper and lower case alike, by all questions.
+    - well_formed_rate: of all rows, those whose generation was not cut (finish_reason "stop" or "repetition"), gave at
+      least one pair, and of which the parser rejected nothing but repeated questions. `rejected`: pieces by reason.
+    - distinct_question_rate: different questions of all documents' pairs, upper and lower case alike, by all of them.
+    - repeated_question_rate: of all questions written, those that the parser rejected because their document had them before.
     - what_is_share: questions that begin with "What is" or "What are".
     - stock_question_share: questions with one of the ten most frequent frames. A frame is the question in lower case with each run
       of words that also occur in its document, function words aside, replaced by "_"; `frames` lists the ten with their counts.
@@ -84,7 +85,7 @@ class Tally:
             rows=1,
             joined=row["inherits_previous"],
             pairs=len(row["pairs"]),
-            well_formed=row["finish_reason"] == "stop" and bool(row["pairs"]) and not rejected,
+            well_formed=row["finish_reason"] in ("stop", "repetition") and bool(row["pairs"]) and set(rejected) <= {"repeated_question"},
             prompt_tokens=row["prompt_tokens"],
             generated_tokens=row["output_tokens"],
         )
@@ -114,6 +115,7 @@ class Tally:
             "pairs_per_row": _share(pairs, counts["rows"]),
             "well_formed_rate": _share(counts["well_formed"], counts["rows"]),
             "distinct_question_rate": _share(len(self._questions), pairs),
+            "repeated_question_rate": _share(self._rejected["repeated_question"], pairs + self._rejected["repeated_question"]),
             "grounded_rate": _share(counts["grounded"], pairs),
             "what_is_share": _share(counts["what_is"], pairs),
             "stock_question_share": _share(sum(count for _, count in frames), pairs),

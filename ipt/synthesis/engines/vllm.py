@@ -5,13 +5,17 @@ a chain's next prompt, which begins with the previous one, costs only its new pa
 """
 
 import itertools
+import logging
 import os
 from collections.abc import Sequence
+from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from ipt.synthesis.engines import EngineDied, Generation, PromptRefused
+from ipt.console import console
+from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, repeats_itself
 from ipt.synthesis.engines.keeper import Keeper
+from ipt.synthesis.engines.output import EngineLog
 
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig
@@ -19,7 +23,11 @@ if TYPE_CHECKING:
 
 # Set before vLLM is imported, unless the user has set them: no telemetry, its own messages only where something fails, and engine
 # processes that are started afresh (a forked one would hold the keeper's pipe open).
-ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
 CPU_KV_CACHE_GIB = 1.0
 CPU_BLOCK_SIZE = 32  # tokens; vLLM's kernels for CPUs want a multiple of 32, and a finer block is found in the cache more often
 
@@ -30,17 +38,14 @@ class VllmEngine:
     def __init__(self, config: "SynthesisConfig", model: str, vocabulary: "Vocabulary", seed: int) -> None:
         self._environment = dict(os.environ)
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-        self._keeper = Keeper()
+        self._keeper, self._log = Keeper(), EngineLog()
         self._config, self._vocabulary, self._seed = config, vocabulary, seed
         self._request_ids = itertools.count()
         try:
-            from vllm.engine.arg_utils import AsyncEngineArgs
-            from vllm.v1.engine.async_llm import AsyncLLM
-
-            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_options(config, model, seed)))
+            self._engine = self._start(model)
         except Exception as error:
+            message = f"{' '.join(str(error).split())} ({self._log.cause()})"
             self._clean_up()
-            message = " ".join(str(error).split())
             raise EngineDied(f"synthesis.engine=vllm did not start with synthesis.model={config.model}: {message}") from error
         self._vocabulary_size = self._engine.model_config.get_vocab_size()
 
@@ -59,49 +64,73 @@ class VllmEngine:
             request_id=str(next(self._request_ids)),
             priority=priority,
         )
+        ids: list[int] = []
         try:
-            outputs = [output async for output in request]  # one: the final one
+            async with aclosing(request) as outputs:
+                async for output in outputs:
+                    for token in output.outputs[0].token_ids:
+                        ids.append(token)
+                        if self._config.stop_at_repetition and repeats_itself(ids, self._vocabulary):
+                            text = self._vocabulary.decode_continuation(ids)
+                            return Generation(ids, text, "repetition", output.num_cached_tokens or 0)
         except VLLMClientError as error:
             raise PromptRefused(str(error)) from error
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineDied(
-                "synthesis.engine=vllm stopped in between (its message stands above): what is finished is kept, run the same command again"
+                f"synthesis.engine=vllm stopped in between ({self._log.cause()}): what is finished is kept, run the same command again"
             ) from error
-        return self._generation(outputs[-1], stop_ids)
+        return self._generation(ids, output, stop_ids)
 
     def close(self) -> None:
         self._engine.shutdown()
-        del self._engine  # vLLM's finaliser fails if it is left to the end of the interpreter
+        self._engine.shutdown = lambda: None  # vLLM's finaliser calls it again, and fails at the end of the interpreter
         self._clean_up()
+
+    def _start(self, model: str) -> Any:
+        """vLLM's engine. Its processes print to the log, unless the user has set a level and so wants to see it."""
+        quiet = "VLLM_LOGGING_LEVEL" not in self._environment
+        if quiet:
+            console.print(f"[dim]synthesis: vLLM starts; its log is {self._log.path}")
+            logging.getLogger("vllm").setLevel(logging.CRITICAL)
+        with self._log.child_output() if quiet else nullcontext():
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_options(self._config, model, self._seed)))
+        if quiet:
+            logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM has set it again; that it died is told by our error
+        return engine
 
     def _clean_up(self) -> None:
         """End what may be left of the engine, and take back what vLLM put into this process's environment (library preloads, thread
         settings), which later stages would inherit."""
         self._keeper.close()
+        self._log.close()
         for name in set(os.environ) - set(self._environment):
             del os.environ[name]
         os.environ.update(self._environment)
 
     def _sampling(self, prompt_ids: list[int], max_tokens: int, stop_ids: Sequence[int]) -> Any:
         from vllm import SamplingParams
+        from vllm.platforms import current_platform
         from vllm.sampling_params import RequestOutputKind
 
         sampled = self._config.temperature > 0
         return SamplingParams(
             temperature=self._config.temperature,
-            # A seed for each prompt: the same sample whatever else is in the batch, and after a resume.
-            seed=(self._seed + crc32(bytes(str(prompt_ids), "ascii"))) % 2**31 if sampled else None,
+            # A seed for each prompt: the same sample whatever else is in the batch, and after a resume. vLLM's sampler fails on
+            # it on a CPU ("CPU Generator does not use offset"), where the engine's own seed must do.
+            seed=(self._seed + crc32(bytes(str(prompt_ids), "ascii"))) % 2**31 if sampled and not current_platform.is_cpu() else None,
             max_tokens=max_tokens,
             stop_token_ids=list(stop_ids),
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if self._config.stop_at_repetition else RequestOutputKind.FINAL_ONLY,
         )
 
-    def _generation(self, output: Any, stop_ids: Sequence[int]) -> Generation:
+    def _generation(self, ids: list[int], output: Any, stop_ids: Sequence[int]) -> Generation:
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise PromptRefused(f"vLLM ended the request with finish_reason={completion.finish_reason}")
-        ids = list(completion.token_ids)
         text_ids = ids[:-1] if ids and ids[-1] in stop_ids else ids
         text = self._vocabulary.decode_continuation(text_ids)
         return Generation(ids, text, completion.finish_reason, output.num_cached_tokens or 0)
