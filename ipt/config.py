@@ -23,11 +23,14 @@ class CorpusConfig:
     held_out: float = 0.05  # share of documents (ontology: of terms) that never enter training
     limit: int | None = None  # at most so many training documents; null: all
     ontologies: list[str] = field(default_factory=lambda: ["MONDO", "UBERON", "CL"])  # ontology: which ones
+    pages: int | None = None  # ontology: at most so many training pages; null: all 8,371
     questions: int = 100  # ontology: questions per task and split
 
     def __post_init__(self) -> None:
         if self.kind == "auto":
             self.kind = "files" if self.path else "hub" if self.dataset else "ontology"
+        if self.kind == "ontology" and self.pages is not None:
+            self.limit = self.pages if self.limit is None else min(self.limit, self.pages)
 
 
 @dataclass

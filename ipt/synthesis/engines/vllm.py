@@ -157,10 +157,24 @@ def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str
     }
     kv_cache_gib = config.kv_cache_gib
     if current_platform.is_cpu():
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        _set_cpu_threads()
         options.update(enforce_eager=True, block_size=CPU_BLOCK_SIZE)
         if kv_cache_gib is None and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             kv_cache_gib = CPU_KV_CACHE_GIB
     if kv_cache_gib is not None:
         options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
     return options
+
+
+def _set_cpu_threads() -> None:
+    """Leave one core to vLLM's scheduler, which spins while it waits, and bind nothing: other work may share the cores.
+
+    Threads on all cores wait for each other at every step as soon as one of them has to share its core. Bound ones, vLLM's own
+    choice, cannot move away from a busy core. What the user has set is left alone.
+    """
+    import psutil
+
+    if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        cores = min(psutil.cpu_count(logical=False) or 1, len(psutil.Process().cpu_affinity() or [0]))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))

@@ -1,0 +1,14 @@
+from ipt.models import load_tokenizer
+from ipt.synthesis.engines import repeats_itself
+from ipt.synthesis.format import Pair, pairs_text
+from ipt.synthesis.prompts import Vocabulary
+
+
+def test_a_generation_repeats_itself_exactly_where_a_pair_with_an_earlier_question_ends(tiny_model):
+    vocabulary = Vocabulary(load_tokenizer(tiny_model))
+    first, second = Pair("What is it?", "A cell."), Pair("Where is it?", "In blood.")
+    again = Pair("WHAT is it?", "Another answer.")
+    ids = vocabulary.encode_continuation(pairs_text([first, second, again, first]))
+    places = [end for end in range(1, len(ids) + 1) if repeats_itself(ids[:end], vocabulary)]
+    assert vocabulary.decode_continuation(ids[: places[0]]) == pairs_text([first, second, again])
+    assert not any(repeats_itself(ids[:end], vocabulary) for end in range(1, places[0]))
