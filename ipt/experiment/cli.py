@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import ipt
 from ipt.config import Config
-from ipt.experiment.launcher import SubprocessLauncher
 
 # Ours to read, theirs to ignore: set before any library that would ask the network or print at import.
 QUIET = {"TOKENIZERS_PARALLELISM": "true", "WANDB_SILENT": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -32,7 +30,6 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us instead of Hydra's own many lines
-    Plugins.instance().register(SubprocessLauncher)
 
     failures: list[BaseException] = []
 

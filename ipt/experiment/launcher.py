@@ -6,48 +6,27 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
 
 RESULT_FILE = "IPT_RESULT_FILE"  # a job writes what it did to the file that this environment variable names
 
 
-@dataclass
-class SubprocessLauncherConfig:
-    _target_: str = "ipt.experiment.launcher.SubprocessLauncher"
-
-
-ConfigStore.instance().store(group="hydra/launcher", name="subprocess", node=SubprocessLauncherConfig, provider="ipt")
-
-
-class SubprocessLauncher(Launcher):
-    """Runs `python -m ipt <command> <overrides>` for each job, one after another.
+def run_sweep(command: str, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
+    """Run `python -m ipt <command> <overrides>` for each job, one after another, and print one table of what came out.
 
     A job recognises what is finished by its key, so the same sweep run again does only what is missing. A failed job does
-    not stop the others; the sweep then ends with exit code 1.
+    not stop the others; the sweep then ends with a ValueError. Runs of a sweep share a W&B group.
     """
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        command = self.config.hydra.job.config_name
-        results = []
-        group = [] if _has_group(job_overrides) else [f"logger.group={_sweep_name(job_overrides)}"]
-        for overrides in job_overrides:
-            results.append(_run_job(command, [*overrides, *group]))
-        _print_table(job_overrides, results)
-        failed = sum(result is None for result in results)
-        if failed:
-            raise ValueError(f"{failed} of {len(results)} jobs failed; run the same command again to redo only those")
-        return [_job_return(overrides, result) for overrides, result in zip(job_overrides, results, strict=True)]
+    group = [] if _has_group(job_overrides) else [f"logger.group={_sweep_name(job_overrides)}"]
+    results = [_run_job(command, [*overrides, *group]) for overrides in job_overrides]
+    _print_table(job_overrides, results)
+    failed = sum(result is None for result in results)
+    if failed:
+        raise ValueError(f"{failed} of {len(results)} jobs failed; run the same command again to redo only those")
+    return [_job_return(overrides, result) for overrides, result in zip(job_overrides, results, strict=True)]
 
 
 def report_result(folder: Path, figures: dict[str, Any]) -> None:

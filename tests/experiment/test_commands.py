@@ -47,7 +47,7 @@ def test_recipes_with_arms_pass_their_checks_and_the_others_say_so(monkeypatch):
         elif "instruction-pretrain" not in config.synthesis.model:
             check_reproduce(config)
     check_evaluate(composed("evaluate"))
-    check_synthesize(composed("synthesize", "corpus=ontology"))
+    check_synthesize(composed("synthesize"))
 
 
 @pytest.mark.parametrize("command", ["synthesize", "train", "evaluate"])

@@ -127,7 +127,7 @@ def test_eight_bit_adamw_stays_close_to_adamw(uninterrupted, stores, make_config
 
 
 def test_lora_trains_adapters_only_and_exports_them_merged_and_apart(stores, make_config, tmp_path, tiny_model):
-    train(make_config("lora.rank=2"), stores, RATIOS, tmp_path / "run")
+    train(make_config("lora.rank=2", "optimizer.lr=1e-2"), stores, RATIOS, tmp_path / "run")
     from peft import PeftModel
 
     merged = load_model(str(tmp_path / "run" / "export"), torch.float32)
