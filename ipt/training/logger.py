@@ -1,8 +1,11 @@
 """Weights & Biases through Lightning's logger."""
 
+import netrc
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 from uuid import uuid4
 
 from ipt.config import Config, LoggerConfig
@@ -27,7 +30,7 @@ def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -
         group=config.logger.group or config.name,
         tags=config.logger.tags,
         save_dir=output,
-        offline=_offline(config.logger),
+        mode="offline" if _offline(config.logger) else "online",
         config=asdict(config),
     )
     logger.experiment.define_metric("*", step_metric="tokens")
@@ -52,8 +55,13 @@ def _run_id(output: Path) -> str:
 
 
 def _offline(config: LoggerConfig) -> bool:
-    if config.offline is not None:
-        return config.offline
-    import wandb
+    return not _has_key() if config.offline is None else config.offline
 
-    return wandb.api.api_key is None
+
+def _has_key() -> bool:
+    """Whether a key is configured, told without asking W&B, which would read its settings too early."""
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return "WANDB_API_KEY" in os.environ or netrc.netrc().authenticators(host) is not None
+    except FileNotFoundError:
+        return False
