@@ -3,8 +3,10 @@
 import asyncio
 import multiprocessing
 import os
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from synthesis_cases import write_documents
@@ -85,9 +87,12 @@ def test_a_bad_prompt_is_refused_and_a_killed_engine_is_reported(vocabulary):
             await asyncio.sleep(0.05)
             for child in multiprocessing.active_children():
                 child.kill()
-            with pytest.raises(EngineDied, match="what is finished is kept"):
+            with pytest.raises(EngineDied, match="what is finished is kept") as raised:
                 await asyncio.wait_for(waiting, 60)
         finally:
             engine.close()
+        return str(raised.value)
 
-    asyncio.run(run())
+    log = Path(re.search(r"its log is ([^)]+)\)", asyncio.run(run()))[1])
+    assert log.exists()  # kept, because the error names it
+    log.unlink()

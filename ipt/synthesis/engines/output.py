@@ -32,7 +32,9 @@ class EngineLog:
             yield
 
     def cause(self) -> str:
-        """The error that came first in the last traceback, as far as the log tells, and where to read more."""
+        """The last error in the log that does not merely point to another one, and where to read more."""
+        if not self.path.exists():
+            return "its log has been deleted"
         self._keep = True
         errors = ERROR.findall(self.path.read_text(errors="replace"))
         known = [error.strip() for error in errors if "See " not in error and "see " not in error]
