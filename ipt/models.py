@@ -118,7 +118,7 @@ def _make_smollm2(folder: Path) -> None:
     gguf = _gguf_file()
     source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     model: Any = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
-    del model.config.quantization_config  # the weights are plain now, and save_pretrained must not think otherwise
+    vars(model.config).pop("quantization_config", None)  # the weights are plain now, and save_pretrained must not think otherwise
     model.hf_quantizer = None
     model.config._name_or_path = "SmolLM2-135M-Instruct"
     model.to(torch.bfloat16).save_pretrained(folder)
