@@ -40,7 +40,8 @@ def encode(rows: Iterable[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase",
     remaining = iter(rows)
     while batch := list(islice(remaining, 512)):
         texts = [part for row in batch for part in _texts(row)]
-        ids = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+        # A special token that a document spells out is plain text there, not an end of the document.
+        ids = iter(tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
         for row in batch:
             if row.get("examples") is None:
                 yield EncodedDocument(np.array(bos + next(ids) + eos, np.uint32))

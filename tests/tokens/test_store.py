@@ -66,6 +66,12 @@ def test_texts_and_examples_become_the_tokens_that_generation_sees(tiny_model):
     assert example.tokens[: len(prompt)].tolist() == prompt
 
 
+def test_a_special_token_spelt_out_in_a_document_is_plain_text(tiny_model):
+    tokenizer = load_tokenizer(tiny_model)
+    (document,) = encode([{"text": f"before{tokenizer.eos_token}after"}], tokenizer, TokensConfig())
+    assert document.tokens.tolist().count(tokenizer.eos_token_id) == 1  # its own end
+
+
 def test_bos_follows_the_tokenizer_unless_told(tiny_model):
     tokenizer = load_tokenizer(tiny_model)
     assert begins_with_bos(tokenizer, None) is (tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
