@@ -24,11 +24,12 @@ def export(model: Any, config: Config, output: Path, report: dict[str, dict[str,
         model = build_model(config)
         model.load_state_dict(weights)
     if config.lora.rank:
-        from peft import get_peft_model_state_dict
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
         adapter = {name: tensor.to(torch.bfloat16) for name, tensor in get_peft_model_state_dict(model).items()}
         model.peft_config["default"].base_model_name_or_path = config.model  # not the place where this machine keeps it
         model.save_pretrained(output / "adapter", state_dict=adapter)
+        set_peft_model_state_dict(model, adapter)  # merged or apart, it is the same model
         model = model.merge_and_unload()
     model.save_pretrained(output / "export")
     load_tokenizer(config.model).save_pretrained(output / "export")

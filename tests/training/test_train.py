@@ -127,13 +127,13 @@ def test_eight_bit_adamw_stays_close_to_adamw(uninterrupted, stores, make_config
 
 
 def test_lora_trains_adapters_only_and_exports_them_merged_and_apart(stores, make_config, tmp_path, tiny_model):
-    train(make_config("lora.rank=2", "optimizer.lr=1e-2"), stores, RATIOS, tmp_path / "run")
+    train(make_config("lora.rank=2"), stores, RATIOS, tmp_path / "run")
     from peft import PeftModel
 
     merged = load_model(str(tmp_path / "run" / "export"), torch.float32)
     apart = PeftModel.from_pretrained(load_model(tiny_model, torch.float32), tmp_path / "run" / "adapter")
     ids = torch.arange(100, 140)[None]
-    torch.testing.assert_close(merged(ids).logits, apart(ids).logits, rtol=0, atol=2e-3)  # the adapter is kept in bf16
+    torch.testing.assert_close(merged(ids).logits, apart(ids).logits, rtol=0, atol=1e-5)
     start = load_model(tiny_model, torch.float32).state_dict()
     assert (merged.state_dict()["model.embed_tokens.weight"] == start["model.embed_tokens.weight"]).all()
     assert any((merged.state_dict()[name] != value).any() for name, value in start.items())
