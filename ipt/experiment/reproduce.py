@@ -21,24 +21,25 @@ def reproduce(config: Config) -> None:
     """Run the recipe and write its report to `output_dir` (default: outputs/<name>). Finished stages are reused."""
     started = time.monotonic()
     output = Path(config.output_dir or f"outputs/{config.name}")
-    base = Stages(config)
-    arms, all_stages, synthesis, rendering = [], base.done, None, None
+    arms: list[Arm] = []
+    done: list[tuple[str, Stage]] = []
+    synthesis = rendering = None
     for name, changes in config.arms.items():
-        stages = Stages(arm_config(config, changes), done=[entry for entry in all_stages if not entry[0].startswith("rendering")])
+        stages = Stages(arm_config(config, changes))  # what it shares with other arms is recognised by its key
         training = stages.training(f"training {name}")
         scores = stages.evaluation(str(training.folder / "export"), training.digest, f"evaluation {name}")
         arms.append(Arm(name, training.folder, scores.folder))
         finished = dict(stages.done)
         synthesis = finished.get("synthesis", synthesis)
         rendering = rendering or next((stage for label, stage in stages.done if label.startswith("rendering")), None)
-        all_stages = _merged(all_stages, stages.done)
-    start = Stages(config, done=all_stages)
+        done = _merged(done, stages.done)
+    start = Stages(config)
     scores = start.evaluation(config.model, model_identity(config.model), "evaluation start")
     arms.insert(0, Arm("start", None, scores.folder))
     _link(output, arms)
     with atomic(output / "config.yaml") as temporary:
         temporary.write_text(OmegaConf.to_yaml(asdict(config)))
-    rows = [_row(label, stage) for label, stage in start.done]
+    rows = [_row(label, stage) for label, stage in _merged(done, start.done)]
     write_json(output / "stages.json", rows)
     statistics = write_report(
         output,

@@ -135,3 +135,15 @@ def test_a_sweep_ends_with_one_table_survives_a_failure_and_groups_in_wandb(job,
     )
     assert '"sweep-mixture_ratios_instruction"' in records.stdout
     assert "loss/" in records.stdout
+
+
+def test_an_arm_that_changes_an_earlier_stage_gets_its_own(job, tmp_path):
+    arm = "+arms.one_shot={synthesis: {shots: 1}, mixture: {ratios: {raw: 0, instruction: 1}}}"
+    result = run("-m", "ipt", "reproduce", "experiment=tiny", f"stages_dir={job / 'outputs' / 'stages'}", arm, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "outputs" / "tiny" / "stages.json").read_text())
+    folders = [row["folder"] for row in rows if row["name"] == "synthesis"]
+    assert len(set(folders)) == 2
+    assert sum(row["name"] == "corpus" for row in rows) == 1
+    chained = [any(row["inherits_previous"] for row in _rows(Path(folder) / "pairs")) for folder in folders]
+    assert sorted(chained) == [False, True]
