@@ -14,7 +14,7 @@ class CorpusConfig:
     """Where raw documents come from, and which of them are held out from training."""
 
     kind: str = "auto"  # files | hub | ontology; auto: files if path is set, hub if dataset is, else ontology
-    path: str | None = None  # files: a .parquet, .jsonl(.gz, .zst) or .txt file, a folder of them, or a glob
+    path: str | None = None  # files: a .parquet, .jsonl(.gz, .zst) or .txt file, a folder of them or a glob; paths or fsspec URLs
     dataset: str | None = None  # hub: dataset name
     subset: str | None = None  # hub: dataset configuration
     split: str = "train"  # hub: dataset split
@@ -22,9 +22,16 @@ class CorpusConfig:
     id_field: str | None = None  # column that holds the id; null: a hash of file and row
     held_out: float = 0.05  # share of documents (ontology: of terms) that never enter training
     limit: int | None = None  # at most so many training documents; null: all
+    min_characters: int = 0  # files, hub: shorter documents are left out
+    max_characters: int | None = None  # files, hub: longer documents are left out; null: none
+    languages: list[str] = field(default_factory=list)  # files, hub: only documents in these, as [en, de]; empty: in any
+    language_probability: float = 0.5  # and only if it is so probable
+    exact_duplicates: str = "keep"  # files, hub: keep | remove a document whose text was there before
+    near_duplicates: float | None = None  # files, hub: remove one of this Jaccard similarity to an earlier one, as 0.8; null: keep
     ontologies: list[str] = field(default_factory=lambda: ["MONDO", "UBERON", "CL"])  # ontology: which ones
     pages: int | None = None  # ontology: at most so many training pages; null: all 8,371
     questions: int = 100  # ontology: questions per task and split
+    overlap: str | None = None  # report | remove documents that share an n-gram with an item of an evaluation task; null: do not look
 
     def __post_init__(self) -> None:
         if self.kind == "auto":
@@ -34,12 +41,27 @@ class CorpusConfig:
 
 
 @dataclass
+class DecontaminationConfig:
+    """What `corpus.overlap` and `filters.overlap` look for: n-grams of words that items of evaluation tasks have too."""
+
+    tasks: list[str] = field(default_factory=list)  # tasks and groups; empty: those of the run
+    ngram: int = 13  # words in a row
+
+
+@dataclass
 class SynthesisConfig:
     """How documents become instruction-response pairs."""
 
-    model: str = "embedded:smollm2-135m-synthesizer"  # folder, hub name, or embedded:NAME
-    format: str = "ipt"  # prompt format and parser
-    engine: str = "vllm"  # vllm | transformers
+    # Folder, hub name, or embedded:NAME; with engine=openai the server's name for it; without a meaning for format=rule_based.
+    model: str = "embedded:smollm2-135m-synthesizer"
+    adapter: str | None = None  # folder of a LoRA adapter, merged into the model before use
+    tokenizer: str | None = None  # engine=openai: folder or hub name of the tokenizer that counts lengths; null: that of `model`
+    format: str = "ipt"  # ipt (the paper's synthesizer) | chat (any instruction-tuned model) | rule_based (no model)
+    prompt: str = "pairs"  # format=chat: a prompt shipped in ipt/synthesis/chat_prompts, or the path of a .yaml file
+    engine: str = "vllm"  # vllm | openai (any server that speaks that protocol) | transformers
+    base_url: str = "http://localhost:8000/v1"  # engine=openai: the server
+    api_key_env: str = "OPENAI_API_KEY"  # engine=openai: environment variable that holds the key, if the server wants one
+    max_retries: int = 8  # engine=openai: further tries of a failed request, each after a longer pause
     shots: int = 3  # M: documents in one chain, each later one sees the earlier ones' pairs
     max_model_len: int = 4096  # context window in tokens, prompt and output together
     max_new_tokens: int = 400  # output tokens for one document
@@ -47,11 +69,41 @@ class SynthesisConfig:
     stop_at_repetition: bool = True  # end a generation as soon as it asks a question again that it has asked before
     long_documents: str = "split"  # split | truncate | skip a document that cannot fit the context window
     shard_size: int = 512  # documents in one shard; a finished shard is never redone
-    max_live_chains: int = 64  # chains that generate at the same time
+    max_live_chains: int = 64  # chains that generate at the same time, for each engine
     max_num_batched_tokens: int = 8192  # vLLM: tokens in one engine step
     gpu_memory_utilization: float = 0.9  # vLLM on GPU: share of its memory
     kv_cache_gib: float | None = None  # vLLM: size of the KV cache; null: vLLM's choice (CPU: 1 GiB)
+    kv_cache_dtype: str = "auto"  # vLLM: auto | fp8 and others of vLLM's: half the memory, twice the chains
     dtype: str = "auto"
+    quantization: str | None = None  # vLLM: quantise weights while loading (fp8_per_tensor, bitsandbytes with vLLM's plugin, …)
+    lookup_tokens: int = 0  # vLLM: guess so many tokens at a time by looking up in the prompt what follows; 0: off
+    tensor_parallel: int = 1  # vLLM: GPUs that share one model
+    replicas: int = 1  # vLLM: engines side by side, each with GPUs of its own
+    cluster: str = "none"  # none | ray: shards are worked on by Ray actors, each with an engine of its own
+    workers: int | None = None  # ray: actors; null: as many as the cluster has GPUs for, at least one
+    ray_address: str | None = None  # ray: an existing cluster ("auto" or ray://…); null: RAY_ADDRESS, else one started on this machine
+
+
+@dataclass
+class JudgeConfig:
+    """A model behind an OpenAI-compatible server that says of a sample of pairs whether they are right."""
+
+    model: str | None = None  # the server's name for it; null: no judge
+    base_url: str = "http://localhost:8000/v1"  # the server
+    api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key, if the server wants one
+    sample: int | None = 500  # pairs that are judged, drawn at random; null: all
+    concurrency: int = 16  # requests at the same time
+    max_retries: int = 8  # further tries of a failed request, each after a longer pause
+    max_tokens: int = 300  # output tokens of one verdict
+
+
+@dataclass
+class FilterConfig:
+    """Which of the synthesized pairs are left out of the texts that are trained on. Empty: none, and the stage does not run."""
+
+    limits: dict[str, Any] = field(default_factory=dict)  # measure -> [at least, at most], null for no limit; docs/quality.md
+    overlap: str | None = None  # report | remove pairs that share an n-gram with an item of an evaluation task; null: do not look
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
 @dataclass
@@ -78,11 +130,15 @@ class TokensConfig:
 class SourceConfig:
     """A source of the mixture beside `raw` and `instruction`."""
 
-    path: str = ""
+    path: str = ""  # file; collection: also a folder of data sets
     # texts, or a set of contexts and pairs that tunes a synthesizer: collection | fairytaleqa | medquad | medquad_pages | squad
     kind: str = "texts"
     text_field: str = "text"
-    shots: int = 3  # tuning sets: at most so many examples in one text
+    shots: int | None = 3  # tuning sets: at most so many examples in one text; null: as many as max_tokens allows
+    include: list[str] = field(default_factory=list)  # collection: which folders of path, each a data set; empty: all
+    max_contexts: int | None = None  # tuning sets: at most so many contexts of a data set, those with most pairs
+    max_tokens: int | None = None  # tuning sets: tokens of a text with BOS and EOS; a longer example is left out
+    fill: bool = False  # tuning sets: fill each text up to max_tokens, so that with this seq_len packing cuts none
 
 
 @dataclass
@@ -174,7 +230,9 @@ class Config:
     data_dir: str = "data"  # where recipes look for data sets that you fetch yourself
     tasks: list[str] = field(default_factory=list)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
     rendering: RenderingConfig = field(default_factory=RenderingConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)

@@ -49,13 +49,23 @@ def check_model(name: str) -> None:
         )
 
 
-def resolve_model(name: str) -> str:
-    """The folder or hub name that `from_pretrained` takes; makes an embedded model at its first use."""
+def resolve_model(name: str, adapter: str | None = None) -> str:
+    """The folder or hub name that `from_pretrained` takes; makes an embedded model at its first use.
+
+    With `adapter`, a folder of a LoRA adapter, it is a model into which that has been merged, made once too.
+    """
     check_model(name)
+    if adapter:
+        merged = hash_json([model_identity(name), adapter_identity(adapter)])[:12]
+        return _made_once(f"merged-{merged}", lambda folder: _merge(name, Path(adapter), folder))
     if not name.startswith("embedded:"):
         return name
     make, identity = EMBEDDED[name.removeprefix("embedded:")]
-    folder = cache_dir() / f"{name.removeprefix('embedded:')}-{identity()}"
+    return _made_once(f"{name.removeprefix('embedded:')}-{identity()}", make)
+
+
+def _made_once(name: str, make: Callable[[Path], None]) -> str:
+    folder = cache_dir() / name
     with FileLock(_made(folder.parent) / f".{folder.name}.lock"):
         if not folder.exists():
             unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -78,6 +88,14 @@ def model_identity(name: str, tokenizer_only: bool = False) -> str:
     return hash_json({path.name: _file_identity(path) for path in paths})
 
 
+def adapter_identity(folder: str) -> str:
+    """The content of a LoRA adapter. Raises FileNotFoundError if the folder holds none."""
+    paths = [Path(folder) / file for file in ("adapter_config.json", "adapter_model.safetensors")]
+    if missing := [path for path in paths if not path.exists()]:
+        raise FileNotFoundError(f"adapter={folder}: the folder has no {missing[0].name}, so it is no LoRA adapter that PEFT has saved")
+    return hash_json([hash_file(path) for path in paths])
+
+
 def _file_identity(path: Path) -> str:
     status = path.stat()
     return hash_file(path) if status.st_size < 1 << 30 else f"{status.st_size}-{status.st_mtime_ns}"
@@ -96,6 +114,26 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
 
     logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=dtype, **options)
+
+
+def count_parameters(name: str) -> int:
+    """Parameters of the model `name`, from its config alone; tied ones count once."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_model(name)))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _merge(name: str, adapter: Path, folder: Path) -> None:
+    import torch
+    from peft import PeftModel
+
+    base = resolve_model(name)
+    model = PeftModel.from_pretrained(load_model(base, torch.float32), adapter).merge_and_unload()
+    model.to(torch.bfloat16).save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
 
 
 # Embedded models -----------------------------------------------------------------------------------------------------
@@ -126,13 +164,7 @@ def _make_smollm2(folder: Path) -> None:
 
 
 def _make_synthesizer(folder: Path) -> None:
-    import torch
-    from peft import PeftModel
-
-    base = resolve_model("embedded:smollm2-135m")
-    model = PeftModel.from_pretrained(load_model(base, torch.float32), ADAPTER).merge_and_unload()
-    model.to(torch.bfloat16).save_pretrained(folder)
-    load_tokenizer(base).save_pretrained(folder)
+    _merge("embedded:smollm2-135m", ADAPTER, folder)
 
 
 def _make_tiny_synthesizer(folder: Path) -> None:

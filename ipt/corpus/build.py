@@ -1,42 +1,55 @@
 """The corpus stage: from where documents come from to `documents/`, `held_out/` and, where there are any, questions."""
 
 import json
+import posixpath
 import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ipt.config import CorpusConfig
 from ipt.console import progress
-from ipt.corpus.documents import QUESTIONS, SCHEMA, Document, find_files, read_documents
+from ipt.corpus.documents import SCHEMA, Document, read_documents
+from ipt.corpus.files import QUESTIONS, CorpusFile, find_files
+from ipt.corpus.filtering import build_filters
 from ipt.corpus.hashing import unit_hash
 from ipt.corpus.ontology import Ontology, check_ontologies, held_out_terms, load_ontology
+from ipt.corpus.overlap import Overlap, OverlapCount
 from ipt.corpus.pages import Page, make_pages
 from ipt.corpus.questions import GENERALISATION, RECALL, Asker, Question, ask, count_questions, read_questions
-from ipt.stage import atomic, write_parquet
+from ipt.stage import atomic
 
 KINDS = ("files", "hub", "ontology")
+OVERLAPS = "overlaps with an evaluation task"
 PART_DOCUMENTS, PART_CHARACTERS = 50_000, 32_000_000  # one output file holds at most about so much
+GROUP_DOCUMENTS, GROUP_CHARACTERS = 1_000, 4_000_000  # and so much of it is written at a time
 
 
-def build_corpus(config: CorpusConfig, seed: int, output: Path) -> dict[str, Any]:
+def build_corpus(config: CorpusConfig, seed: int, output: Path, overlap: Overlap | None = None, remove: bool = False) -> dict[str, Any]:
     """Write `documents/part-*.parquet`, `held_out/part-*.parquet` and perhaps `questions.jsonl` to `output`; return statistics.
 
-    files and hub: a seeded hash of its id holds a document out; `limit` stops reading at so many training documents; a
-    questions.jsonl beside the user's files is checked and taken over. What was read is what was written and what was dropped.
-    ontology: a seeded hash holds terms out before pages are made; `limit` keeps the first pages of a seeded shuffle of all.
+    files and hub: what `build_filters` names is left out, of training and held-out documents alike, so that no held-out one
+    has a duplicate in training. A seeded hash of its id holds a document out; `limit` stops reading at so many training
+    documents; a questions.jsonl beside the user's files is checked and taken over. What was read is what was written and what
+    was dropped. ontology: a seeded hash holds terms out before pages are made; `limit` keeps the first pages of a seeded
+    shuffle of all. Training documents that share an n-gram with an item of `overlap` are counted and, with `remove`, dropped.
     Raises what `check_corpus` and `read_documents` raise.
     """
     _check_values(config)
     for folder in ("documents", "held_out"):
         shutil.rmtree(output / folder, ignore_errors=True)  # parts of an interrupted run
     (output / QUESTIONS).unlink(missing_ok=True)
-    return _build_ontology(config, seed, output) if config.kind == "ontology" else _build_documents(config, seed, output)
+    build = _build_ontology if config.kind == "ontology" else _build_documents
+    return build(config, seed, output, _Decontamination(overlap, remove))
 
 
 def check_corpus(config: CorpusConfig) -> None:
@@ -58,13 +71,24 @@ def check_corpus(config: CorpusConfig) -> None:
             pass
 
 
-def input_files(config: CorpusConfig) -> dict[str, Path]:
-    """Every file of the user's that the stage reads, by a name that does not depend on where the corpus is kept; else none."""
+def input_digests(config: CorpusConfig) -> dict[str, str]:
+    """A digest of every file of the user's that the stage reads, by a name that does not depend on where the corpus is kept.
+
+    None of an ontology's pages and a hub's data set. See `CorpusFile.digest` for what it says about a remote file.
+    """
     if config.kind != "files" or not config.path:
         return {}
-    files = {file.name: file.path for file in find_files(config.path)}
     questions = _questions_file(config)
-    return {**files, QUESTIONS: questions} if questions else files
+    return {file.name: file.digest() for file in [*find_files(config.path), *([questions] if questions else [])]}
+
+
+def input_files(config: CorpusConfig) -> dict[str, Path]:
+    """The files of `input_digests` that lie on this machine."""
+    if config.kind != "files" or not config.path:
+        return {}
+    questions = _questions_file(config)
+    files = [*find_files(config.path), *([questions] if questions else [])]
+    return {file.name: Path(file.path) for file in files if file.system is None}
 
 
 def _check_values(config: CorpusConfig) -> None:
@@ -76,28 +100,56 @@ def _check_values(config: CorpusConfig) -> None:
         raise ValueError(f"corpus.limit={config.limit}: expected null or a number of documents, 1 or more")
     if config.questions < 0:
         raise ValueError(f"corpus.questions={config.questions}: expected 0 or more")
+    build_filters(config)
+
+
+class _Decontamination:
+    """Counts the texts that overlap with evaluation tasks, and says which to drop."""
+
+    def __init__(self, overlap: Overlap | None, remove: bool) -> None:
+        self._overlap, self._remove, self._count = overlap, remove, OverlapCount(overlap) if overlap else None
+
+    def drops(self, text: str) -> bool:
+        if self._overlap is None or self._count is None:
+            return False
+        found = self._overlap.find(text)
+        self._count.add(found)
+        return bool(found) and self._remove
+
+    def report(self) -> dict[str, Any]:
+        if self._overlap is None or self._count is None:
+            return {}
+        return {"overlap": {"ngram": self._overlap.ngram, "removed": self._remove, "tasks": self._count.report()}}
 
 
 # Files and hub -------------------------------------------------------------------------------------------------------
 
 
-def _build_documents(config: CorpusConfig, seed: int, output: Path) -> dict[str, Any]:
+def _build_documents(config: CorpusConfig, seed: int, output: Path, decontamination: _Decontamination) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
+    filters = build_filters(config)
     with (
         _Parts(output / "documents") as training,
         _Parts(output / "held_out") as held_out,
         progress("corpus", config.limit) as bar,
     ):
         for document in read_documents(config, dropped):
+            reason = next(filter(None, (reason_for(document.text) for reason_for in filters)), None)
+            if reason:
+                dropped[reason] += 1
+                continue
             if unit_hash(seed, "held out document", document.doc_id) < config.held_out:
                 held_out.add(document)
+                continue
+            if decontamination.drops(document.text):
+                dropped[OVERLAPS] += 1
                 continue
             training.add(document)
             bar.advance()
             if training.documents == config.limit:
                 break
         if not training.documents:
-            raise ValueError(f"corpus.held_out={config.held_out} holds out all {held_out.documents} documents: make it smaller")
+            raise ValueError(_nothing_left(config, held_out.documents, dropped))
     questions = _write_questions(output, _user_questions(config))
     return {
         "kind": config.kind,
@@ -106,20 +158,33 @@ def _build_documents(config: CorpusConfig, seed: int, output: Path) -> dict[str,
         "dropped": dict(dropped),
         "stopped_at_limit": training.documents == config.limit,
         "questions": questions,
+        **decontamination.report(),
     }
 
 
+def _nothing_left(config: CorpusConfig, held_out: int, dropped: Counter[str]) -> str:
+    if not dropped:
+        return f"corpus.held_out={config.held_out} holds out all {held_out} documents: make it smaller"
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
+    return f"no document of the corpus is left to train on ({reasons}; held out: {held_out}): relax what leaves them out"
+
+
 def _user_questions(config: CorpusConfig) -> Iterator[Question]:
-    path = _questions_file(config)
-    return read_questions(path) if path else iter(())
+    file = _questions_file(config)
+    if file is None:
+        return
+    with file.open() as lines:
+        yield from read_questions(lines, file.path)
 
 
-def _questions_file(config: CorpusConfig) -> Path | None:
+def _questions_file(config: CorpusConfig) -> CorpusFile | None:
     """A questions.jsonl in the folder that `corpus.path` names, or beside the first of the user's files."""
     if config.kind != "files" or not config.path:
         return None
-    folders = (Path(config.path), find_files(config.path)[0].path.parent)
-    return next((folder / QUESTIONS for folder in folders if (folder / QUESTIONS).is_file()), None)
+    first = find_files(config.path)[0]
+    folders = (first.path.removesuffix(first.name), posixpath.dirname(first.path))
+    files = (CorpusFile(posixpath.join(folder, QUESTIONS), QUESTIONS, first.system) for folder in folders)
+    return next((file for file in files if file.exists()), None)
 
 
 # Ontology ------------------------------------------------------------------------------------------------------------
@@ -136,14 +201,15 @@ class _Book:
     left_out: Counter[str]
 
 
-def _build_ontology(config: CorpusConfig, seed: int, output: Path) -> dict[str, Any]:
+def _build_ontology(config: CorpusConfig, seed: int, output: Path, decontamination: _Decontamination) -> dict[str, Any]:
     check_ontologies(config.ontologies)
     books = []
     with progress("corpus", len(config.ontologies)) as bar:
         for name in sorted(config.ontologies):
             books.append(_make_book(name, config.held_out, seed))
             bar.advance(note=name)
-    kept = _shuffled(((book, page) for book in books for page in book.pages), seed)[: config.limit]
+    first = _shuffled(((book, page) for book in books for page in book.pages), seed)[: config.limit]
+    kept = [(book, page) for book, page in first if not decontamination.drops(page.text)]
     reserved = _shuffled(((book, page) for book in books for page in book.held_out_pages), seed)
     with _Parts(output / "documents") as training, _Parts(output / "held_out") as held_out:
         for side, pages in ((training, kept), (held_out, reserved)):
@@ -158,13 +224,15 @@ def _build_ontology(config: CorpusConfig, seed: int, output: Path) -> dict[str, 
         **_sizes(training, held_out),
         "questions": _write_questions(output, made),
         "questions_passed_over": dict(passed_over),
-        "ontologies": {book.ontology.source: _account(book, [page for owner, page in kept if owner is book]) for book in books},
+        "ontologies": {book.ontology.source: _account(book, *(_pages_of(book, pages) for pages in (first, kept))) for book in books},
         "held_out_in_training_text": {
             "terms_by_name": len(by_name),
             "mentions_by_name": sum(by_name.values()),
             "terms_by_synonym": len(by_synonym),
             "mentions_by_synonym": sum(by_synonym.values()),
         },
+        "dropped": {OVERLAPS: len(first) - len(kept)} if len(kept) < len(first) else {},
+        **decontamination.report(),
     }
 
 
@@ -187,7 +255,7 @@ def _askers(books: list[_Book], kept: list[tuple[_Book, Page]], leaked: set[str]
     first about those whose parent heads a kept page."""
     askers: dict[str, list[Asker]] = {RECALL: [], GENERALISATION: []}
     for book in books:
-        pages = [page for owner, page in kept if owner is book]
+        pages = _pages_of(book, kept)
         heads, terms = {page.head for page in pages}, book.ontology.terms
         known = {term_id for page in pages for term_id in page.defined}
         unseen = {term_id for page in book.held_out_pages for term_id in page.defined} - leaked
@@ -197,7 +265,11 @@ def _askers(books: list[_Book], kept: list[tuple[_Book, Page]], leaked: set[str]
     return askers
 
 
-def _account(book: _Book, kept: list[Page]) -> dict[str, Any]:
+def _pages_of(book: _Book, pages: list[tuple[_Book, Page]]) -> list[Page]:
+    return [page for owner, page in pages if owner is book]
+
+
+def _account(book: _Book, first: list[Page], kept: list[Page]) -> dict[str, Any]:
     """Where each of an ontology's terms went."""
     ontology = book.ontology
 
@@ -208,12 +280,16 @@ def _account(book: _Book, kept: list[Page]) -> dict[str, Any]:
             "named_only": sum(len(page.named) for page in pages),
         }
 
+    def terms(pages: list[Page]) -> int:
+        return sum(len(page.defined) + len(page.named) for page in pages)
+
     account = {"training": count(kept), "held_out": count(book.held_out_pages)}
-    everything = count(book.pages)
     left_out = dict(book.left_out)
-    left_out["on a page beyond corpus.limit"] = sum(everything[what] - account["training"][what] for what in ("defined", "named_only"))
+    left_out["on a page beyond corpus.limit"] = terms(book.pages) - terms(first)
+    if len(kept) < len(first):
+        left_out[f"on a page that {OVERLAPS}"] = terms(first) - terms(kept)
     read = len(ontology.terms) + sum(ontology.left_out.values())
-    assert read == sum(left_out.values()) + sum(side[what] for side in account.values() for what in ("defined", "named_only"))
+    assert read == sum(left_out.values()) + terms(kept) + terms(book.held_out_pages)
     return {"terms": read, **account, "left_out": left_out, "definitions_left_out": dict(ontology.definitions_left_out)}
 
 
@@ -247,31 +323,45 @@ def _words(text: str) -> list[str]:
 
 
 class _Parts:
-    """Writes documents as `part-00000.parquet` and so on, in bounded memory."""
+    """Writes documents as `part-00000.parquet` and so on. Held in memory is no more than one row group of a part."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.parts, self.documents, self.characters = folder, 0, 0, 0
         self._rows: list[dict[str, str]] = []
-        self._waiting = 0
+        self._waiting = 0  # characters in `_rows`
+        self._part = ExitStack()
+        self._writer: pq.ParquetWriter | None = None
+        self._left = (PART_DOCUMENTS, PART_CHARACTERS)  # what the part has room for
 
     def add(self, document: Document) -> None:
         self._rows.append(document.row())
         self._waiting += len(document.text)
         self.documents += 1
         self.characters += len(document.text)
-        if len(self._rows) >= PART_DOCUMENTS or self._waiting >= PART_CHARACTERS:
-            self._flush()
+        documents, characters = self._left
+        if len(self._rows) >= min(GROUP_DOCUMENTS, documents) or self._waiting >= min(GROUP_CHARACTERS, characters):
+            self._write_group()
 
-    def _flush(self) -> None:
-        write_parquet(self.folder / f"part-{self.parts:05d}.parquet", self._rows, SCHEMA)
-        self.parts, self._rows, self._waiting = self.parts + 1, [], 0
+    def _write_group(self) -> None:
+        if self._writer is None:
+            temporary = self._part.enter_context(atomic(self.folder / f"part-{self.parts:05d}.parquet"))
+            self._writer = self._part.enter_context(pq.ParquetWriter(temporary, SCHEMA))
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+        self._left = (self._left[0] - len(self._rows), self._left[1] - self._waiting)
+        self._rows, self._waiting = [], 0
+        if min(self._left) <= 0:
+            self._part.close()
+            self.parts, self._writer, self._left = self.parts + 1, None, (PART_DOCUMENTS, PART_CHARACTERS)
 
     def __enter__(self) -> "_Parts":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None and (self._rows or not self.parts):  # a side without documents is an empty table
-            self._flush()
+        with self._part:  # ends the part: it becomes a file, or goes if there was an error
+            if error is not None:
+                raise error
+            if self._rows or not self.documents:  # a side without documents is an empty table
+                self._write_group()
 
 
 def _sizes(training: _Parts, held_out: _Parts) -> dict[str, int]:

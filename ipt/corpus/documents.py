@@ -1,33 +1,24 @@
-"""Documents as they come: Parquet, JSON lines and text files, folders and globs of them, and hub datasets.
+"""Documents as they come: the rows of Parquet, JSON lines and text files and of hub datasets.
 
 Everything is streamed. What is held in memory is one batch of rows and, where the user names an id field, a digest of each id.
 """
 
-import glob
-import gzip
-import io
 import json
-import os
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import takewhile
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from ipt.config import CorpusConfig
+from ipt.corpus.files import CorpusFile, find_files, first_line
 from ipt.corpus.hashing import short_hash
 
 SCHEMA = pa.schema([("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())])
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
-QUESTIONS = "questions.jsonl"  # closed-book questions that may lie beside a corpus: never read as documents
+READ_BYTES = 1 << 16  # of a column of a Parquet file at a time: a whole one can be as large as the corpus
 EMPTY, NO_TEXT = "empty text", "text is null"
 
 
@@ -56,12 +47,6 @@ class Row:
     whole_file: bool = False  # a text file: it has no fields beside its text
 
 
-@dataclass(frozen=True)
-class CorpusFile:
-    path: Path
-    name: str  # how documents name it: the same wherever the corpus is kept
-
-
 def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None) -> Iterator[Document]:
     """The documents of `config` (kind files or hub) in a fixed order: files by name, rows as they stand.
 
@@ -84,22 +69,6 @@ def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None) ->
         raise ValueError(
             f"{_corpus_name(config)}: the corpus is empty, it holds no document with text ({sum(dropped.values())} empty ones)"
         )
-
-
-def find_files(path: str) -> list[CorpusFile]:
-    """The files that `corpus.path` stands for: a file, a folder, a glob, or several of them with commas between.
-
-    A folder gives the files of known kinds in it and below it; hidden ones and questions.jsonl are passed over. A file that
-    two entries name comes once. Names are relative to the folder (several entries: to what their folders have in common).
-    Raises FileNotFoundError for an entry that is not there or holds nothing to read, ValueError for a file of another kind.
-    """
-    entries = [path] if Path(path).exists() else [entry.strip() for entry in path.split(",") if entry.strip()]
-    if not entries:
-        raise FileNotFoundError("corpus.path is empty: name a file, a folder or a glob")
-    found = [(_root(entry), _entry_files(entry)) for entry in entries]
-    base = os.path.commonpath([root.absolute() for root, _ in found])
-    unique = {os.path.relpath(file.absolute(), base): file for _, files in found for file in files}
-    return [CorpusFile(file, Path(name).as_posix()) for name, file in sorted(unique.items())]
 
 
 # One row -------------------------------------------------------------------------------------------------------------
@@ -160,32 +129,33 @@ def _file_rows(config: CorpusConfig) -> Iterator[Row]:
         if file.name.endswith(".parquet"):
             yield from _parquet_rows(file, columns)
         elif file.name.endswith(".txt"):
-            yield Row(str(file.path), file.name, 1, {config.text_field: _read_text(file.path)}, whole_file=True)
+            yield Row(file.path, file.name, 1, {config.text_field: _read_text(file)}, whole_file=True)
         else:
             yield from _json_rows(file)
 
 
 def _parquet_rows(file: CorpusFile, columns: list[str]) -> Iterator[Row]:
-    try:
-        with pq.ParquetFile(file.path) as table:
-            _check_columns(file.path, table.schema_arrow, columns)
-            number = 0
-            for batch in table.iter_batches(batch_size=256, columns=columns):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{file.path}, row {number}", file.name, number, values)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file.path}: not a readable Parquet file ({_first_line(error)})") from None
+    with file.open_anywhere() as data:
+        try:
+            with pq.ParquetFile(data, pre_buffer=False, buffer_size=READ_BYTES) as table:
+                _check_columns(file.path, table.schema_arrow, columns)
+                number = 0
+                for batch in table.iter_batches(batch_size=256, columns=columns):
+                    for values in batch.to_pylist():
+                        number += 1
+                        yield Row(f"{file.path}, row {number}", file.name, number, values)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{file.path}: not a readable Parquet file ({first_line(error)})") from None
 
 
-def _check_columns(path: Path, schema: pa.Schema, columns: list[str]) -> None:
+def _check_columns(path: str, schema: pa.Schema, columns: list[str]) -> None:
     for name, key in zip(columns, ("corpus.text_field", "corpus.id_field"), strict=False):
         if name not in schema.names:
             raise ValueError(f"{path}: no column {name!r}, only {', '.join(map(repr, schema.names))}: set {key} to the right one")
 
 
 def _json_rows(file: CorpusFile) -> Iterator[Row]:
-    with _reading(file.path), _open_lines(file.path) as lines:
+    with file.open_lines() as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -199,80 +169,18 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: not a line of JSON ({_first_line(error)})") from None
+        raise ValueError(f"{where}: not a line of JSON ({first_line(error)})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{where}: a JSON {type(values).__name__}, expected an object with named fields")
     return values
 
 
-def _read_text(path: Path) -> str:
-    with _reading(path):
+def _read_text(file: CorpusFile) -> str:
+    with file.open() as data:
         try:
-            return path.read_text(encoding="utf-8-sig")
+            return data.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what a broken or unreadable file raises into one line that names it."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise ValueError(f"{path}: the file cannot be read to its end ({_first_line(error)})") from None
-
-
-@contextmanager
-def _open_lines(path: Path) -> Iterator[IO[bytes]]:
-    if path.name.endswith(".gz"):
-        with gzip.open(path, "rb") as lines:
-            yield lines  # type: ignore[misc]  # a GzipFile reads like any binary file
-    elif path.name.endswith(".zst"):
-        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-        with path.open("rb") as file, decompressor.stream_reader(file, read_across_frames=True) as stream:
-            yield io.BufferedReader(stream)
-    else:
-        with path.open("rb") as lines:
-            yield lines
-
-
-def _entry_files(entry: str) -> list[Path]:
-    path = Path(entry)
-    if path.is_dir():
-        below = [found for found in path.rglob("*") if found.is_file() and not _hidden(found.relative_to(path))]
-        files = [file for file in below if file.name.endswith(SUFFIXES) and file.name != QUESTIONS]
-        if not files:
-            raise FileNotFoundError(f"corpus.path={entry}: the folder holds none of {', '.join(SUFFIXES)}")
-        return files
-    if path.exists():
-        matches = [path]
-    elif glob.has_magic(entry):
-        found = (Path(match) for match in glob.glob(entry, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        matches = [match for match in found if match.is_file() and match.name != QUESTIONS]
-    else:
-        raise FileNotFoundError(f"corpus.path={entry}: no such file or folder")
-    if not matches:
-        raise FileNotFoundError(f"corpus.path={entry}: no file matches")
-    unknown = [file for file in matches if not file.name.endswith(SUFFIXES)]
-    if unknown:
-        raise ValueError(f"corpus.path={entry}: {unknown[0].name} is none of {', '.join(SUFFIXES)}")
-    return matches
-
-
-def _root(entry: str) -> Path:
-    """The folder that names of an entry's files are relative to: of a glob, what stands before its first pattern."""
-    path = Path(entry)
-    if path.is_dir():
-        return path
-    return path.parent if path.exists() else Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise ValueError(f"{file.path}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
 
 
 # Hub -----------------------------------------------------------------------------------------------------------------
@@ -291,5 +199,5 @@ def _hub_rows(config: CorpusConfig) -> Iterator[Row]:
             yield Row(f"{name}, split {config.split}, row {number}", f"{name}:{config.split}", number, values)
     except Exception as error:  # network, server, format: a hub raises whatever its clients do
         raise ValueError(
-            f"corpus.dataset={name}: split {config.split} cannot be read beyond row {number} ({type(error).__name__}: {_first_line(error)})"
+            f"corpus.dataset={name}: split {config.split} cannot be read beyond row {number} ({type(error).__name__}: {first_line(error)})"
         ) from error

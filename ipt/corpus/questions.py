@@ -8,7 +8,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ipt.corpus.definitions import MASK, mask
@@ -183,17 +182,16 @@ def count_questions(questions: Iterable[Question]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def read_questions(path: Path) -> Iterator[Question]:
+def read_questions(lines: Iterable[bytes], where: str) -> Iterator[Question]:
     """The questions of a .jsonl file. Raises ValueError that names the line of one that cannot be scored."""
     seen: set[str] = set()
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                question = _parse(line, f"{path}, line {number}")
-                if question["id"] in seen:
-                    raise ValueError(f"{path}, line {number}: id {question['id']!r} was there before, expected another one")
-                seen.add(question["id"])
-                yield question
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            question = _parse(line, f"{where}, line {number}")
+            if question["id"] in seen:
+                raise ValueError(f"{where}, line {number}: id {question['id']!r} was there before, expected another one")
+            seen.add(question["id"])
+            yield question
 
 
 # One question --------------------------------------------------------------------------------------------------------

@@ -39,6 +39,11 @@ class Question(NamedTuple):
     gold: int
 
     @property
+    def text(self) -> str:
+        """The question with its right option."""
+        return self.prompt + self.options[self.gold]
+
+    @property
     def prompt_hash(self) -> str:
         """Hash of all that the model reads: two predictions of one hash answer the same question."""
         return text_hash("\x00".join([self.prompt, *self.options]))

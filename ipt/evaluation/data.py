@@ -32,6 +32,9 @@ class Item(Protocol):
     def id(self) -> str: ...
 
     @property
+    def text(self) -> str: ...
+
+    @property
     def prompt_hash(self) -> str: ...
 
 

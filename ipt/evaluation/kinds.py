@@ -36,6 +36,11 @@ class Kind(Protocol):
 KINDS: dict[str, Kind] = {"choice": choice, "perplexity": perplexity}
 
 
+def item_texts(task: Task, corpus: Path | None) -> list[str]:
+    """What each item of the task says with its right answer, to look for in training texts."""
+    return [item.text for item in kind_of(task).read(task, corpus)]
+
+
 def kind_of(task: Task) -> Kind:
     """The module behind the task's kind."""
     if task.kind not in KINDS:

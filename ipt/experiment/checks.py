@@ -3,10 +3,12 @@
 from ipt.config import Config, CorpusConfig
 from ipt.corpus.build import check_corpus
 from ipt.evaluation.run import check_tasks
+from ipt.evaluation.task import load_tasks
 from ipt.experiment.pipeline import arm_config
 from ipt.mixture.plan import resolve_ratios
 from ipt.models import check_model
 from ipt.rendering.run import check_rendering
+from ipt.synthesis.filtering import OVERLAP_MODES, check_filters
 from ipt.synthesis.run import check_synthesis
 from ipt.synthesis.tuning import check_tuning_source
 from ipt.training.check import check_training
@@ -14,8 +16,7 @@ from ipt.training.check import check_training
 
 def check_synthesize(config: Config) -> None:
     check_corpus(config.corpus)
-    check_synthesis(config.synthesis)
-    check_model(config.synthesis.model)
+    _check_synthesis(config)
 
 
 def check_train(config: Config) -> None:
@@ -40,13 +41,35 @@ def check_reproduce(config: Config) -> None:
         check_train(arm_config(config, changes))
 
 
+def _check_synthesis(config: Config) -> None:
+    check_synthesis(config.synthesis)
+    check_filters(config.filters)
+    _check_overlap(config)
+    if config.synthesis.format != "rule_based" and config.synthesis.engine != "openai":
+        check_model(config.synthesis.model)
+
+
+def _check_overlap(config: Config) -> None:
+    """Tasks to look for must be there; those that ask about this very corpus cannot be looked for in its documents."""
+    if not (config.corpus.overlap or config.filters.overlap):
+        return
+    if config.corpus.overlap not in (None, *OVERLAP_MODES):
+        raise ValueError(f"corpus.overlap={config.corpus.overlap}: must be one of {', '.join(OVERLAP_MODES)}, or null")
+    tasks = config.decontamination.tasks or config.tasks
+    if not tasks:
+        raise ValueError("decontamination.tasks=[]: name the evaluation tasks to look for, or name some in tasks")
+    own = [task.name for task in load_tasks(tasks) if task.needs_corpus]
+    if config.corpus.overlap and own:
+        mode = config.corpus.overlap
+        raise ValueError(f"corpus.overlap={mode}: {own[0]} is made from the corpus itself: name others in decontamination.tasks")
+
+
 def _check_mixture(config: Config) -> None:
     ratios = {name for name, ratio in resolve_ratios(config.mixture.ratios).items() if ratio > 0}
     if ratios & {"raw", "instruction"}:
         check_corpus(config.corpus)
     if "instruction" in ratios:
-        check_synthesis(config.synthesis)
-        check_model(config.synthesis.model)
+        _check_synthesis(config)
         check_rendering(config.rendering)
     for name in sorted(ratios - {"raw", "instruction"}):
         source = config.mixture.sources.get(name)
@@ -55,4 +78,4 @@ def _check_mixture(config: Config) -> None:
         if source.kind == "texts":
             check_corpus(CorpusConfig(kind="files", path=source.path, text_field=source.text_field))
         else:
-            check_tuning_source(name, source.kind, source.path)
+            check_tuning_source(name, source)

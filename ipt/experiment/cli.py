@@ -1,6 +1,7 @@
 """The commands: compose a typed config with Hydra, check it, run, and tell a user's mistake in one line."""
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from ipt.config import Config
 
 # Ours to read, theirs to ignore: set before any library that would ask the network or print at import.
 QUIET = {"TOKENIZERS_PARALLELISM": "true", "WANDB_SILENT": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_command(command: str, work: Callable[[Config], None]) -> None:
@@ -46,7 +48,13 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
             raise failures[0]
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error))
-    except (ValueError, FileNotFoundError) as error:
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            _fail(f"no room to write {error.filename or 'a file'} ({error.strerror}): what is finished is kept, make room and run again")
+        if not (isinstance(error, FileNotFoundError) and _raised_by_ipt(error)):
+            raise
+        _fail(str(error))
+    except (ValueError, RuntimeError) as error:
         if not _raised_by_ipt(error):
             raise
         _fail(str(error))

@@ -1,20 +1,24 @@
 """The way through the house: each stage takes the finished stages before it, and is skipped when its key is known."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from ipt.config import Config, CorpusConfig, SourceConfig
 from ipt.console import console
+from ipt.corpus.overlap import Overlap
 from ipt.experiment.launcher import report_result
 from ipt.mixture.plan import resolve_ratios
 from ipt.models import model_identity
 from ipt.stage import Stage, hash_file, rank, run_stage
+
+if TYPE_CHECKING:
+    from ipt.evaluation.task import Task
 
 Json = dict[str, Any]
 
@@ -56,6 +60,8 @@ class Stages:
         return self._documents(self.config.corpus, "corpus")
 
     def synthesis(self, folder: Path | None = None) -> Stage:
+        from ipt.synthesis.run import synthesis_inputs, synthesis_settings
+
         corpus, config = self.corpus(), self.config.synthesis
 
         def work(output: Path) -> Json:
@@ -63,12 +69,33 @@ class Stages:
 
             return synthesize(config, corpus.folder / "documents", output, self.config.seed)
 
-        return self._run("synthesis", work, asdict(config), {"corpus": corpus.digest, "model": model_identity(config.model)}, folder)
+        inputs = {"corpus": corpus.digest, **synthesis_inputs(config)}
+        return self._run("synthesis", work, synthesis_settings(config), inputs, folder)
+
+    def pairs(self, folder: Path | None = None) -> Stage:
+        """What the filters leave of the synthesis, or the synthesis itself where there are none."""
+        from ipt.synthesis.card import write_card
+        from ipt.synthesis.filtering import filter_pairs, filter_settings, is_active
+        from ipt.synthesis.run import synthesis_settings
+
+        synthesis, config = self.synthesis(), self.config.filters
+        if not is_active(config):
+            return synthesis
+        settings = filter_settings(config)
+
+        def work(output: Path) -> Json:
+            overlap = self._overlap(self.corpus().folder) if config.overlap else None
+            stats = filter_pairs(config, synthesis.folder / "pairs", output, self.config.seed, overlap)
+            write_card(output, stats, {**synthesis_settings(self.config.synthesis), "filters": settings}, self.config.seed)
+            return stats
+
+        inputs = {"synthesis": synthesis.digest, **(self._overlap_inputs() if config.overlap else {})}
+        return self._run("filters", work, settings, inputs, folder)
 
     def rendering(self) -> Stage:
         from ipt.rendering.pools import pools_digest
 
-        pairs, config = self.synthesis(), self.config.rendering
+        pairs, config = self.pairs(), self.config.rendering
 
         def work(output: Path) -> Json:
             from ipt.rendering.run import render
@@ -100,7 +127,7 @@ class Stages:
             from ipt.training.logger import build_loggers
             from ipt.training.run import train
 
-            pairs = self.synthesis().folder / "pairs" if "instruction" in ratios else None
+            pairs = self.pairs().folder / "pairs" if "instruction" in ratios else None
             loggers = build_loggers(config, name, output, pairs)
             return train(config, {source: store.folder for source, store in stores.items()}, ratios, output, loggers)
 
@@ -145,18 +172,48 @@ class Stages:
         from ipt.corpus.build import build_corpus
 
         def work(output: Path) -> Json:
-            return build_corpus(config, self.config.seed, output)
+            overlap = self._overlap(None) if config.overlap else None
+            return build_corpus(config, self.config.seed, output, overlap, remove=config.overlap == "remove")
 
-        return self._run("corpus", work, asdict(config), _corpus_inputs(config), label=label)
+        inputs = _corpus_inputs(config) | (self._overlap_inputs() if config.overlap else {})
+        return self._run("corpus", work, asdict(config), inputs, label=label)
+
+    def _overlap(self, corpus: Path | None) -> Overlap:
+        """Looks for the items of evaluation tasks; `corpus` is the finished corpus stage, which some tasks ask about."""
+        from ipt.evaluation.kinds import item_texts
+
+        tasks = self._overlap_tasks()
+        return Overlap({task.name: item_texts(task, corpus) for task in tasks}, self.config.decontamination.ngram)
+
+    def _overlap_inputs(self) -> dict[str, str]:
+        from ipt.evaluation.task import task_digests
+
+        return {**task_digests(self._overlap_tasks()), "ngram": str(self.config.decontamination.ngram)}
+
+    def _overlap_tasks(self) -> "list[Task]":
+        from ipt.evaluation.task import load_tasks
+
+        return load_tasks(self.config.decontamination.tasks or self.config.tasks)
 
     def _tuning_texts(self, source: str, config: SourceConfig) -> Stage:
-        from ipt.synthesis.tuning import build_tuning_texts
+        from ipt.synthesis.tuning import build_tuning_texts, data_sets
 
         def work(output: Path) -> Json:
-            return build_tuning_texts(config.kind, Path(config.path), source, config.shots, output, self.config.seed)
+            return build_tuning_texts(config, source, output, self.config.seed, self._lengths if config.max_tokens else None)
 
-        settings = {"source": source, "kind": config.kind, "shots": config.shots}
-        return self._run("texts", work, settings, {"file": hash_file(Path(config.path))}, label=f"texts {source}")
+        settings = asdict(config) | {"source": source, "path": ""}  # the files themselves are in the inputs
+        inputs = {f"{name}/{file.name}": hash_file(file) for name, files in data_sets(source, config).items() for file in files}
+        if config.max_tokens:
+            inputs["tokenizer"] = model_identity(self.config.model, tokenizer_only=True)
+        return self._run("texts", work, settings, inputs, label=f"texts {source}")
+
+    def _lengths(self, texts: Iterable[list[dict[str, str]]]) -> list[int]:
+        """Tokens of each text of a tuning set, as its token store will hold it."""
+        from ipt.models import load_tokenizer
+        from ipt.tokens.tokenize import encode
+
+        documents = encode(({"examples": text} for text in texts), load_tokenizer(self.config.model), self.config.tokens)
+        return [len(document.tokens) for document in documents]
 
     def _label(self, source: str) -> str:
         return f"{source} {self.config.rendering.arrangement}" if source == "instruction" else source
@@ -166,7 +223,9 @@ class Stages:
 
 
 def synthesize(config: Config) -> None:
-    stage = Stages(config).synthesis(_folder(config))
+    stages = Stages(config)
+    stages.synthesis(_folder(config))
+    stage = stages.pairs(_below(_folder(config), "filtered"))
     console.print(f"pairs: {stage.folder / 'pairs'}")
     report_result(stage.folder, {name: stage.stats[name] for name in ("documents", "pairs") if name in stage.stats})
 
@@ -203,11 +262,11 @@ def arm_config(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def _corpus_inputs(config: CorpusConfig) -> dict[str, str]:
     """What a corpus is made of: the content of files, or the version of the package. A hub's data set has only its name."""
-    from ipt.corpus.build import input_files
+    from ipt.corpus.build import input_digests
 
-    if config.kind == "files":
-        return {name: hash_file(path) for name, path in input_files(config).items()}
-    return {"package": version("cellxgene-ontology-guide")} if config.kind == "ontology" else {}
+    if config.kind == "ontology":
+        return {"package": version("cellxgene-ontology-guide")}
+    return input_digests(config)
 
 
 def _folder(config: Config) -> Path | None:

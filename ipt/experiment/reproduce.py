@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from ipt.config import Config
 from ipt.console import console
 from ipt.experiment.pipeline import Stages, arm_config
-from ipt.experiment.report import Arm, write_report
+from ipt.experiment.report import write_report
+from ipt.experiment.scores import Arm
 from ipt.models import model_identity
 from ipt.stage import MANIFEST, Stage, atomic, git_commit, hardware, installed_versions, write_json
 
@@ -30,7 +31,7 @@ def reproduce(config: Config) -> None:
         scores = stages.evaluation(str(training.folder / "export"), training.digest, f"evaluation {name}")
         arms.append(Arm(name, training.folder, scores.folder))
         finished = dict(stages.done)
-        synthesis = finished.get("synthesis", synthesis)
+        synthesis = finished.get("filters", finished.get("synthesis", synthesis))
         rendering = rendering or next((stage for label, stage in stages.done if label.startswith("rendering")), None)
         done = _merged(done, stages.done)
     start = Stages(config)

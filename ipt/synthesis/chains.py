@@ -12,17 +12,17 @@ from typing import Any, NamedTuple, TypeVar
 
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.format import Parsed
-from ipt.synthesis.prompts import PromptFormat
+from ipt.synthesis.prompts import Prompt, PromptFormat
 
 T = TypeVar("T")
 
 
 class Piece(NamedTuple):
-    """A document, or a part of one that is too long, with the token ids of its own prompt."""
+    """A document, or a part of one that is too long, with its own prompt."""
 
     doc_id: str
     text: str
-    prompt: list[int]
+    prompt: Prompt
     document: int  # index of the document in its shard
     share: float = 1.0  # of its document
 
@@ -52,42 +52,46 @@ def plan_chains(documents: Sequence[T], shots: int) -> list[list[T]]:
 async def run_chain(
     pieces: Sequence[Piece],
     prompt_format: PromptFormat,
-    generate: Callable[[list[int], int], Awaitable[Generation]],
+    generate: Callable[[Prompt, int], Awaitable[Generation]],
     max_prompt_tokens: int,
 ) -> AsyncIterator[Round]:
-    """Yield the rounds of one chain. `generate(prompt_ids, round)` gives the output for a prompt.
+    """Yield the rounds of one chain. `generate(prompt, round)` gives the output for a prompt.
 
-    A later shot sees the earlier ones if the one before it gave at least one pair; a prompt that would be longer than
+    A later shot sees the earlier ones if the one before it gave at least one pair (or a rewrite); a prompt that would be longer than
     `max_prompt_tokens` starts afresh with its own document, and what follows builds on that (paper section 3.1).
     """
-    history: list[int] = []
+    history: Prompt | None = None
     for number, piece in enumerate(pieces):
-        follows = bool(history) and len(history) + len(piece.prompt) <= max_prompt_tokens
-        prompt = history + piece.prompt if follows else piece.prompt
+        prompt, follows = piece.prompt, False
+        if history is not None:
+            joined = prompt_format.follow(history, piece.text)
+            if follows := len(joined.ids) <= max_prompt_tokens:
+                prompt = joined
         generation = await generate(prompt, number)
         parsed = prompt_format.parse(generation.text)
-        history = []
-        if parsed.pairs:
+        history = None
+        if parsed.found:
             output_ids = generation.token_ids
             ended = generation.finish_reason == "stop" and output_ids[-1:] and output_ids[-1] in prompt_format.stop_ids
-            history = prompt_format.finish(prompt, output_ids[:-1] if ended else output_ids, generation.text, parsed.pairs)
-        yield Round(number, piece, len(prompt), generation, parsed, follows and bool(parsed.pairs))
+            history = prompt_format.finish(prompt, output_ids[:-1] if ended else output_ids, generation.text, parsed)
+        yield Round(number, piece, len(prompt.ids), generation, parsed, follows and parsed.found)
 
 
-async def run_bounded(tasks: Iterable[Callable[[], Awaitable[Any]]], limit: int) -> None:
+async def run_bounded(tasks: Iterable[Callable[[int], Awaitable[Any]]], limit: int) -> None:
     """Run all `tasks`, at most `limit` at the same time and begun in order; `tasks` is read only as fast as they finish.
 
-    The first error stops everything and is raised as it is.
+    Each is given its lane, a number below `limit` that no other one has at that time. The first error stops everything and is
+    raised as it is.
     """
     remaining = iter(tasks)
 
-    async def work() -> None:
+    async def work(lane: int) -> None:
         for start in remaining:
-            await start()
+            await start(lane)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(limit):
-                group.create_task(work())
+            for lane in range(limit):
+                group.create_task(work(lane))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None

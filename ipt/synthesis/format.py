@@ -22,6 +22,12 @@ class Parsed(NamedTuple):
 
     pairs: list[Pair]
     rejected: Counter[str]
+    rewrite: str = ""  # a text that was written in place of pairs or beside them, by formats that have such
+
+    @property
+    def found(self) -> bool:
+        """Whether the output gave anything."""
+        return bool(self.pairs or self.rewrite)
 
 
 def context_text(context: str) -> str:

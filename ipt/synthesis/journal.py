@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt.synthesis.engines import Generation
+from ipt.synthesis.prompts import Prompt
 
 
 class Journal:
@@ -20,14 +21,14 @@ class Journal:
     def __len__(self) -> int:
         return len(self._known)
 
-    def find(self, chain: int, number: int, prompt: list[int]) -> Generation | None:
+    def find(self, chain: int, number: int, prompt: Prompt) -> Generation | None:
         """The generation that an earlier run got for this very prompt at this place; None if there is none."""
         entry = self._known.get((chain, number))
         if entry is None or entry["prompt"] != _digest(prompt):
             return None
         return Generation(entry["token_ids"], entry["text"], entry["finish_reason"], entry["cached_tokens"])
 
-    def add(self, chain: int, number: int, prompt: list[int], generation: Generation) -> None:
+    def add(self, chain: int, number: int, prompt: Prompt, generation: Generation) -> None:
         entry = {"chain": chain, "round": number, "prompt": _digest(prompt), **generation._asdict()}
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
@@ -53,5 +54,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _digest(prompt: list[int]) -> str:
-    return hashlib.blake2b(array("q", prompt).tobytes(), digest_size=16).hexdigest()
+def _digest(prompt: Prompt) -> str:
+    content = array("q", prompt.ids).tobytes() + json.dumps(prompt.messages).encode() * bool(prompt.messages)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -4,13 +4,30 @@ A format (`synthesis.format`) is a class with the methods of `PromptFormat`; wha
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ipt.synthesis.format import Pair, Parsed, context_text, pairs_text, parse
+from ipt.synthesis.format import END, Parsed, context_text, pairs_text, parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from ipt.config import SynthesisConfig
+
+
+RULE_BASED = "rule_based"  # the format without a model, and so without a vocabulary
+
+
+class Message(NamedTuple):
+    role: str  # system | user | assistant
+    content: str
+
+
+class Prompt(NamedTuple):
+    """What a model is given, as token ids; for chat models also as the conversation that the ids spell."""
+
+    ids: list[int]
+    messages: tuple[Message, ...] = ()
 
 
 class Vocabulary:
@@ -48,42 +65,55 @@ class Vocabulary:
 
 
 class PromptFormat(Protocol):
-    """What a chain needs to know of a prompt format."""
+    """What chains and engines need to know of a prompt format."""
 
-    stop_ids: list[int]
+    stop_ids: list[int]  # tokens that end a generation
+    pair_end: str  # what an output says at the end of each pair
+    schema: dict[str, Any] | None  # JSON schema that engines hold the output to, if they can
 
-    def begin(self, document: str) -> list[int]:
-        """Token ids of the prompt of `document` alone."""
+    def begin(self, document: str) -> Prompt:
+        """The prompt of `document` alone."""
+        ...
+
+    def follow(self, history: Prompt, document: str) -> Prompt:
+        """The prompt of `document` behind what `finish` gave for the shot before it; begins with the ids of `history`."""
         ...
 
     def parse(self, output: str) -> Parsed: ...
 
-    def finish(self, prompt: list[int], output_ids: list[int], output: str, pairs: list[Pair]) -> list[int]:
-        """Token ids that go before the next document: this prompt, and of its output the accepted pairs only."""
+    def finish(self, prompt: Prompt, output_ids: list[int], output: str, parsed: Parsed) -> Prompt:
+        """What goes before the next document: this prompt, and of its output what was accepted."""
         ...
 
 
 class IptFormat:
     """The format of the published synthesizer: each shot is BOS, the document, its pairs, EOS (paper section 3.1)."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    pair_end = END
+    schema: dict[str, Any] | None = None
+
+    def __init__(self, vocabulary: Vocabulary, config: "SynthesisConfig") -> None:
         self.stop_ids = [vocabulary.eos]
         self._vocabulary = vocabulary
 
-    def begin(self, document: str) -> list[int]:
-        return self._vocabulary.bos + self._vocabulary.encode(context_text(document))
+    def begin(self, document: str) -> Prompt:
+        return Prompt(self._vocabulary.bos + self._vocabulary.encode(context_text(document)))
+
+    def follow(self, history: Prompt, document: str) -> Prompt:
+        return Prompt(history.ids + self.begin(document).ids)
 
     def parse(self, output: str) -> Parsed:
         return parse(output)
 
-    def finish(self, prompt: list[int], output_ids: list[int], output: str, pairs: list[Pair]) -> list[int]:
+    def finish(self, prompt: Prompt, output_ids: list[int], output: str, parsed: Parsed) -> Prompt:
         """The output's own ids where they say exactly the accepted pairs, so that the engine finds them in its prefix cache.
 
         Otherwise (a piece was rejected, a space was doubled, a special token stood in between) the pairs are rendered and encoded anew.
         """
-        text = pairs_text(pairs)
+        text = pairs_text(parsed.pairs)
         ids = self._prefix(output_ids, text) if output.startswith(text) else None
-        return [*prompt, *(self._vocabulary.encode_continuation(text) if ids is None else ids), self._vocabulary.eos]
+        said = self._vocabulary.encode_continuation(text) if ids is None else ids
+        return Prompt([*prompt.ids, *said, self._vocabulary.eos])
 
     def _prefix(self, ids: list[int], text: str) -> list[int] | None:
         """The first of `ids` that say exactly `text`; None if a token reaches beyond it or a special token is among them."""
@@ -98,4 +128,20 @@ class IptFormat:
         return found
 
 
-FORMATS: dict[str, type[IptFormat]] = {"ipt": IptFormat}
+def _chat_format(vocabulary: Vocabulary, config: "SynthesisConfig") -> PromptFormat:
+    from ipt.synthesis.chat import ChatFormat
+
+    return ChatFormat(vocabulary, config)
+
+
+def _rule_format(vocabulary: Vocabulary | None, config: "SynthesisConfig") -> PromptFormat:
+    from ipt.synthesis.engines.rules import RuleFormat
+
+    return RuleFormat()
+
+
+FORMATS: dict[str, Callable[[Any, "SynthesisConfig"], PromptFormat]] = {
+    "ipt": IptFormat,
+    "chat": _chat_format,
+    RULE_BASED: _rule_format,
+}

@@ -2,23 +2,30 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from ipt.config import SynthesisConfig
 from ipt.console import Bar, console, progress
+from ipt.synthesis.card import write_card
 from ipt.synthesis.chains import Piece, run_bounded, run_chain
 from ipt.synthesis.engines import Engine, Generation, PromptRefused, check_engine, start_engine
 from ipt.synthesis.long_documents import MODES
-from ipt.synthesis.prompts import FORMATS, PromptFormat, Vocabulary
+from ipt.synthesis.prompts import FORMATS, RULE_BASED, Prompt, PromptFormat, Vocabulary
 from ipt.synthesis.quality import statistics
-from ipt.synthesis.shards import Shard, part_path, plan_shard, read_shards
+from ipt.synthesis.shards import Documents, Shard, part_path, plan_shard
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+CLUSTERS = ("none", "ray")
+# Keys that may be changed between a run and its continuation: they do not decide what the pairs are.
+OPERATION = {
+    *("base_url", "api_key_env", "max_retries", "max_live_chains", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_gib"),
+    *("tensor_parallel", "replicas", "cluster", "workers", "ray_address"),
+}
+Figures = dict[str, Any]
 
 
 def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int) -> dict[str, Any]:
@@ -32,29 +39,40 @@ def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int
     check_synthesis(config)
     pairs = output / "pairs"
     pairs.mkdir(parents=True, exist_ok=True)
-    parts = sorted(documents.glob("part-*.parquet"))
-    total = sum(pq.read_metadata(part).num_rows for part in parts)
-    if not total:
-        raise FileNotFoundError(f"{documents}: no documents in part-*.parquet, nothing to synthesise from: check the corpus stage")
-    sizes = [min(config.shard_size, total - start) for start in range(0, total, config.shard_size)]
-    unfinished = [index for index in range(len(sizes)) if not part_path(pairs, index).exists()]
-    session: dict[str, Any] = {}
+    corpus = Documents(documents, config.shard_size)
+    for torn in pairs.glob(".part-*.parquet.*"):  # a kill while a shard was being written
+        torn.unlink()
+    unfinished = [index for index in range(corpus.shards) if not part_path(pairs, index).exists()]
+    session: Figures = {}
     if unfinished:
-        with progress("synthesis", total) as bar:
-            bar.advance(total - sum(sizes[index] for index in unfinished))
-            session = _generate(config, documents, pairs, set(unfinished), seed, bar)
-    return {**statistics(pairs), "session": session}
+        with progress("synthesis", corpus.rows) as bar:
+            bar.advance(corpus.rows - sum(corpus.size(index) for index in unfinished))
+            session = _work_off(config, corpus, pairs, unfinished, seed, bar)
+    stats = statistics(pairs, max_new_tokens=config.max_new_tokens, parameters=_parameters(config))
+    write_card(output, stats, synthesis_settings(config), seed)
+    return {**stats, "session": session}
 
 
 def check_synthesis(config: SynthesisConfig) -> None:
     """Raise a one-line ValueError for a config that `synthesize` would refuse. Loads nothing."""
-    check_engine(config.engine)
     _check_choice("format", config.format, tuple(FORMATS))
     _check_choice("long_documents", config.long_documents, MODES)
     _check_choice("dtype", config.dtype, DTYPES)
-    for key in ("shots", "max_new_tokens", "shard_size", "max_live_chains", "max_num_batched_tokens"):
+    _check_choice("cluster", config.cluster, CLUSTERS)
+    if config.format != RULE_BASED:
+        check_engine(config.engine)
+    if config.cluster == "ray":
+        from ipt.synthesis.cluster import check_ray
+
+        check_ray()
+    for key in ("shots", "max_new_tokens", "shard_size", "max_live_chains", "max_num_batched_tokens", "tensor_parallel", "replicas"):
         if getattr(config, key) < 1:
             raise ValueError(f"synthesis.{key}={getattr(config, key)}: must be at least 1")
+    for key in ("lookup_tokens", "max_retries"):
+        if getattr(config, key) < 0:
+            raise ValueError(f"synthesis.{key}={getattr(config, key)}: must be 0 or more")
+    if config.workers is not None and config.workers < 1:
+        raise ValueError(f"synthesis.workers={config.workers}: must be at least 1, or null for what the cluster has room for")
     if config.shots > 127:
         raise ValueError(f"synthesis.shots={config.shots}: must be at most 127")
     if config.max_new_tokens >= config.max_model_len:
@@ -68,6 +86,38 @@ def check_synthesis(config: SynthesisConfig) -> None:
         raise ValueError(f"synthesis.gpu_memory_utilization={config.gpu_memory_utilization}: must be above 0 and at most 1")
     if config.kv_cache_gib is not None and config.kv_cache_gib <= 0:
         raise ValueError(f"synthesis.kv_cache_gib={config.kv_cache_gib}: must be above 0, or null for the engine's choice")
+    if config.format == "chat":
+        from ipt.synthesis.chat import load_prompt
+
+        load_prompt(config.prompt)
+    if config.adapter:
+        from ipt.models import adapter_identity
+
+        adapter_identity(config.adapter)
+
+
+def synthesis_settings(config: SynthesisConfig) -> dict[str, Any]:
+    """The part of `config` that decides what the pairs are; the rest says where and how fast they are made."""
+    if config.format == RULE_BASED:
+        return {key: getattr(config, key) for key in ("format", "shots", "shard_size")}
+    return {key: value for key, value in asdict(config).items() if key not in OPERATION}
+
+
+def synthesis_inputs(config: SynthesisConfig) -> dict[str, str]:
+    """What the pairs depend on beside documents and config: the identity of the model, and of a prompt file."""
+    from ipt.models import adapter_identity, model_identity
+    from ipt.stage import hash_file
+
+    inputs = {}
+    if config.format == "chat":
+        from ipt.synthesis.chat import prompt_path
+
+        inputs["prompt"] = hash_file(prompt_path(config.prompt))
+    if config.format != RULE_BASED:
+        inputs["model"] = config.model if config.engine == "openai" else model_identity(config.model)
+    if config.adapter:
+        inputs["adapter"] = adapter_identity(config.adapter)
+    return inputs
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
@@ -75,78 +125,87 @@ def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"synthesis.{key}={value}: must be one of {', '.join(choices)}")
 
 
+def _parameters(config: SynthesisConfig) -> int | None:
+    """Parameters of the generator; None of a server's model, which is not here to be counted."""
+    from ipt.models import count_parameters
+
+    if config.format == RULE_BASED:
+        return 0
+    return None if config.engine == "openai" else count_parameters(config.model)
+
+
 # Generation ----------------------------------------------------------------------------------------------------------
 
 
-def _generate(config: SynthesisConfig, documents: Path, pairs: Path, unfinished: set[int], seed: int, bar: Bar) -> dict[str, Any]:
+def _work_off(config: SynthesisConfig, corpus: Documents, pairs: Path, unfinished: list[int], seed: int, bar: Bar) -> Figures:
     """Work off the unfinished shards and return what this session did."""
-    from ipt.models import load_tokenizer, resolve_model
+    if config.cluster == "ray":
+        from ipt.synthesis.cluster import work_off_on_ray
 
-    model = resolve_model(config.model)
-    vocabulary = Vocabulary(load_tokenizer(model))
-    prompt_format = FORMATS[config.format](vocabulary)
-    _check_window(config, model, prompt_format)
+        return work_off_on_ray(config, corpus, pairs, unfinished, seed, bar)
 
-    async def work() -> dict[str, Any]:
-        console.print(f"[dim]synthesis: loading {config.model} into the engine {config.engine}")
+    async def work() -> Figures:
         clock = time.monotonic()
-        engine = start_engine(config, model, vocabulary, seed)
-        session = Session(config, prompt_format, engine, bar)
-        session.figures["engine_load_seconds"] = round(time.monotonic() - clock, 1)
+        session = Session(config, corpus, pairs, *start(config, seed))
         try:
-            await run_bounded(session.chains(documents, pairs, unfinished), config.max_live_chains)
+            await session.work_off(unfinished, bar.advance)
         finally:
-            engine.close()
-        return session.finish()
+            session.close()
+        figures = with_rates(session.figures, time.monotonic() - session.started)
+        return {**figures, "engine_load_seconds": round(session.started - clock, 1)}
 
     return asyncio.run(work())
 
 
+def with_rates(figures: Figures, seconds: float) -> Figures:
+    return {**figures, "seconds": round(seconds, 1), "tokens_per_second": round(figures["generated_tokens"] / seconds, 1)}
+
+
 class Session:
-    """One run over unfinished shards: hands out their chains, and counts what the engine does meanwhile."""
+    """An engine at work on shards, and what it did meanwhile. `generations_replayed` came from the journal of an earlier session."""
 
-    def __init__(self, config: SynthesisConfig, prompt_format: PromptFormat, engine: Engine, bar: Bar) -> None:
-        self.figures: dict[str, Any] = {"generations": 0, "generations_replayed": 0, "generations_refused": 0, "generated_tokens": 0}
-        self._config, self._format, self._engine, self._bar = config, prompt_format, engine, bar
-        self._clock = time.monotonic()
-        self._pairs = 0
+    def __init__(self, config: SynthesisConfig, corpus: Documents, pairs: Path, prompt_format: PromptFormat, engine: Engine) -> None:
+        self.figures: Figures = dict.fromkeys(
+            ("generations", "generations_replayed", "generations_refused", "pairs", "prompt_tokens", "cached_tokens", "generated_tokens"), 0
+        )
+        self._config, self._corpus, self._pairs, self._format, self._engine = config, corpus, pairs, prompt_format, engine
+        self.started = time.monotonic()
 
-    def chains(self, documents: Path, pairs: Path, unfinished: set[int]) -> Iterator[Callable[[], Awaitable[None]]]:
-        """The chains of all unfinished shards, one after the other: the window of live chains never waits for a shard's end."""
-        for index, rows in enumerate(read_shards(documents, self._config.shard_size)):
-            if index not in unfinished:
-                continue
-            plan = plan_shard(rows, self._config, self._format)
-            self._bar.advance(plan.dropped.total())
-            shard = Shard(pairs, index, plan)
+    async def work_off(self, shards: Iterable[int], advance: Callable[[float, str], None]) -> None:
+        """Finish `shards`: their chains one after the other, so that the window of live chains never waits for a shard's end.
+
+        `advance` is told how many documents were finished, and a note for people.
+        """
+        await run_bounded(self._chains(shards, advance), self._config.max_live_chains * self._config.replicas)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _chains(self, shards: Iterable[int], advance: Callable[[float, str], None]) -> Iterator[Callable[[int], Awaitable[None]]]:
+        for index in shards:
+            plan = plan_shard(self._corpus.shard(index), self._config, self._format)
+            advance(plan.dropped.total(), "")
+            shard = Shard(self._pairs, index, plan)
             if not plan.chains:
                 shard.write()
             for chain, pieces in enumerate(plan.chains):
-                yield partial(self._run_chain, shard, chain, pieces)
+                yield partial(self._run_chain, shard, chain, pieces, advance)
 
-    def finish(self) -> dict[str, Any]:
-        """What this session did; `generations_replayed` came from the journal of an interrupted one."""
-        seconds = time.monotonic() - self._clock
-        return {**self.figures, "seconds": round(seconds, 1), "tokens_per_second": round(self.figures["generated_tokens"] / seconds, 1)}
-
-    async def _run_chain(self, shard: Shard, chain: int, pieces: list[Piece]) -> None:
-        generate = partial(self._generate, shard, chain)
+    async def _run_chain(self, shard: Shard, chain: int, pieces: list[Piece], advance: Callable[[float, str], None], lane: int) -> None:
+        generate = partial(self._generate, shard, chain, lane)
         limit = self._config.max_model_len - self._config.max_new_tokens
         async for finished in run_chain(pieces, self._format, generate, limit):
             shard.add(chain, finished)
-            self._pairs += len(finished.parsed.pairs)
-            rate = self.figures["generated_tokens"] / (time.monotonic() - self._clock)
-            self._bar.advance(finished.piece.share, f"{self._pairs} pairs, {rate:.0f} tokens/s")
+            self.figures["pairs"] += len(finished.parsed.pairs)
+            advance(finished.piece.share, note(self.figures, time.monotonic() - self.started))
 
-    async def _generate(self, shard: Shard, chain: int, prompt: list[int], number: int) -> Generation:
+    async def _generate(self, shard: Shard, chain: int, lane: int, prompt: Prompt, number: int) -> Generation:
         known = shard.journal.find(chain, number, prompt)
         if known is not None:
             self.figures["generations_replayed"] += 1
             return known
         try:
-            generation = await self._engine.generate(
-                prompt, max_tokens=self._config.max_new_tokens, stop_ids=self._format.stop_ids, priority=-number
-            )
+            generation = await self._engine.generate(prompt, priority=-number, lane=lane)
         except PromptRefused as refusal:
             if not self.figures["generations_refused"]:
                 console.print(f"[yellow]synthesis: the engine refuses a prompt; this and further ones are counted as errors: {refusal}")
@@ -154,20 +213,46 @@ class Session:
             generation = Generation([], "", "error", 0)
         shard.journal.add(chain, number, prompt, generation)
         self.figures["generations"] += 1
+        self.figures["prompt_tokens"] += len(prompt.ids)
+        self.figures["cached_tokens"] += generation.cached_tokens
         self.figures["generated_tokens"] += len(generation.token_ids)
         return generation
 
 
-def _check_window(config: SynthesisConfig, model: str, prompt_format: PromptFormat) -> None:
+def note(figures: Figures, seconds: float) -> str:
+    """What the progress bar says beside documents and time left."""
+    rate = f", {figures['generated_tokens'] / seconds:.0f} tokens/s" if figures["generated_tokens"] else ""
+    cached = f", {figures['cached_tokens'] / figures['prompt_tokens']:.0%} of prompts cached" if figures["cached_tokens"] else ""
+    return f"{figures['pairs']} pairs{rate}{cached}"
+
+
+def start(config: SynthesisConfig, seed: int) -> tuple[PromptFormat, Engine]:
+    """The format and the engine that `config` names; call it inside a running event loop, and close the engine."""
+    if config.format == RULE_BASED:
+        from ipt.synthesis.engines.rules import RuleEngine
+
+        return FORMATS[RULE_BASED](None, config), RuleEngine(seed)
+    from ipt.models import load_tokenizer, resolve_model
+
+    served = config.engine == "openai"
+    model = "" if served else resolve_model(config.model, config.adapter)
+    vocabulary = Vocabulary(load_tokenizer((config.tokenizer or config.model) if served else model))
+    prompt_format = FORMATS[config.format](vocabulary, config)
+    _check_window(config, None if served else model, prompt_format)
+    console.print(f"[dim]synthesis: {config.engine} starts with {config.model}")
+    return prompt_format, start_engine(config, model, vocabulary, prompt_format, seed)
+
+
+def _check_window(config: SynthesisConfig, model: str | None, prompt_format: PromptFormat) -> None:
     """The model must have the context window that the config asks for, and the window must have room for documents."""
     from transformers import AutoConfig
 
-    window = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
-    if window is not None and config.max_model_len > window:
+    window = model and getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+    if window and config.max_model_len > window:
         raise ValueError(f"synthesis.max_model_len={config.max_model_len}: the model {config.model} was made for at most {window} tokens")
-    room = config.max_model_len - config.max_new_tokens - len(prompt_format.begin(""))
+    room = config.max_model_len - config.max_new_tokens - len(prompt_format.begin("").ids)
     if room < 1:
         raise ValueError(
             f"synthesis.max_model_len={config.max_model_len}: leaves no room for a document beside synthesis.max_new_tokens="
-            f"{config.max_new_tokens} and the tags: raise it"
+            f"{config.max_new_tokens} and what every prompt holds: raise it"
         )

@@ -1,11 +1,10 @@
 """Shards: a fixed number of documents each, in order. A shard's output appears whole, by an atomic rename, or not at all."""
 
 import json
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.config import SynthesisConfig
-from ipt.stage import read_parts, write_parquet
+from ipt.stage import write_parquet
 from ipt.synthesis.chains import Piece, Round, plan_chains
 from ipt.synthesis.journal import Journal
 from ipt.synthesis.long_documents import fit
@@ -31,6 +30,7 @@ SCHEMA = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("output_tokens", pa.int32()),
         ("raw_output", pa.string()),
+        ("rewrite", pa.string()),
     ]
 )
 ACCOUNT = b"ipt.synthesis"  # Parquet metadata: what the rows of a shard do not tell
@@ -47,11 +47,40 @@ class Plan:
     long_documents: Counter[str]  # split and truncated documents, and the pieces of the split ones
 
 
-def read_shards(documents: Path, shard_size: int) -> Iterator[list[dict[str, Any]]]:
-    """The rows (doc_id, text) of `documents/part-*.parquet`, in order, `shard_size` at a time."""
-    rows = read_parts(documents, ["doc_id", "text"])
-    while shard := list(islice(rows, shard_size)):
-        yield shard
+class Documents:
+    """The rows of `folder/part-*.parquet` in order, cut into shards of `shard_size`, each read on its own.
+
+    Raises FileNotFoundError where there is none.
+    """
+
+    def __init__(self, folder: Path, shard_size: int) -> None:
+        self.folder, self._shard_size = folder, shard_size
+        self._groups: list[tuple[Path, int]] = []  # row groups of the files: file, number in it
+        self._ends = [0]  # rows before each group, and in all
+        for path in sorted(folder.glob("part-*.parquet")):
+            metadata = pq.read_metadata(path)
+            for group in range(metadata.num_row_groups):
+                self._groups.append((path, group))
+                self._ends.append(self._ends[-1] + metadata.row_group(group).num_rows)
+        self.rows = self._ends[-1]
+        if not self.rows:
+            raise FileNotFoundError(f"{folder}: no documents in part-*.parquet, nothing to synthesise from: check the corpus stage")
+        self.shards = -(-self.rows // shard_size)
+
+    def size(self, index: int) -> int:
+        return min(self._shard_size, self.rows - index * self._shard_size)
+
+    def shard(self, index: int) -> list[dict[str, Any]]:
+        """The rows (doc_id, text) of one shard."""
+        first, last = index * self._shard_size, index * self._shard_size + self.size(index)
+        rows: list[dict[str, Any]] = []
+        for number in range(bisect_right(self._ends, first) - 1, bisect_left(self._ends, last)):
+            path, group = self._groups[number]
+            with pq.ParquetFile(path) as file:
+                table = file.read_row_group(group, columns=["doc_id", "text"])
+            start = max(first - self._ends[number], 0)
+            rows += table.slice(start, last - self._ends[number] - start).to_pylist()
+        return rows
 
 
 def part_path(folder: Path, index: int) -> Path:
@@ -68,12 +97,15 @@ def plan_shard(documents: list[dict[str, Any]], config: SynthesisConfig, prompt_
         if not document["text"].strip():
             dropped["empty"] += 1
             continue
-        texts, action = fit(document["text"], config.long_documents, limit, lambda text: len(prompt_format.begin(text)))
+        prompt = prompt_format.begin(document["text"])
+        if len(prompt.ids) <= limit:
+            pieces.append(Piece(document["doc_id"], document["text"], prompt, index))
+            continue
+        texts, action = fit(document["text"], config.long_documents, limit, lambda text: len(prompt_format.begin(text).ids))
         if not texts:
             dropped[action] += 1
             continue
-        if action:
-            long_documents[action] += 1
+        long_documents[action] += 1
         names = [document["doc_id"]]
         if action == "split":
             long_documents["pieces"] += len(texts)
@@ -87,8 +119,6 @@ class Shard:
     """A shard that is being worked on: its plan, its journal, and the rounds that are finished."""
 
     def __init__(self, folder: Path, index: int, plan: Plan) -> None:
-        for torn in folder.glob(f".{part_path(folder, index).name}.*"):  # a kill while the shard was being written
-            torn.unlink()
         self.index, self.plan = index, plan
         self.journal = Journal(folder / f".part-{index:05d}.journal.jsonl")
         self._path = part_path(folder, index)
@@ -111,11 +141,16 @@ class Shard:
 
     def _account(self) -> dict[str, Any]:
         with_pairs = {finished.piece.document for _, finished in self._rounds if finished.parsed.pairs}
+        rejected: Counter[str] = Counter()
+        for _, finished in self._rounds:
+            rejected.update(finished.parsed.rejected)
         return {
             "documents": self.plan.documents,
             "documents_with_pairs": len(with_pairs),
             "dropped": dict(self.plan.dropped),
             "long_documents": dict(self.plan.long_documents),
+            "rejected": dict(rejected),
+            "well_formed": sum(_well_formed(finished) for _, finished in self._rounds),
             "cached_tokens": sum(finished.generation.cached_tokens for _, finished in self._rounds),
         }
 
@@ -130,6 +165,12 @@ def read_account(path: Path) -> dict[str, Any]:
     return account
 
 
+def _well_formed(finished: Round) -> bool:
+    """Not cut, something found, and nothing rejected but questions that were asked before."""
+    whole = finished.generation.finish_reason in ("stop", "repetition")
+    return whole and finished.parsed.found and set(finished.parsed.rejected) <= {"repeated_question"}
+
+
 def _row(chain_id: int, finished: Round) -> dict[str, Any]:
     return {
         "doc_id": finished.piece.doc_id,
@@ -142,4 +183,5 @@ def _row(chain_id: int, finished: Round) -> dict[str, Any]:
         "prompt_tokens": finished.prompt_tokens,
         "output_tokens": len(finished.generation.token_ids),
         "raw_output": finished.generation.text,
+        "rewrite": finished.parsed.rewrite,
     }

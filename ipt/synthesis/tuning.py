@@ -15,19 +15,25 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from ipt.config import SourceConfig
+from ipt.console import progress
 from ipt.stage import write_parts
-from ipt.synthesis.format import Pair, context_text, pairs_text
+from ipt.synthesis.format import Pair, context_text, pairs_text, parse
 
 TUNING_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
         ("examples", pa.list_(pa.struct([("prompt", pa.string()), ("response", pa.string())]))),
+        ("fill_to", pa.int32()),
     ]
 )
 MAX_CONTEXT_WORDS = 280
 MAX_ANSWER_WORDS = 60
 MIN_PAIRS = 2  # contexts with many pairs are preferred (paper section 3.1)
+
+# Texts, each a list of shots, to their lengths in tokens with BOS and EOS: what the token store will hold.
+Lengths = Callable[[Iterable[list[dict[str, str]]]], list[int]]
 
 
 class Example(NamedTuple):
@@ -36,43 +42,137 @@ class Example(NamedTuple):
     pairs: list[Pair]
 
 
-def build_tuning_texts(kind: str, path: Path, name: str, shots: int, output: Path, seed: int) -> dict[str, Any]:
-    """Write `texts/part-*.parquet` with `examples` of (context, pairs) and return counts.
+def build_tuning_texts(config: SourceConfig, name: str, output: Path, seed: int, lengths: Lengths | None = None) -> dict[str, Any]:
+    """Write `texts/part-*.parquet` with `examples` of (context, pairs) and return counts, those left out by data set and reason.
 
-    `kind` names the reader of `path` (see READERS). Each text holds 1 to `shots` examples of this one set.
+    Each text holds examples of one data set: 1 to `config.shots` of them, or with `shots` null as many as `config.max_tokens`
+    allows (paper section 3.1). `lengths` gives the tokens of each text; it is needed where `max_tokens` is set.
     """
-    dropped: Counter[str] = Counter()
-    random_ = random.Random(f"{seed}/{name}")
-    examples = list(READERS[kind](path, random_, dropped))
-    random_.shuffle(examples)
-    write_parts(output / "texts", _texts(examples, name, shots, random_), TUNING_SCHEMA)
-    pairs = sum(len(example.pairs) for example in examples)
-    return {"contexts": len(examples), "pairs": pairs, "dropped": dict(dropped)}
+    assert config.max_tokens is None or lengths is not None
+    counts: dict[str, dict[str, Any]] = {}
+    write_parts(output / "texts", _all_texts(config, name, seed, lengths, counts), TUNING_SCHEMA)
+    totals = {count: sum(of[count] for of in counts.values()) for count in ("texts", "contexts", "pairs")}
+    dropped = sum((of["dropped"] for of in counts.values()), Counter[str]())
+    return {**totals, "dropped": dict(dropped), "data_sets": counts}
 
 
-def check_tuning_source(name: str, kind: str, path: str) -> None:
-    if kind not in READERS:
-        raise ValueError(f"mixture.sources.{name}.kind={kind}: must be texts or one of {', '.join(READERS)}")
-    if not Path(path).exists():
-        raise FileNotFoundError(f"mixture.sources.{name}.path={path}: no such file")
+def check_tuning_source(name: str, config: SourceConfig) -> None:
+    key = f"mixture.sources.{name}"
+    if config.kind not in READERS:
+        raise ValueError(f"{key}.kind={config.kind}: must be texts or one of {', '.join(READERS)}")
+    if config.shots is None and config.max_tokens is None:
+        raise ValueError(f"{key}.shots=null: as many examples as fit need {key}.max_tokens")
+    for field in ("shots", "max_contexts", "max_tokens"):
+        value = getattr(config, field)
+        if value is not None and value < 1:
+            raise ValueError(f"{key}.{field}={value}: must be at least 1")
+    data_sets(name, config)
 
 
-def _texts(examples: list[Example], name: str, shots: int, random_: random.Random) -> Iterator[dict[str, Any]]:
-    remaining = iter(examples)
-    for first in remaining:
-        group = [first, *(example for example, _ in zip(remaining, range(random_.randint(1, shots) - 1), strict=False))]
-        rows = [{"prompt": context_text(example.context), "response": pairs_text(example.pairs)} for example in group]
-        yield {"id": f"{name}/{first.id}", "source": name, "examples": rows}
+def data_sets(name: str, config: SourceConfig) -> dict[str, list[Path]]:
+    """The files of each data set of a source. Raises a one-line error where there are none.
+
+    A file is one data set. A folder holds one data set in each of its folders, as DATASET/shard/*.jsonl (the layout of
+    ft-instruction-synthesizer-collection); `config.include` names those that are taken, and an empty list takes all.
+    """
+    path = Path(config.path)
+    if not config.path or not path.exists():
+        raise FileNotFoundError(
+            f"mixture.sources.{name}.path={config.path}: no such file or folder: fetch the data set, or say where it is"
+        )
+    if not path.is_dir():
+        if config.include:
+            raise ValueError(f"mixture.sources.{name}.include names data sets of a folder, but path={config.path} is a file")
+        return {name: [path]}
+    if config.kind != "collection":
+        raise ValueError(f"mixture.sources.{name}.path={config.path} is a folder: kind={config.kind} reads a file")
+    shards = {folder.name: sorted(folder.glob("shard/*.jsonl*")) for folder in sorted(path.iterdir()) if folder.is_dir()}
+    found = {data_set: files for data_set, files in shards.items() if files}
+    missing = [data_set for data_set in config.include if data_set not in found]
+    if missing or not found:
+        wanted, there = ", ".join(missing) or "any data set", ", ".join(found) or "none"
+        raise FileNotFoundError(
+            f"mixture.sources.{name}.path={config.path} does not hold {wanted} (DATASET/shard/*.jsonl); it holds: {there}"
+        )
+    return {data_set: found[data_set] for data_set in config.include or found}
+
+
+def _all_texts(
+    config: SourceConfig, name: str, seed: int, lengths: Lengths | None, counts: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The texts of one data set after the other; `counts` is filled on the way."""
+    sources, fill_to = data_sets(name, config), config.max_tokens if config.fill else None
+    with progress(f"texts {name}", len(sources)) as bar:
+        for data_set, files in sources.items():
+            random_ = random.Random(f"{seed}/{data_set}")
+            dropped: Counter[str] = Counter()
+            examples = [example for file in files for example in READERS[config.kind](file, random_, dropped)]
+            random_.shuffle(examples)
+            chosen = _choose(examples, config, lengths, dropped)
+            texts = 0
+            for group in _groups(chosen, config, random_):
+                texts += 1
+                yield {
+                    "id": f"{data_set}/{group[0].id}",
+                    "source": name,
+                    "examples": [_shot(example) for example in group],
+                    "fill_to": fill_to,
+                }
+            pairs = sum(len(example.pairs) for example, _ in chosen)
+            counts[data_set] = {"texts": texts, "contexts": len(chosen), "pairs": pairs, "dropped": dropped}
+            bar.advance()
+
+
+def _choose(examples: list[Example], config: SourceConfig, lengths: Lengths | None, dropped: Counter[str]) -> list[tuple[Example, int]]:
+    """Examples with their tokens: those that fit alone, and of these the ones with most pairs (paper section 3.1)."""
+    sizes = [0] * len(examples) if lengths is None or config.max_tokens is None else lengths([_shot(example)] for example in examples)
+    fitting = [(example, size) for example, size in zip(examples, sizes, strict=True) if size <= (config.max_tokens or size)]
+    richest = sorted(range(len(fitting)), key=lambda number: -len(fitting[number][0].pairs))[: config.max_contexts]
+    dropped += Counter(longer_than_max_tokens=len(examples) - len(fitting), beyond_max_contexts=len(fitting) - len(richest))
+    return [fitting[number] for number in sorted(richest)]
+
+
+def _groups(examples: list[tuple[Example, int]], config: SourceConfig, random_: random.Random) -> Iterator[list[Example]]:
+    """Neighbouring examples that make one text."""
+    group: list[Example] = []
+    tokens = shots = 0
+    for example, size in examples:
+        if group and (len(group) == shots or (config.max_tokens is not None and tokens + size > config.max_tokens)):
+            yield group
+            group, tokens = [], 0
+        if not group:
+            shots = random_.randint(1, config.shots) if config.shots is not None else len(examples)
+        group.append(example)
+        tokens += size
+    if group:
+        yield group
+
+
+def _shot(example: Example) -> dict[str, str]:
+    """What is read and what is learnt. Of an example without a context only BOS is read, which tokenising puts in front."""
+    return {"prompt": context_text(example.context) if example.context else "", "response": pairs_text(example.pairs)}
 
 
 # Readers: each yields a context with at least one pair, and counts what it leaves out ------------------------------------
 
 
 def _read_collection(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
-    """JSON lines of the schema of ft-instruction-synthesizer-collection: `context` and `QA_list` of `Q` and `A`."""
+    """JSON lines of the schema of ft-instruction-synthesizer-collection: `context`, which may be empty, and `QA_list` of `Q` and `A`.
+
+    Contexts and answers may be of any length, and one pair is enough: these are the published examples, taken as they are.
+    """
     for number, row in enumerate(_read_jsonl(path)):
-        pairs = [Pair(pair["Q"].strip(), pair["A"].strip()) for pair in row["QA_list"]]
-        yield from _kept(str(number), row["context"].strip(), pairs, dropped)
+        try:
+            context, sides = row["context"].strip(), [(pair["Q"].strip(), pair["A"].strip()) for pair in row["QA_list"]]
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path}, line {number + 1}: expected `context` (text) and `QA_list` (objects with texts Q and A)") from None
+        pairs = _distinct([Pair(*side) for side in sides], dropped)
+        if not pairs:
+            dropped["context_without_pairs"] += 1
+        elif parse(pairs_text(pairs)).pairs != pairs:
+            dropped["pairs_hold_a_tag"] += 1
+        else:
+            yield Example(f"{path.name.split('.')[0]}/{number}", context, pairs)
 
 
 def _read_fairytaleqa(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
@@ -227,22 +327,28 @@ BOILERPLATE = (
 
 def _kept(id: str, context: str, pairs: list[Pair], dropped: Counter[str]) -> Iterator[Example]:
     """The example, if it has enough pairs left after those with an empty side, over-long answers and doubled questions are counted out."""
-    kept: dict[str, Pair] = {}
-    for pair in pairs:
-        if not pair.question or not pair.answer:
-            dropped["empty_question_or_answer"] += 1
-        elif _words(pair.answer) > MAX_ANSWER_WORDS:
-            dropped["long_answer"] += 1
-        elif pair.question.lower() in kept:
-            dropped["doubled_question"] += 1
-        else:
-            kept[pair.question.lower()] = pair
+    short = [pair for pair in pairs if _words(pair.answer) <= MAX_ANSWER_WORDS]
+    dropped["long_answer"] += len(pairs) - len(short)
+    kept = _distinct(short, dropped)
     if len(kept) < MIN_PAIRS:
         dropped["context_with_few_pairs"] += 1
     elif _words(context) > MAX_CONTEXT_WORDS:
         dropped["long_context"] += 1
     else:
-        yield Example(id, context, list(kept.values()))
+        yield Example(id, context, kept)
+
+
+def _distinct(pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
+    """Pairs that a synthesizer's output could hold: both sides said, and no question twice."""
+    kept: dict[str, Pair] = {}
+    for pair in pairs:
+        if not pair.question or not pair.answer:
+            dropped["empty_question_or_answer"] += 1
+        elif pair.question.lower() in kept:
+            dropped["doubled_question"] += 1
+        else:
+            kept[pair.question.lower()] = pair
+    return list(kept.values())
 
 
 def _grounded(context: str, pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:

@@ -15,12 +15,17 @@ from ipt.tokens.store import EncodedDocument, TokenStore, tokenizer_fingerprint,
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Some tokenizers put a space before the first word of what they encode. A response continues its prompt, which ends with a line
+# break, so it is encoded behind one (as Vocabulary.encode_continuation does for synthesis).
+ANCHOR = "\n"
+
 
 def tokenize_texts(config: TokensConfig, texts: Path, model: str, output: Path, name: str = "") -> dict[str, Any]:
     """Tokenise `texts/part-*.parquet` into a store in `output` and return its statistics.
 
     A row has `text`, or `examples` of (prompt, response), of which only the responses are trained on: each example is
-    BOS, prompt, response, EOS, and the examples of a row follow one another as shots of one document.
+    BOS, prompt, response, EOS, and the examples of a row follow one another as shots of one document. `fill_to` of such a
+    row, where it is not null, fills the document up with EOS tokens that are read and not trained on.
     """
     from ipt.models import load_tokenizer
 
@@ -46,7 +51,7 @@ def encode(rows: Iterable[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase",
             if row.get("examples") is None:
                 yield EncodedDocument(np.array(bos + next(ids) + eos, np.uint32))
             else:
-                yield _encode_examples(len(row["examples"]), ids, tokenizer)
+                yield _encode_examples(len(row["examples"]), ids, tokenizer, row.get("fill_to") or 0)
 
 
 def begins_with_bos(tokenizer: "PreTrainedTokenizerBase", wish: bool | None) -> bool:
@@ -58,20 +63,25 @@ def begins_with_bos(tokenizer: "PreTrainedTokenizerBase", wish: bool | None) -> 
     return wish
 
 
-def _encode_examples(number: int, ids: Iterator[list[int]], tokenizer: "PreTrainedTokenizerBase") -> EncodedDocument:
+def _encode_examples(number: int, ids: Iterator[list[int]], tokenizer: "PreTrainedTokenizerBase", fill_to: int) -> EncodedDocument:
+    anchor = tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
     tokens: list[int] = []
     target: list[int] = []
     for _ in range(number):
-        prompt, response = [tokenizer.bos_token_id, *next(ids)], [*next(ids), tokenizer.eos_token_id]
-        tokens += prompt + response
-        target += [0] * len(prompt) + [1] * len(response)
+        prompt, response = [tokenizer.bos_token_id, *next(ids)], next(ids)
+        assert response[: len(anchor)] == anchor, "a line break and the tag behind it became one token"
+        learnt = [*response[len(anchor) :], tokenizer.eos_token_id]
+        tokens += prompt + learnt
+        target += [0] * len(prompt) + [1] * len(learnt)
+    target += [0] * (fill_to - len(tokens))
+    tokens += [tokenizer.eos_token_id] * (fill_to - len(tokens))
     return EncodedDocument(np.array(tokens, np.uint32), np.array(target, np.uint8))
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
     if row.get("examples") is None:
         return [row["text"]]
-    return [part for example in row["examples"] for part in (example["prompt"], example["response"])]
+    return [part for example in row["examples"] for part in (example["prompt"], ANCHOR + example["response"])]
 
 
 def _count_rows(folder: Path) -> int:

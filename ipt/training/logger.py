@@ -1,5 +1,6 @@
 """Weights & Biases through Lightning's logger."""
 
+import json
 import netrc
 import os
 from dataclasses import asdict
@@ -9,17 +10,17 @@ from urllib.parse import urlparse
 from uuid import uuid4
 
 from ipt.config import Config, LoggerConfig
+from ipt.stage import STATS
 
 
 def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -> list[Any]:
-    """The loggers of a training run. With `logger=wandb`: config, curves over tokens, and a table of pairs.
+    """The loggers of a training run. With `logger=wandb`: config, curves over tokens, a table of pairs, and their figures.
 
     The run's id is kept in `output`, so a resumed run goes on in W&B too. Without a key the run is offline, complete on
     disk, and `wandb sync` uploads it later.
     """
     if config.logger.name == "none":
         return []
-    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
     logger = WandbLogger(
@@ -35,15 +36,35 @@ def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -
     )
     logger.experiment.define_metric("*", step_metric="tokens")
     if pairs is not None:
-        from ipt.synthesis.quality import examples
-
-        rows = [
-            [row["doc_id"], row["text"], pair["question"], pair["answer"]]
-            for row in examples(pairs, 8, config.seed)
-            for pair in row["pairs"]
-        ]
-        logger.experiment.log({"pairs": wandb.Table(["doc_id", "document", "question", "answer"], rows)})
+        _log_pairs(logger.experiment, pairs, config.seed)
     return [logger]
+
+
+def _log_pairs(run: Any, pairs: Path, seed: int) -> None:
+    """A table of examples, and the figures of the stage that the pairs come from as `synthesis/...` in the run's summary."""
+    import wandb
+
+    from ipt.synthesis.quality import examples
+
+    rows: list[list[str]] = []
+    for row in examples(pairs, 8, seed):
+        rows += [[row["doc_id"], row["text"], pair["question"], pair["answer"], ""] for pair in row["pairs"]]
+        rows += [[row["doc_id"], row["text"], "", "", row["rewrite"]]] if row["rewrite"] else []
+    run.log({"pairs": wandb.Table(["doc_id", "document", "question", "answer", "rewrite"], rows)})
+    stats = pairs.parent / STATS
+    if stats.exists():
+        run.summary.update(_figures(json.loads(stats.read_text()), "synthesis"))
+
+
+def _figures(stats: dict[str, Any], prefix: str) -> dict[str, float]:
+    """The numbers among statistics, by their path; no histograms, and no counts of texts."""
+    figures: dict[str, float] = {}
+    for name, value in stats.items():
+        if isinstance(value, dict) and name not in ("histograms", "frames", "tasks"):
+            figures |= _figures(value, f"{prefix}/{name}")
+        elif isinstance(value, int | float):
+            figures[f"{prefix}/{name}"] = value
+    return figures
 
 
 def _run_id(output: Path) -> str:

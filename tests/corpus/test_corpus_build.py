@@ -4,7 +4,7 @@ import pytest
 
 from ipt.config import CorpusConfig
 from ipt.corpus import build
-from ipt.corpus.build import build_corpus, check_corpus, input_files
+from ipt.corpus.build import build_corpus, check_corpus, input_digests
 
 
 def write(path, count, **fields):
@@ -78,7 +78,7 @@ def test_a_users_questions_are_taken_over(tmp_path):
         stats = build_corpus(config(path), 1, tmp_path / "out")
         assert stats["questions"] == {"recall": {"recall": 1}} and stats["read"] == 20
         assert json.loads((tmp_path / "out/questions.jsonl").read_text()) == question
-        assert set(input_files(config(path))) == {"a.jsonl", "questions.jsonl"}
+        assert set(input_digests(config(path))) == {"a.jsonl", "questions.jsonl"}
     (tmp_path / "in/questions.jsonl").write_text(json.dumps({**question, "gold": 9}) + "\n")
     with pytest.raises(ValueError, match="line 1: gold is 9"):
         check_corpus(config(tmp_path / "in"))

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipt.config import CorpusConfig
-from ipt.corpus.documents import EMPTY, NO_TEXT, find_files, read_documents
+from ipt.corpus.documents import EMPTY, NO_TEXT, read_documents
+from ipt.corpus.files import find_files
 
 ROWS = [{"text": f"Document number {i}.\nSecond line — with a dash.", "name": f"doc-{i}"} for i in range(5)]
 
@@ -70,7 +71,7 @@ def test_folder_glob_and_list(tmp_path):
 
 def test_a_name_with_a_comma_or_brackets_is_one_file(tmp_path):
     path = write(tmp_path / "a, b [1].jsonl", ROWS)
-    assert [file.path for file in find_files(str(path))] == [path]
+    assert [file.path for file in find_files(str(path))] == [str(path)]
 
 
 def test_ids_stay_when_the_corpus_moves(tmp_path):

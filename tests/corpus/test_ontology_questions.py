@@ -127,7 +127,7 @@ GOOD = {"id": "a", "task": "t", "split": "recall", "prompt": "p", "options": [" 
 def test_a_users_questions(tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps(GOOD) + "\n\n" + json.dumps({**GOOD, "id": "b", "meta": {"k": 1}}) + "\n")
-    assert list(read_questions(path)) == [{**GOOD, "meta": {}}, {**GOOD, "id": "b", "meta": {"k": 1}}]
+    assert list(read_questions(path.read_bytes().splitlines(), str(path))) == [{**GOOD, "meta": {}}, {**GOOD, "id": "b", "meta": {"k": 1}}]
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_a_question_that_cannot_be_scored_is_named(tmp_path, question, said):
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps(question) + "\n")
     with pytest.raises(ValueError, match=rf"questions\.jsonl, line 2: .*{said}"):
-        list(read_questions(path))
+        list(read_questions(path.read_bytes().splitlines(), str(path)))

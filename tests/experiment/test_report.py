@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 
 from ipt.evaluation import choice, perplexity
 from ipt.evaluation.results import compare
-from ipt.experiment.report import PALETTE, Arm, Difference, duration, measure_of, write_report
+from ipt.experiment.figures import PALETTE
+from ipt.experiment.report import write_report
+from ipt.experiment.scores import Arm, Difference, measure_of
+from ipt.experiment.wording import duration
 from ipt.rendering.run import SCHEMA as TEXT_SCHEMA
 from ipt.synthesis.shards import SCHEMA as PAIR_SCHEMA
 
@@ -195,6 +198,22 @@ def arms(tmp_path_factory) -> list[Arm]:
     ]
 
 
+QUALITY = {
+    "grounded_rate": 0.925,
+    "frames": {f"what is _ {HOSTILE}": 4},
+    "rejected": {"truncated": 7},
+    "unheard_of": 1234,
+    "filtered": {"grounded": 3},
+    "rewrites": 0,
+    "generator_flops": 1_234_567_890,
+    "kinds": {"definition": 30, "yes_no": 10},
+    "histograms": {"question_words": {"edges": [0, 5, 6], "counts": [1, 0, 3]}, "pairs_per_row": {"edges": [0, 1], "counts": [2, 2]}},
+    "diversity": {"pairs_sampled": 40, "questions_compared": 40, "self_bleu": 0.25, "distinct_4grams": 0.5},
+    "judge": {"judged": 500, "failed": {}, "accuracy": 0.775, "accuracy_ci95": [0.7363, 0.8094], "relevance": None, "kinds_of_task": 49},
+    "overlap": {"is_a_recall": {"items": 100, "items_found": 2, "items_too_short_to_look_for": 5, "texts_that_overlap": 1}},
+}
+
+
 @pytest.fixture(scope="module")
 def inputs(arms, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("inputs")
@@ -209,7 +228,7 @@ def inputs(arms, tmp_path_factory) -> dict:
         "pairs": stage_with_pairs(folder / "synthesis"),
         "texts": stage_with_texts(folder / "rendering"),
         "stages": stages,
-        "quality": {"grounded_rate": 0.925, "frames": {f"what is _ {HOSTILE}": 4}, "rejected": {"truncated": 7}, "unheard_of": 1234},
+        "quality": QUALITY,
         "facts": {
             "model": "embedded:tiny",
             "seed": 0,
@@ -286,7 +305,7 @@ def test_headings_tables_and_pictures_can_be_heard(page):
     assert counts["table"] == counts["caption"] == counts["thead"] == 5
     assert all(attributes.get("scope") in ("row", "col") for tag, attributes in page.tags if tag == "th")
     pictures = [attributes for tag, attributes in page.tags if tag == "svg" and "aria-hidden" not in attributes]
-    assert len(pictures) == 4 and all(attributes["role"] == "img" and len(attributes["aria-label"]) > 30 for attributes in pictures)
+    assert len(pictures) == 6 and all(attributes["role"] == "img" and len(attributes["aria-label"]) > 30 for attributes in pictures)
     assert any("instruct instruction 1,280 tokens" in attributes["aria-label"] for attributes in pictures)
 
 
@@ -296,7 +315,7 @@ def test_figures_follow_the_readers_colours(page, output):
         re.findall(r"var\([^)]*\)", figures)
     )
     assert re.findall(r"(?:fill|stroke): #\w+", figures) == []
-    for name in ("losses", "scores", "sources", "stages"):
+    for name in ("losses", "scores", "sources", "lengths", "kinds", "stages"):
         assert (output / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -348,6 +367,12 @@ def linear(colour: str) -> np.ndarray:
 
 
 # The figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_quality_figures_say_their_numbers(page):
+    labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
+    assert "Pairs by kind of task: definition 30, yes no 10." in labels
+    assert "Lengths in words, and pairs of a document: question words: 0–4 25%, 6+ 75%; pairs per row: 0 50%, 1+ 50%." in labels
 
 
 def test_every_score_is_shown_as_it_was_measured(page, arms):
@@ -418,6 +443,14 @@ def test_the_other_tables(page):
     quality = {row[0][0]: row[1][0] for row in page.rows("Synthesis quality")}
     assert quality["Grounded answers at least four fifths of their words occur in the document"] == "92.5%"
     assert quality["Rejected pieces of generations, by reason"] == "truncated: 7" and quality["Unheard of"] == "1,234"
+    assert quality["Generator FLOPs 2 x parameters x tokens computed, prompt tokens from the cache left out"] == "1.23e+09"
+    assert quality["Right answers as a judge model finds them, of a random sample"] == "77.5% (95%: 73.6% to 80.9%; 500 pairs)"
+    assert quality["Kinds of task that the judge told apart"] == "49"
+    assert quality["Distinct 4-grams of all in the sampled pairs"] == "50.0%"
+    assert quality["Pairs that the filters took away by the first reason that applies"] == "grounded: 3"
+    overlap = [name for name in quality if name.startswith("Overlap with is-a, recall")]
+    assert quality[overlap[0]] == "2 of 100 items, in 1 pair" and "5 were too short" in overlap[0]
+    assert not [name for name in quality if "rewrite" in name]  # there were none
 
 
 def test_long_texts_are_folded_and_the_cut_is_counted(page):
@@ -479,7 +512,7 @@ def test_statistics_count_what_was_written(written):
         "arms": 3,
         "tasks": 3,
         "scores": 39,
-        "figures": ["losses", "scores", "sources", "stages"],
+        "figures": ["losses", "scores", "sources", "lengths", "kinds", "stages"],
         "main_differences": {"better": 1, "no difference shown": 3, "worse": 1},
     }
     json.dumps(statistics)

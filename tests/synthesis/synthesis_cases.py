@@ -31,7 +31,8 @@ class OracleEngine:
         self.closed = False
         self._vocabulary, self._record, self._delay = vocabulary, record, delay
 
-    async def generate(self, prompt_ids, *, max_tokens, stop_ids, priority):
+    async def generate(self, prompt, *, priority, lane):
+        prompt_ids, eos = prompt.ids, self._vocabulary.eos
         self.prompts.append(prompt_ids)
         if self._record:
             with self._record.open("a") as file:
@@ -39,7 +40,7 @@ class OracleEngine:
         await asyncio.sleep(random.random() * self._delay)
         text, finish_reason = oracle_output(prompt_ids)
         ids = self._vocabulary.encode_continuation(text)
-        return Generation(ids + list(stop_ids[:1]) * (finish_reason == "stop"), text, finish_reason, len(prompt_ids) // 2)
+        return Generation(ids + [eos] * (finish_reason == "stop"), text, finish_reason, len(prompt_ids) // 2)
 
     def close(self) -> None:
         self.closed = True

@@ -1,4 +1,5 @@
 import asyncio
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -24,12 +25,14 @@ def test_the_published_demo():
 
 
 def test_the_window_is_bounded_in_order_and_without_a_barrier():
-    live, most_live, begun, ended = set(), 0, [], []
+    live, most_live, begun, ended, lanes = set(), 0, [], [], set()
     gate = asyncio.Event()
 
-    async def chain(number):
+    async def chain(number, lane):
         nonlocal most_live
         live.add(number)
+        assert lane not in lanes  # no two chains share one
+        lanes.add(lane)
         begun.append(number)
         most_live = max(most_live, len(live))
         if number == 0:
@@ -38,6 +41,7 @@ def test_the_window_is_bounded_in_order_and_without_a_barrier():
         if number == 9:
             gate.set()
         live.remove(number)
+        lanes.remove(lane)
         ended.append(number)
 
     taken = []
@@ -45,7 +49,7 @@ def test_the_window_is_bounded_in_order_and_without_a_barrier():
     def tasks():
         for number in range(10):
             taken.append((number, len(live)))
-            yield lambda number=number: chain(number)
+            yield partial(chain, number)
 
     asyncio.run(asyncio.wait_for(run_bounded(tasks(), 3), 10))
     assert begun == list(range(10))
@@ -57,10 +61,10 @@ def test_the_window_is_bounded_in_order_and_without_a_barrier():
 def test_the_first_error_stops_all_and_is_raised_as_it_is():
     finished = []
 
-    async def fail():
+    async def fail(lane):
         raise EngineDied("dead")
 
-    async def wait():
+    async def wait(lane):
         await asyncio.sleep(60)
         finished.append(True)
 

@@ -2,6 +2,7 @@ import pytest
 
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.journal import Journal
+from ipt.synthesis.prompts import Prompt
 
 GENERATION = Generation([5, 2], "naïve 心\u2028 text\n", "stop", 3)
 
@@ -9,12 +10,12 @@ GENERATION = Generation([5, 2], "naïve 心\u2028 text\n", "stop", 3)
 def test_what_was_added_is_found_again_for_the_same_prompt_only(tmp_path):
     path = tmp_path / ".journal"
     journal = Journal(path)
-    journal.add(4, 1, [1, 2, 3], GENERATION)
+    journal.add(4, 1, Prompt([1, 2, 3]), GENERATION)
     journal.close()
     again = Journal(path)
-    assert again.find(4, 1, [1, 2, 3]) == GENERATION
-    assert again.find(4, 1, [1, 2, 4]) is None
-    assert again.find(4, 0, [1, 2, 3]) is None
+    assert again.find(4, 1, Prompt([1, 2, 3])) == GENERATION
+    assert again.find(4, 1, Prompt([1, 2, 4])) is None
+    assert again.find(4, 0, Prompt([1, 2, 3])) is None
     again.remove()
     assert not path.exists()
 
@@ -22,17 +23,17 @@ def test_what_was_added_is_found_again_for_the_same_prompt_only(tmp_path):
 def test_a_torn_last_line_is_cut_off_at_any_byte(tmp_path):
     path = tmp_path / ".journal"
     journal = Journal(path)
-    journal.add(0, 0, [1], GENERATION)
+    journal.add(0, 0, Prompt([1]), GENERATION)
     first = path.stat().st_size
-    journal.add(0, 1, [2], GENERATION)
+    journal.add(0, 1, Prompt([2]), GENERATION)
     journal.close()
     content = path.read_bytes()
     for end in range(first, len(content)):
         path.write_bytes(content[:end])
         torn = Journal(path)
-        assert torn.find(0, 0, [1]) == GENERATION
-        assert torn.find(0, 1, [2]) is None
-        torn.add(0, 1, [2], GENERATION)
+        assert torn.find(0, 0, Prompt([1])) == GENERATION
+        assert torn.find(0, 1, Prompt([2])) is None
+        torn.add(0, 1, Prompt([2]), GENERATION)
         torn.close()
         assert path.read_bytes() == content
 

@@ -24,7 +24,7 @@ def test_what_is_written_is_read_back(sides):
 
 @given(st.lists(st.sampled_from(["<QUE>", "<ANS>", "</END>", " a ", "B", "\n"]), max_size=30).map("".join))
 def test_every_piece_is_a_pair_or_is_counted(output):
-    pairs, rejected = parse(output)
+    pairs, rejected, _ = parse(output)
     pieces = output.split("</END>")
     assert len(pairs) + rejected.total() == len(pieces) - 1 + bool(pieces[-1].strip())
     assert len({pair.question.lower() for pair in pairs}) == len(pairs)

@@ -1,14 +1,17 @@
 from collections import Counter
 
 import pytest
+import sacrebleu
 from synthesis_cases import OracleEngine, write_documents
 
 from ipt.config import SynthesisConfig
+from ipt.corpus.words import words_of
 from ipt.synthesis import run
 from ipt.synthesis.chains import Piece, Round
 from ipt.synthesis.engines import Generation
-from ipt.synthesis.format import Pair, pairs_text, parse
-from ipt.synthesis.quality import examples, frame, is_grounded, statistics, words
+from ipt.synthesis.format import Pair, Parsed, pairs_text, parse
+from ipt.synthesis.measures import frame, read_document, read_pair
+from ipt.synthesis.quality import diversity, examples, self_bleu, statistics
 from ipt.synthesis.shards import Plan, Shard
 
 HEART = "The heart pumps blood through the body."
@@ -49,16 +52,72 @@ def test_every_figure_as_counted_by_hand(pairs):
     assert stats["finish_reasons"] == {"stop": 2, "length": 1}
 
 
-def test_words_of_any_script():
-    assert words("Don't, the 3rd_one é!") == ["don", "t", "the", "3rd_one", "é"]
-    assert words("心臓は heart หัวใจ") == ["心", "臓", "は", "heart", *"หัวใจ"]
-    assert is_grounded(words("血液を送る"), frozenset(words("心臓は血液を送る。")))
+def test_histograms_kinds_and_costs_as_counted_by_hand(pairs):
+    stats = statistics(pairs, max_new_tokens=10, parameters=1000)
+    assert stats["kinds"] == {"definition": 3, "fact": 1}
+    assert stats["verbatim_rate"] == 0.25  # "the heart pumps blood"
+    histograms = {name: dict(zip(*histogram.values(), strict=True)) for name, histogram in stats["histograms"].items()}
+    assert {low: n for low, n in histograms["pairs_per_row"].items() if n} == {0: 1, 2: 2}
+    assert {low: n for low, n in histograms["answer_words"].items() if n} == {0: 1, 4: 3}
+    assert {low: n for low, n in histograms["document_words"].items() if n} == {0: 3}
+    assert stats["generator_flops"] == 2 * 1000 * (30 - 12 + 21)
+    assert stats["tokens_not_generated"] == 0
+    without = statistics(pairs)
+    assert without["generator_flops"] is None and without["tokens_not_generated"] is None
+
+
+def test_tokens_that_a_repetition_saved(tmp_path):
+    piece = Piece("a", HEART, prompt=None, document=0)
+    shard = Shard(tmp_path, 0, Plan(1, [[piece]], Counter(), Counter()))
+    output = _written([("What?", "The heart."), ("What?", "Blood.")])
+    shard.add(0, Round(0, piece, 10, Generation([5] * 7, output, "repetition", 0), parse(output), False))
+    stats = statistics(tmp_path, max_new_tokens=400)
+    assert stats["tokens_not_generated"] == 393
+    assert stats["rejected"] == {"repeated_question": 1} and stats["repeated_question_rate"] == 0.5
+
+
+def test_a_rewrite_is_counted_and_shown(tmp_path):
+    piece = Piece("a", HEART, prompt=None, document=0)
+    shard = Shard(tmp_path, 0, Plan(1, [[piece]], Counter(), Counter()))
+    parsed = Parsed([], Counter(), "Blood is what the heart moves.")
+    shard.add(0, Round(0, piece, 10, Generation([5], parsed.rewrite, "stop", 0), parsed, False))
+    stats = statistics(tmp_path)
+    assert (stats["rewrites"], stats["rewrite_words"], stats["pairs"], stats["grounded_rate"]) == (1, 6.0, 0, None)
+    assert [row["rewrite"] for row in examples(tmp_path, 3, 0)] == [parsed.rewrite]
+
+
+def test_an_answer_is_close_to_its_document_in_any_script():
+    document = read_document("心臓は血液を送る。")
+    assert read_pair("何?", "血液を送る", document)[2:] == (1.0, True)
+    assert read_pair("何?", "送る血液", document)[2:] == (1.0, False)
+    assert read_pair("何?", "肺", document).grounded == 0
+    assert read_pair("Where?", "...", read_document("Nothing.")).grounded == 0  # an answer without words
 
 
 def test_a_frame_is_the_question_without_its_documents_words():
-    document = frozenset(words("Type B lymphoma is what a doctor of the blood treats."))
-    assert frame(words("What is the main type of B lymphoma blood?"), document) == "what is the main type of _"
-    assert frame(words("Lymphoma treats doctor?"), document) == "_"
+    document = read_document("Type B lymphoma is what a doctor of the blood treats.").known
+    assert frame(words_of("What is the main type of B lymphoma blood?"), document) == "what is the main type of _"
+    assert frame(words_of("Lymphoma treats doctor?"), document) == "_"
+
+
+def test_self_bleu_tells_stock_questions_from_different_ones():
+    same = ["what is the heart in the body"] * 5
+    assert self_bleu(same) == 1.0
+    different = ["what is the heart in the body", "which organ in the body filters blood", "who found the heart in the chest"]
+    assert 0 < self_bleu(different) < 0.6
+    scores = [bleu_against_others(different, place) for place in range(3)]
+    assert self_bleu(different) == pytest.approx(sum(scores) / 300, abs=1e-4)
+    assert self_bleu(["alone"]) is None
+
+
+def bleu_against_others(texts, place):
+    others = [[text] for text in texts[:place] + texts[place + 1 :]]
+    return sacrebleu.corpus_bleu([texts[place]], others, tokenize="none", use_effective_order=True).score
+
+
+def test_distinct_4grams_of_questions_and_answers():
+    pairs = [(list("abcde"), list("abcd")), (list("abcde"), ["x"])]
+    assert diversity(pairs)["distinct_4grams"] == 0.4  # abcd bcde abcd abcd bcde: two of five
 
 
 def test_examples_are_random_in_order_and_repeatable(tmp_path, monkeypatch, vocabulary, tokenizer):

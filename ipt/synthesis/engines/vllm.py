@@ -7,19 +7,19 @@ a chain's next prompt, which begins with the previous one, costs only its new pa
 import itertools
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import aclosing, nullcontext
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from ipt.console import console
-from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, repeats_itself
+from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions
 from ipt.synthesis.engines.keeper import Keeper
 from ipt.synthesis.engines.output import EngineLog
+from ipt.synthesis.prompts import Prompt, PromptFormat, Vocabulary
 
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig
-    from ipt.synthesis.prompts import Vocabulary
 
 # Set before vLLM is imported, unless the user has set them: no telemetry, its own messages only where something fails, and engine
 # processes that are started afresh (a forked one would hold the keeper's pipe open).
@@ -29,40 +29,40 @@ ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 CPU_KV_CACHE_GIB = 1.0
+LOOKUP_MATCH = (2, 4)  # tokens that must match for what followed them in the prompt to be guessed
 CPU_BLOCK_SIZE = 32  # tokens; vLLM's kernels for CPUs want a multiple of 32, and a finer block is found in the cache more often
 
 
 class VllmEngine:
-    """vLLM serving `model`; start it inside a running event loop. Raises EngineDied if vLLM does not start."""
+    """vLLM serving `model`, in `config.replicas` engines side by side; start it inside a running event loop.
 
-    def __init__(self, config: "SynthesisConfig", model: str, vocabulary: "Vocabulary", seed: int) -> None:
+    Raises EngineDied if vLLM does not start.
+    """
+
+    def __init__(self, config: "SynthesisConfig", model: str, vocabulary: Vocabulary, prompt_format: PromptFormat, seed: int) -> None:
         self._environment = dict(os.environ)
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
         self._keeper, self._log = Keeper(), EngineLog()
-        self._config, self._vocabulary, self._seed = config, vocabulary, seed
+        self._config, self._vocabulary, self._format, self._seed = config, vocabulary, prompt_format, seed
+        self._repetitions = Repetitions(vocabulary, prompt_format)
         self._request_ids = itertools.count()
+        self._engines: list[Any] = []
         try:
-            self._engine = self._start(model)
+            self._start(model)
         except Exception as error:
             message = f"{' '.join(str(error).split())} ({self._log.cause()})"
-            self._clean_up()
+            self.close()
             raise EngineDied(f"synthesis.engine=vllm did not start with synthesis.model={config.model}: {message}") from error
-        self._vocabulary_size = self._engine.model_config.get_vocab_size()
+        self._vocabulary_size = self._engines[0].model_config.get_vocab_size()
 
-    async def generate(self, prompt_ids: list[int], *, max_tokens: int, stop_ids: Sequence[int], priority: int) -> Generation:
+    async def generate(self, prompt: Prompt, *, priority: int, lane: int) -> Generation:
         from vllm import TokensPrompt
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        if max(prompt_ids, default=0) >= self._vocabulary_size:  # vLLM does not check this, and its worker dies of it
-            raise PromptRefused(f"token {max(prompt_ids)} is beyond the model's {self._vocabulary_size} tokens")
-        if len(prompt_ids) + max_tokens > self._config.max_model_len:  # vLLM would silently generate less
-            raise PromptRefused(f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones, max_model_len={self._config.max_model_len}")
-        request = self._engine.generate(
-            TokensPrompt(prompt_token_ids=prompt_ids),
-            self._sampling(prompt_ids, max_tokens, stop_ids),
-            request_id=str(next(self._request_ids)),
-            priority=priority,
+        self._check(prompt)
+        request = self._engines[lane % len(self._engines)].generate(
+            TokensPrompt(prompt_token_ids=prompt.ids), self._sampling(prompt), request_id=str(next(self._request_ids)), priority=priority
         )
         ids: list[int] = []
         try:
@@ -70,7 +70,7 @@ class VllmEngine:
                 async for output in outputs:
                     for token in output.outputs[0].token_ids:
                         ids.append(token)
-                        if self._config.stop_at_repetition and repeats_itself(ids, self._vocabulary):
+                        if self._config.stop_at_repetition and self._repetitions.ended_by_last(ids):
                             text = self._vocabulary.decode_continuation(ids)
                             return Generation(ids, text, "repetition", output.num_cached_tokens or 0)
         except VLLMClientError as error:
@@ -79,15 +79,21 @@ class VllmEngine:
             raise EngineDied(
                 f"synthesis.engine=vllm stopped in between ({self._log.cause()}): what is finished is kept, run the same command again"
             ) from error
-        return self._generation(ids, output, stop_ids)
+        return self._generation(ids, output)
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget all prompts, for measurements."""
+        for engine in self._engines:
+            await engine.reset_prefix_cache()
 
     def close(self) -> None:
-        self._engine.shutdown()
-        self._engine.shutdown = lambda: None  # vLLM's finaliser calls it again, and fails at the end of the interpreter
+        for engine in self._engines:
+            engine.shutdown()
+            engine.shutdown = lambda: None  # vLLM's finaliser calls it again, and fails at the end of the interpreter
         self._clean_up()
 
-    def _start(self, model: str) -> Any:
-        """vLLM's engine. Its processes print to the log, unless the user has set a level and so wants to see it."""
+    def _start(self, model: str) -> None:
+        """Start vLLM's engines. Their processes print to the log, unless the user has set a level and so wants to see it."""
         quiet = "VLLM_LOGGING_LEVEL" not in self._environment
         if quiet:
             console.print(f"[dim]synthesis: vLLM starts; its log is {self._log.path}")
@@ -96,10 +102,13 @@ class VllmEngine:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_options(self._config, model, self._seed)))
+            options = engine_options(self._config, model, self._seed)
+            options["skip_tokenizer_init"] = self._format.schema is None  # we tokenise ourselves; a grammar needs the tokenizer there
+            for replica in range(self._config.replicas):
+                with _own_devices(replica, self._config):
+                    self._engines.append(AsyncLLM.from_engine_args(AsyncEngineArgs(**options)))
         if quiet:
             logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM has set it again; that it died is told by our error
-        return engine
 
     def _clean_up(self) -> None:
         """End what may be left of the engine, and take back what vLLM put into this process's environment (library preloads, thread
@@ -110,28 +119,37 @@ class VllmEngine:
             del os.environ[name]
         os.environ.update(self._environment)
 
-    def _sampling(self, prompt_ids: list[int], max_tokens: int, stop_ids: Sequence[int]) -> Any:
+    def _check(self, prompt: Prompt) -> None:
+        """Refuse what vLLM would take and not do."""
+        length, new = len(prompt.ids), self._config.max_new_tokens
+        if max(prompt.ids, default=0) >= self._vocabulary_size:  # vLLM does not check this, and its worker dies of it
+            raise PromptRefused(f"token {max(prompt.ids)} is beyond the model's {self._vocabulary_size} tokens")
+        if length + new > self._config.max_model_len:  # vLLM would silently generate less
+            raise PromptRefused(f"{length} prompt tokens and {new} new ones, max_model_len={self._config.max_model_len}")
+
+    def _sampling(self, prompt: Prompt) -> Any:
         from vllm import SamplingParams
         from vllm.platforms import current_platform
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        sampled = self._config.temperature > 0
+        sampled, schema = self._config.temperature > 0, self._format.schema
         return SamplingParams(
             temperature=self._config.temperature,
             # A seed for each prompt: the same sample whatever else is in the batch, and after a resume. vLLM's sampler fails on
             # it on a CPU ("CPU Generator does not use offset"), where the engine's own seed must do.
-            seed=(self._seed + crc32(bytes(str(prompt_ids), "ascii"))) % 2**31 if sampled and not current_platform.is_cpu() else None,
-            max_tokens=max_tokens,
-            stop_token_ids=list(stop_ids),
+            seed=(self._seed + crc32(bytes(str(prompt.ids), "ascii"))) % 2**31 if sampled and not current_platform.is_cpu() else None,
+            max_tokens=self._config.max_new_tokens,
+            stop_token_ids=self._format.stop_ids,
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA if self._config.stop_at_repetition else RequestOutputKind.FINAL_ONLY,
         )
 
-    def _generation(self, ids: list[int], output: Any, stop_ids: Sequence[int]) -> Generation:
+    def _generation(self, ids: list[int], output: Any) -> Generation:
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise PromptRefused(f"vLLM ended the request with finish_reason={completion.finish_reason}")
-        text_ids = ids[:-1] if ids and ids[-1] in stop_ids else ids
+        text_ids = ids[:-1] if ids and ids[-1] in self._format.stop_ids else ids
         text = self._vocabulary.decode_continuation(text_ids)
         return Generation(ids, text, completion.finish_reason, output.num_cached_tokens or 0)
 
@@ -142,7 +160,6 @@ def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str
 
     options: dict[str, Any] = {
         "model": model,
-        "skip_tokenizer_init": True,  # we tokenise ourselves
         "generation_config": "vllm",  # no sampling defaults from the model's folder
         "dtype": config.dtype,
         "seed": seed,
@@ -152,12 +169,22 @@ def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str
         "enable_prefix_caching": True,
         "scheduling_policy": "priority",
         "gpu_memory_utilization": config.gpu_memory_utilization,
+        "tensor_parallel_size": config.tensor_parallel,
+        "quantization": config.quantization,
+        "kv_cache_dtype": config.kv_cache_dtype,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
+    if config.lookup_tokens:
+        options["speculative_config"] = {
+            "method": "ngram",
+            "num_speculative_tokens": config.lookup_tokens,
+            "prompt_lookup_min": LOOKUP_MATCH[0],
+            "prompt_lookup_max": LOOKUP_MATCH[1],
+        }
     kv_cache_gib = config.kv_cache_gib
     if current_platform.is_cpu():
-        _set_cpu_threads()
+        _set_cpu_threads(config.replicas * config.tensor_parallel)
         options.update(enforce_eager=True, block_size=CPU_BLOCK_SIZE)
         if kv_cache_gib is None and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             kv_cache_gib = CPU_KV_CACHE_GIB
@@ -166,7 +193,32 @@ def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str
     return options
 
 
-def _set_cpu_threads() -> None:
+@contextmanager
+def _own_devices(replica: int, config: "SynthesisConfig") -> Iterator[None]:
+    """Processes started inside see only the GPUs of this replica: the next `tensor_parallel` of those that are visible."""
+    from vllm.platforms import current_platform
+
+    if config.replicas == 1 or current_platform.is_cpu():
+        yield
+        return
+    name, before = current_platform.device_control_env_var, os.environ.get(current_platform.device_control_env_var)
+    visible = before.split(",") if before else [str(number) for number in range(current_platform.device_count())]
+    size = config.tensor_parallel
+    mine = visible[replica * size : (replica + 1) * size]
+    if len(mine) < size:
+        needed = config.replicas * size
+        raise ValueError(f"synthesis.replicas={config.replicas} x tensor_parallel={size} need {needed} GPUs, there are {len(visible)}")
+    os.environ[name] = ",".join(mine)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _set_cpu_threads(engines: int) -> None:
     """Leave one core to vLLM's scheduler, which spins while it waits, and bind nothing: other work may share the cores.
 
     Threads on all cores wait for each other at every step as soon as one of them has to share its core. Bound ones, vLLM's own
@@ -177,4 +229,4 @@ def _set_cpu_threads() -> None:
     if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         cores = min(psutil.cpu_count(logical=False) or 1, len(psutil.Process().cpu_affinity() or [0]))
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores - 1) // engines)))

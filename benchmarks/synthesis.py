@@ -1,0 +1,206 @@
+"""This pipeline against a plain loop in the published manner: the same vLLM, model and documents, greedy.
+
+    python benchmarks/synthesis.py                                  # two cores: minutes
+    python benchmarks/synthesis.py --model instruction-pretrain/instruction-synthesizer --documents 2000 --live 256 --batched-tokens 16384 \
+        --kv-gib 0 --max-model-len 4096                             # a GPU
+
+The plain loop runs rounds with a barrier: one `LLM.generate` for the current document of all chains, then the next round, each prompt
+rendered anew from the parsed pairs. The pipeline runs chains on the asynchronous engine. Both have the same batch sizes and the same KV
+cache, which is much smaller than the corpus, as in a real run. Sides alternate; each keeps its engine, and its prefix cache is emptied
+before each pass. Loading is not timed.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ipt.config import CorpusConfig, SynthesisConfig
+from ipt.corpus.build import build_corpus
+from ipt.models import load_tokenizer, resolve_model
+from ipt.stage import read_parts
+from ipt.synthesis.chains import plan_chains
+from ipt.synthesis.engines import Engine
+from ipt.synthesis.engines.vllm import ENVIRONMENT, engine_options
+from ipt.synthesis.format import pairs_text
+from ipt.synthesis.prompts import IptFormat, PromptFormat, Vocabulary
+from ipt.synthesis.run import Session, start
+from ipt.synthesis.shards import Documents
+
+Pass = dict[str, Any]  # seconds, tokens, and the pairs of each document
+Side = Callable[[Path], Awaitable[Pass]]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with tempfile.TemporaryDirectory() as folder:
+        documents = prepare_documents(arguments, Path(folder))
+        print_result(arguments, asyncio.run(measure(arguments, documents, Path(folder))))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded:smollm2-135m-synthesizer")
+    parser.add_argument("--corpus", help="files to read; default: the embedded ontology pages")
+    parser.add_argument("--documents", type=int, default=48)
+    parser.add_argument("--join", type=int, default=3, help="so many pages make one document (embedded corpus)")
+    parser.add_argument("--shots", type=int, default=3)
+    parser.add_argument("--max-model-len", type=int, default=4096)
+    parser.add_argument("--max-new-tokens", type=int, default=400)
+    parser.add_argument("--live", type=int, default=8, help="sequences at the same time")
+    parser.add_argument("--batched-tokens", type=int, default=2048)
+    parser.add_argument("--kv-gib", type=float, default=0.5, help="KV cache; 0: all the memory there is")
+    parser.add_argument("--lookup-tokens", type=int, default=4, help="of the variant with prompt look-up; 0: without that variant")
+    parser.add_argument("--passes", type=int, default=2)
+    return parser.parse_args()
+
+
+def prepare_documents(arguments: argparse.Namespace, folder: Path) -> Path:
+    """The first documents of the corpus as a stage folder."""
+    from ipt.corpus.documents import SCHEMA
+    from ipt.stage import write_parts
+
+    pages = arguments.documents * (1 if arguments.corpus else arguments.join)
+    config = CorpusConfig(path=arguments.corpus, limit=pages, held_out=0.0 if arguments.corpus else 0.05, questions=0)
+    build_corpus(config, 0, folder / "corpus")
+    rows = list(read_parts(folder / "corpus" / "documents"))
+    size = len(rows) // arguments.documents
+    joined = [rows[start] | {"text": "\n\n".join(row["text"] for row in rows[start : start + size])} for start in range(0, len(rows), size)]
+    write_parts(folder / "documents", joined[: arguments.documents], SCHEMA)
+    return folder / "documents"
+
+
+async def measure(arguments: argparse.Namespace, documents: Path, folder: Path) -> dict[str, list[Pass]]:
+    """The passes of each side. All engines are loaded first; only one works at a time."""
+    config = SynthesisConfig(
+        model=arguments.model,
+        shots=arguments.shots,
+        max_model_len=arguments.max_model_len,
+        max_new_tokens=arguments.max_new_tokens,
+        max_live_chains=arguments.live,
+        max_num_batched_tokens=arguments.batched_tokens,
+        kv_cache_gib=arguments.kv_gib or None,
+        stop_at_repetition=False,
+        shard_size=10**9,
+    )
+    early = replace(config, stop_at_repetition=True)
+    variants = {"pipeline": config, "pipeline, early stop": early}
+    if arguments.lookup_tokens:
+        variants["pipeline, early stop, look-up"] = replace(early, lookup_tokens=arguments.lookup_tokens)
+    from vllm import LLM
+
+    llm = LLM(**engine_options(config, resolve_model(config.model), 0) | {"scheduling_policy": "fcfs", "skip_tokenizer_init": True})
+    sides = {"plain loop": plain_loop(config, documents, llm)}
+    engines = {name: start(variant, 0) for name, variant in variants.items()}
+    sides |= {name: pipeline(variant, documents, *engines[name]) for name, variant in variants.items()}
+    passes: dict[str, list[Pass]] = {name: [] for name in sides}
+    try:
+        for number in range(arguments.passes + 1):
+            for name, run in sides.items():
+                result = await run(folder / f"{name}-{number}")
+                print(f"{name}, {f'pass {number}' if number else 'warm-up'}: {result['seconds']:.1f} s", flush=True)
+                if number:
+                    passes[name].append(result)
+    finally:
+        for _, engine in engines.values():
+            engine.close()
+        llm.llm_engine.engine_core.shutdown()
+    return passes
+
+
+def pipeline(config: SynthesisConfig, documents: Path, prompt_format: PromptFormat, engine: Engine) -> Side:
+    """One pass of this pipeline over all documents, on an engine that is already there."""
+
+    async def run(output: Path) -> Pass:
+        output.mkdir()
+        await engine.reset_prefix_cache()
+        session = Session(config, Documents(documents, config.shard_size), output, prompt_format, engine)
+        await session.work_off([0], lambda documents, note: None)
+        seconds = time.monotonic() - session.started
+        return {"seconds": seconds, **session.figures, "found": {row["doc_id"]: row["pairs"] for row in read_parts(output)}}
+
+    return run
+
+
+def plain_loop(config: SynthesisConfig, documents: Path, llm: Any) -> Side:
+    """Rounds with a barrier between them, as in the released script; with token ids, so that prompts are those of the pipeline."""
+    from vllm import SamplingParams, TokensPrompt
+
+    vocabulary = Vocabulary(load_tokenizer(resolve_model(config.model)))
+    prompt_format = IptFormat(vocabulary, config)
+    sampling = SamplingParams(temperature=0, max_tokens=config.max_new_tokens, stop_token_ids=prompt_format.stop_ids, detokenize=False)
+    rows = list(read_parts(documents))
+
+    async def run(output: Path) -> Pass:
+        llm.reset_prefix_cache()
+        figures = {"prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0}
+        found: dict[str, list[dict[str, str]]] = {}
+        clock = time.monotonic()
+        history: dict[int, list[int]] = {}
+        chains = plan_chains(rows, config.shots)
+        for number in range(config.shots):
+            current = {chain: documents[number] for chain, documents in enumerate(chains) if number < len(documents)}
+            prompts: dict[int, list[int]] = {}
+            for chain, row in current.items():
+                begun = prompt_format.begin(row["text"]).ids
+                joined = [*history.pop(chain, []), *begun]
+                prompts[chain] = joined if len(joined) <= config.max_model_len - config.max_new_tokens else begun
+            outputs = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts.values()], sampling, use_tqdm=False)
+            for chain, output_ in zip(current, outputs, strict=True):
+                ids = list(output_.outputs[0].token_ids)
+                parsed = prompt_format.parse(vocabulary.decode_continuation(ids))
+                figures["prompt_tokens"] += len(prompts[chain])
+                figures["cached_tokens"] += output_.num_cached_tokens or 0
+                figures["generated_tokens"] += len(ids)
+                found[current[chain]["doc_id"]] = [pair._asdict() for pair in parsed.pairs]
+                if parsed.pairs:  # rendered anew from what was parsed
+                    history[chain] = [*prompts[chain], *vocabulary.encode_continuation(pairs_text(parsed.pairs)), vocabulary.eos]
+        return {"seconds": time.monotonic() - clock, **figures, "found": found}
+
+    return run
+
+
+def print_result(arguments: argparse.Namespace, passes: dict[str, list[Pass]]) -> None:
+    table = Table(title=f"{arguments.documents} documents, {arguments.shots} shots, {arguments.live} sequences")
+    columns = ("", "documents/s", "ratio", "generated tokens", "generated/s", "prefilled/s", "cached", "pairs", "equal pairs")
+    for column in columns:
+        table.add_column(column, justify="left" if not column else "right")
+    base = passes["plain loop"]
+    for name, results in passes.items():
+        # Ratio of neighbouring passes, so that what else the machine does falls on both.
+        ratio = statistics.median(before["seconds"] / after["seconds"] for before, after in zip(base, results, strict=True))
+        result = sorted(results, key=lambda one: one["seconds"])[len(results) // 2]
+        seconds, prefilled = result["seconds"], result["prompt_tokens"] - result["cached_tokens"]
+        table.add_row(
+            name,
+            f"{arguments.documents / seconds:.2f}",
+            f"{ratio:.2f}",
+            str(result["generated_tokens"]),
+            f"{result['generated_tokens'] / seconds:.0f}",
+            f"{prefilled / seconds:.0f}",
+            f"{result['cached_tokens'] / result['prompt_tokens']:.0%}",
+            str(sum(map(len, result["found"].values()))),
+            f"{equal_share(base[0]['found'], result['found']):.0%}",
+        )
+    Console(width=150).print(table)
+
+
+def equal_share(first: dict[str, list[Any]], second: dict[str, list[Any]]) -> float:
+    """Share of the pairs of `first` that `second` has too, for the same document."""
+    equal = sum(pair in second[name] for name, pairs in first.items() for pair in pairs)
+    return equal / max(1, sum(map(len, first.values())))
+
+
+if __name__ == "__main__":
+    main()

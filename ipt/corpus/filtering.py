@@ -1,0 +1,112 @@
+"""Which documents of a user's corpus are left out: too short or long, in another language, the same as an earlier one.
+
+Every reason has a name, by which the documents are counted. What a filter remembers is of documents that passed the ones
+before it, so of two equal documents the first is kept.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from hashlib import blake2b
+from typing import Any
+
+from ipt.config import CorpusConfig
+from ipt.corpus.words import words_of
+
+TOO_SHORT, TOO_LONG = "shorter than corpus.min_characters", "longer than corpus.max_characters"
+UNCERTAIN = "language less probable than corpus.language_probability"
+SAME, NEARLY_SAME = "same text as an earlier document", "nearly the same text as an earlier document"
+LANGUAGE_CHARACTERS = 1000  # of a document that its language is read off
+SHINGLE = 5  # words, or characters in scripts without spaces
+PERMUTATIONS, SEED = 128, 42  # of MinHash; with so many a similarity is estimated to within 0.035 (one standard deviation)
+LOWEST_SIMILARITY = 0.5  # below it most pairs of documents would have to be compared
+
+Filter = Callable[[str], str | None]  # text -> why it is left out, or None
+
+
+def build_filters(config: CorpusConfig) -> list[Filter]:
+    """The filters that `config` asks for, the cheap ones first. Raises ValueError for a setting that makes no sense."""
+    _check(config)
+    filters: list[Filter] = []
+    if config.min_characters:
+        filters.append(lambda text: TOO_SHORT if len(text) < config.min_characters else None)
+    if config.max_characters is not None:
+        longest = config.max_characters
+        filters.append(lambda text: TOO_LONG if len(text) > longest else None)
+    if config.languages:
+        filters.append(_language_filter(config.languages, config.language_probability))
+    if config.exact_duplicates == "remove":
+        filters.append(_exact_filter())
+    if config.near_duplicates is not None:
+        filters.append(_near_filter(config.near_duplicates))
+    return filters
+
+
+def _check(config: CorpusConfig) -> None:
+    if config.min_characters < 0:
+        raise ValueError(f"corpus.min_characters={config.min_characters}: expected 0 or more")
+    if config.max_characters is not None and config.max_characters < max(config.min_characters, 1):
+        raise ValueError(f"corpus.max_characters={config.max_characters}: expected null or at least 1 and corpus.min_characters")
+    if not 0 <= config.language_probability <= 1:
+        raise ValueError(f"corpus.language_probability={config.language_probability}: expected 0 to 1")
+    if config.exact_duplicates not in ("keep", "remove"):
+        raise ValueError(f"corpus.exact_duplicates={config.exact_duplicates}: expected keep or remove")
+    if config.near_duplicates is not None and not LOWEST_SIMILARITY <= config.near_duplicates <= 1:
+        raise ValueError(f"corpus.near_duplicates={config.near_duplicates}: expected null or a similarity from {LOWEST_SIMILARITY} to 1")
+
+
+def _language_filter(languages: list[str], probability: float) -> Filter:
+    identifier = _language_identifier()
+    unknown = sorted(set(languages) - set(identifier.labels))
+    if unknown:
+        raise ValueError(f"corpus.languages names {', '.join(unknown)}: expected codes among {', '.join(sorted(identifier.labels))}")
+
+    def language(text: str) -> str | None:
+        found, certainty = identifier.classify(text[:LANGUAGE_CHARACTERS])
+        if found not in languages:
+            return f"language {found}"
+        return UNCERTAIN if certainty < probability else None
+
+    return language
+
+
+@cache
+def _language_identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)  # takes a second
+
+
+def _exact_filter() -> Filter:
+    seen: set[int] = set()
+
+    def same(text: str) -> str | None:
+        digest = int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
+        if digest in seen:
+            return SAME
+        seen.add(digest)
+        return None
+
+    return same
+
+
+def _near_filter(similarity: float) -> Filter:
+    """Compares the sets of runs of `SHINGLE` words by MinHash; which documents are compared at all is found by bands of hashes."""
+    from rensa import RMinHash, RMinHashDeduplicator
+
+    kept = RMinHashDeduplicator(threshold=similarity, num_perm=PERMUTATIONS, use_lsh=True, num_bands=_bands(similarity), seed=SEED)
+
+    def nearly_same(text: str) -> str | None:
+        words = words_of(text)
+        if not words:
+            return None
+        sketch = RMinHash(num_perm=PERMUTATIONS, seed=SEED)
+        sketch.update([" ".join(words[start : start + SHINGLE]) for start in range(max(1, len(words) - SHINGLE + 1))])
+        return None if kept.add(str(kept.len()), sketch) else NEARLY_SAME
+
+    return nearly_same
+
+
+def _bands(similarity: float) -> int:
+    """The fewest bands in which two documents of this similarity meet with a probability of 85%."""
+    choices = (1, 2, 4, 8, 16, 32)
+    return next(bands for bands in choices if 1 - (1 - similarity ** (PERMUTATIONS // bands)) ** bands >= 0.85)

@@ -1,0 +1,125 @@
+"""Decontamination: which texts share an n-gram of words with an item of an evaluation task.
+
+As usual in the field, two texts overlap when they have `ngram` words in a row in common (13, as for GPT-3), whatever the case
+and the punctuation. Only hashes are kept: 20 to 28 bytes for each n-gram of the items.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_64_intdigest
+
+from ipt.corpus.words import words_of
+
+SHORTEST = 8  # words; an item with fewer says too little to tell a copy from chance
+
+Hashes = npt.NDArray[np.uint64]
+_FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
+
+
+class Overlap:
+    """Finds the items of evaluation tasks in other texts.
+
+    `texts` gives for each task the texts of its items in order; an item's number is its place there. An item of fewer than
+    `ngram` words is looked for as a whole if it has `SHORTEST` words, and else counted as too short.
+    """
+
+    def __init__(self, texts: Mapping[str, Iterable[str]], ngram: int = 13) -> None:
+        if ngram < 1:
+            raise ValueError(f"ngram={ngram}: expected a number of words, 1 or more")
+        self.ngram = ngram
+        self.items: dict[str, int] = {}
+        self.too_short: Counter[str] = Counter()
+        self._lengths: set[int] = set()
+        self._owners: list[tuple[str, int]] = []  # of each item: its task and number
+        self._powers, self._inverses = _powers(_FACTOR), _powers(pow(_FACTOR, -1, 2**64))
+        self._grams, self._owner = self._index(texts)
+        bits = (8 * len(self._grams)).bit_length()  # a table by their first bits, which tells at once that an n-gram is not there
+        self._shift = np.uint64(64 - bits)
+        self._seen = np.zeros(2**bits, bool)
+        self._seen[self._grams >> self._shift] = True
+
+    def find(self, text: str) -> dict[str, set[int]]:
+        """The items that share an n-gram with `text`: task -> their numbers. Empty where there are none."""
+        found: dict[str, set[int]] = {}
+        sums = self._sums(words_of(text))
+        for length in self._lengths:
+            grams = self._ngrams(sums, length)
+            grams = grams[self._seen[grams >> self._shift]]
+            if not len(grams):
+                continue
+            first, end = (np.searchsorted(self._grams, grams, side=side) for side in ("left", "right"))
+            for owner in {owner for place in range(len(grams)) for owner in self._owner[first[place] : end[place]]}:
+                task, number = self._owners[owner]
+                found.setdefault(task, set()).add(number)
+        return found
+
+    def _index(self, texts: Mapping[str, Iterable[str]]) -> tuple[Hashes, npt.NDArray[np.uint32]]:
+        """Every n-gram of every item in ascending order, and the item that it is of."""
+        grams: list[Hashes] = []
+        for task, items in texts.items():
+            number = -1
+            for number, text in enumerate(items):
+                words = words_of(text)
+                if len(words) < min(SHORTEST, self.ngram):
+                    self.too_short[task] += 1
+                    grams.append(np.empty(0, np.uint64))
+                else:
+                    length = min(self.ngram, len(words))
+                    self._lengths.add(length)
+                    grams.append(self._ngrams(self._sums(words), length))
+                self._owners.append((task, number))
+            self.items[task] = number + 1
+        joined = np.concatenate([np.empty(0, np.uint64), *grams])
+        owner = np.repeat(np.arange(len(grams), dtype=np.uint32), [len(item) for item in grams])
+        order = np.argsort(joined, kind="stable")
+        return joined[order], owner[order]
+
+    def _sums(self, words: list[str]) -> Hashes:
+        """h[0]*f^0 + ... + h[k-1]*f^(k-1) modulo 2**64 for each k, h being the hashes of the words and f a factor."""
+        while len(self._powers) < len(words):
+            self._powers, self._inverses = _longer(self._powers), _longer(self._inverses)
+        hashes = np.fromiter(map(xxh3_64_intdigest, " ".join(words).encode().split()), np.uint64, len(words))
+        return np.concatenate([np.zeros(1, np.uint64), np.cumsum(hashes * self._powers[: len(words)], dtype=np.uint64)])
+
+    def _ngrams(self, sums: Hashes, length: int) -> Hashes:
+        """A hash of each run of `length` words: it does not depend on where the run stands."""
+        runs = max(len(sums) - length, 0)
+        return (sums[length:] - sums[:runs]) * self._inverses[:runs]
+
+
+class OverlapCount:
+    """Adds up what `Overlap.find` gave for many texts."""
+
+    def __init__(self, overlap: Overlap) -> None:
+        self._overlap = overlap
+        self._texts: Counter[str] = Counter()
+        self._items: dict[str, set[int]] = {}
+
+    def add(self, found: Mapping[str, set[int]]) -> None:
+        for task, numbers in found.items():
+            self._texts[task] += 1
+            self._items.setdefault(task, set()).update(numbers)
+
+    def report(self) -> dict[str, dict[str, int]]:
+        """Task -> how many items it has, were found and were too short to look for, and how many texts held one."""
+        return {
+            task: {
+                "items": items,
+                "items_found": len(self._items.get(task, ())),
+                "items_too_short_to_look_for": self._overlap.too_short[task],
+                "texts_that_overlap": self._texts[task],
+            }
+            for task, items in self._overlap.items.items()
+        }
+
+
+def _powers(factor: int, count: int = 1024) -> Hashes:
+    return np.concatenate([np.ones(1, np.uint64), np.cumprod(np.full(count - 1, factor, np.uint64), dtype=np.uint64)])
+
+
+def _longer(powers: Hashes) -> Hashes:
+    """Twice as many powers: the second half is the first one times the next power."""
+    return np.concatenate([powers, powers * (powers[-1:] * powers[1:2])])

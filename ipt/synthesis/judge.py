@@ -1,0 +1,261 @@
+"""A judge: a model behind an OpenAI-compatible server that says of each pair whether it is right (measures of the paper's Table 6)."""
+
+import asyncio
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import yaml
+
+from ipt.config import JudgeConfig
+from ipt.console import Bar, progress
+from ipt.corpus.words import words_of
+from ipt.stage import hash_json, read_parts, write_parquet
+from ipt.synthesis.chains import run_bounded
+from ipt.synthesis.engines import EngineDied
+from ipt.synthesis.engines.openai import new_client
+from ipt.synthesis.streams import DistinctCount, FrequentCount, share, wilson_interval
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+PROMPT = Path(__file__).with_name("judge_prompt.yaml")
+SCHEMA = pa.schema(
+    [
+        ("number", pa.int64()),  # of the pair among all pairs of the stage, in order
+        ("doc_id", pa.string()),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("answer_is_right", pa.bool_()),  # null where the judge failed
+        ("about_document", pa.bool_()),
+        ("task", pa.string()),
+        ("reason", pa.string()),
+        ("failure", pa.string()),  # "", or one of FAILURES
+    ]
+)
+Verdict = dict[str, Any]  # the fields of a reply, and its failure
+OPERATION = ("base_url", "api_key_env", "concurrency", "max_retries")  # settings that do not decide what the verdicts are
+FAILURES = ("malformed", "refused", "unavailable")
+FIELDS = {"reason": str, "about_document": bool, "answer_is_right": bool, "task": str}
+PAIRS_PER_PART = 10_000
+SHOWN_TASKS = 60
+
+
+def judge_pairs(config: JudgeConfig, pairs: Path, output: Path, seed: int) -> dict[str, Any]:
+    """Judge a sample of the pairs in `pairs/part-*.parquet`, write `output/judgements/part-*.parquet` and return the figures.
+
+    accuracy: the answer is right, given the document and the question; relevance: the pair is about its document; each with its 95%
+    interval (Wilson). `kinds_of_task` is how many different kinds the judge named, `tasks` the most frequent ones. Pairs on which
+    the judge failed are in `failed` by reason and in none of the shares: malformed (the reply is no verdict), refused (the server
+    rejects the request), unavailable (it answers with errors only). Verdicts are kept as they come: the same call goes on from there.
+    Raises ValueError where the server wants another key, model or address, EngineDied if it cannot be reached or never answers.
+    """
+    total = sum(len(row["pairs"]) for row in read_parts(pairs, ["pairs"]))
+    chosen = None if config.sample is None or config.sample >= total else set(random.Random(seed).sample(range(total), config.sample))
+    folder = output / "judgements"
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress("judge", total if chosen is None else len(chosen)) as bar:
+        asyncio.run(_work_off(config, _cases(pairs, chosen), folder, bar))
+    return _figures(folder)
+
+
+def check_judge(config: JudgeConfig) -> None:
+    """Raise a one-line ValueError for a config that `judge_pairs` cannot work with. Asks no server."""
+    for key, least in (("sample", 1), ("concurrency", 1), ("max_retries", 0), ("max_tokens", 1)):
+        value = getattr(config, key)
+        if value is not None and value < least:
+            raise ValueError(f"filters.judge.{key}={value}: must be at least {least}")
+
+
+# Asking --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pair to judge."""
+
+    number: int
+    doc_id: str
+    text: str
+    question: str
+    answer: str
+
+    @property
+    def key(self) -> str:
+        return hash_json([self.doc_id, self.question, self.answer])[:32]
+
+
+def _cases(pairs: Path, chosen: set[int] | None) -> Iterator[Case]:
+    number = 0
+    for row in read_parts(pairs, ["doc_id", "text", "pairs"]):
+        for pair in row["pairs"]:
+            if chosen is None or number in chosen:
+                yield Case(number, row["doc_id"], row["text"], pair["question"], pair["answer"])
+            number += 1
+
+
+async def _work_off(config: JudgeConfig, cases: Iterator[Case], folder: Path, bar: Bar) -> None:
+    async with new_client(config.base_url, config.api_key_env, config.max_retries) as client:
+        await Judge(config, client, folder, bar).work_off(cases)
+
+
+class Judge:
+    """Works off pairs part by part. Parts that are there are not asked for again, nor are verdicts in the journal of an unfinished one."""
+
+    def __init__(self, config: JudgeConfig, client: "AsyncOpenAI", folder: Path, bar: Bar) -> None:
+        self._config, self._client, self._folder, self._bar = config, client, folder, bar
+        self._journal = folder / ".journal.jsonl"
+
+    async def work_off(self, cases: Iterator[Case]) -> None:
+        part = 0
+        while block := list(islice(cases, PAIRS_PER_PART)):
+            path = self._folder / f"part-{part:05d}.parquet"
+            if path.exists():
+                self._bar.advance(len(block))
+            else:
+                verdicts = await self._judge_block(block)
+                write_parquet(path, [_row(case, verdicts[case.key]) for case in block], SCHEMA)
+                self._journal.unlink()
+            part += 1
+        if not part:  # no pairs, no verdicts, but a file that says so
+            write_parquet(self._folder / "part-00000.parquet", [], SCHEMA)
+
+    async def _judge_block(self, block: list[Case]) -> dict[str, Verdict]:
+        verdicts = _read_journal(self._journal)
+        with self._journal.open("a", encoding="utf-8") as journal:
+
+            async def judge(case: Case, _: int) -> None:
+                if case.key not in verdicts:
+                    verdict = verdicts[case.key] = await self._ask(case)
+                    if verdict["failure"] != "unavailable":  # the next run tries those again
+                        journal.write(json.dumps({"key": case.key, "verdict": verdict}) + "\n")
+                        journal.flush()
+                self._bar.advance()
+
+            await run_bounded((partial(judge, case) for case in block), self._config.concurrency)
+        failures = {verdicts[case.key]["failure"] for case in block}
+        if failures == {"unavailable"}:
+            raise EngineDied(f"judge: {self._config.base_url} answered none of {len(block)} requests: look at the server's log")
+        return verdicts
+
+    async def _ask(self, case: Case) -> Verdict:
+        import openai
+
+        config = self._config
+        request: Any = {
+            "model": config.model,
+            "messages": _messages(case),
+            "temperature": 0,
+            "max_tokens": config.max_tokens,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": _reply_schema()}},
+        }
+        try:
+            completion = await self._client.chat.completions.create(**request)
+        except openai.APIConnectionError as error:
+            raise EngineDied(
+                f"judge: no answer from filters.judge.base_url={config.base_url} ({_line(error)}): is the server running?"
+            ) from None
+        except openai.APIStatusError as error:
+            if error.status_code in (401, 403, 404):
+                raise ValueError(
+                    f"judge: {config.base_url} refuses filters.judge.model={config.model} ({_line(error)}): check the model's name, the "
+                    f"address, and the key in the environment variable {config.api_key_env}"
+                ) from None
+            return _failure("unavailable" if error.status_code == 429 or error.status_code >= 500 else "refused")
+        return _read_reply(completion.choices[0].message.content if completion.choices else None)
+
+
+def _messages(case: Case) -> list[dict[str, str]]:
+    """The prompt with the case filled in; braces in a document are text."""
+    values = {"{document}": case.text, "{question}": case.question, "{answer}": case.answer}
+    parts = re.split("({document}|{question}|{answer})", _prompt()["user"])
+    return [
+        {"role": "system", "content": _prompt()["system"]},
+        {"role": "user", "content": "".join(values.get(part, part) for part in parts)},
+    ]
+
+
+def _reply_schema() -> dict[str, Any]:
+    names = {str: "string", bool: "boolean"}
+    fields = {name: {"type": names[kind], "description": _prompt()["fields"][name]} for name, kind in FIELDS.items()}
+    return {"type": "object", "properties": fields, "required": list(FIELDS), "additionalProperties": False}
+
+
+def _read_reply(content: str | None) -> Verdict:
+    try:
+        reply = json.loads(content or "")
+    except ValueError:
+        return _failure("malformed")
+    if not isinstance(reply, dict) or not all(isinstance(reply.get(name), kind) for name, kind in FIELDS.items()):
+        return _failure("malformed")
+    task = " ".join(words_of(reply["task"]))
+    return {**{name: reply[name] for name in FIELDS}, "task": task, "failure": ""}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error.__cause__ or error).split())[:300]
+
+
+def _failure(reason: str) -> Verdict:
+    return {**dict.fromkeys(FIELDS), "failure": reason}
+
+
+def _row(case: Case, verdict: Verdict) -> dict[str, Any]:
+    return {"number": case.number, "doc_id": case.doc_id, "question": case.question, "answer": case.answer, **verdict}
+
+
+def _read_journal(path: Path) -> dict[str, Verdict]:
+    """The verdicts of an unfinished part; a torn last line is cut off."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    with path.open("rb+") as file:
+        file.truncate(len(whole))
+    entries = [json.loads(line) for line in whole.splitlines()]
+    return {entry["key"]: entry["verdict"] for entry in entries}
+
+
+@cache
+def _prompt() -> dict[str, Any]:
+    prompt = yaml.safe_load(PROMPT.read_text(encoding="utf-8"))
+    assert isinstance(prompt, dict)
+    return prompt
+
+
+# Figures -------------------------------------------------------------------------------------------------------------
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    tasks = FrequentCount()
+    different = DistinctCount()
+    for row in read_parts(folder):
+        if row["failure"]:
+            failed[row["failure"]] += 1
+            continue
+        counts["judged"] += 1
+        counts["right"] += row["answer_is_right"]
+        counts["relevant"] += row["about_document"]
+        tasks.add(row["task"])
+        different.add(row["task"])
+    judged = counts["judged"]
+    return {
+        "judged": judged,
+        "failed": dict(failed),
+        "accuracy": share(counts["right"], judged),
+        "accuracy_ci95": wilson_interval(counts["right"], judged),
+        "relevance": share(counts["relevant"], judged),
+        "relevance_ci95": wilson_interval(counts["relevant"], judged),
+        "kinds_of_task": different.result(),
+        "tasks": dict(tasks.most_common(SHOWN_TASKS)),
+    }

@@ -1,0 +1,125 @@
+import json
+
+import pytest
+from quality_cases import HEART, judge_server, verdict, write_chains
+
+from ipt.config import JudgeConfig
+from ipt.stage import read_parts
+from ipt.synthesis.engines import EngineDied
+from ipt.synthesis.judge import check_judge, judge_pairs
+from ipt.synthesis.streams import wilson_interval
+
+
+def write_pairs(folder, documents=4, each=3):
+    chains = [[(f"d{n}", f"{HEART} {{question}} {n}", [(f"Q{n}.{i}?", f"A{i}") for i in range(each)])] for n in range(documents)]
+    return write_chains(folder / "pairs", chains)
+
+
+def config(server, **changes):
+    return JudgeConfig(**{"model": "judge", "base_url": server.url, "sample": None, "max_retries": 3, **changes})
+
+
+def user_prompt(request):
+    return request["messages"][-1]["content"]
+
+
+def test_figures_and_verdicts_of_every_pair(tmp_path):
+    def reply(request, _):
+        prompt = user_prompt(request)
+        return verdict(right="A0" not in prompt, relevant="Q3" not in prompt, task="Is_A" if "A1" in prompt else "definition")
+
+    with judge_server(reply) as server:
+        figures = judge_pairs(config(server), write_pairs(tmp_path), tmp_path, 0)
+    assert (figures["judged"], figures["failed"]) == (12, {})
+    assert (figures["accuracy"], figures["relevance"]) == (round(8 / 12, 4), 0.75)
+    assert figures["accuracy_ci95"] == wilson_interval(8, 12)
+    assert figures["kinds_of_task"] == 2 and figures["tasks"] == {"definition": 8, "is a": 4}
+    rows = list(read_parts(tmp_path / "judgements"))
+    assert [row["number"] for row in rows] == list(range(12))
+    assert [row["answer_is_right"] for row in rows] == [row["answer"] != "A0" for row in rows]
+    assert [row["about_document"] for row in rows] == [row["doc_id"] != "d3" for row in rows]
+
+
+def test_the_request_holds_document_question_answer_and_schema(tmp_path):
+    with judge_server(lambda *_: verdict()) as server:
+        judge_pairs(config(server), write_pairs(tmp_path, 1, 1), tmp_path, 0)
+    (request,) = server.requests
+    assert request["temperature"] == 0 and request["model"] == "judge"
+    prompt = user_prompt(request)
+    assert f"<document>\n{HEART} {{question}} 0\n</document>" in prompt  # braces of a document are text
+    assert "<question>\nQ0.0?\n</question>" in prompt and "<answer>\nA0\n</answer>" in prompt
+    schema = request["response_format"]["json_schema"]["schema"]
+    assert set(schema["required"]) == set(json.loads(verdict())) and schema["properties"]["about_document"]["type"] == "boolean"
+
+
+def test_a_sample_is_seeded_and_in_order(tmp_path):
+    pairs = write_pairs(tmp_path, 10, 5)
+
+    def judged(name, seed):
+        with judge_server(lambda *_: verdict()) as server:
+            judge_pairs(config(server, sample=7), pairs, tmp_path / name, seed)
+            assert len(server.requests) == 7
+        return [row["number"] for row in read_parts(tmp_path / name / "judgements")]
+
+    assert judged("a", 1) == judged("b", 1) == sorted(judged("c", 1)) != judged("d", 2)
+
+
+def test_busy_and_failing_servers_are_asked_again(tmp_path):
+    with judge_server(lambda _, number: (429, 500, 503, verdict())[min(number, 3)]) as server:
+        figures = judge_pairs(config(server, concurrency=1), write_pairs(tmp_path, 1, 2), tmp_path, 0)
+    assert len(server.requests) == 5 and (figures["judged"], figures["failed"], figures["accuracy"]) == (2, {}, 1.0)
+
+
+MALFORMED = ["", "no json", "[1]", "null", verdict()[:-5], json.dumps({"task": "x"}), verdict().replace("true", '"yes"')]
+
+
+def test_failures_are_counted_and_in_no_share(tmp_path):
+    answers = [*MALFORMED, 400, 500, 500, verdict(right=False), verdict()]
+    with judge_server(lambda _, number: answers[number]) as server:
+        figures = judge_pairs(config(server, concurrency=1, max_retries=1), write_pairs(tmp_path, 11, 1), tmp_path, 0)
+    assert figures["failed"] == {"malformed": len(MALFORMED), "refused": 1, "unavailable": 1}
+    assert (figures["judged"], figures["accuracy"], figures["relevance"]) == (2, 0.5, 1.0)
+    failed = [row for row in read_parts(tmp_path / "judgements") if row["failure"]]
+    assert len(failed) == len(MALFORMED) + 2 and all(row["answer_is_right"] is None for row in failed)
+
+
+def test_an_interrupted_judge_goes_on_with_what_it_has(tmp_path):
+    pairs = write_pairs(tmp_path)
+    with judge_server(lambda _, number: verdict() if number < 5 else 401) as server, pytest.raises(ValueError, match="OPENAI_API_KEY"):
+        judge_pairs(config(server, concurrency=1), pairs, tmp_path, 0)
+    journal = tmp_path / "judgements" / ".journal.jsonl"
+    assert len(journal.read_text().splitlines()) == 5
+    journal.write_text(journal.read_text() + '{"key": "torn')
+    with judge_server(lambda *_: verdict()) as server:
+        figures = judge_pairs(config(server), pairs, tmp_path, 0)
+        assert len(server.requests) == 7 and figures["judged"] == 12
+        assert judge_pairs(config(server), pairs, tmp_path, 0) == figures
+        assert len(server.requests) == 7
+    assert [path.name for path in (tmp_path / "judgements").iterdir()] == ["part-00000.parquet"]
+
+
+def test_a_dead_server_ends_in_one_line(tmp_path):
+    with judge_server(lambda *_: verdict()) as server:
+        pass  # it is closed from here on
+    with pytest.raises(EngineDied, match=r"filters\.judge\.base_url=http://127\.0\.0\.1") as error:
+        judge_pairs(config(server, max_retries=0), write_pairs(tmp_path), tmp_path, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_only_fails_stops_the_run(tmp_path):
+    with judge_server(lambda *_: 500) as server, pytest.raises(EngineDied, match="none of 12 requests"):
+        judge_pairs(config(server, max_retries=0), write_pairs(tmp_path), tmp_path, 0)
+    assert not list((tmp_path / "judgements").glob("part-*"))
+
+
+def test_no_pairs_no_question(tmp_path):
+    pairs = write_chains(tmp_path / "pairs", [[("d0", HEART, [])]])
+    with judge_server(lambda *_: verdict()) as server:
+        figures = judge_pairs(config(server), pairs, tmp_path, 0)
+    assert not server.requests and (figures["judged"], figures["accuracy"], figures["accuracy_ci95"]) == (0, None, None)
+
+
+@pytest.mark.parametrize(("key", "value"), [("sample", 0), ("concurrency", 0), ("max_retries", -1), ("max_tokens", 0)])
+def test_wrong_settings_are_named(key, value):
+    with pytest.raises(ValueError, match=rf"filters\.judge\.{key}={value}"):
+        check_judge(JudgeConfig(**{key: value}))
