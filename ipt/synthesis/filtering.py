@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,9 @@ from ipt.synthesis.quality import statistics
 from ipt.synthesis.shards import ACCOUNT, read_account
 from ipt.synthesis.streams import FrequentCount, Seen
 
-# Measures that need more than the pair and its document.
-STREAM_MEASURES = {
-    "asked_before": "1 if a pair before asked this very question, upper and lower case alike, of whatever document, else 0",
-    "same_frame": "how many pairs before had the same frame of the question",
-}
-DOCUMENT_MEASURES = {
-    "document_words": "words of the document",
-    "pairs": "pairs that the other limits leave to the document",
-}
-JUDGE_MEASURES = {
-    "judge_accuracy": "1 if the judge finds the answer right, 0 if not",
-    "judge_relevance": "1 if the judge finds that the pair is about its document, 0 if not",
-}
-MEASURES = {name: measure.meaning for name, measure in PAIR_MEASURES.items()} | STREAM_MEASURES | DOCUMENT_MEASURES | JUDGE_MEASURES
+STREAM_MEASURES = ("asked_before", "same_frame")  # they need the pairs before
+DOCUMENT_MEASURES = ("document_words", "pairs")
+JUDGE_MEASURES = ("judge_accuracy", "judge_relevance")
 OVERLAP_MODES = ("report", "remove")
 
 Row = dict[str, Any]
@@ -72,14 +61,13 @@ def filter_pairs(config: FilterConfig, pairs: Path, output: Path, seed: int, ove
 
 def check_filters(config: FilterConfig) -> None:
     """Raise a one-line ValueError for filters that `filter_pairs` would refuse. Reads nothing."""
-    for name, limit in config.limits.items():
-        if name not in MEASURES:
-            raise ValueError(f"filters.limits.{name}: there is no such measure: take one of {', '.join(MEASURES)}")
-        bounds = list(limit) if isinstance(limit, list | tuple) else [limit]
-        if len(bounds) != 2 or not all(bound is None or isinstance(bound, int | float) for bound in bounds):
-            raise ValueError(f"filters.limits.{name}={limit}: must be [at least, at most], two numbers, with null for no limit")
+    for name, bounds in asdict(config.limits).items():
+        if bounds is None:
+            continue
+        if len(bounds) != 2:
+            raise ValueError(f"filters.limits.{name}={bounds}: must be [at least, at most], with null for no limit")
         if None not in bounds and bounds[0] > bounds[1]:
-            raise ValueError(f"filters.limits.{name}={limit}: no value is at least {bounds[0]} and at most {bounds[1]}")
+            raise ValueError(f"filters.limits.{name}={bounds}: no value is at least {bounds[0]} and at most {bounds[1]}")
     if config.overlap is not None and config.overlap not in OVERLAP_MODES:
         raise ValueError(f"filters.overlap={config.overlap}: must be one of {', '.join(OVERLAP_MODES)}, or null")
     check_judge(config.judge)
@@ -93,13 +81,14 @@ def check_filters(config: FilterConfig) -> None:
 def filter_settings(config: FilterConfig) -> dict[str, Any]:
     """The settings that decide what the stage gives."""
     settings = asdict(config)
+    settings["limits"] = {name: bounds for name, bounds in settings["limits"].items() if bounds is not None}
     settings["judge"] = {name: value for name, value in settings["judge"].items() if name not in OPERATION}
     return settings
 
 
 def is_active(config: FilterConfig) -> bool:
     """Whether the filters have anything to do."""
-    return bool(config.limits or config.overlap or config.judge.model)
+    return bool(any(asdict(config.limits).values()) or config.overlap or config.judge.model)
 
 
 # What stays ----------------------------------------------------------------------------------------------------------
@@ -114,8 +103,9 @@ class Limit:
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
 
-def _limits(config: FilterConfig, names: dict[str, Any]) -> dict[str, Limit]:
-    return {name: Limit(*config.limits[name]) for name in names if name in config.limits}
+def _limits(config: FilterConfig, names: Iterable[str]) -> dict[str, Limit]:
+    bounds = {name: getattr(config.limits, name) for name in names}
+    return {name: Limit(*pair) for name, pair in bounds.items() if pair is not None}
 
 
 class Rules:
@@ -155,7 +145,7 @@ class Rules:
     def _reason(self, pair: dict[str, str], document: DocumentWords, row: Row) -> str:
         words = read_pair(pair["question"], pair["answer"], document)
         for name, limit in self._pair_limits.items():
-            if not limit.allows(PAIR_MEASURES[name].value(pair, words, row)):
+            if not limit.allows(PAIR_MEASURES[name](words, row)):
                 return name
         if self._overlap is not None and self.overlaps is not None:
             found = self._overlap.find(f"{pair['question']}\n{pair['answer']}")

@@ -11,6 +11,10 @@ from typing import NamedTuple
 
 CONTEXT_START, CONTEXT_END, QUESTION, ANSWER, END = "<CON>", "</CON>", "<QUE>", "<ANS>", "</END>"
 
+# Reasons that the published rules do not have: they take an empty question, and a question or answer with another tag in it, of which
+# they take out question tags only.
+STRICTER = ("empty_question", "tag_inside")
+
 
 class Pair(NamedTuple):
     question: str
@@ -41,11 +45,11 @@ def pairs_text(pairs: Iterable[Pair]) -> str:
 
 
 def parse(output: str) -> Parsed:
-    """Read the pairs from a generation by the published rules.
+    """Read the pairs from a generation by the published rules, and reject what those would let into training texts.
 
     The output is cut at each end tag. A piece counts when it holds exactly one answer tag, begins with a question tag and
-    its answer is not empty; all question tags are taken out of the question. Of pairs with the same question, upper and
-    lower case alike, the first is kept. A last piece without its end tag is a truncated generation.
+    its answer is not empty. Of pairs with the same question, upper and lower case alike, the first is kept. A last piece
+    without its end tag is a truncated generation. Ours alone are the reasons in STRICTER.
     """
     pairs: list[Pair] = []
     rejected: Counter[str] = Counter()
@@ -71,9 +75,11 @@ def _parse_piece(piece: str) -> tuple[str, Pair | None]:
     question, answer = (side.strip() for side in piece.split(ANSWER))
     if not question.startswith(QUESTION):
         return "no_question_tag", None
-    question = question.replace(QUESTION, "").strip()
+    question = question.removeprefix(QUESTION).strip()
     if not answer:
         return "empty_answer", None
     if not question:
-        return "empty_question", None  # stricter than the published rules, which accept it
+        return "empty_question", None
+    if any(tag in piece for tag in (CONTEXT_START, CONTEXT_END)) or QUESTION in question or QUESTION in answer:
+        return "tag_inside", None
     return "", Pair(question, answer)

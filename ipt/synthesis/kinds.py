@@ -45,8 +45,8 @@ CUES: dict[str, tuple[str, ...]] = {
         "are called", "called $", "known as", "name given",
     ),
     "definition": (
-        "^ define", "definition of", "what does", "mean by", "meaning of", "is meant by", "^ describe", "what kind of", "what type of",
-        "what sort of",
+        "^ define", "definition of", "mean $", "stand for", "mean by", "meaning of", "is meant by", "^ describe", "what kind of",
+        "what type of", "what sort of",
     ),
 }  # fmt: skip
 KINDS = ("step_by_step", "multiple_choice", "yes_no", *CUES, "fact", "instruction", "other")

@@ -58,17 +58,11 @@ def frame(question_words: list[str], document_words: frozenset[str]) -> str:
     return " ".join(kept)
 
 
-class Measure(NamedTuple):
-    """A figure of a pair that can have limits. `value` takes the pair, its words and its row of the synthesis stage."""
-
-    meaning: str
-    value: Callable[[Mapping[str, str], PairWords, Mapping[str, Any]], float]
-
-
-PAIR_MEASURES = {
-    "question_words": Measure("words of the question", lambda pair, words, row: len(words.question)),
-    "answer_words": Measure("words of the answer", lambda pair, words, row: len(words.answer)),
-    "grounded": Measure("share of the answer's words that occur in its document", lambda pair, words, row: words.grounded),
-    "verbatim": Measure("1 if the answer stands in its document word for word, else 0", lambda pair, words, row: words.verbatim),
-    "finished": Measure("0 for pairs of a generation that was cut off, else 1", lambda pair, words, row: row["finish_reason"] != "length"),
+# Measures of a pair that can have limits: figures of the pair's words and of its row of the synthesis stage.
+PAIR_MEASURES: dict[str, Callable[[PairWords, Mapping[str, Any]], float]] = {
+    "question_words": lambda words, row: len(words.question),
+    "answer_words": lambda words, row: len(words.answer),
+    "grounded": lambda words, row: words.grounded,
+    "verbatim": lambda words, row: words.verbatim,
+    "finished": lambda words, row: row["finish_reason"] != "length",
 }

@@ -18,7 +18,7 @@ from ipt.synthesis.shards import read_account
 from ipt.synthesis.streams import DistinctCount, FrequentCount, Histogram, Sample, share
 
 FRAMES = 10  # how many of the most frequent question frames count as stock questions
-SAMPLED_PAIRS, COMPARED_QUESTIONS = 1000, 200  # for diversity, which depends on how many are compared
+SAMPLED_PAIRS, COMPARED_QUESTIONS = 1000, 100  # for diversity, which depends on how many are compared
 NGRAM = 4
 EDGES = {
     "pairs_per_row": range(13),

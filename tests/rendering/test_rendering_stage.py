@@ -26,6 +26,7 @@ PAIRS_SCHEMA = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("output_tokens", pa.int32()),
         ("raw_output", pa.string()),
+        ("rewrite", pa.string()),
     ]
 )
 EVEN = {"classic": 1.0, "dialogue": 1.0, "numbered": 1.0, "inline_few_shot": 1.0, "next_turn": 1.0}
@@ -58,6 +59,7 @@ def synthesized(chains: int = 120) -> list[dict]:
                     "prompt_tokens": 1,
                     "output_tokens": 1,
                     "raw_output": "",
+                    "rewrite": "",
                 }
             )
             previous = bool(pairs)
@@ -99,6 +101,33 @@ def test_nothing_leaks_into_another_chain_and_all_is_accounted_for(tmp_path: Pat
     assert statistics["layouts"].get("raw", 0) == raw and statistics["documents_without_pairs"] > 10
     assert len({text["id"] for text in texts}) == len(texts) == statistics["texts"]
     assert {text["source"] for text in texts} == {"instruction"}
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_a_rewrite_is_a_text_of_its_own_and_stands_for_a_document_without_pairs(tmp_path: Path, arrangement: str):
+    rows = synthesized(60)
+    _, before = run(tmp_path / "before", rows, arrangement=arrangement, versions=2)
+    rewritten = rows[::2]
+    for row in rewritten:
+        row["rewrite"] = f" {row['doc_id']} in other {{words}}.\n"
+    statistics, after = run(tmp_path / "after", rows, arrangement=arrangement, versions=2)
+
+    texts = [text for text in after if text["layout"] == "rewrite"]
+    assert [
+        (text["id"], text["text"], text["source"], text["n_shots"], text["n_pairs"]) for text in sorted(texts, key=lambda t: t["id"])
+    ] == [
+        (f"{doc_id}/{version}/rewrite", f"{doc_id} in other {{words}}.", "instruction", 0, 0)
+        for doc_id in sorted(row["doc_id"] for row in rewritten)
+        for version in range(2)
+    ]
+    bare = {row["doc_id"] for row in rewritten if all(pair["answer"] == "maybe" for pair in row["pairs"])}  # no usable pair
+    replaced = {f"{doc_id}/{version}" for doc_id in bare for version in range(2)}
+    assert bare and bare != {row["doc_id"] for row in rewritten}  # the fixture has both kinds
+    assert [text for text in after if text["layout"] != "rewrite"] == [
+        text for text in before if text["layout"] != "raw" or text["id"] not in replaced
+    ]
+    assert statistics["rewrites"] == len(rewritten) and statistics["layouts"]["rewrite"] == len(texts)
+    assert len({text["id"] for text in after}) == len(after) == statistics["texts"]
 
 
 def test_any_order_and_any_parts_give_the_same_texts(tmp_path: Path):

@@ -42,8 +42,8 @@ def test_a_hub_reads_the_pairs_by_the_card(output):
 def test_it_says_how_many_of_what_and_how(output):
     text = card(output, model="some/model", shots=2)
     for line in (
-        "- documents: 5, all that went in",
-        "- dropped: empty 2, not in the data, by reason",
+        "- documents: 5 (all that went in)",
+        "- dropped: empty 2 (not in the data, by reason)",
         "- pairs: 2",
         "- rows with a rewrite: 1",
     ):
@@ -73,4 +73,5 @@ def test_the_same_pairs_have_the_same_card(output):
 
 
 def test_rules_are_named_where_no_model_wrote(output):
-    assert "pairs that rules wrote about it" in card(output, format="rule_based")
+    text = card(output, format="rule_based")
+    assert "pairs that rules wrote about it" in text and "- Rules wrote the pairs" in text and "model" not in text.partition("## Limits")[2]

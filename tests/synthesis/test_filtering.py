@@ -1,13 +1,25 @@
 from collections import Counter
+from dataclasses import fields
 
 import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from quality_cases import HEART, judge_server, verdict, write_chains
 
-from ipt.config import FilterConfig, JudgeConfig
+from ipt.config import Config, FilterConfig, JudgeConfig, LimitsConfig
 from ipt.corpus.overlap import Overlap
 from ipt.stage import hash_folder, read_parts
-from ipt.synthesis.filtering import MEASURES, check_filters, filter_pairs, filter_settings, is_active
+from ipt.synthesis.filtering import (
+    DOCUMENT_MEASURES,
+    JUDGE_MEASURES,
+    STREAM_MEASURES,
+    check_filters,
+    filter_pairs,
+    filter_settings,
+    is_active,
+)
+from ipt.synthesis.measures import PAIR_MEASURES
 from ipt.synthesis.quality import statistics
 from ipt.synthesis.shards import read_account
 
@@ -27,11 +39,15 @@ def write_corpus(folder):
     return write_chains(folder, [[("g", HEART, [WRONG], "A rewrite."), ("h", HEART, [GOOD, GOOD])]], index=1)
 
 
+def filters(limits=None, **settings):
+    return FilterConfig(limits=LimitsConfig(**(limits or {})), **settings)
+
+
 def run(tmp_path, name="out", against=None, **settings):
     pairs = tmp_path / "in"
     if not pairs.exists():
         write_corpus(pairs)
-    stats = filter_pairs(FilterConfig(**settings), pairs, tmp_path / name, 0, against)
+    stats = filter_pairs(filters(**settings), pairs, tmp_path / name, 0, against)
     rows = {row["doc_id"]: row for row in read_parts(tmp_path / name / "pairs")}
     return stats, {doc_id: [pair["answer"] for pair in row["pairs"]] for doc_id, row in rows.items()}, rows
 
@@ -81,9 +97,7 @@ def test_every_run_writes_the_same_bytes(tmp_path):
 
 def test_filtering_what_was_filtered_adds_up(tmp_path):
     run(tmp_path, limits={"grounded": [0.8, None]})
-    stats = filter_pairs(
-        FilterConfig(limits={"grounded": [0.9, None], "answer_words": [None, 9]}), tmp_path / "out/pairs", tmp_path / "2", 0, None
-    )
+    stats = filter_pairs(filters({"grounded": [0.9, None], "answer_words": [None, 9]}), tmp_path / "out/pairs", tmp_path / "2", 0, None)
     assert stats["filtered"] == {"grounded": 3, "answer_words": 1}
 
 
@@ -157,10 +171,7 @@ def test_a_judge_as_filter_sees_what_the_other_limits_leave(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"limits": {"grouded": [0, 1]}}, f"filters.limits.grouded: there is no such measure: take one of {', '.join(MEASURES)}"),
-        ({"limits": {"grounded": 0.8}}, "filters.limits.grounded=0.8: must be [at least, at most]"),
         ({"limits": {"grounded": [0.8]}}, "filters.limits.grounded=[0.8]: must be"),
-        ({"limits": {"pairs": ["2", None]}}, "filters.limits.pairs=['2', None]: must be"),
         ({"limits": {"pairs": [3, 2]}}, "no value is at least 3 and at most 2"),
         ({"overlap": "drop"}, "filters.overlap=drop: must be one of report, remove"),
         ({"limits": {"judge_accuracy": [1, None]}}, "judge_accuracy needs a judge: set filters.judge.model"),
@@ -170,15 +181,28 @@ def test_a_judge_as_filter_sees_what_the_other_limits_leave(tmp_path):
 )  # fmt: skip
 def test_wrong_filters_are_named_in_one_line(tmp_path, settings, message):
     with pytest.raises(ValueError) as error:
-        check_filters(FilterConfig(**settings))
+        check_filters(filters(**settings))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_filters_are_active_only_if_there_is_something_to_do():
     assert not is_active(FilterConfig())
-    assert is_active(FilterConfig(limits={"pairs": [1, None]})) and is_active(FilterConfig(judge=JudgeConfig("j")))
+    assert is_active(filters({"pairs": [1, None]})) and is_active(FilterConfig(judge=JudgeConfig("j")))
 
 
 def test_where_the_judge_stands_is_no_part_of_the_settings():
     here, there = (filter_settings(FilterConfig(judge=JudgeConfig("j", base_url=url))) for url in ("http://a/v1", "http://b/v1"))
     assert here == there != filter_settings(FilterConfig(judge=JudgeConfig("another")))
+
+
+def test_limits_are_typed_and_a_misspelt_one_is_named():
+    config = OmegaConf.merge(OmegaConf.structured(Config), {"filters": {"limits": {"grounded": [0.8, None], "pairs": [1, 9]}}})
+    limits = OmegaConf.to_object(config).filters.limits
+    assert limits.grounded == [0.8, None] and limits.pairs == [1, 9] and limits.verbatim is None
+    for wrong in ({"grouded": [0, 1]}, {"grounded": 0.8}, {"grounded": ["much", None]}):
+        with pytest.raises(OmegaConfBaseException):
+            OmegaConf.merge(OmegaConf.structured(Config), {"filters": {"limits": wrong}})
+
+
+def test_every_limit_is_looked_at():
+    assert {*PAIR_MEASURES, *STREAM_MEASURES, *DOCUMENT_MEASURES, *JUDGE_MEASURES} == {field.name for field in fields(LimitsConfig)}

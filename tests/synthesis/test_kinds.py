@@ -30,7 +30,7 @@ CASES = {
     "list": [("List the chambers.", "Four"), ("What are some symptoms?", "Pain")],
     "naming": [("What is the name of a muscle that pumps blood?", "heart"), ("What is a muscle that pumps called?", "heart")],
     "definition": [("What is the heart?", "A muscle"), ("What does angina mean?", "Pain"), ("Define angina.", "Pain")],
-    "fact": [("What is the capital of France?", "Paris"), ("Which organ pumps blood?", "heart")],
+    "fact": [("What is the capital of France?", "Paris"), ("Which organ pumps blood?", "heart"), ("What does the heart do?", "It pumps")],
     "instruction": [("Explain the circulation.", "It goes round.")],
     "other": [("心臓は何ですか", "筋肉"), ("", ""), ("Is it red or blue?", "Red")],
 }

