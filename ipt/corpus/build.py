@@ -82,15 +82,6 @@ def input_digests(config: CorpusConfig) -> dict[str, str]:
     return {file.name: file.digest() for file in [*find_files(config.path), *([questions] if questions else [])]}
 
 
-def input_files(config: CorpusConfig) -> dict[str, Path]:
-    """The files of `input_digests` that lie on this machine."""
-    if config.kind != "files" or not config.path:
-        return {}
-    questions = _questions_file(config)
-    files = [*find_files(config.path), *([questions] if questions else [])]
-    return {file.name: Path(file.path) for file in files if file.system is None}
-
-
 def _check_values(config: CorpusConfig) -> None:
     if config.kind not in KINDS:
         raise ValueError(f"corpus.kind={config.kind}: expected one of {', '.join(KINDS)}")

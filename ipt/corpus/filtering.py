@@ -10,6 +10,7 @@ from hashlib import blake2b
 from typing import Any
 
 from ipt.config import CorpusConfig
+from ipt.corpus.near_duplicates import NearDuplicates
 from ipt.corpus.words import words_of
 
 TOO_SHORT, TOO_LONG = "shorter than corpus.min_characters", "longer than corpus.max_characters"
@@ -17,7 +18,6 @@ UNCERTAIN = "language less probable than corpus.language_probability"
 SAME, NEARLY_SAME = "same text as an earlier document", "nearly the same text as an earlier document"
 LANGUAGE_CHARACTERS = 1000  # of a document that its language is read off
 SHINGLE = 5  # words, or characters in scripts without spaces
-PERMUTATIONS, SEED = 128, 42  # of MinHash; with so many a similarity is estimated to within 0.035 (one standard deviation)
 LOWEST_SIMILARITY = 0.5  # below it most pairs of documents would have to be compared
 
 Filter = Callable[[str], str | None]  # text -> why it is left out, or None
@@ -90,23 +90,12 @@ def _exact_filter() -> Filter:
 
 
 def _near_filter(similarity: float) -> Filter:
-    """Compares the sets of runs of `SHINGLE` words by MinHash; which documents are compared at all is found by bands of hashes."""
-    from rensa import RMinHash, RMinHashDeduplicator
-
-    kept = RMinHashDeduplicator(threshold=similarity, num_perm=PERMUTATIONS, use_lsh=True, num_bands=_bands(similarity), seed=SEED)
+    """Compares the sets of runs of `SHINGLE` words. A text without words is like no other."""
+    kept = NearDuplicates(similarity)
 
     def nearly_same(text: str) -> str | None:
         words = words_of(text)
-        if not words:
-            return None
-        sketch = RMinHash(num_perm=PERMUTATIONS, seed=SEED)
-        sketch.update([" ".join(words[start : start + SHINGLE]) for start in range(max(1, len(words) - SHINGLE + 1))])
-        return None if kept.add(str(kept.len()), sketch) else NEARLY_SAME
+        runs = [" ".join(words[start : start + SHINGLE]) for start in range(max(1, len(words) - SHINGLE + 1))]
+        return NEARLY_SAME if words and not kept.add(runs) else None
 
     return nearly_same
-
-
-def _bands(similarity: float) -> int:
-    """The fewest bands in which two documents of this similarity meet with a probability of 85%."""
-    choices = (1, 2, 4, 8, 16, 32)
-    return next(bands for bands in choices if 1 - (1 - similarity ** (PERMUTATIONS // bands)) ** bands >= 0.85)

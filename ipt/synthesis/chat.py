@@ -61,9 +61,9 @@ class ChatFormat:
         self._prompt = load_prompt(config.prompt)
         self.schema = self._prompt.schema
         self._vocabulary = vocabulary
-        self._frame = frame = _frame(vocabulary._tokenizer, self._prompt)
-        self._begin = [_template_ids(vocabulary._tokenizer, text) for text in frame.first]
-        self._follow = [_template_ids(vocabulary._tokenizer, text) for text in frame.later]
+        self._frame = frame = _frame(vocabulary.tokenizer, self._prompt)
+        self._begin = [_template_ids(vocabulary.tokenizer, text) for text in frame.first]
+        self._follow = [_template_ids(vocabulary.tokenizer, text) for text in frame.later]
         self.stop_ids = list(dict.fromkeys([*_end_of_turn(vocabulary, self._follow[0]), vocabulary.eos]))
 
     def begin(self, document: str) -> Prompt:
@@ -279,7 +279,7 @@ def _template_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 def _end_of_turn(vocabulary: Vocabulary, between: Sequence[int]) -> list[int]:
     """The special token that the template puts behind the model's answer; empty if there is none."""
-    added = {token for token, content in vocabulary._tokenizer.added_tokens_decoder.items() if content.special}
+    added = {token for token, content in vocabulary.tokenizer.added_tokens_decoder.items() if content.special}
     return [token for token in between if token in added | vocabulary.special][:1]
 
 

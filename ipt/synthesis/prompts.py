@@ -39,7 +39,7 @@ class Vocabulary:
         self.bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self.eos: int = tokenizer.eos_token_id
         self.special = frozenset(tokenizer.all_special_ids)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         # Some tokenizers put a space before the first word of what they encode and take it away from the first word of what
         # they decode. Text that continues other text is therefore encoded and decoded behind a line break.
         self._anchor = self.encode("\n")
@@ -47,7 +47,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. A special token that is spelt out in a document is plain text here."""
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
     def encode_continuation(self, text: str) -> list[int]:
         """Token ids of `text` where it follows other text, so that it decodes to itself there."""
@@ -59,7 +59,7 @@ class Vocabulary:
         return self._decode([*self._anchor, *ids])[self._anchor_length :]
 
     def _decode(self, ids: list[int]) -> str:
-        text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
 

@@ -111,7 +111,7 @@ class TransformersEngine:
         from xgrammar import GrammarCompiler, TokenizerInfo
 
         tokens = TokenizerInfo.from_huggingface(
-            self._vocabulary._tokenizer, vocab_size=self._model.config.get_text_config().vocab_size, stop_token_ids=self._format.stop_ids
+            self._vocabulary.tokenizer, vocab_size=self._model.config.get_text_config().vocab_size, stop_token_ids=self._format.stop_ids
         )
         compiler = GrammarCompiler(tokens)
         return compiler.compile_json_schema(json.dumps(self._format.schema), any_whitespace=False, separators=(",", ":"))

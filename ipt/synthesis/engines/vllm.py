@@ -103,7 +103,10 @@ class VllmEngine:
             from vllm.v1.engine.async_llm import AsyncLLM
 
             options = engine_options(self._config, model, self._seed)
-            options["skip_tokenizer_init"] = self._format.schema is None  # we tokenise ourselves; a grammar needs the tokenizer there
+            if self._format.schema is None:
+                options["skip_tokenizer_init"] = True  # we tokenise ourselves; only a grammar needs the tokenizer there
+            else:  # without free white space, which a model may write without end
+                options["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
             for replica in range(self._config.replicas):
                 with _own_devices(replica, self._config):
                     self._engines.append(AsyncLLM.from_engine_args(AsyncEngineArgs(**options)))
