@@ -106,12 +106,10 @@ async def measure(arguments: argparse.Namespace, documents: Path, folder: Path) 
     sides |= {name: pipeline(variant, documents, *engines[name]) for name, variant in variants.items()}
     passes: dict[str, list[Pass]] = {name: [] for name in sides}
     try:
-        for number in range(arguments.passes + 1):
+        for number in range(arguments.passes):
             for name, run in sides.items():
-                result = await run(folder / f"{name}-{number}")
-                print(f"{name}, {f'pass {number}' if number else 'warm-up'}: {result['seconds']:.1f} s", flush=True)
-                if number:
-                    passes[name].append(result)
+                passes[name].append(await run(folder / f"{name}-{number}"))
+                print(f"{name}, pass {number + 1}: {passes[name][-1]['seconds']:.1f} s", flush=True)
     finally:
         for _, engine in engines.values():
             engine.close()

@@ -190,8 +190,9 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> Iterator[dict[
     if not paths:
         raise FileNotFoundError(f"{folder} holds no part-*.parquet")
     for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024, columns=columns):
-            yield from batch.to_pylist()
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:  # not a whole part in memory
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                yield from batch.to_pylist()
 
 
 # Identity ------------------------------------------------------------------------------------------------------------

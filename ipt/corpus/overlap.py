@@ -1,7 +1,8 @@
 """Decontamination: which texts share an n-gram of words with an item of an evaluation task.
 
 As usual in the field, two texts overlap when they have `ngram` words in a row in common (13, as for GPT-3), whatever the case
-and the punctuation. Only hashes are kept: 20 to 28 bytes for each n-gram of the items.
+and the punctuation. N-grams that many items of a task share are its wording, not its content, and are not looked for. Only hashes
+are kept: 20 to 28 bytes for each n-gram of the items.
 """
 
 from collections import Counter
@@ -14,6 +15,8 @@ from xxhash import xxh3_64_intdigest
 from ipt.corpus.words import words_of
 
 SHORTEST = 8  # words; an item with fewer says too little to tell a copy from chance
+# An n-gram in more items than this, and in more than this share of its task's items, is the task's wording.
+WORDING_ITEMS, WORDING_SHARE = 10, 0.2
 
 Hashes = npt.NDArray[np.uint64]
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
@@ -60,7 +63,7 @@ class Overlap:
         """Every n-gram of every item in ascending order, and the item that it is of."""
         grams: list[Hashes] = []
         for task, items in texts.items():
-            number = -1
+            number, first = -1, len(grams)
             for number, text in enumerate(items):
                 words = words_of(text)
                 if len(words) < min(SHORTEST, self.ngram):
@@ -72,6 +75,7 @@ class Overlap:
                     grams.append(self._ngrams(self._sums(words), length))
                 self._owners.append((task, number))
             self.items[task] = number + 1
+            grams[first:] = _without_wording(grams[first:])
         joined = np.concatenate([np.empty(0, np.uint64), *grams])
         owner = np.repeat(np.arange(len(grams), dtype=np.uint32), [len(item) for item in grams])
         order = np.argsort(joined, kind="stable")
@@ -114,6 +118,14 @@ class OverlapCount:
             }
             for task, items in self._overlap.items.items()
         }
+
+
+def _without_wording(grams: list[Hashes]) -> list[Hashes]:
+    """The n-grams of a task's items without those that many of them share."""
+    once = [np.unique(item) for item in grams]
+    found, items = np.unique(np.concatenate([np.empty(0, np.uint64), *once]), return_counts=True)
+    wording = found[items > max(WORDING_ITEMS, WORDING_SHARE * len(grams))]
+    return [item[~np.isin(item, wording)] for item in once] if len(wording) else grams
 
 
 def _powers(factor: int, count: int = 1024) -> Hashes:

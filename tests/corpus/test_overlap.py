@@ -66,3 +66,14 @@ def test_nothing_to_look_for_finds_nothing():
     assert Overlap({}).find("some text") == {} == Overlap({"a": []}).find("")
     with pytest.raises(ValueError, match="ngram=0"):
         Overlap({}, ngram=0)
+
+
+def test_the_wording_of_a_task_is_not_looked_for():
+    wording = "Read the following question about medicine and choose the best of the four answers below. Question:"
+    items = [
+        f"{wording} which organ number {number} makes the hormone that raises the pressure of the blood in vessel {number}?"
+        for number in range(40)
+    ]
+    overlap = Overlap({"exam": items})
+    assert overlap.find(f"A page. {wording} what is a cell?") == {}
+    assert overlap.find(f"The book asks: {items[7].removeprefix(wording)}") == {"exam": {7}}

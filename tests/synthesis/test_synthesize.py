@@ -1,12 +1,16 @@
 """The stage as a whole: with the oracle engine for exact expectations, and with plain transformers on a tiny model."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from synthesis_cases import OracleEngine, write_documents
 
 from ipt.config import SynthesisConfig
+from ipt.models import load_model, resolve_model
 from ipt.stage import read_parts
 from ipt.synthesis import run
 from ipt.synthesis.engines import EngineDied, PromptRefused
@@ -205,3 +209,21 @@ def test_a_window_that_does_not_fit_the_model_stops_before_the_engine_starts(ora
 def test_no_documents(tmp_path):
     with pytest.raises(FileNotFoundError, match="no documents"):
         synthesize(CONFIG, tmp_path, tmp_path / "out", 0)
+
+
+def test_an_adapter_is_merged_into_the_model_once(tmp_path, tiny_model, monkeypatch):
+    base = load_model(tiny_model, torch.float32)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    ids = torch.arange(100, 120)[None]
+    expected = adapted(ids).logits
+    with adapted.disable_adapter():
+        assert (adapted(ids).logits - expected).abs().max() > 0.2  # the case: the adapter matters
+    monkeypatch.setenv("IPT_CACHE", str(tmp_path / "cache"))
+    merged = resolve_model(tiny_model, str(tmp_path / "adapter"))
+    torch.testing.assert_close(load_model(merged, torch.float32)(ids).logits, expected, atol=2e-2, rtol=2e-2)  # merged weights are bfloat16
+    made = (Path(merged) / "model.safetensors").stat().st_mtime_ns
+    assert resolve_model(tiny_model, str(tmp_path / "adapter")) == merged
+    assert (Path(merged) / "model.safetensors").stat().st_mtime_ns == made
+    with pytest.raises(FileNotFoundError, match="the folder has no adapter_config.json"):
+        check_synthesis(replace(CONFIG, adapter=str(tmp_path)))

@@ -1,6 +1,7 @@
 """The real engine with real weights: minutes on two cores."""
 
 import asyncio
+import json
 import multiprocessing
 import os
 import re
@@ -47,7 +48,7 @@ class AnythingGoes(IptFormat):
 
 def test_chains_on_the_real_engine(tmp_path, monkeypatch, vocabulary):
     monkeypatch.setitem(prompts.FORMATS, "anything", AnythingGoes)
-    config = replace(CONFIG, format="anything")
+    config = replace(CONFIG, format="anything", replicas=2)  # chains stay with their engine, and so with its cache
     texts = [f"The {organ} is an organ. " * 12 for organ in ORGANS]
     documents, environment = write_documents(tmp_path / "documents", texts), dict(os.environ)
     stats = synthesize(config, documents, tmp_path / "vllm", 0)
@@ -70,6 +71,30 @@ def test_chains_on_the_real_engine(tmp_path, monkeypatch, vocabulary):
     plain = list(read_parts(tmp_path / "transformers" / "pairs"))
     assert [row["prompt_tokens"] for row in plain] == [row["prompt_tokens"] for row in rows]
     assert [row["raw_output"] for row in plain] == [row["raw_output"] for row in rows]
+
+
+def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
+    texts = [f"The {organ} is an organ. It has {number} parts and weighs {number * 50} grams." for number, organ in enumerate(ORGANS, 2)]
+    documents = write_documents(tmp_path / "documents", texts)
+    config = replace(
+        CONFIG,
+        format="chat",
+        prompt="faq",
+        shots=1,
+        max_model_len=2048,
+        max_new_tokens=900,
+        stop_at_repetition=False,
+        lookup_tokens=3,
+        max_live_chains=6,
+    )
+    stats = synthesize(config, documents, tmp_path / "out", 0)
+    rows = list(read_parts(tmp_path / "out" / "pairs"))
+    ended = [row for row in rows if row["finish_reason"] == "stop"]
+    assert len(ended) >= 3, "the fixture must end some by themselves"
+    assert set(stats["rejected"]) <= {"repeated_question", "truncated"}  # what ends by itself parses, what is cut gives its whole items
+    for row in ended:
+        json.loads(row["raw_output"])
+        assert row["pairs"]
 
 
 def test_a_bad_prompt_is_refused_and_a_killed_engine_is_reported(vocabulary):
