@@ -94,7 +94,7 @@ def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
     assert set(stats["rejected"]) <= {"repeated_question", "truncated"}  # what ends by itself parses, what is cut gives its whole items
     for row in ended:
         json.loads(row["raw_output"])
-        assert row["pairs"]
+        assert row["rewrite"]
 
 
 def test_a_bad_prompt_is_refused_and_a_killed_engine_is_reported(vocabulary):

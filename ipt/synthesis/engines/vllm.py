@@ -110,6 +110,7 @@ class VllmEngine:
             for replica in range(self._config.replicas):
                 with _own_devices(replica, self._config):
                     self._engines.append(AsyncLLM.from_engine_args(AsyncEngineArgs(**options)))
+            _let_workers_go_first()
         if quiet:
             logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM has set it again; that it died is told by our error
 
@@ -159,7 +160,6 @@ class VllmEngine:
 
 def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str, Any]:
     """Arguments of vLLM's AsyncEngineArgs. Batch sizes are always given: in process, vLLM would fall back to small ones."""
-    import torch
     from vllm.platforms import current_platform
 
     options: dict[str, Any] = {
@@ -190,8 +190,6 @@ def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str
     if current_platform.is_cpu():
         _set_cpu_threads(config.replicas * config.tensor_parallel)
         options.update(enforce_eager=True, block_size=CPU_BLOCK_SIZE)
-        if config.dtype == "auto" and not torch.cpu._is_amx_tile_supported():
-            options["dtype"] = "float32"  # without AMX, bfloat16 has to be widened for each product: prompts take a fifth longer
         if kv_cache_gib is None and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             kv_cache_gib = CPU_KV_CACHE_GIB
     if kv_cache_gib is not None:
@@ -222,6 +220,17 @@ def _own_devices(replica: int, config: "SynthesisConfig") -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def _let_workers_go_first() -> None:
+    """On a CPU vLLM's scheduler, which spins while its workers compute, gets a core only when they leave it one: 1.2 times as fast."""
+    import psutil
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        for process in psutil.Process().children(recursive=True):
+            if process.name().startswith("VLLM::EngineCor"):
+                process.nice(19)
 
 
 def _set_cpu_threads(engines: int) -> None:
