@@ -28,7 +28,8 @@ class Keeper:
     def __init__(self) -> None:
         mark = uuid4().hex
         command = ["sh", "-c", SCRIPT, "sh", f"{MARK}={mark}"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+        unmarked = {name: value for name, value in os.environ.items() if name != MARK}  # another engine's keeper must spare this one
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=unmarked, start_new_session=True)
         os.environ[MARK] = mark
 
     def close(self) -> None:
