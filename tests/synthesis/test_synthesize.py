@@ -225,5 +225,5 @@ def test_an_adapter_is_merged_into_the_model_once(tmp_path, tiny_model, monkeypa
     made = (Path(merged) / "model.safetensors").stat().st_mtime_ns
     assert resolve_model(tiny_model, str(tmp_path / "adapter")) == merged
     assert (Path(merged) / "model.safetensors").stat().st_mtime_ns == made
-    with pytest.raises(FileNotFoundError, match="the folder has no adapter_config.json"):
+    with pytest.raises(FileNotFoundError, match=r"the folder has no adapter_config\.json"):
         check_synthesis(replace(CONFIG, adapter=str(tmp_path)))
