@@ -9,6 +9,7 @@ from ipt.mixture.plan import resolve_ratios
 from ipt.models import check_model
 from ipt.rendering.run import check_rendering
 from ipt.synthesis.filtering import OVERLAP_MODES, check_filters
+from ipt.synthesis.prompts import RULE_BASED
 from ipt.synthesis.run import check_synthesis
 from ipt.synthesis.tuning import check_tuning_source
 from ipt.training.check import check_training
@@ -45,7 +46,7 @@ def _check_synthesis(config: Config) -> None:
     check_synthesis(config.synthesis)
     check_filters(config.filters)
     _check_overlap(config)
-    if config.synthesis.format != "rule_based" and config.synthesis.engine != "openai":
+    if config.synthesis.format != RULE_BASED and config.synthesis.engine != "openai":
         check_model(config.synthesis.model)
 
 

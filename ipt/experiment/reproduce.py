@@ -16,6 +16,7 @@ from ipt.experiment.report import write_report
 from ipt.experiment.scores import Arm
 from ipt.models import model_identity
 from ipt.stage import MANIFEST, Stage, atomic, git_commit, hardware, installed_versions, write_json
+from ipt.synthesis.prompts import RULE_BASED
 
 
 def reproduce(config: Config) -> None:
@@ -95,7 +96,7 @@ def _facts(config: Config) -> dict[str, Any]:
     return {
         "command": f"make reproduce EXPERIMENT={config.name}",
         "model": config.model,
-        "synthesizer": "rules" if config.synthesis.format == "rule_based" else config.synthesis.model,
+        "synthesizer": "rules" if config.synthesis.format == RULE_BASED else config.synthesis.model,
         "seed": config.seed,
         "token budget of each arm": config.trainer.max_steps
         * config.trainer.micro_batch_size

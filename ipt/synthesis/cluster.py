@@ -32,8 +32,7 @@ class Worker:
     """What one actor does: shards beside each other on one engine, which it starts at the first of them."""
 
     def __init__(self, config: SynthesisConfig, documents: Path, pairs: Path, seed: int) -> None:
-        self._arguments = (config, Documents(documents, config.shard_size), pairs)
-        self._seed = seed
+        self._config, self._corpus, self._pairs, self._seed = config, Documents(documents, config.shard_size), pairs, seed
         self._session: Session | None = None
 
     async def ready(self) -> None:
@@ -42,7 +41,7 @@ class Worker:
     async def work_off(self, index: int) -> Figures:
         """Finish a shard; returns what the actor has done since it began."""
         if self._session is None:
-            self._session = Session(*self._arguments, *start(self._arguments[0], self._seed))
+            self._session = Session(self._config, self._corpus, self._pairs, *start(self._config, self._seed))
         await self._session.work_off([index], lambda documents, note: None)
         return self._session.figures
 

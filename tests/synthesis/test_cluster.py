@@ -16,7 +16,9 @@ pytest.importorskip("ray")
 CONFIG = SynthesisConfig(
     model="embedded:tiny-synthesizer", engine="transformers", shots=2, max_model_len=512, max_new_tokens=64, shard_size=8, max_live_chains=4
 )
-TEXTS = [f"Page {number} tells about thing {number * 7}. It has a second sentence." for number in range(64)]
+TEXTS = [
+    f"Page {number} tells about thing {number * 7}. It has a second sentence." for number in range(240)
+]  # so many that work is left when a worker is killed
 
 
 def test_a_worker_is_killed_and_others_do_its_shards(tmp_path):
