@@ -69,15 +69,10 @@ def make_texts(count: int) -> Iterator[str]:
 
 def run_corpus(settings: list[str]) -> None:
     """The corpus stage alone, as `synthesize.py` runs it."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from ipt.experiment.cli import conf_dir
+    from ipt.config import compose_config
     from ipt.experiment.pipeline import Stages
 
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = OmegaConf.to_object(compose("synthesize", settings))
-    Stages(config).corpus()  # type: ignore[arg-type]  # the schema makes it a Config
+    Stages(compose_config("synthesize", settings)).corpus()
 
 
 def command_of(stage: str, folder: Path, count: int, settings: list[str]) -> list[str]:

@@ -3,10 +3,14 @@
 Every group of `conf/` has one dataclass here; `Config` is what each of the commands composes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 
 @dataclass
@@ -127,11 +131,12 @@ class FilterConfig:
 class RenderingConfig:
     """How a chain of documents and pairs becomes one pre-training text."""
 
-    arrangement: str = "attached"  # attached | pairs_first | detached | pairs_only
+    arrangement: str = "attached"  # attached | pairs_first | detached | pairs_only | stitched
     layouts: dict[str, float] = field(default_factory=dict)  # weight of each layout; conf/rendering/paper.yaml
     inversion: float = 0.05  # probability that pairs precede their document (arrangement=attached only)
     templates: str = "default"  # a pool shipped in ipt/rendering/templates, or the path of a .yaml file
-    versions: int = 1  # renderings of each chain
+    versions: int = 1  # renderings of each chain; arrangement=stitched: renderings of a document in its one text
+    workers: int | None = None  # processes; null: one for each core. The texts do not depend on it
 
 
 @dataclass
@@ -140,16 +145,22 @@ class TokensConfig:
 
     bos: bool | None = None  # start each document with BOS; null: as the tokenizer does by itself
     eos: bool = True  # end each document with EOS
-    shard_tokens: int = 100_000_000  # tokens in one shard of a store
+    shard_tokens: int = 100_000_000  # rough size of a shard, taking 4 bytes of text for a token
+    workers: int | None = None  # cores that tokenise; null: those that this process may use
+    cache_gib: float = 100.0  # of stores behind URLs, so much is kept on this machine
 
 
 @dataclass
 class SourceConfig:
     """A source of the mixture beside `raw` and `instruction`."""
 
-    path: str = ""  # file; collection: also a folder of data sets
-    # texts, or a set of contexts and pairs that tunes a synthesizer: collection | fairytaleqa | medquad | medquad_pages | squad
+    path: str = ""  # file, folder, glob or URL; collection: a file or a folder of data sets
+    # texts | instructions (instructions with their responses) | store (a token store), or a set of contexts and pairs that
+    # tunes a synthesizer: collection | fairytaleqa | medquad | medquad_pages | squad
     kind: str = "texts"
+    dataset: str | None = None  # texts, instructions: hub name of a data set, in place of path
+    subset: str | None = None  # its configuration
+    split: str = "train"
     text_field: str = "text"
     shots: int | None = 3  # tuning sets: at most so many examples in one text; null: as many as max_tokens allows
     include: list[str] = field(default_factory=list)  # collection: which folders of path, each a data set; empty: all
@@ -159,15 +170,35 @@ class SourceConfig:
 
 
 @dataclass
+class SchedulePoint:
+    """Ratios from a moment of the run on."""
+
+    at: float = 0.0  # share of the run, 0 to 1
+    ratios: dict[str, float | None] = field(default_factory=dict)  # as mixture.ratios
+
+
+@dataclass
 class MixtureConfig:
     """Which share of the trained tokens comes from which source, and how they are packed."""
 
     # `raw`: the corpus as it is; `instruction`: the corpus with its pairs. null: what the others leave of 1.
     ratios: dict[str, float | None] = field(default_factory=dict)
-    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    sources: dict[str, Any] = field(default_factory=dict)  # name -> SourceConfig; Any, so that +mixture.sources.NAME.path=FILE adds one
+    unit: str = "tokens"  # tokens | documents: what ratios are shares of
+    schedule: list[SchedulePoint] = field(default_factory=list)  # ratios that change over the run, instead of `ratios`; empty: constant
+    interpolation: str = "step"  # between points of the schedule: step | linear
     seq_len: int = 2048  # tokens in one packed sequence
+    packing: str = "concat"  # concat: documents cut at the ends of sequences | best_fit: whole documents, a little padding
     document_mask: bool = True  # documents in one sequence do not see each other
-    max_repeats: dict[str, float] = field(default_factory=dict)  # per source: stop with an error beyond so many epochs
+    max_repeats: dict[str, float] = field(default_factory=dict)  # per source: at most so many epochs
+    on_max_repeats: str = "stop"  # beyond them: stop with an error | renormalise (the others take its place) | repeat all the same
+    subsample: dict[str, float] = field(default_factory=dict)  # per source: use this share of its documents
+    match_tokens: int | None = None  # subsample all sources so that they repeat as in a run of so many tokens; null: no
+
+    def __post_init__(self) -> None:
+        """Types the sources. Raises as a misspelt key or a wrong value of any other part does."""
+        for name, source in self.sources.items():
+            self.sources[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SourceConfig), source))
 
 
 @dataclass
@@ -208,6 +239,7 @@ class TrainerConfig:
     attention: str = "packed"  # packed: document by document, without a mask | any attention implementation of transformers
     activation_checkpointing: bool = False
     gradient_clip: float = 1.0
+    loader_workers: int = 0  # processes that fill batches ahead; 0: filled when asked for
     loss_chunk: int = 1024  # target tokens per chunk of projection and loss
     checkpoint_steps: int | None = None  # save every so many steps; null: by time only
     checkpoint_minutes: float = 10.0
@@ -263,3 +295,17 @@ class Config:
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+
+
+def conf_dir() -> Path:
+    """conf/ of the checkout, or the copy that the installed package carries."""
+    package = Path(__file__).parent
+    return package / "conf" if (package / "conf").exists() else package.parent / "conf"
+
+
+def compose_config(command: str, overrides: Sequence[str]) -> Config:
+    """What `command` would run with these overrides. Raises Hydra's and OmegaConf's errors."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = OmegaConf.to_object(compose(command, list(overrides)))
+    assert isinstance(config, Config)
+    return config

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ipt.config import CorpusConfig
 from ipt.console import progress
-from ipt.corpus.documents import SCHEMA, Document, read_documents
+from ipt.corpus.documents import SCHEMA, Document, RowText, read_documents
 from ipt.corpus.files import QUESTIONS, CorpusFile, find_files
 from ipt.corpus.filtering import build_filters
 from ipt.corpus.hashing import unit_hash
@@ -34,7 +34,9 @@ PART_DOCUMENTS, PART_CHARACTERS = 50_000, 32_000_000  # one output file holds at
 GROUP_DOCUMENTS, GROUP_CHARACTERS = 1_000, 4_000_000  # and so much of it is written at a time
 
 
-def build_corpus(config: CorpusConfig, seed: int, output: Path, overlap: Overlap | None = None, remove: bool = False) -> dict[str, Any]:
+def build_corpus(
+    config: CorpusConfig, seed: int, output: Path, overlap: Overlap | None = None, remove: bool = False, row_text: RowText | None = None
+) -> dict[str, Any]:
     """Write `documents/part-*.parquet`, `held_out/part-*.parquet` and perhaps `questions.jsonl` to `output`; return statistics.
 
     files and hub: what `build_filters` names is left out, of training and held-out documents alike, so that no held-out one
@@ -48,11 +50,13 @@ def build_corpus(config: CorpusConfig, seed: int, output: Path, overlap: Overlap
     for folder in ("documents", "held_out"):
         shutil.rmtree(output / folder, ignore_errors=True)  # parts of an interrupted run
     (output / QUESTIONS).unlink(missing_ok=True)
-    build = _build_ontology if config.kind == "ontology" else _build_documents
-    return build(config, seed, output, _Decontamination(overlap, remove))
+    decontamination = _Decontamination(overlap, remove)
+    if config.kind == "ontology":
+        return _build_ontology(config, seed, output, decontamination)
+    return _build_documents(config, seed, output, decontamination, row_text)
 
 
-def check_corpus(config: CorpusConfig) -> None:
+def check_corpus(config: CorpusConfig, row_text: RowText | None = None) -> None:
     """Raise a one-line error for a corpus that cannot be read, before anything expensive happens.
 
     Looks at the settings, at the first document of files, and at a questions.jsonl beside them; reaches no hub.
@@ -66,7 +70,7 @@ def check_corpus(config: CorpusConfig) -> None:
         if find_spec("datasets") is None:
             raise ValueError("corpus=hub needs the package datasets: run `make install`")
     else:
-        next(read_documents(config))
+        next(read_documents(config, row_text=row_text))
         for _ in _user_questions(config):
             pass
 
@@ -116,7 +120,9 @@ class _Decontamination:
 # Files and hub -------------------------------------------------------------------------------------------------------
 
 
-def _build_documents(config: CorpusConfig, seed: int, output: Path, decontamination: _Decontamination) -> dict[str, Any]:
+def _build_documents(
+    config: CorpusConfig, seed: int, output: Path, decontamination: _Decontamination, row_text: RowText | None
+) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
     filters = build_filters(config)
     with (
@@ -124,7 +130,7 @@ def _build_documents(config: CorpusConfig, seed: int, output: Path, decontaminat
         _Parts(output / "held_out") as held_out,
         progress("corpus", config.limit) as bar,
     ):
-        for document in read_documents(config, dropped):
+        for document in read_documents(config, dropped, row_text):
             reason = next(filter(None, (reason_for(document.text) for reason_for in filters)), None)
             if reason:
                 dropped[reason] += 1

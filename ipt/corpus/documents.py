@@ -5,7 +5,7 @@ Everything is streamed. What is held in memory is one batch of rows and, where t
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -20,6 +20,12 @@ from ipt.corpus.hashing import short_hash
 SCHEMA = pa.schema([("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())])
 READ_BYTES = 1 << 16  # of a column of a Parquet file at a time: a whole one can be as large as the corpus
 EMPTY, NO_TEXT = "empty text", "text is null"
+
+RowText = Callable[[Mapping[str, Any]], str]  # the text of a row that has more than one field for it
+
+
+class LeftOut(Exception):
+    """Raised by a `RowText` for a row without a text; it says the reason, which is counted."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +53,25 @@ class Row:
     whole_file: bool = False  # a text file: it has no fields beside its text
 
 
-def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None) -> Iterator[Document]:
+def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None, row_text: RowText | None = None) -> Iterator[Document]:
     """The documents of `config` (kind files or hub) in a fixed order: files by name, rows as they stand.
 
-    A .txt file is one document. Texts that are empty, white space only or null are left out and counted by reason in
-    `dropped`. With `id_field` ids are taken as they are, and one that comes twice is an error: two texts under one id cannot
+    A row's text is its `text_field`, or what `row_text` makes of all its fields; that may raise ValueError for a row it cannot
+    read, or LeftOut. A .txt file is one document. Texts that are empty, white space only or null are left out and counted by
+    reason in `dropped`. With `id_field` ids are taken as they are, and one that comes twice is an error: two texts under one id cannot
     be told apart later. Without it (and for .txt) the id is a hash of file name and row, so it is unique and stable.
     Raises FileNotFoundError for a missing file, ValueError for a row that cannot be read and for a corpus without any text.
     """
     dropped = Counter() if dropped is None else dropped
     seen: set[bytes] = set()
     documents = 0
-    for row in _hub_rows(config) if config.kind == "hub" else _file_rows(config):
-        text = _text(row, config.text_field)
-        if text is None or not text.strip():
-            dropped[NO_TEXT if text is None else EMPTY] += 1
+    for row in _hub_rows(config) if config.kind == "hub" else _file_rows(config, all_fields=row_text is not None):
+        try:
+            text = _text(row, config.text_field) if row_text is None else _made_text(row, row_text)
+            if not text.strip():
+                raise LeftOut(EMPTY)
+        except LeftOut as reason:
+            dropped[str(reason)] += 1
             continue
         documents += 1
         yield Document(_doc_id(row, config.id_field, seen), text, row.source, {"row": row.number})
@@ -74,14 +84,22 @@ def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None) ->
 # One row -------------------------------------------------------------------------------------------------------------
 
 
-def _text(row: Row, field_name: str) -> str | None:
+def _made_text(row: Row, row_text: RowText) -> str:
+    try:
+        text = row_text(row.values)
+    except ValueError as error:
+        raise ValueError(f"{row.where}: {error}") from None
+    return _encodable(text, row, ", ".join(row.values))
+
+
+def _text(row: Row, field_name: str) -> str:
     if field_name not in row.values:
         raise ValueError(
             f"{row.where}: no field {field_name!r}, only {', '.join(map(repr, row.values)) or 'none'}: set corpus.text_field to the text's"
         )
     text = row.values[field_name]
     if text is None:
-        return None
+        raise LeftOut(NO_TEXT)
     if not isinstance(text, str):
         raise ValueError(f"{row.where}: field {field_name!r} is {type(text).__name__} {str(text)[:40]!r}, expected a string")
     return _encodable(text, row, field_name)
@@ -121,10 +139,10 @@ def _corpus_name(config: CorpusConfig) -> str:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def _file_rows(config: CorpusConfig) -> Iterator[Row]:
+def _file_rows(config: CorpusConfig, all_fields: bool) -> Iterator[Row]:
     if not config.path:
         raise ValueError("corpus.path is not set: name a .parquet, .jsonl or .txt file, a folder or a glob")
-    columns = [name for name in (config.text_field, config.id_field) if name]
+    columns = None if all_fields else [name for name in (config.text_field, config.id_field) if name]
     for file in find_files(config.path):
         if file.name.endswith(".parquet"):
             yield from _parquet_rows(file, columns)
@@ -134,11 +152,11 @@ def _file_rows(config: CorpusConfig) -> Iterator[Row]:
             yield from _json_rows(file)
 
 
-def _parquet_rows(file: CorpusFile, columns: list[str]) -> Iterator[Row]:
+def _parquet_rows(file: CorpusFile, columns: list[str] | None) -> Iterator[Row]:
     with file.open_anywhere() as data:
         try:
             with pq.ParquetFile(data, pre_buffer=False, buffer_size=READ_BYTES) as table:
-                _check_columns(file.path, table.schema_arrow, columns)
+                _check_columns(file.path, table.schema_arrow, columns or [])
                 number = 0
                 for batch in table.iter_batches(batch_size=256, columns=columns):
                     for values in batch.to_pylist():

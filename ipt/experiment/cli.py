@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -15,11 +14,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import ipt
-from ipt.config import Config
+from ipt.config import Config, conf_dir
 
 # Ours to read, theirs to ignore: set before any library that would ask the network or print at import.
 QUIET = {"TOKENIZERS_PARALLELISM": "true", "WANDB_SILENT": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"}
+OPEN_KEYS = ("mixture.ratios", "mixture.sources", "mixture.max_repeats", "mixture.subsample", "architecture", "arms")  # take any name
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -62,12 +61,6 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
         _fail("stopped; the same command goes on from here", code=130)
 
 
-def conf_dir() -> Path:
-    """conf/ of the checkout, or the copy that the installed package carries."""
-    package = Path(ipt.__file__).parent
-    return package / "conf" if (package / "conf").exists() else package.parent / "conf"
-
-
 def to_config(config: DictConfig) -> Config:
     """The typed config, with all interpolations resolved."""
     result = OmegaConf.to_object(config)
@@ -99,6 +92,8 @@ def _explain(error: BaseException) -> str:
         return f"{line.removeprefix('In ').partition(': ')[2]}; there are: {', '.join(available[1].split())}"
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
     missing = re.search(r"Key '[^']+' (?:is )?not in", text)
+    if key and missing and key[1].rpartition(".")[0] in OPEN_KEYS:
+        return f"there is no key {key[1]} yet: write +{key[1]}=… to add it"
     if key and missing:
         near = difflib.get_close_matches(key[1], list(_keys(Config)), n=1)
         return f"there is no key {key[1]}" + (f": did you mean {near[0]}?" if near else "; --cfg job prints all keys")

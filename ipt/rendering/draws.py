@@ -1,14 +1,17 @@
 """Random choices that depend on nothing but a seed, a chain's id, a version and what the choice is for."""
 
-import hashlib
 from collections.abc import Sequence
+from functools import cache
+from math import gcd
 from typing import Any, TypeVar
+
+from xxhash import xxh3_64_intdigest
 
 T = TypeVar("T")
 
 
 class Draws:
-    """The choices of one text. Each purpose has a stream of its own: a cryptographic hash of (purpose, seed, version, id).
+    """The choices of one text. Each purpose has a stream of its own: a hash of (purpose, seed, version, id).
 
     So choices are independent of each other (the released code locks them together), and equal on any machine, in any
     order and in any process. What is chosen once stays chosen for the whole text.
@@ -24,21 +27,23 @@ class Draws:
     def fraction(self, purpose: str) -> float:
         """A number in [0, 1)."""
         if purpose not in self._fractions:
-            self._fractions[purpose] = (_number(purpose.encode() + self._this_version) >> 11) / 2**53
+            self._fractions[purpose] = (xxh3_64_intdigest(purpose.encode() + self._this_version) >> 11) / 2**53
         return self._fractions[purpose]
 
     def pick(self, purpose: str, pool: Sequence[T]) -> T:
         """One of `pool`, each as likely as any other. Versions of a chain pick different ones as long as there are any."""
         if purpose not in self._picked:
-            first = _number(purpose.encode() + self._any_version)
-            self._picked[purpose] = pool[(first + self._version) % len(pool)]
+            first = xxh3_64_intdigest(purpose.encode() + self._any_version)
+            self._picked[purpose] = pool[(first + self._version * _stride(len(pool))) % len(pool)]
         return self._picked[purpose]
 
     def order(self, purpose: str, size: int) -> list[int]:
         """A permutation of range(size)."""
-        bits = hashlib.shake_128(purpose.encode() + self._this_version).digest(8 * size)
-        return sorted(range(size), key=lambda index: bits[8 * index : 8 * index + 8])
+        key = purpose.encode() + self._this_version
+        return sorted(range(size), key=lambda index: xxh3_64_intdigest(key, seed=index))
 
 
-def _number(key: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+@cache
+def _stride(size: int) -> int:
+    """A step that goes through a pool of `size` entries and lands far from the entries before, as neighbours are alike."""
+    return next(step for step in range(max(1, round(0.618 * size)), 2 * size) if gcd(step, size) == 1)

@@ -21,6 +21,10 @@ class Style(NamedTuple):
 
     pools: Pools
     draws: Draws
+    mark: Callable[[str, str], str] | None = None  # (name of a part, its text) -> what is printed in its place
+
+    def shown(self, part: str, text: str) -> str:
+        return self.mark(part, text) if self.mark and text else text
 
 
 class Shown(NamedTuple):
@@ -56,12 +60,13 @@ def choose_layout(weights: Mapping[str, float], fewest_pairs: int, fraction: flo
 
 def show(items: Sequence[Item], document: int, style: Style) -> list[Shown]:
     """The pairs of a chain's `document`-th document with their options shuffled, listed and labelled."""
-    return [
+    pairs = [
         _list_options(item, f"order/{document}/{index}", style)
         if item.options
         else Shown(item.kind, item.question, "", item.reasoning, item.answer)
         for index, item in enumerate(items)
     ]
+    return [_marked(pair, style) for pair in pairs] if style.mark else pairs
 
 
 def classic(pairs: Sequence[Shown], style: Style) -> str:
@@ -160,6 +165,10 @@ def _list_options(item: Item, purpose: str, style: Style) -> Shown:
     listed = chosen.separator.join(_list_option(chosen, index, option) for index, option in enumerate(options))
     answer = chosen.answer.fill(option=item.answer, **labels(options.index(item.answer)))
     return Shown(item.kind, item.question, _headed(header or "", listed, "\n" if "\n" in chosen.separator else " "), item.reasoning, answer)
+
+
+def _marked(pair: Shown, style: Style) -> Shown:
+    return Shown(pair.kind, *(style.shown(part, text) for part, text in zip(Shown._fields[1:], pair[1:], strict=True)))
 
 
 def _list_option(chosen: OptionFormat, index: int, option: str) -> str:

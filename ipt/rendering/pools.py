@@ -1,14 +1,16 @@
 """Template pools: the sentences and formats that rendering chooses from, read from a data file and checked as a whole.
 
-`templates/*.yaml` are shipped; a user's own file has the same keys (docs/rendering.md).
+`templates/*.yaml` are shipped; a user's own file has the same keys, and may extend another (docs/rendering.md).
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from string import Formatter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -24,9 +26,11 @@ KINDS: dict[str, tuple[tuple[str, ...], int]] = {  # kind of pair -> fields of i
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times faster, where libyaml is there
 _STOPS = (".", "。")
 _ENDINGS = (".", "!", "?", "…", "。", "！", "？")
-_CLOSING = "\"'”’»)]*"
+MARKS = "\ue000", "\ue001"  # around a part, where its place in the text is to be seen
+_CLOSING = "\"'”’»)]*" + MARKS[1]
 
 T = TypeVar("T", bound=Hashable)
+R = TypeVar("R")
 
 
 class Template:
@@ -36,7 +40,7 @@ class Template:
     field is left out where the field's value already ends a sentence.
     """
 
-    __slots__ = ("_pieces", "fields", "source")
+    __slots__ = ("_pieces", "_printf", "_values", "fields", "source")
 
     def __init__(self, source: str) -> None:
         """Raises ValueError if a brace is open or a field is more than a name."""
@@ -49,9 +53,13 @@ class Template:
             after_field = field is not None
         self.source = source
         self.fields = tuple(field for _, _, field in pieces if field)
-        self._pieces = pieces
+        self._pieces = pieces if any(is_stop for _, is_stop, _ in pieces) else ()
+        self._printf = "".join(literal.replace("%", "%%") + ("%s" if field else "") for literal, _, field in pieces)
+        self._values: Callable[[Mapping[str, str]], Any] = itemgetter(*self.fields) if self.fields else lambda values: ()
 
     def fill(self, **values: str) -> str:
+        if not self._pieces:
+            return self._printf % self._values(values)
         parts: list[str] = []
         for literal, is_stop, field in self._pieces:
             if is_stop and parts[-1].rstrip(_CLOSING).endswith(_ENDINGS):
@@ -129,40 +137,60 @@ class Pools:
 
 
 def load_pools(name: str) -> Pools:
-    """The pools that are shipped as `name`, or those in the file `name`.
+    """The pools that are shipped as `name`, or those in the file `name`, with those of the files that it extends.
 
     Raises FileNotFoundError if there is no such file, ValueError naming file and entry if one is not as it must be.
     """
-    path = pools_path(name)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file in UTF-8: {' '.join(str(error).split())}") from None
-    return _Reader(path, content).pools()
+    return _Reader(_files(pools_path(name))).pools()
 
 
-def pools_path(name: str) -> Path:
-    """The file behind `rendering.templates`; raises FileNotFoundError if there is none."""
+def pools_path(name: str, folder: Path = Path(), key: str = "rendering.templates=") -> Path:
+    """The file behind `name`: a shipped one, or a path from `folder`. Raises FileNotFoundError, naming `key`, if there is none."""
     shipped = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    path = FOLDER / f"{name}.yaml" if name in shipped else Path(name)
+    path = FOLDER / f"{name}.yaml" if name in shipped else folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"rendering.templates={name}: no such file, and not among the shipped pools ({', '.join(shipped)})")
+        raise FileNotFoundError(f"{key}{name}: no such file, and not among the shipped pools ({', '.join(shipped)})")
     return path
 
 
 def pools_digest(name: str) -> str:
-    """SHA-256 of the file behind `rendering.templates`: an input of the stage, since its content decides the texts."""
-    return hashlib.sha256(pools_path(name).read_bytes()).hexdigest()
+    """SHA-256 of all files behind `rendering.templates`: an input of the stage, since their content decides the texts."""
+    return hashlib.sha256(b"".join(file.digest for file in _files(pools_path(name)))).hexdigest()
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-class _Reader:
-    """Turns the content of one file into pools and names the entry where something is wrong."""
+class _File(NamedTuple):
+    path: Path
+    content: dict[str, Any]  # without `extends`
+    digest: bytes  # of the whole file
 
-    def __init__(self, path: Path, content: Any) -> None:
-        self.path, self.content = path, content
+
+def _files(path: Path, extending: tuple[Path, ...] = ()) -> list[_File]:
+    """The file at `path` and before it those that it extends; `extending` are those that led to it."""
+    if path.resolve() in extending:
+        circle = " -> ".join(passed.name for passed in (*extending[extending.index(path.resolve()) :], path))
+        raise ValueError(f"{extending[-1]}: extends makes a circle ({circle}): one of these files must extend none")
+    data = path.read_bytes()
+    try:
+        content = yaml.load(data.decode("utf-8"), Loader=_LOADER) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file in UTF-8: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected pools under their names as in {FOLDER / 'default.yaml'}")
+    name = content.pop("extends", None)
+    if name is not None and not (isinstance(name, str) and name):
+        raise ValueError(f"{path}: extends is {name!r}, expected the name of shipped pools or the path of one file")
+    base = _files(pools_path(name, path.parent, f"{path}: extends: "), (*extending, path.resolve())) if name else []
+    return [*base, _File(path, content, hashlib.sha256(data).digest())]
+
+
+class _Reader:
+    """Turns the content of files, each of which extends the one before it, into pools; names the entry where something is wrong."""
+
+    def __init__(self, files: Sequence[_File]) -> None:
+        self.files = files
         self.known: set[str] = set()
 
     def pools(self) -> Pools:
@@ -174,7 +202,7 @@ class _Reader:
             bridges=self.pool("documents.bridges", text),
             inverted_openings=self.pool("inverted.openings", text),
             inverted_starts=self.pool("inverted.starts", template("context")),
-            pairs={kind: self.pool(f"pairs.{kind}", spaced(*fields), by_text) for kind, fields in KINDS.items()},
+            pairs={kind: self.pool(f"pairs.{kind}", spaced(*fields), by_text, combined) for kind, fields in KINDS.items()},
             options_headers=self.pool("options.headers", text),
             option_formats=self.pool("options.formats", option_format),
             hints=self.pool("reasoning.hints", template("question")),
@@ -187,42 +215,70 @@ class _Reader:
             inline_few_shot=self.pool("inline_few_shot", examples_format),
             next_turn=self.pool("next_turn", examples_format),
         )
-        unknown = sorted(set(_names(self.content)) - self.known)
-        if unknown:
-            raise ValueError(f"{self.path}: unknown pool {unknown[0]}, expected only {', '.join(sorted(self.known))}")
+        for file in self.files:
+            unknown = sorted(set(_names(file.content)) - self.known)
+            if unknown:
+                raise ValueError(f"{file.path}: unknown pool {unknown[0]}, expected only {', '.join(sorted(self.known))}")
         return pools
 
-    def pool(self, name: str, read: Callable[[Any], T], identity: Callable[[T], Hashable] = lambda entry: entry) -> tuple[T, ...]:
-        """The entries of one pool, each read by `read`; no two may have the same `identity`."""
-        entries = self.get(name)
-        if not isinstance(entries, list) or not entries:
-            raise ValueError(f"{self.path}: {name} must be a list with at least one entry")
-        seen: dict[Hashable, int] = {}
-        result = []
-        for index, entry in enumerate(entries):
-            try:
-                result.append(read(entry))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{self.path}: {name}[{index}] {entry!r}: {error}") from None
-            first = seen.setdefault(identity(result[-1]), index)
-            if first != index:
-                raise ValueError(f"{self.path}: {name}[{index}] {entry!r} equals {name}[{first}]: remove one of them")
+    def pool(
+        self,
+        name: str,
+        read: Callable[[Any], T],
+        identity: Callable[[T], Hashable] = lambda entry: entry,
+        expand: Callable[[Any], Iterable[Any]] = lambda entry: (entry,),
+    ) -> tuple[T, ...]:
+        """The entries of one pool in all files: `expand` gives what an entry stands for, `read` reads each of it.
+
+        No two may have the same `identity`.
+        """
+        seen: dict[Hashable, str] = {}
+        result: list[T] = []
+        for file, entries in self.values(name):
+            if not isinstance(entries, list) or not entries:
+                raise ValueError(f"{file.path}: {name} must be a list with at least one entry")
+            for index, entry in enumerate(entries):
+                place = f"{file.path}: {name}[{index}]"
+                for expanded in _at(place, entry, expand):
+                    result.append(_at(place, expanded, read))
+                    key = identity(result[-1])
+                    if key in seen:
+                        first = seen[key].removeprefix(f"{file.path}: ")
+                        raise ValueError(f"{place} {expanded!r} equals {first}: remove one of them")
+                    seen[key] = place
         return tuple(result)
 
     def share(self, name: str) -> float:
-        value = self.get(name)
+        file, value = self.values(name)[-1]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError(f"{self.path}: {name} is {value!r}, expected a share between 0 and 1")
+            raise ValueError(f"{file.path}: {name} is {value!r}, expected a share between 0 and 1")
         return float(value)
 
-    def get(self, name: str) -> Any:
+    def values(self, name: str) -> list[tuple[_File, Any]]:
+        """What the files say under `name`. The first file extends none, so it must say something."""
         self.known.add(name)
-        value = self.content
-        for key in name.split("."):
-            if not isinstance(value, dict) or key not in value:
-                raise ValueError(f"{self.path}: {name} is missing; copy what you do not change from {FOLDER / 'default.yaml'}")
-            value = value[key]
-        return value
+        found = [(file, value) for file in self.files if (value := _value(file.content, name)) is not _NOTHING]
+        if not found or found[0][0] is not self.files[0]:
+            raise ValueError(f"{self.files[0].path}: {name} is missing; add it, or begin the file with `extends: default`")
+        return found
+
+
+_NOTHING = object()
+
+
+def _value(content: Any, name: str) -> Any:
+    for key in name.split("."):
+        if not isinstance(content, dict) or key not in content:
+            return _NOTHING
+        content = content[key]
+    return content
+
+
+def _at(place: str, entry: Any, read: Callable[[Any], R]) -> R:
+    try:
+        return read(entry)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{place} {entry!r}: {error}") from None
 
 
 def _names(content: Any, prefix: str = "") -> Iterable[str]:
@@ -267,6 +323,18 @@ def spaced(fields: tuple[str, ...], fixed: int) -> Callable[[Any], Spaced]:
 
 def by_text(entry: Spaced) -> Hashable:
     return entry.text
+
+
+def combined(entry: Any) -> Iterable[Any]:
+    """Every question part of `{questions: [...], answers: [...]}` followed by every answer part; any other entry stands for itself."""
+    if not isinstance(entry, dict) or not {"questions", "answers"} & set(entry):
+        return (entry,)
+    keys = _keys(entry, ("questions", "answers"), ("separator",))
+    for name in ("questions", "answers"):
+        if not isinstance(keys[name], list) or not keys[name] or not all(isinstance(part, str) and part for part in keys[name]):
+            raise ValueError(f"{name} must be a list of texts that are not empty")
+    separator = {"separator": keys["separator"]} if "separator" in keys else {}
+    return [{"text": question + answer, **separator} for question, answer in product(keys["questions"], keys["answers"])]
 
 
 def option_format(entry: Any) -> OptionFormat:

@@ -22,6 +22,7 @@ class Settings:
     inversion: float
     pools: Pools
     versions: int
+    mark: Callable[[str, str], str] | None = None  # for a preview: see Style
 
     @classmethod
     def of(cls, config: RenderingConfig) -> "Settings":
@@ -39,7 +40,7 @@ class Text(NamedTuple):
     source: str
     n_shots: int  # documents whose pairs are in it; 0: a bare document or a rewritten one
     n_pairs: int
-    layout: str  # raw: a bare document; rewrite: a text that was written from one
+    layout: str  # raw: a bare document; rewrite: a text that was written from one; stitched: several layouts
     inverted: bool = False  # by chance, not by the arrangement
 
 
@@ -47,18 +48,20 @@ def render_chain(rows: Sequence[ChainRow], settings: Settings, seed: int) -> lis
     """Render the rows of one chain that are joined into one M-shot text (paper sections 1.5 and 2).
 
     Documents without usable pairs come out as raw text, except under `pairs_only`. What was written from a document is a text of
-    its own, and then the document is no raw text for want of pairs. The result has `settings.versions` renderings of everything; it
-    is empty where there is nothing to print.
+    its own, and then the document is no raw text for want of pairs. The result has `settings.versions` renderings of everything;
+    `stitched` joins them to one text of each document. It is empty where there is nothing to print.
     """
     return render_documents([read_document(row) for row in rows], settings, seed)
 
 
 def render_documents(documents: Sequence[Document], settings: Settings, seed: int) -> list[Text]:
     """Like `render_chain`, from rows whose pairs have been read already."""
+    if ARRANGEMENTS[settings.arrangement].stitched:
+        return [text for document in documents for text in _stitch(document, settings, seed)]
     texts: list[Text] = []
     for version in range(settings.versions):
-        draws = Draws(seed, documents[0].doc_id, version)
-        texts += _render_version(documents, settings, version, draws)
+        style = Style(settings.pools, Draws(seed, documents[0].doc_id, version), settings.mark)
+        texts += _render_version(documents, settings, version, style)
     return texts
 
 
@@ -97,6 +100,7 @@ class Arrangement(NamedTuple):
     suffix: str  # of the id of the text that holds the pairs
     raw_with_pairs: bool  # documents with usable pairs are raw texts
     raw_without_pairs: bool  # documents without usable pairs are raw texts
+    stitched: bool = False  # the versions of a document are one text, which the document ends
 
 
 def document_first(shot: Shot, style: Style) -> str:
@@ -131,32 +135,57 @@ ARRANGEMENTS: dict[str, Arrangement] = {
     "pairs_first": Arrangement(pairs_first, "", raw_with_pairs=False, raw_without_pairs=True),
     "detached": Arrangement(pairs_alone, "/pairs", raw_with_pairs=True, raw_without_pairs=True),
     "pairs_only": Arrangement(pairs_alone, "/pairs", raw_with_pairs=False, raw_without_pairs=False),
+    "stitched": Arrangement(pairs_first, "", raw_with_pairs=False, raw_without_pairs=True, stitched=True),
 }
 
 
-def _render_version(documents: Sequence[Document], settings: Settings, version: int, draws: Draws) -> list[Text]:
+def _render_version(documents: Sequence[Document], settings: Settings, version: int, style: Style) -> list[Text]:
     arrangement = ARRANGEMENTS[settings.arrangement]
     with_pairs = [document for document in documents if document.items]
-    texts = [_render_pairs(with_pairs, arrangement, settings, version, draws)] if with_pairs else []
+    texts = [_render_pairs(with_pairs, arrangement, settings, version, style)] if with_pairs else []
     for document in documents:
-        is_raw = arrangement.raw_with_pairs if document.items else arrangement.raw_without_pairs and not document.rewrite
-        if is_raw and document.text.strip():
-            texts.append(Text(f"{document.doc_id}/{version}", document.text, SOURCE, n_shots=0, n_pairs=0, layout="raw"))
+        if arrangement.raw_with_pairs if document.items else arrangement.raw_without_pairs and not document.rewrite:
+            texts += _raw(document, version, style)
         if document.rewrite:
-            texts.append(Text(f"{document.doc_id}/{version}/rewrite", document.rewrite, SOURCE, n_shots=0, n_pairs=0, layout="rewrite"))
+            rewrite = style.shown("rewrite", document.rewrite)
+            texts.append(Text(f"{document.doc_id}/{version}/rewrite", rewrite, SOURCE, n_shots=0, n_pairs=0, layout="rewrite"))
     return texts
 
 
-def _render_pairs(documents: Sequence[Document], arrangement: Arrangement, settings: Settings, version: int, draws: Draws) -> Text:
+def _render_pairs(documents: Sequence[Document], arrangement: Arrangement, settings: Settings, version: int, style: Style) -> Text:
     """The one text that holds the pairs of `documents`, each of which has some."""
     counts = [len(document.items) for document in documents]
-    name = choose_layout(settings.layouts, min(counts), draws.fraction("layout"))
-    layout, style = LAYOUTS[name], Style(settings.pools, draws)
-    inverted = arrangement.place is document_first and draws.fraction("inversion") < settings.inversion
+    name = choose_layout(settings.layouts, min(counts), style.draws.fraction("layout"))
+    layout = LAYOUTS[name]
+    inverted = arrangement.place is document_first and style.draws.fraction("inversion") < settings.inversion
     place = pairs_first if inverted else arrangement.place
-    shots = [
-        place(Shot(document.text.strip(), layout.render(show(document.items, index, style), style), layout.takes_lead), style)
-        for index, document in enumerate(documents)
-    ]
-    text = draws.pick("separator", settings.pools.separators).join(shots)
+    shots = []
+    for index, document in enumerate(documents):
+        block = layout.render(show(document.items, index, style), style)
+        shots.append(place(Shot(style.shown("document", document.text.strip()), block, layout.takes_lead), style))
+    text = style.draws.pick("separator", settings.pools.separators).join(shots)
     return Text(f"{documents[0].doc_id}/{version}{arrangement.suffix}", text, SOURCE, len(documents), sum(counts), name, inverted)
+
+
+def _stitch(document: Document, settings: Settings, seed: int) -> list[Text]:
+    """One text: the document's pairs in each version, what was written from it, and the document itself at the end."""
+    styles = [Style(settings.pools, Draws(seed, document.doc_id, version), settings.mark) for version in range(settings.versions)]
+    first = styles[0]
+    if not document.items and not document.rewrite:
+        return _raw(document, 0, first)
+    layouts, blocks = [], []
+    for style in styles if document.items else []:
+        layouts.append(LAYOUTS[choose_layout(settings.layouts, len(document.items), style.draws.fraction("layout"))])
+        blocks.append(layouts[-1].render(show(document.items, 0, style), style))
+    if document.rewrite:
+        blocks.append(first.shown("rewrite", document.rewrite))
+    joined = first.draws.pick("separator", settings.pools.separators).join(blocks)
+    shot = Shot(first.shown("document", document.text.strip()), joined, bool(layouts) and layouts[0].takes_lead)
+    text = pairs_first(shot, first)
+    return [Text(f"{document.doc_id}/0", text, SOURCE, int(bool(document.items)), len(document.items) * len(styles), "stitched")]
+
+
+def _raw(document: Document, version: int, style: Style) -> list[Text]:
+    if not document.text.strip():
+        return []
+    return [Text(f"{document.doc_id}/{version}", style.shown("document", document.text), SOURCE, n_shots=0, n_pairs=0, layout="raw")]

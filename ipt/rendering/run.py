@@ -1,18 +1,22 @@
-"""The rendering stage: pairs in Parquet parts become texts in Parquet parts, streamed."""
+"""The rendering stage: pairs in Parquet parts become texts in Parquet parts, by any number of workers."""
 
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ipt.config import RenderingConfig
-from ipt.console import Bar, progress
+from ipt.console import progress
+from ipt.parallel import in_order, worker_count
 from ipt.rendering.pairs import ChainRow, Document, read_document
 from ipt.rendering.render import Settings, Text, render_documents
-from ipt.stage import read_parts, write_parts
+from ipt.stage import ROW_GROUP, atomic
 from ipt.synthesis.format import Pair
 
 SCHEMA = pa.schema(
@@ -26,8 +30,32 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = ["doc_id", "chain_id", "text", "pairs", "inherits_previous", "rewrite"]
-ROWS_PER_PART = 10_000
-BAR_STEP = 500  # rows
+TASK_ROWS, TASK_BYTES = 8_192, 64_000_000  # a worker renders about so much at a time, and writes one part
+
+
+class Row(NamedTuple):
+    """One row of the pairs: where it belongs, and what it holds."""
+
+    chain_id: int
+    inherits_previous: bool
+    content: ChainRow
+
+
+class Group(NamedTuple):
+    """Rows of a Parquet file that are read together."""
+
+    path: Path
+    number: int
+
+
+class Task(NamedTuple):
+    """The chains that begin in `groups[first:end]`; their last one may go on behind it."""
+
+    number: int
+    groups: list[Group]
+    first: int
+    end: int
+    rows: int
 
 
 def check_rendering(config: RenderingConfig) -> None:
@@ -38,36 +66,103 @@ def check_rendering(config: RenderingConfig) -> None:
 def render(config: RenderingConfig, pairs: Path, output: Path, seed: int) -> dict[str, Any]:
     """Render `pairs/part-*.parquet` into `output/texts/part-*.parquet` and return the statistics.
 
-    Memory does not grow with the input. Running again writes the same bytes.
+    Memory does not grow with the input. Running again, with any number of workers, writes the same bytes.
     Raises FileNotFoundError if `pairs` holds no parts, ValueError for a bad config or a row that continues no chain.
     """
     settings = Settings.of(config)
+    shutil.rmtree(output / "texts", ignore_errors=True)  # of an interrupted run
+    tasks = plan_tasks(pairs)
     tally = Tally()
-    parts = sorted(pairs.glob("part-*.parquet"))
-    with progress("rendering", sum(pq.read_metadata(part).num_rows for part in parts)) as bar:
-        chains = read_chains(_advance(read_parts(pairs, COLUMNS), bar))
-        texts = (text for chain in chains for text in _render_chain(chain, settings, seed, tally))
-        write_parts(output / "texts", texts, SCHEMA, ROWS_PER_PART)
+    with progress("rendering", sum(task.rows for task in tasks)) as bar:
+        prepare = partial(Renderer, config, output / "texts", seed)
+        for task, counted in zip(tasks, in_order(prepare, tasks, worker_count(config.workers)), strict=True):
+            tally.merge(counted)
+            bar.advance(task.rows)
     return tally.statistics(settings)
 
 
-def read_chains(rows: Iterator[dict[str, Any]]) -> Iterator[list[ChainRow]]:
+def plan_tasks(pairs: Path) -> list[Task]:
+    """Tasks depend on the files alone, so parts are the same for any number of workers."""
+    paths = sorted(pairs.glob("part-*.parquet"))
+    if not paths:
+        raise FileNotFoundError(f"{pairs} holds no part-*.parquet")
+    groups: list[Group] = []
+    tasks: list[Task] = []
+    first = rows = size = 0
+    for path in paths:
+        metadata = pq.read_metadata(path)
+        for number in range(metadata.num_row_groups):
+            groups.append(Group(path, number))
+            rows, size = rows + metadata.row_group(number).num_rows, size + metadata.row_group(number).total_byte_size
+            if rows >= TASK_ROWS or size >= TASK_BYTES:
+                tasks.append(Task(len(tasks), groups, first, len(groups), rows))
+                first, rows, size = len(groups), 0, 0
+    if rows or not tasks:
+        tasks.append(Task(len(tasks), groups, first, len(groups), rows))
+    return tasks
+
+
+class Renderer:
+    """Renders tasks, each into a part of its own."""
+
+    def __init__(self, config: RenderingConfig, folder: Path, seed: int) -> None:
+        self.settings, self.folder, self.seed = Settings.of(config), folder, seed
+
+    def __call__(self, task: Task) -> "Tally":
+        tally = Tally()
+        texts: list[Text] = []
+        for chain in read_chains(_rows(task)):
+            documents = [read_document(row) for row in chain]
+            rendered = render_documents(documents, self.settings, self.seed)
+            tally.add_documents(documents)
+            tally.add_texts(rendered)
+            texts += rendered
+        columns = {name: [getattr(text, name) for text in texts] for name in SCHEMA.names}
+        with atomic(self.folder / f"part-{task.number:05d}.parquet") as temporary:
+            pq.write_table(pa.table(columns, SCHEMA), temporary, row_group_size=ROW_GROUP)
+        return tally
+
+
+def _rows(task: Task) -> Iterator[Row]:
+    """The rows of the task's chains: from the first that begins a chain in its groups to the last before one begins behind them."""
+    begun = task.first == 0
+    for number in range(task.first, len(task.groups)):
+        for row in _read_group(task.groups[number]):
+            begun = begun or not row.inherits_previous
+            if number >= task.end and (not begun or not row.inherits_previous):
+                return
+            if begun:
+                yield row
+
+
+def _read_group(group: Group) -> Iterator[Row]:
+    with pq.ParquetFile(group.path) as file:
+        table = file.read_row_group(group.number, columns=COLUMNS)
+    pairs = table["pairs"].combine_chunks()
+    flat = pairs.flatten()
+    read = iter([Pair(*pair) for pair in zip(flat.field("question").to_pylist(), flat.field("answer").to_pylist(), strict=True)])
+    counts = pc.list_value_length(pairs).to_pylist()
+    columns = (table[name].to_pylist() for name in ("doc_id", "chain_id", "text", "inherits_previous", "rewrite"))
+    for doc_id, chain_id, text, inherits, rewrite, count in zip(*columns, counts, strict=True):
+        yield Row(chain_id, inherits, ChainRow(doc_id, text, [next(read) for _ in range(count)], rewrite))
+
+
+def read_chains(rows: Iterable[Row]) -> Iterator[list[ChainRow]]:
     """Consecutive rows of a chain that are joined: each that inherits from the row before it belongs to that row's text."""
     chain: list[ChainRow] = []
     chain_id: int | None = None
     for row in rows:
-        if row["inherits_previous"]:
-            if row["chain_id"] != chain_id:
+        if row.inherits_previous:
+            if row.chain_id != chain_id:
                 raise ValueError(
-                    f"pairs: document {row['doc_id']} of chain {row['chain_id']} inherits from the row before it, which is of chain "
+                    f"pairs: document {row.content.doc_id} of chain {row.chain_id} inherits from the row before it, which is of chain "
                     f"{chain_id}: rows must be sorted by chain, then round; run synthesis again"
                 )
         elif chain:
             yield chain
             chain = []
-        pairs = [Pair(pair["question"], pair["answer"]) for pair in row["pairs"]]
-        chain.append(ChainRow(row["doc_id"], row["text"], pairs, row["rewrite"]))
-        chain_id = row["chain_id"]
+        chain.append(row.content)
+        chain_id = row.chain_id
     if chain:
         yield chain
 
@@ -81,6 +176,10 @@ class Tally:
         self.dropped: Counter[str] = Counter()
         self.layouts: Counter[str] = Counter()
         self.shots: Counter[int] = Counter()
+
+    def merge(self, other: "Tally") -> None:
+        for name, counter in vars(other).items():
+            getattr(self, name).update(counter)
 
     def add_documents(self, documents: list[Document]) -> None:
         for document in documents:
@@ -116,21 +215,3 @@ class Tally:
             "layouts": dict(sorted(self.layouts.items())),
             "shots": {str(shots): count for shots, count in sorted(self.shots.items())},
         }
-
-
-def _render_chain(chain: list[ChainRow], settings: Settings, seed: int, tally: Tally) -> Iterator[dict[str, Any]]:
-    documents = [read_document(row) for row in chain]
-    texts = render_documents(documents, settings, seed)
-    tally.add_documents(documents)
-    tally.add_texts(texts)
-    for text in texts:
-        yield {name: getattr(text, name) for name in SCHEMA.names}
-
-
-def _advance(rows: Iterator[dict[str, Any]], bar: Bar) -> Iterator[dict[str, Any]]:
-    number = 0
-    for number, row in enumerate(rows, start=1):
-        yield row
-        if number % BAR_STEP == 0:
-            bar.advance(BAR_STEP)
-    bar.advance(number % BAR_STEP)

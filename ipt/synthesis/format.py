@@ -5,6 +5,7 @@ One example is `<s> <CON> {context} </CON>\\n\\n<QUE> {question} <ANS> {answer} 
 M - 1 whole examples followed by the beginning of another one.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -14,6 +15,9 @@ CONTEXT_START, CONTEXT_END, QUESTION, ANSWER, END = "<CON>", "</CON>", "<QUE>", 
 # Reasons that the published rules do not have: they take an empty question, and a question or answer with another tag in it, of which
 # they take out question tags only.
 STRICTER = ("empty_question", "tag_inside")
+
+# A pair as the format has it, behind another one or at the beginning; its question and answer are stripped.
+_PAIR = re.compile(rf"(?:\A|(?<={END}))\s*{QUESTION} ([^\s<][^<]*[^\s<]) {ANSWER} ([^\s<][^<]*[^\s<]) {END}")
 
 
 class Pair(NamedTuple):
@@ -51,6 +55,14 @@ def parse(output: str) -> Parsed:
     its answer is not empty. Of pairs with the same question, upper and lower case alike, the first is kept. A last piece
     without its end tag is a truncated generation. Ours alone are the reasons in STRICTER.
     """
+    found = _PAIR.findall(output)
+    only_pairs = output.endswith(END) and output.count("<") == 3 * len(found)
+    if only_pairs and len({question.lower() for question, _ in found}) == len(found):  # the common case, twice as fast
+        return Parsed([Pair(*pair) for pair in found], Counter())
+    return _parse_pieces(output)
+
+
+def _parse_pieces(output: str) -> Parsed:
     pairs: list[Pair] = []
     rejected: Counter[str] = Counter()
     seen: set[str] = set()

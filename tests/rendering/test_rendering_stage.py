@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ipt.config import RenderingConfig
-from ipt.rendering.run import SCHEMA, check_rendering, read_chains, render
+from ipt.parallel import in_order
+from ipt.rendering.pairs import ChainRow
+from ipt.rendering.run import SCHEMA, Row, check_rendering, read_chains, render
 from ipt.stage import read_parts, write_parts
 
 PAIRS_SCHEMA = pa.schema(
@@ -30,7 +33,7 @@ PAIRS_SCHEMA = pa.schema(
     ]
 )
 EVEN = {"classic": 1.0, "dialogue": 1.0, "numbered": 1.0, "inline_few_shot": 1.0, "next_turn": 1.0}
-ARRANGEMENTS = "attached", "pairs_first", "detached", "pairs_only"
+ARRANGEMENTS = "attached", "pairs_first", "detached", "pairs_only", "stitched"
 
 
 def synthesized(chains: int = 120) -> list[dict]:
@@ -80,7 +83,7 @@ def test_nothing_leaks_into_another_chain_and_all_is_accounted_for(tmp_path: Pat
     assert pq.read_schema(tmp_path / "out/texts/part-00000.parquet").equals(SCHEMA)
     assert json.loads(json.dumps(statistics)) == statistics
 
-    groups = list(read_chains(iter(rows)))
+    groups = list(read_chains(Row(row["chain_id"], row["inherits_previous"], ChainRow(row["doc_id"], "", [])) for row in rows))
     assert max(map(len, groups)) == 3 and min(map(len, groups)) == 1  # the fixture has chains that are joined and some that are not
     group_of = {row.doc_id: index for index, group in enumerate(groups) for row in group}
     for text in texts:
@@ -95,7 +98,8 @@ def test_nothing_leaks_into_another_chain_and_all_is_accounted_for(tmp_path: Pat
     assert sum(text["n_shots"] for text in texts) == statistics["documents_with_pairs"]
     assert sum(int(shots) * count for shots, count in statistics["shots"].items()) == statistics["documents_with_pairs"]
     assert statistics["documents_with_pairs"] + statistics["documents_without_pairs"] + statistics["documents_blank"] == len(rows)
-    assert statistics["layouts"] == Counter(text["layout"] for text in texts) and set(EVEN) <= set(statistics["layouts"])
+    assert statistics["layouts"] == Counter(text["layout"] for text in texts)
+    assert ({"stitched"} if arrangement == "stitched" else set(EVEN)) <= set(statistics["layouts"])
     assert (statistics["inverted"] > 0) == (arrangement == "attached")
     raw = {"detached": len(rows), "pairs_only": 0}.get(arrangement, statistics["documents_without_pairs"])
     assert statistics["layouts"].get("raw", 0) == raw and statistics["documents_without_pairs"] > 10
@@ -103,7 +107,7 @@ def test_nothing_leaks_into_another_chain_and_all_is_accounted_for(tmp_path: Pat
     assert {text["source"] for text in texts} == {"instruction"}
 
 
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS[:4])
 def test_a_rewrite_is_a_text_of_its_own_and_stands_for_a_document_without_pairs(tmp_path: Path, arrangement: str):
     rows = synthesized(60)
     _, before = run(tmp_path / "before", rows, arrangement=arrangement, versions=2)
@@ -141,6 +145,32 @@ def test_any_order_and_any_parts_give_the_same_texts(tmp_path: Path):
     assert shuffled != texts and sorted(shuffled, key=lambda text: text["id"]) == sorted(texts, key=lambda text: text["id"])
     _, other_seed = run(tmp_path / "d", rows, seed=1, inversion=0.3, versions=2)
     assert other_seed != texts
+
+
+def test_workers_and_chains_across_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Tasks begin in the middle of chains, parts too: each chain is rendered once, by the task that it begins in."""
+    rows = synthesized(1500)
+    _, texts = run(tmp_path / "whole", rows, rows_per_part=100_000, inversion=0.3, workers=1)
+    assert len(list((tmp_path / "whole/out/texts").iterdir())) == 1
+    monkeypatch.setattr("ipt.rendering.run.TASK_ROWS", 200)
+    parts = {}
+    for workers in (1, 2, 3):
+        statistics, rendered = run(tmp_path / str(workers), rows, rows_per_part=77, inversion=0.3, workers=workers)
+        assert rendered == texts
+        parts[workers] = [path.read_bytes() for path in sorted((tmp_path / str(workers) / "out/texts").iterdir())], statistics
+    assert parts[1] == parts[2] == parts[3] and len(parts[1][0]) > 10
+
+
+def test_a_worker_that_is_killed_is_one_clear_error():
+    with pytest.raises(RuntimeError, match="a worker process was killed"):
+        list(in_order(Killer, [1, 2, 3], 2))
+
+
+class Killer:
+    def __call__(self, task: int) -> int:
+        if task == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path):

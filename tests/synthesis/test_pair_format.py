@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipt.synthesis.format import STRICTER, Pair, context_text, pairs_text, parse
+from ipt.synthesis.format import STRICTER, Pair, _parse_pieces, context_text, pairs_text, parse
 
 
 def test_the_published_bytes():
@@ -28,6 +28,17 @@ def test_every_piece_is_a_pair_or_is_counted(output):
     pieces = output.split("</END>")
     assert len(pairs) + rejected.total() == len(pieces) - 1 + bool(pieces[-1].strip())
     assert len({pair.question.lower() for pair in pairs}) == len(pairs)
+
+
+WRITTEN = st.lists(
+    st.sampled_from(["<QUE> ", " <ANS> ", " </END>", "\n\n", "a", "A", "b c", " ", "<", "<QUE> a b <ANS> c d </END>\n\n"]), max_size=25
+)
+
+
+@settings(max_examples=500)
+@given(WRITTEN.map("".join))
+def test_the_fast_way_gives_what_the_rules_give(output):
+    assert parse(output) == _parse_pieces(output)
 
 
 def published(output: str) -> list[Pair]:

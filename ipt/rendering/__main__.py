@@ -1,0 +1,30 @@
+"""`python -m ipt.rendering preview FILE [KEY=VALUE ...]`: a look at how pairs will be rendered."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from ipt.config import compose_config
+from ipt.rendering.preview import preview
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ipt.rendering", description="Print renderings of pairs, coloured by part.")
+    parser.add_argument("command", choices=["preview"])
+    parser.add_argument("file", type=Path, metavar="FILE", help="pairs: .parquet, .jsonl, .jsonl.gz, or the folder of a synthesis")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as rendering=stitched rendering.versions=2 seed=1")
+    parser.add_argument("-n", "--number", type=int, default=3, help="chains of documents (default: 3)")
+    arguments = parser.parse_intermixed_args()
+    try:
+        config = compose_config("synthesize", arguments.settings)
+        preview(arguments.file, config.rendering, config.seed, arguments.number, Console())
+    except (ValueError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {str(error).splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    main()

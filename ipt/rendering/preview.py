@@ -1,0 +1,129 @@
+"""A look at how pairs will be rendered: whole texts in the terminal, coloured by part."""
+
+import gzip
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text as Coloured
+
+from ipt.config import RenderingConfig
+from ipt.rendering.pairs import ChainRow, read_document
+from ipt.rendering.pools import MARKS
+from ipt.rendering.render import Settings, Text, render_documents
+from ipt.rendering.run import Row, read_chains
+from ipt.synthesis.format import Pair
+
+COLOURS = {
+    "document": "blue",
+    "rewrite": "blue",
+    "question": "bold cyan",
+    "options": "magenta",
+    "reasoning": "yellow",
+    "answer": "bold green",
+}
+TEXTS, PAIRS = ("text", "context"), ("pairs", "QA_list", "qa")
+_PART = re.compile(f"({MARKS[0]}.*?{MARKS[1]})", re.DOTALL)
+
+
+def preview(path: Path, config: RenderingConfig, seed: int, number: int, console: Console) -> None:
+    """Print the renderings of the first `number` chains in `path` that have usable pairs, and what was dropped from these.
+
+    `path` is a Parquet file of pairs, a folder of them (what synthesis writes), or a .jsonl(.gz) file with a text or context and
+    its pairs in each line. Raises FileNotFoundError and ValueError, one line that names file and row.
+    """
+    settings = replace(Settings.of(config), mark=_mark)
+    console.print("  ".join(f"[{colour}]{part}[/]" for part, colour in COLOURS.items()), "  template", highlight=False)
+    shown = 0
+    for chain in islice(filter(_with_pairs, read_chains(read_rows(path))), number):
+        documents = [read_document(row) for row in chain]
+        for text in render_documents(documents, settings, seed):
+            console.print(_panel(text))
+        dropped = [f"{reason} in {document.doc_id}" for document in documents for reason in document.dropped]
+        if dropped:
+            console.print(f"[red]dropped pairs: {', '.join(dropped)}", highlight=False)
+        shown += 1
+    if not shown:
+        raise ValueError(f"{path}: no document in it has a pair that can be used")
+
+
+def _panel(text: Text) -> Panel:
+    facts = [text.id, text.layout, f"{text.n_shots} shots", f"{text.n_pairs} pairs", *(["inverted"] if text.inverted else [])]
+    return Panel(_coloured(text.text), title=", ".join(facts), title_align="left")
+
+
+def _mark(part: str, text: str) -> str:
+    """`text` between marks, the name of its part before it; marks in the text itself are no marks."""
+    return f"{MARKS[0]}{part} {text.translate(dict.fromkeys(map(ord, MARKS), '�'))}{MARKS[1]}"
+
+
+def _coloured(text: str) -> Coloured:
+    result = Coloured()
+    for piece in _PART.split(text):
+        if piece.startswith(MARKS[0]):
+            part, _, content = piece[1:-1].partition(" ")
+            result.append(content, COLOURS[part])
+        else:
+            result.append(piece)
+    return result
+
+
+# Reading a user's pairs ----------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file or folder, as `preview` takes them."""
+    for number, values in enumerate(_values(path)):
+        yield _row(values, number, f"{path}, row {number + 1}")
+
+
+def _with_pairs(chain: list[ChainRow]) -> bool:
+    return any(read_document(row).items for row in chain)
+
+
+def _values(path: Path) -> Iterator[Mapping[str, Any]]:
+    if path.is_dir():
+        parts = sorted(path.glob("part-*.parquet")) or sorted((path / "pairs").glob("part-*.parquet"))
+        if not parts:
+            raise FileNotFoundError(f"{path} holds no part-*.parquet")
+    elif path.is_file():
+        parts = [path]
+    else:
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    for part in parts:
+        yield from _parquet_values(part) if part.suffix == ".parquet" else _json_values(part)
+
+
+def _parquet_values(path: Path) -> Iterator[Mapping[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=64):
+            yield from batch.to_pylist()
+
+
+def _json_values(path: Path) -> Iterator[Mapping[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not a line of JSON ({error})") from None
+
+
+def _row(values: Mapping[str, Any], number: int, where: str) -> Row:
+    """Rows as synthesis writes them; of other files at least a text or context and pairs, or the published QA_list of Q and A."""
+    try:
+        text, pairs = (next(values[name] for name in names if name in values) for names in (TEXTS, PAIRS))
+        read = [Pair(pair.get("question", pair.get("Q")) or "", pair.get("answer", pair.get("A")) or "") for pair in pairs]
+    except (RuntimeError, TypeError, AttributeError):
+        raise ValueError(
+            f"{where}: expected one of the fields {', '.join(TEXTS)} and one of {', '.join(PAIRS)} with question and answer (or Q and A)"
+        ) from None
+    content = ChainRow(str(values.get("doc_id", number)), text or "", read, values.get("rewrite") or "")
+    return Row(values.get("chain_id", number), values.get("inherits_previous", False), content)
