@@ -1,10 +1,12 @@
 """Work that is spread over processes, with its results in order."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
 
 Task = TypeVar("Task")
@@ -40,7 +42,22 @@ def in_order(prepare: Callable[[], Callable[[Task], Result]], tasks: Sequence[Ta
 
 def _start(prepare: Callable[[], Callable[[Task], Result]]) -> None:
     global _work
+    begin_worker()
     _work = prepare()
+
+
+def begin_worker() -> None:
+    """To be called first in a worker process: it ends when its parent does, however that ends, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker that lives on would still write when the same work is begun again."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _run(task: Any) -> Any:

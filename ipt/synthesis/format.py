@@ -5,7 +5,6 @@ One example is `<s> <CON> {context} </CON>\\n\\n<QUE> {question} <ANS> {answer} 
 M - 1 whole examples followed by the beginning of another one.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -16,8 +15,8 @@ CONTEXT_START, CONTEXT_END, QUESTION, ANSWER, END = "<CON>", "</CON>", "<QUE>", 
 # they take out question tags only.
 STRICTER = ("empty_question", "tag_inside")
 
-# A pair as the format has it, behind another one or at the beginning; its question and answer are stripped.
-_PAIR = re.compile(rf"(?:\A|(?<={END}))\s*{QUESTION} ([^\s<][^<]*[^\s<]) {ANSWER} ([^\s<][^<]*[^\s<]) {END}")
+_FIRST, _MIDDLE, _NEXT, _LAST = f"{QUESTION} ", f" {ANSWER} ", f" {END}\n\n{QUESTION} ", f" {END}"
+_NOTHING: Counter[str] = Counter()  # rejected; shared, as nobody changes what a parser gives
 
 
 class Pair(NamedTuple):
@@ -55,11 +54,23 @@ def parse(output: str) -> Parsed:
     its answer is not empty. Of pairs with the same question, upper and lower case alike, the first is kept. A last piece
     without its end tag is a truncated generation. Ours alone are the reasons in STRICTER.
     """
-    found = _PAIR.findall(output)
-    only_pairs = output.endswith(END) and output.count("<") == 3 * len(found)
-    if only_pairs and len({question.lower() for question, _ in found}) == len(found):  # the common case, twice as fast
-        return Parsed([Pair(*pair) for pair in found], Counter())
-    return _parse_pieces(output)
+    return _parse_clean(output) or _parse_pieces(output)
+
+
+def _parse_clean(output: str) -> Parsed | None:
+    """The common case in a third of the time: an output that is `pairs_text` of different questions. None for any other."""
+    if not (output.startswith(_FIRST) and output.endswith(_LAST)):
+        return None
+    pairs: list[Pair] = []
+    seen: set[str] = set()
+    for piece in output[len(_FIRST) : -len(_LAST)].split(_NEXT):
+        question, _, answer = piece.partition(_MIDDLE)
+        question, answer = question.strip(), answer.strip()
+        if question and answer:
+            pairs.append(tuple.__new__(Pair, (question, answer)))  # without the detour of a named tuple's own
+            seen.add(question.lower())
+    is_clean = len(seen) == len(pairs) and output.count("<") == 3 * len(pairs)  # no tag but those of the pairs
+    return Parsed(pairs, _NOTHING) if is_clean else None
 
 
 def _parse_pieces(output: str) -> Parsed:
