@@ -30,7 +30,7 @@ reproduce: $(INSTALLED)  ## documents -> pairs -> texts -> tokens -> two models 
 	$(BIN)/python -m ipt reproduce experiment=$(EXPERIMENT) $(ARGS)
 
 test: $(INSTALLED)  ## run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .

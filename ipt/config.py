@@ -203,23 +203,30 @@ class MixtureConfig:
 
 @dataclass
 class OptimizerConfig:
-    name: str = "adamw"  # adamw | adamw_8bit (bitsandbytes)
+    # adamw | adamw_8bit and paged_adamw_8bit (bitsandbytes: moments in 8 bits; paged: those move to host memory when a GPU runs out) |
+    # lion | lion_8bit | muon (matrices of the blocks; adamw for the rest)
+    name: str = "adamw"
     lr: float = 1e-5  # peak learning rate
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     weight_decay: float = 0.1  # on matrices only: norms and biases are never decayed
+    decay_embeddings: bool = True  # whether the embedding table counts as a matrix there
     eps: float = 1e-8
+    momentum: float = 0.95  # muon
 
 
 @dataclass
 class ScheduleConfig:
-    name: str = "cosine"  # cosine | linear | constant
+    name: str = "cosine"  # cosine | linear | constant | wsd (warm-up, stable, decay)
     warmup_steps: int = 0
+    warmup_tokens: int | None = None  # instead of warmup_steps, rounded up to whole steps
+    decay: float = 0.1  # wsd: share of the run at its end in which the rate falls, linearly
     final_lr: float = 0.1  # last learning rate as a share of the peak
 
 
 @dataclass
 class LoraConfig:
     rank: int = 0  # 0: train all weights
+    quantize: str | None = None  # 4bit | 8bit: keep the frozen matrices so (bitsandbytes, QLoRA); null: as trainer.weights says
     alpha: int = 32
     dropout: float = 0.0
 
@@ -235,16 +242,30 @@ class TrainerConfig:
     devices: int = 1  # processes on one machine; start more than one with torchrun
     num_nodes: int = 1
     strategy: str = "auto"  # auto: fsdp2 on GPUs and wherever there is more than one process | single | fsdp2
-    precision: str = "fp32"  # fp32 | bf16 (fp32 weights, bf16 arithmetic, fp32 reduction)
-    attention: str = "packed"  # packed: document by document, without a mask | any attention implementation of transformers
-    activation_checkpointing: bool = False
+    precision: str = "fp32"  # of the arithmetic: fp32 | bf16 (with gradients reduced in fp32)
+    weights: str = "fp32"  # fp32 | bf16: half the memory of weights and gradients; updates are rounded stochastically
+    # auto (CPU: packed; GPU: the best that is installed) | packed (document by document) | sdpa (block mask) | varlen (torch's kernel)
+    # | flash_attention_2 | flash_attention_3 | flash_attention_4. One that cannot be had is an error.
+    attention: str = "auto"
+    activation_checkpointing: str = "none"  # none | full (recompute blocks) | selective (but costly operations) | budget (needs compile)
+    activation_budget: float = 0.5  # budget: share of the activations' memory to keep
+    compile: bool = False  # torch.compile, block by block
+    replicas: int = 1  # fsdp2: copies of the sharded model (HSDP), each on devices x num_nodes / replicas devices
+    no_sync: bool = False  # fsdp2: reduce gradients once a step; until then each device keeps whole ones, in fp32
+    skip_spikes: float | None = 6.0  # skip steps whose loss or gradient norm is so many robust deviations high; null: only non-finite ones
     gradient_clip: float = 1.0
     loader_workers: int = 0  # processes that fill batches ahead; 0: filled when asked for
     loss_chunk: int = 1024  # target tokens per chunk of projection and loss
     checkpoint_steps: int | None = None  # save every so many steps; null: by time only
-    checkpoint_minutes: float = 10.0
-    keep_checkpoints: bool = True  # false: checkpoints are removed once the run has finished
-    log_every: int = 1  # steps
+    checkpoint_minutes: float | None = 10.0  # and save after so many minutes; null: by steps only
+    keep_last: int = 1  # newest checkpoints that are kept
+    keep_every: int | None = None  # steps: those at multiples of it are saved too, and kept for good; null: none
+    keep_checkpoints: bool = True  # false: all checkpoints are removed once the run has finished
+    checkpoint_url: str | None = None  # fsspec folder that checkpoints are copied to, and resumed from where there is none here
+    async_checkpoint: bool = True  # write checkpoints beside the training, from a copy in host memory
+    export_dtype: str = "fp32"  # weights of export/: fp32 | bf16
+    profiler: str = "none"  # none | torch: a trace of a few steps after warm-up
+    log_every: int = 1  # steps between two records for the loggers; metrics.jsonl has every step
 
 
 @dataclass
@@ -292,6 +313,9 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     arms: dict[str, Any] = field(default_factory=dict)  # reproduce: name -> what the arm changes in this config
+    dry_run: bool = False  # train: only say what the training needs: data, memory, time, disk; no GPU, weights or network
+    dry_run_gpu: str = "H100"  # the GPU that a dry run reckons with: H100 | H200 | B200 | A100 | A100-40 | RTX4090 | RTX3090 | L4
+    dry_run_mfu: float = 0.5  # and the share of its peak rate that is reached (model FLOPs utilisation)
 
 
 ConfigStore.instance().store(name="schema", node=Config)

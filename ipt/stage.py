@@ -110,7 +110,7 @@ def load_stage(folder: Path, key: str) -> Stage | None:
 
 def rank() -> int:
     """Number of this process in its torchrun or SLURM job; 0 where there is none."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 def _check_owner(folder: Path, identity: dict[str, Any]) -> None:

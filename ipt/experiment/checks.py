@@ -1,29 +1,34 @@
 """Everything that can be known to be wrong before a model is loaded, in one line each."""
 
-from ipt.config import Config, CorpusConfig
+from ipt.config import Config, SourceConfig
 from ipt.corpus.build import check_corpus
 from ipt.evaluation.run import check_tasks
 from ipt.evaluation.task import load_tasks
 from ipt.experiment.pipeline import arm_config
-from ipt.mixture.plan import resolve_ratios
+from ipt.experiment.sources import SOURCE_TEXTS, source_corpus
+from ipt.mixture.schedule import used_sources
 from ipt.models import check_model
 from ipt.rendering.run import check_rendering
 from ipt.synthesis.filtering import OVERLAP_MODES, check_filters
 from ipt.synthesis.prompts import RULE_BASED
 from ipt.synthesis.run import check_synthesis
 from ipt.synthesis.tuning import check_tuning_source
-from ipt.training.check import check_training
+from ipt.tokens.source import KIND as STORE
+from ipt.tokens.source import open_source
+from ipt.tokens.tokenize import check_tokens
+from ipt.training.check import check_launch, check_training
 
 
 def check_synthesize(config: Config) -> None:
     check_corpus(config.corpus)
-    _check_synthesis(config)
+    check_synthesis_stage(config)
 
 
 def check_train(config: Config) -> None:
     check_model(config.model)
     _check_mixture(config)
     check_training(config)
+    check_launch(config.trainer)
     if config.tasks:
         check_tasks(config.evaluation, config.tasks)
 
@@ -42,7 +47,8 @@ def check_reproduce(config: Config) -> None:
         check_train(arm_config(config, changes))
 
 
-def _check_synthesis(config: Config) -> None:
+def check_synthesis_stage(config: Config) -> None:
+    """Settings of synthesis and filters, the engine and the synthesizer's name."""
     check_synthesis(config.synthesis)
     check_filters(config.filters)
     _check_overlap(config)
@@ -66,17 +72,33 @@ def _check_overlap(config: Config) -> None:
 
 
 def _check_mixture(config: Config) -> None:
-    ratios = {name for name, ratio in resolve_ratios(config.mixture.ratios).items() if ratio > 0}
-    if ratios & {"raw", "instruction"}:
+    check_tokens(config.tokens)
+    sources = used_sources(config.mixture)
+    if {"raw", "instruction"} & set(sources):
         check_corpus(config.corpus)
-    if "instruction" in ratios:
-        _check_synthesis(config)
+    if "instruction" in sources:
+        check_synthesis_stage(config)
         check_rendering(config.rendering)
-    for name in sorted(ratios - {"raw", "instruction"}):
-        source = config.mixture.sources.get(name)
-        if source is None:
-            raise ValueError(f"mixture.ratios.{name}: no such source; others than raw and instruction need mixture.sources.{name}.path")
-        if source.kind == "texts":
-            check_corpus(CorpusConfig(kind="files", path=source.path, text_field=source.text_field))
-        else:
-            check_tuning_source(name, source)
+    for name in sorted(set(sources) - {"raw", "instruction"}):
+        check_source(name, config)
+
+
+def check_source(name: str, config: Config) -> None:
+    """A source of the mixture beside raw and instruction. Reads the first row of files, and of a token store the indices."""
+    source = named_source(name, config)
+    if source.kind == STORE:
+        open_source(name, source, config.model, config.tokens.cache_gib)
+    elif source.kind in SOURCE_TEXTS:
+        try:
+            check_corpus(source_corpus(name, source), SOURCE_TEXTS[source.kind])
+        except FileNotFoundError as error:  # which names the key of a corpus
+            raise FileNotFoundError(str(error).replace("corpus.", f"mixture.sources.{name}.", 1)) from None
+    else:
+        check_tuning_source(name, source)
+
+
+def named_source(name: str, config: Config) -> SourceConfig:
+    """What the config says of a source. Raises ValueError if that is nothing."""
+    if name not in config.mixture.sources:
+        raise ValueError(f"mixture.ratios.{name}: no such source; others than raw and instruction need mixture.sources.{name}.path")
+    return config.mixture.sources[name]

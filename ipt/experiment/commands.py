@@ -6,8 +6,16 @@ from functools import partial
 from ipt.config import Config
 from ipt.experiment.cli import run_command
 
+DRY = ("train", "reproduce")  # both describe the recipe's training; its arms differ in their data alone
+
 
 def _work(command: str, config: Config) -> None:
+    if config.dry_run:
+        if command not in DRY:
+            raise ValueError(f"dry_run=true describes a training: use it with {' or '.join(DRY)}, not with {command}")
+        from ipt.experiment.dry_run import dry_run
+
+        return dry_run(config)
     from ipt.experiment import checks, pipeline, reproduce
 
     check, work = {

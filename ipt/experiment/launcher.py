@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 RESULT_FILE = "IPT_RESULT_FILE"  # a job writes what it did to the file that this environment variable names
 
@@ -39,12 +42,22 @@ def _run_job(command: str, overrides: Sequence[str]) -> dict[str, Any] | None:
     """Figures that the job reported, or None if it failed. Success is what the job says, not its exit code alone."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        process = subprocess.run(
-            [sys.executable, "-m", "ipt", command, *overrides], env={**os.environ, RESULT_FILE: str(result)}, check=False
-        )
+        start = [sys.executable, *_processes(command, overrides), "-m", "ipt", command, *overrides]
+        process = subprocess.run(start, env={**os.environ, RESULT_FILE: str(result)}, check=False)
         if process.returncode or not result.exists():
             return None
         return json.loads(result.read_text())
+
+
+def _processes(command: str, overrides: Sequence[str]) -> list[str]:
+    """What starts a job's processes: torchrun where its config wants more than one. A config that is wrong is told by the job itself."""
+    try:
+        trainer = compose(command, list(overrides)).trainer  # Hydra is set up: this is its launcher
+    except (HydraException, OmegaConfBaseException):
+        return []
+    if command != "train" or trainer.devices * trainer.num_nodes == 1:
+        return []
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={trainer.devices}"]
 
 
 def _has_group(job_overrides: Sequence[Sequence[str]]) -> bool:

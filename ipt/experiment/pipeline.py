@@ -13,12 +13,16 @@ from ipt.config import Config, CorpusConfig, SourceConfig
 from ipt.console import console
 from ipt.corpus.overlap import Overlap
 from ipt.experiment.launcher import report_result
-from ipt.mixture.plan import resolve_ratios
+from ipt.experiment.sources import SOURCE_TEXTS, source_corpus
+from ipt.mixture.schedule import schedule_points
 from ipt.models import model_identity
 from ipt.stage import Stage, hash_file, rank, run_stage
+from ipt.training.identity import trainer_settings
 
 if TYPE_CHECKING:
+    from ipt.corpus.documents import RowText
     from ipt.evaluation.task import Task
+    from ipt.tokens.source import GivenStore
 
 Json = dict[str, Any]
 
@@ -103,12 +107,18 @@ class Stages:
             return render(config, pairs.folder / "pairs", output, self.config.seed)
 
         inputs = {"synthesis": pairs.digest, "templates": pools_digest(config.templates)}
-        return self._run("rendering", work, asdict(config), inputs, label=f"rendering {config.arrangement}")
+        settings = asdict(config) | {"workers": None}  # it changes nothing
+        return self._run("rendering", work, settings, inputs, label=f"rendering {config.arrangement}")
 
-    def store(self, source: str) -> Stage:
-        """The token store of a source of the mixture."""
+    def store(self, source: str) -> "Stage | GivenStore":
+        """The token store of a source of the mixture: made of its texts, or the finished one that the source names."""
+        from ipt.tokens.source import KIND, given_store
+        from ipt.tokens.tokenize import store_settings
+
+        config, model, given = self.config.tokens, self.config.model, self.config.mixture.sources.get(source)
+        if given is not None and given.kind == KIND:
+            return given_store(source, given, model, config.cache_gib)
         texts, digest = self._texts(source)
-        config, model = self.config.tokens, self.config.model
 
         def work(output: Path) -> Json:
             from ipt.tokens.tokenize import tokenize_texts
@@ -116,24 +126,26 @@ class Stages:
             return tokenize_texts(config, texts, model, output, source)
 
         inputs = {"texts": digest, "tokenizer": model_identity(model, tokenizer_only=True)}
-        return self._run("tokens", work, asdict(config), inputs, label=f"tokens {self._label(source)}")
+        return self._run("tokens", work, store_settings(config), inputs, label=f"tokens {self._label(source)}")
 
     def training(self, name: str = "training", folder: Path | None = None) -> Stage:
         config = self.config
-        ratios = {source: ratio for source, ratio in resolve_ratios(config.mixture.ratios).items() if ratio > 0}
-        stores = {source: self.store(source) for source in ratios}
+        points = schedule_points(config.mixture)
+        stores = {source: self.store(source) for source in points[0].ratios}
 
         def work(output: Path) -> Json:
             from ipt.training.logger import build_loggers
             from ipt.training.run import train
 
-            pairs = self.pairs().folder / "pairs" if "instruction" in ratios else None
-            loggers = build_loggers(config, name, output, pairs)
-            return train(config, {source: store.folder for source, store in stores.items()}, ratios, output, loggers)
+            pairs = self.pairs().folder / "pairs" if "instruction" in stores else None
+            folders = {source: store.folder for source, store in stores.items()}
+            return train(config, folders, output, lambda: build_loggers(config, name, output, pairs))
 
         settings: Json = {"model": config.model, "architecture": config.architecture}
-        settings |= {part: asdict(getattr(config, part)) for part in ("mixture", "trainer", "optimizer", "schedule", "lora")}
-        settings["mixture"] |= {"ratios": ratios, "sources": {}}  # what the sources hold is in the inputs
+        settings |= {part: asdict(getattr(config, part)) for part in ("mixture", "optimizer", "schedule", "lora")}
+        settings["trainer"] = trainer_settings(config.trainer)
+        # What the sources hold is in the inputs; ratios are kept as they were resolved.
+        settings["mixture"] |= {"ratios": {}, "schedule": [point._asdict() for point in points], "sources": {}}
         inputs = {source: store.digest for source, store in stores.items()} | {"model": model_identity(config.model)}
         return self._run("training", work, settings, inputs, folder, label=name, collective=True)
 
@@ -160,23 +172,22 @@ class Stages:
             rendering = self.rendering()
             return rendering.folder / "texts", rendering.digest
         config = self.config.mixture.sources[source]
-        if config.kind == "texts":
-            corpus = self._documents(
-                CorpusConfig(kind="files", path=config.path, text_field=config.text_field, held_out=0.0), f"texts {source}"
-            )
+        if config.kind in SOURCE_TEXTS:
+            corpus = self._documents(source_corpus(source, config), f"{config.kind} {source}", SOURCE_TEXTS[config.kind])
             return corpus.folder / "documents", corpus.digest
         tuning = self._tuning_texts(source, config)
         return tuning.folder / "texts", tuning.digest
 
-    def _documents(self, config: CorpusConfig, label: str) -> Stage:
+    def _documents(self, config: CorpusConfig, label: str, row_text: "RowText | None" = None) -> Stage:
         from ipt.corpus.build import build_corpus
 
         def work(output: Path) -> Json:
             overlap = self._overlap(None) if config.overlap else None
-            return build_corpus(config, self.config.seed, output, overlap, remove=config.overlap == "remove")
+            return build_corpus(config, self.config.seed, output, overlap, config.overlap == "remove", row_text)
 
         inputs = _corpus_inputs(config) | (self._overlap_inputs() if config.overlap else {})
-        return self._run("corpus", work, asdict(config), inputs, label=label)
+        settings = asdict(config) | ({"row_text": row_text.__name__} if row_text else {})
+        return self._run("corpus", work, settings, inputs, label=label)
 
     def _overlap(self, corpus: Path | None) -> Overlap:
         """Looks for the items of evaluation tasks; `corpus` is the finished corpus stage, which some tasks ask about."""
@@ -210,7 +221,7 @@ class Stages:
     def _lengths(self, texts: Iterable[list[dict[str, str]]]) -> list[int]:
         """Tokens of each text of a tuning set, as its token store will hold it."""
         from ipt.models import load_tokenizer
-        from ipt.tokens.tokenize import encode
+        from ipt.tokens.encode import encode
 
         documents = encode(({"examples": text} for text in texts), load_tokenizer(self.config.model), self.config.tokens)
         return [len(document.tokens) for document in documents]

@@ -8,84 +8,140 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ipt.mixture.plan import Plan
+from ipt.mixture.order import Recent
+from ipt.mixture.plan import Piece, Plan
 from ipt.tokens.store import TokenStore
 
 IGNORE = -100  # label of a position that is not trained on
+PADDING = -1  # source of a position that is padding; its token is 0
+FIELDS = ("input_ids", "labels", "position_ids", "source_ids")
 
 
-class PackedSequences(Dataset):
-    """Sequence i of a plan as tensors of `seq_len`: input_ids, labels, position_ids and source_ids.
-
-    Labels are already shifted: labels[t] is the token after input t in the same document, or IGNORE where there is none
-    or where it is not a target. A document that goes on in a later sequence still has its next token as a label here, so
-    each token but a document's first is a target exactly once in an epoch. Positions restart with each piece.
-    """
+class PackedSequences:
+    """The sequences of a plan, filled from the stores of its sources."""
 
     def __init__(self, plan: Plan, stores: Sequence[TokenStore]) -> None:
         self.plan, self.stores = plan, stores
+        self._has_mask = [any(index.has_loss_mask for index in store.indices) for store in stores]
+        self._positions = np.arange(plan.seq_len)
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        length = self.plan.seq_len
-        arrays = {name: np.empty(length, np.int64) for name in ("input_ids", "labels", "position_ids", "source_ids")}
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Sequences as one micro-batch.
+
+        int64 [B, T]: `input_ids`, `labels`, `position_ids`, `source_ids`. Labels are already shifted: labels[b, t] is the token after
+        input t in the same document, or IGNORE where there is none or where it is not a target. A document that goes on in
+        another sequence still has its next token as a label, so each token but a document's first is a target exactly once
+        in an epoch. Positions restart with each piece. Padding is a document of its own, of source -1, and not trained on.
+
+        For attention without a mask, over the flattened batch: `cu_seq_lens` int32 [pieces + 1], where each piece begins, and the
+        last one's end; `document_sizes`, their lengths as a list that stays on the host; `max_length`, the longest.
+        """
+        return _unpacked(*self.fields(indices))
+
+    def fields(self, indices: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+        """The four tensors of `batch` as one, [4, B, T], and the sizes of the pieces: what costs least to pass between processes."""
+        fields = np.empty((len(FIELDS), len(indices), self.plan.seq_len), np.int64)
+        sizes = [size for row, index in enumerate(indices) for size in self._fill(index, *fields[:, row])]
+        return torch.from_numpy(fields), sizes
+
+    def target_count(self, index: int) -> int:
+        """Number of labels of sequence `index` that are trained on. Reads no tokens, and loss masks only of sources that have some."""
+        return sum(self._targets(piece) for piece in self.plan.sequence(index))
+
+    def _fill(self, index: int, ids: np.ndarray, labels: np.ndarray, positions: np.ndarray, sources: np.ndarray) -> Iterator[int]:
+        """Write a sequence into its rows [T] and give the lengths of its pieces."""
         filled = 0
         for piece in self.plan.sequence(index):
             size = piece.end - piece.start
-            place = slice(filled, filled + size)
-            arrays["input_ids"][place] = self.stores[piece.source].tokens(piece.document, piece.start, piece.end)
-            arrays["labels"][place] = self._labels(piece.source, piece.document, piece.start, piece.end)
-            arrays["position_ids"][place] = np.arange(size)
-            arrays["source_ids"][place] = piece.source
+            store, place = self.stores[piece.source], slice(filled, filled + size)
+            tokens = store.tokens(piece.document, piece.start, piece.end + 1)  # one more than inputs, if the document has it
+            ids[place] = tokens[:size]
+            labels[filled : filled + len(tokens) - 1] = tokens[1:]
+            labels[filled + len(tokens) - 1 : filled + size] = IGNORE
+            is_target = self._is_target(piece)
+            if is_target is not None:
+                labels[filled : filled + len(is_target)][~is_target] = IGNORE
+            positions[place] = self._positions[:size]
+            sources[place] = piece.source
             filled += size
-        assert filled == length
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+            yield size
+        if filled < len(ids):
+            ids[filled:], labels[filled:], sources[filled:] = 0, IGNORE, PADDING
+            positions[filled:] = self._positions[: len(ids) - filled]
+            yield len(ids) - filled
 
-    def target_count(self, index: int) -> int:
-        """Number of labels of sequence `index` that are trained on."""
-        return sum(int((self._labels(*piece) != IGNORE).sum()) for piece in self.plan.sequence(index))
+    def _targets(self, piece: Piece) -> int:
+        is_target = self._is_target(piece)
+        return min(piece.end + 1, piece.length) - piece.start - 1 if is_target is None else int(is_target.sum())
 
-    def _labels(self, source: int, document: int, start: int, end: int) -> np.ndarray:
-        store = self.stores[source]
-        labels = np.full(end - start, IGNORE, np.int64)
-        following = store.tokens(document, start + 1, end + 1)
-        labels[: len(following)] = following
-        is_target = store.is_target(document, start + 1, end + 1)
-        if is_target is not None:
-            labels[: len(following)][~is_target] = IGNORE
-        return labels
+    def _is_target(self, piece: Piece) -> np.ndarray | None:
+        """Whether each label of a piece is trained on; None when all are."""
+        if not self._has_mask[piece.source]:
+            return None
+        return self.stores[piece.source].is_target(piece.document, piece.start + 1, piece.end + 1)
+
+
+class MicroBatches(Dataset):
+    """Micro-batch `number` of one rank: `PackedSequences.fields` of its sequences, and the number of targets of its step.
+
+    Step s trains on sequences `s * global_batch` up to `(s + 1) * global_batch`, and the targets are those of them all, whatever
+    the rank and the micro-batch.
+    """
+
+    def __init__(self, data: PackedSequences, micro_batch: int, accumulate: int, rank: int, world: int) -> None:
+        self.data, self.micro_batch, self.accumulate, self.rank, self.world = data, micro_batch, accumulate, rank, world
+        self.global_batch = micro_batch * accumulate * world
+        self._recent = Recent(1)
+
+    def __len__(self) -> int:
+        return len(self.data) // (self.micro_batch * self.world)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, list[int], int]:
+        start = (number * self.world + self.rank) * self.micro_batch
+        step = number // self.accumulate
+        targets = self._recent.get(step, lambda: self._step_targets(step))
+        return *self.data.fields(range(start, start + self.micro_batch)), targets
+
+    def _step_targets(self, step: int) -> int:
+        return sum(self.data.target_count(index) for index in range(step * self.global_batch, (step + 1) * self.global_batch))
 
 
 class PackedLoader:
     """Micro-batches of one rank; resumable, and independent of the number of ranks.
 
-    Step s trains on sequences `s * global_batch` up to `(s + 1) * global_batch`. State is the number of sequences that
-    all ranks together have taken. It has a length on purpose: of a loader without one, Lightning takes a batch ahead of
-    the step that it saves. Each batch carries `step_targets`, the number of target tokens of its whole optimizer step.
+    A batch is that of `PackedSequences.batch` with `step_targets`, the number of target tokens of its optimizer step over all ranks.
+
+    State is one integer, the number of sequences that all ranks together have taken. It has a length on purpose: of a loader without
+    one, Lightning takes a batch ahead of the step that it saves. `workers` processes fill batches ahead, in pinned memory where there
+    is a GPU, and live for the whole pass, which is the run; with 0 the batch is filled when it is asked for.
     """
 
     def __init__(self, data: PackedSequences, micro_batch: int, accumulate: int, rank: int = 0, world: int = 1, workers: int = 0) -> None:
-        self.data, self.micro_batch, self.accumulate = data, micro_batch, accumulate
-        self.rank, self.world, self.workers = rank, world, workers
-        self.global_batch = micro_batch * accumulate * world
-        if len(data) % self.global_batch:
-            raise ValueError(f"the plan has {len(data)} sequences, not a multiple of the global batch of {self.global_batch}")
+        self.batches, self.workers = MicroBatches(data, micro_batch, accumulate, rank, world), workers
+        if len(data) % self.batches.global_batch:
+            raise ValueError(f"the plan has {len(data)} sequences, not a multiple of the global batch of {self.batches.global_batch}")
+        self._at_once = micro_batch * world
         self._taken = 0
 
     def __len__(self) -> int:
-        return len(self.data) // (self.micro_batch * self.world)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        first = self._taken // (self.micro_batch * self.world)
-        batches = [self._indices(number) for number in range(first, len(self))]
-        loader = DataLoader(self.data, batch_sampler=batches, num_workers=self.workers, pin_memory=torch.cuda.is_available())
-        for number, batch in enumerate(loader, start=first):
-            if number % self.accumulate == 0 or number == first:
-                targets = self._step_targets(number // self.accumulate)
-            self._taken += self.micro_batch * self.world
-            yield {**batch, "step_targets": targets}
+        loader = DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=range(self._taken // self._at_once, len(self)),  # numbers, never a list of them
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if self.workers else None,
+        )
+        for fields, sizes, targets in loader:
+            self._taken += self._at_once
+            yield {**_unpacked(fields, sizes), "step_targets": targets}
         self._taken = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -94,12 +150,14 @@ class PackedLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._taken = state["taken"]
 
-    def _indices(self, number: int) -> list[int]:
-        start = (number * self.world + self.rank) * self.micro_batch
-        return list(range(start, start + self.micro_batch))
 
-    def _step_targets(self, step: int) -> int:
-        return sum(self.data.target_count(index) for index in range(step * self.global_batch, (step + 1) * self.global_batch))
+def _unpacked(fields: torch.Tensor, sizes: list[int]) -> dict[str, Any]:
+    bounds = torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32))
+    return {**dict(zip(FIELDS, fields, strict=True)), "cu_seq_lens": bounds, "document_sizes": sizes, "max_length": max(sizes)}
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class PackedDataModule(L.LightningDataModule):

@@ -1,133 +1,160 @@
-"""The plan: which tokens of which documents fill which packed sequence.
+"""The plan: which tokens of which documents fill which packed sequence, derived block by block when it is asked for.
 
-A plan is a pure function of document lengths, ratios, sequence length and seed. It knows nothing of ranks or workers, so
-order, exact token ratios and resuming are arithmetic on one integer, the number of sequences already trained on.
+A plan is a pure function of the documents' lengths, the mixture, the number of sequences and the seed. It knows nothing of ranks or
+workers, so order, exact token ratios and resuming are arithmetic on one integer, the number of sequences already trained on. Nothing in
+it grows with the run: what a source has given at a block's beginning is a closed formula (ipt.mixture.quotas), a source can be read from
+any position on (ipt.mixture.order), and so a block follows without those before it.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
+from ipt.config import MixtureConfig
+from ipt.mixture.order import Documents, Recent, Stream
+from ipt.mixture.packing import Packed, best_fit, concatenate, split_long
+from ipt.mixture.quotas import Quotas, cap_shares
+from ipt.mixture.schedule import Schedule, read_schedule
+
+BLOCK = 256  # sequences of a block at least, or all of a shorter run: enough to choose from, a few milliseconds of work
+SPARE = 128  # best_fit leaves the room of one sequence in so many free
+
 
 class Piece(NamedTuple):
-    """Tokens `start:end` of a document of a source; sources are numbered in the order of `Plan.sources`."""
+    """Tokens `start:end` of a document of `length` tokens; sources are numbered in the order of `Plan.sources`."""
 
     source: int
     document: int
     start: int
     end: int
+    length: int
 
 
-@dataclass(frozen=True)
 class Plan:
-    """`pieces[boundaries[i]:boundaries[i + 1]]` fill sequence i with exactly `seq_len` tokens."""
+    """`n_sequences` sequences of `seq_len` tokens, filled from the streams of sources.
 
-    sources: list[str]
-    ratios: list[float]
-    lengths: list[np.ndarray]
-    seq_len: int
-    pieces: np.ndarray  # int64 [n_pieces, 4]: the fields of Piece
-    boundaries: np.ndarray  # int64 [n_sequences + 1]
+    `asked` is the schedule of the request in tokens, `quotas` what each source gives in the end; `notes` say in words where the
+    two differ and what else was decided. `tokens` are those that are trained on: without padding, which only best_fit has.
+    """
+
+    def __init__(self, streams: list[Stream], quotas: Quotas, asked: Schedule, config: MixtureConfig, n_sequences: int, seed: int) -> None:
+        self.streams, self.quotas, self.asked, self.config = streams, quotas, asked, config
+        self.sources, self.seq_len, self.seed, self.notes = asked.sources, config.seq_len, seed, list[str]()
+        self._sequences = n_sequences
+        self._fits = config.packing == "best_fit"
+        self.n_blocks = max(1, n_sequences // max(BLOCK, SPARE * len(streams) * self._fits))
+        self._recent = Recent(8)
+        self.tokens = int(self.read_until(self.n_blocks).sum())
 
     def __len__(self) -> int:
-        return len(self.boundaries) - 1
+        return self._sequences
 
     def sequence(self, index: int) -> list[Piece]:
-        return [Piece(*row) for row in self.pieces[self.boundaries[index] : self.boundaries[index + 1]].tolist()]
+        """Pieces of a sequence in their order; with best_fit they may fill less than `seq_len`, and the rest is padding."""
+        number = ((index + 1) * self.n_blocks - 1) // self._sequences
+        block, place = self.block(number), index - self.block_start(number)
+        return [Piece(*row) for row in block.pieces[block.bounds[place] : block.bounds[place + 1]].tolist()]
 
-    def report(self) -> dict[str, dict[str, Any]]:
-        """Per source: unique tokens, requested and realised share, tokens, repeats (epochs) and pieces cut by a sequence's end."""
-        total = len(self) * self.seq_len
-        report = {}
-        for number, name in enumerate(self.sources):
-            rows = self.pieces[self.pieces[:, 0] == number]
-            tokens, unique = int((rows[:, 3] - rows[:, 2]).sum()), int(self.lengths[number].sum())
-            report[name] = {
-                "unique_tokens": unique,
-                "documents": len(self.lengths[number]),
-                "requested": self.ratios[number],
-                "realised": tokens / total,
-                "tokens": tokens,
-                "repeats": tokens / unique if unique else 0.0,
-                "truncated": int((rows[:, 3] < self.lengths[number][rows[:, 1]]).sum()),
-            }
-        return report
+    def block_start(self, number: int) -> int:
+        """The first sequence of a block; blocks differ in size by one sequence at most."""
+        return number * self._sequences // self.n_blocks
+
+    def block(self, number: int) -> Packed:
+        """The packed sequences of a block; a few of those asked for last are kept."""
+        return self._recent.get(number, lambda: self._pack(number))
+
+    def read_until(self, number: int) -> np.ndarray:
+        """Tokens that each source has given when block `number` begins (or, at `n_blocks`, when the run ends): int64 [sources].
+
+        With concat that is its quota. With best_fit a document, or piece of a long one, belongs to the block in which its
+        beginning lies by the quota; a run too short to have room for that ends at the quota too.
+        """
+        quota = self.quotas.at(np.array([_trained(self.block_start(number), self.config)]))[0]
+        if not self._fits or self._sequences < SPARE * len(self.streams):
+            return quota
+        return quota + [_overhang(stream, position, self.seq_len) for stream, position in zip(self.streams, quota.tolist(), strict=True)]
+
+    def _pack(self, number: int) -> Packed:
+        starts, stops = self.read_until(number), self.read_until(number + 1)
+        pieces = [
+            np.insert(stream.read(int(start), int(stop)), 0, source, axis=1)
+            for source, (stream, start, stop) in enumerate(zip(self.streams, starts, stops, strict=True))
+        ]
+        first, last = self.block_start(number), self.block_start(number + 1)
+        if self._fits:
+            whole = split_long(np.concatenate(pieces), self.seq_len)
+            return best_fit(whole, self.seq_len, last - first, self.seed, "block", number)
+        targets = self.quotas.exact(np.arange(first, last + 1) * float(self.seq_len)) - starts
+        return concatenate(pieces, targets, self.seq_len)
 
 
-def resolve_ratios(ratios: Mapping[str, float | None]) -> dict[str, float]:
-    """Shares that sum to 1. A null ratio is what the others leave of 1; without one, ratios are weights and are normalised.
+def make_plan(stores: Mapping[str, Documents], config: MixtureConfig, n_sequences: int, seed: int) -> Plan:
+    """Plan a run: each source gets its share of all trained tokens at every moment, to the token at each block's beginning.
 
-    Raises ValueError for a negative ratio, for more than one null, and where nothing is left to train on.
+    `stores` needs the sources that `ipt.mixture.schedule.used_sources` names; others are not looked at. A source is read in a
+    random order, all of it before any of it is repeated. Raises ValueError for a mixture that cannot be: a source without
+    tokens, more repeats than allowed, and what `schedule_points` raises.
     """
-    for name, ratio in ratios.items():
-        if ratio is not None and not ratio >= 0:
-            raise ValueError(f"mixture.ratios.{name}={ratio}: a ratio must be zero or more")
-    rest = [name for name, ratio in ratios.items() if ratio is None]
-    if len(rest) > 1:
-        raise ValueError(f"mixture.ratios: only one source can take the rest (null), these do: {', '.join(rest)}")
-    given = sum(ratio for ratio in ratios.values() if ratio is not None)
-    shares = {name: max(0.0, 1.0 - given) if ratio is None else float(ratio) for name, ratio in ratios.items()}
-    total = sum(shares.values())
-    if not 0 < total < float("inf"):
-        given_as = ", ".join(f"{name}={ratio}" for name, ratio in ratios.items())
-        raise ValueError(f"mixture.ratios sum to {total:g} ({given_as}): at least one must be above zero")
-    return {name: share / total for name, share in shares.items()}
+    schedule, tokens = read_schedule(config), _trained(n_sequences, config)
+    shares = {name: _subsample(config, name, n_sequences * config.seq_len) for name in schedule.sources}
+    streams = [Stream(stores[name], name, seed, shares[name]) for name in schedule.sources]
+    for stream, name in zip(streams, schedule.sources, strict=True):
+        if not stream.n_tokens:
+            used = f" in the {shares[name]:.2%} of its documents that are used" if shares[name] < 1 and stores[name].n_tokens else ""
+            raise ValueError(f"source {name} has no tokens{used}, but the mixture gives it a share: make its ratio 0")
+    asked = _in_tokens(schedule, streams) if config.unit == "documents" else schedule
+    kept, notes = _limit_repeats(config, asked, streams, tokens)
+    plan = Plan(streams, Quotas(kept, tokens), asked, config, n_sequences, seed)
+    plan.notes = [_subsample_note(config, name, share) for name, share in shares.items() if share < 1] + notes
+    return plan
 
 
-def make_plan(lengths: Mapping[str, np.ndarray], ratios: Mapping[str, float], seq_len: int, n_sequences: int, seed: int) -> Plan:
-    """Fill `n_sequences` sequences with documents of the sources so that each source has its share of all tokens, to the token.
-
-    The next piece always comes from the source that is furthest behind its share (the largest deficit, as in Megatron's
-    blended datasets but counted in tokens), so the share also holds within a document's length at every prefix of the
-    run. A source is read in a random order, all of it before any of it is repeated. A document that does not fit is cut,
-    and its remainder comes next from that source.
-    """
-    sources = [name for name in ratios if ratios[name] > 0]
-    for name in sources:
-        if not lengths[name].sum():
-            raise ValueError(f"mixture.ratios.{name}={ratios[name]:g}, but source {name} has no tokens")
-    shares = np.array([ratios[name] for name in sources])
-    quota = _allocate(shares, seq_len * n_sequences)
-    cursors = [_read(number, lengths[name], name, seed) for number, name in enumerate(sources)]
-    heads = [next(cursor) for cursor in cursors]
-    used = [0] * len(sources)
-    weights, limits = shares.tolist(), quota.tolist()
-    pieces, boundaries, filled = [], [0], 0
-    for _ in range(n_sequences):
-        room = seq_len
-        while room:
-            open_sources = [number for number in range(len(sources)) if used[number] < limits[number]]
-            number = max(open_sources, key=lambda source: weights[source] * (filled + 1) - used[source])
-            head = heads[number]
-            taken = min(head.end - head.start, room, limits[number] - used[number])
-            pieces.append((number, head.document, head.start, head.start + taken))
-            used[number], filled, room = used[number] + taken, filled + taken, room - taken
-            rest = head._replace(start=head.start + taken)
-            heads[number] = rest if rest.start < rest.end else next(cursors[number])
-        boundaries.append(len(pieces))
-    return Plan(
-        sources, weights, [lengths[name] for name in sources], seq_len, np.array(pieces, np.int64).reshape(-1, 4), np.array(boundaries)
-    )
+def _subsample(config: MixtureConfig, source: str, run: int) -> float:
+    if config.match_tokens is not None:
+        return min(1.0, run / config.match_tokens)
+    return config.subsample.get(source, 1.0)
 
 
-def _read(number: int, lengths: np.ndarray, name: str, seed: int) -> Iterator[Piece]:
-    """Whole documents of a source, epoch after epoch, each epoch in an order of its own; empty documents hold nothing to read."""
-    epoch = 0
-    while True:
-        entropy = hashlib.sha256(f"{seed}/{name}/{epoch}".encode()).digest()
-        for document in np.random.Generator(np.random.PCG64(int.from_bytes(entropy[:16]))).permutation(len(lengths)):
-            if lengths[document]:
-                yield Piece(number, int(document), 0, int(lengths[document]))
-        epoch += 1
+def _subsample_note(config: MixtureConfig, source: str, share: float) -> str:
+    matching = f", so that it repeats as in a run of {config.match_tokens:,} tokens" if config.match_tokens else ""
+    return f"{source}: {share:.2%} of its documents are used{matching}"
 
 
-def _allocate(shares: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers that sum to `total` and are nearest to the shares (largest remainder)."""
-    exact = shares * total
-    counts = np.floor(exact).astype(np.int64)
-    for number in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
-        counts[number] += 1
-    return counts
+def _in_tokens(schedule: Schedule, streams: list[Stream]) -> Schedule:
+    """Shares of documents as shares of tokens, by the mean length of each source's documents."""
+    return schedule.with_shares(schedule.shares * [stream.n_tokens / stream.n_documents for stream in streams])
+
+
+def _limit_repeats(config: MixtureConfig, asked: Schedule, streams: list[Stream], tokens: int) -> tuple[Schedule, list[str]]:
+    """The schedule within `mixture.max_repeats`, and what has to be said about it."""
+    repeats = {name: share * tokens / stream.n_tokens for name, share, stream in zip(asked.sources, asked.mean(), streams, strict=True)}
+    limits = {name: config.max_repeats[name] for name in asked.sources if config.max_repeats.get(name) is not None}
+    over = [name for name, limit in limits.items() if repeats[name] > limit]
+    if over and config.on_max_repeats == "stop":
+        name = over[0]
+        raise ValueError(
+            f"mixture.max_repeats.{name}={limits[name]}: this run would read source {name} {repeats[name]:.2f} times; "
+            "lower its ratio, take fewer steps or allow more repeats"
+        )
+    if not over or config.on_max_repeats == "repeat":
+        return asked, [f"{name}: read {repeats[name]:.2f} times, above mixture.max_repeats.{name}={limits[name]:g}" for name in over]
+    caps = {name: limits[name] * stream.n_tokens for name, stream in zip(asked.sources, streams, strict=True) if name in limits}
+    kept = cap_shares(asked, caps, tokens)
+    return kept, [
+        f"{name}: {before:.2%} were asked for, {after:.2%} it gets: mixture.max_repeats.{name}={limits[name]:g}; the others share the rest"
+        for name, before, after in zip(asked.sources, asked.mean(), kept.mean(), strict=True)
+        if name in limits and (name in over or after < before)
+    ]
+
+
+def _overhang(stream: Stream, position: int, seq_len: int) -> int:
+    """Tokens from a position of a stream to the end of the document (or piece of a long one) that has begun before it."""
+    _, start, _, length = stream.read(position, position + 1)[0].tolist()
+    return min(-(-start // seq_len) * seq_len, length) - start
+
+
+def _trained(sequences: int, config: MixtureConfig) -> int:
+    """Tokens that fill so many sequences by the plan; best_fit leaves room, so that all that begins in a block can end in it."""
+    room = sequences * config.seq_len
+    return room - -(-room // SPARE) if config.packing == "best_fit" else room

@@ -23,6 +23,7 @@ SCHEMAS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], Sequence[Any]]] = {
     ("instruction", "response"): lambda row: (row["instruction"], row["response"]),
     ("prompt", "response"): lambda row: (row["prompt"], row["response"]),
     ("prompt", "completion"): lambda row: (row["prompt"], row["completion"]),
+    ("inputs", "targets"): lambda row: (row["inputs"], row["targets"]),  # FLAN
 }
 
 

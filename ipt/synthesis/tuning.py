@@ -59,7 +59,7 @@ def build_tuning_texts(config: SourceConfig, name: str, output: Path, seed: int,
 def check_tuning_source(name: str, config: SourceConfig) -> None:
     key = f"mixture.sources.{name}"
     if config.kind not in READERS:
-        raise ValueError(f"{key}.kind={config.kind}: must be texts or one of {', '.join(READERS)}")
+        raise ValueError(f"{key}.kind={config.kind}: must be texts, instructions, store or one of {', '.join(READERS)}")
     if config.shots is None and config.max_tokens is None:
         raise ValueError(f"{key}.shots=null: as many examples as fit need {key}.max_tokens")
     for field in ("shots", "max_contexts", "max_tokens"):

@@ -1,130 +1,183 @@
 """Token stores: documents as token ids in memory-mapped shards that are written once and read at random."""
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import mmap
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ipt.stage import atomic, hash_json, write_json
+from ipt.console import progress
+from ipt.stage import hash_json
+from ipt.tokens.folders import LocalFolder, ShardFolder
+from ipt.tokens.shards import (
+    LOSS,
+    LOSS_FILE,
+    OFFSETS_FILE,
+    TOKEN,
+    TOKENS_FILE,
+    EncodedDocument,
+    Origin,
+    ShardIndex,
+    ShardWriter,
+    shard_name,
+)
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-TOKEN, OFFSET, LOSS = np.dtype("<u4"), np.dtype("<i8"), np.dtype("u1")
-
-
-@dataclass(frozen=True)
-class EncodedDocument:
-    """Token ids of one document and, where only a part of it is trained on, a 1 for each token that is a target."""
-
-    tokens: np.ndarray
-    is_target: np.ndarray | None = None
-
-
-def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Hash of all that decides how text becomes ids; stores of different fingerprints never mix."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend.pop("truncation"), backend.pop("padding")  # runtime settings, not part of the vocabulary
-    return hash_json([backend, tokenizer.bos_token_id, tokenizer.eos_token_id])[:16]
+OPEN_FILES = 128  # of one store at the same time: each takes a file descriptor, and a process may have some 1,000
+CACHE_GIB = 100.0
 
 
 def write_store(folder: Path, documents: Iterable[EncodedDocument], fingerprint: str, shard_tokens: int) -> None:
-    """Write `documents` in order as `shard-00000`, `shard-00001`, … of about `shard_tokens` tokens each.
-
-    A shard exists once its `index.json` does, which is written last.
-    """
-    shard: list[EncodedDocument] = []
-    shards = held = 0
-    for document in documents:
-        shard.append(document)
-        held += len(document.tokens)
-        if held >= shard_tokens:
-            _write_shard(folder / f"shard-{shards:05d}", shard, fingerprint)
-            shard, held, shards = [], 0, shards + 1
-    if shard or not shards:
-        _write_shard(folder / f"shard-{shards:05d}", shard, fingerprint)
-
-
-def _write_shard(folder: Path, documents: Sequence[EncodedDocument], fingerprint: str) -> None:
-    offsets = np.zeros(len(documents) + 1, OFFSET)
-    np.cumsum([len(document.tokens) for document in documents], out=offsets[1:])
-    masked = any(document.is_target is not None for document in documents)
-    with atomic(folder / "tokens.bin") as temporary, temporary.open("wb") as file:
-        for document in documents:
-            file.write(document.tokens.astype(TOKEN).tobytes())
-    if masked:
-        with atomic(folder / "loss.bin") as temporary, temporary.open("wb") as file:
-            for document in documents:
-                target = np.ones(len(document.tokens)) if document.is_target is None else document.is_target
-                file.write(target.astype(LOSS).tobytes())
-    with atomic(folder / "offsets.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, offsets)
-    index = {"tokenizer": fingerprint, "n_docs": len(documents), "n_tokens": int(offsets[-1]), "has_loss_mask": masked}
-    write_json(folder / "index.json", index)
+    """Write `documents` in order as `shard-00000`, `shard-00001`, … of about `shard_tokens` tokens each."""
+    remaining, number = iter(documents), 0
+    following = next(remaining, None)
+    while following is not None or number == 0:
+        with ShardWriter(folder / shard_name(number), Origin(fingerprint)) as shard:
+            while following is not None and shard.n_tokens < shard_tokens:
+                shard.write(following)
+                following = next(remaining, None)
+        number += 1
 
 
 class TokenStore:
-    """Random access to the documents of a store.
+    """Random access to the documents of a store, here or behind a URL.
 
-    `lengths[i]` is the number of tokens of document i. Raises ValueError naming the shard when a shard is cut short or
-    was made with another tokenizer than the first one.
+    `len()` is the number of documents and `n_tokens` that of tokens. Opening a store reads the indices of its shards; other
+    files are mapped when they are first needed and never read as a whole. Raises ValueError or FileNotFoundError naming the
+    shard that is missing, cut short, another's, or made with another tokenizer than the first one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        shards = sorted(path.parent for path in folder.glob("shard-*/index.json"))
-        if not shards:
-            raise FileNotFoundError(f"{folder} is not a token store: it holds no shard-*/index.json")
-        indices = [json.loads((shard / "index.json").read_text()) for shard in shards]
-        self.fingerprint: str = indices[0]["tokenizer"]
-        self._offsets: list[np.ndarray] = []
-        self._tokens: list[np.ndarray] = []
-        self._loss: list[np.ndarray | None] = []
-        for shard, index in zip(shards, indices, strict=True):
-            self._open_shard(shard, index)
-        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets])
-        self._first = np.cumsum(np.array([0, *(len(offsets) - 1 for offsets in self._offsets)]))
-        self.n_tokens = int(self.lengths.sum())
+    def __init__(self, folder: "Path | ShardFolder") -> None:
+        self._folder: ShardFolder = LocalFolder(folder) if isinstance(folder, Path) else folder
+        self.indices = self._folder.indices()
+        self.location = self._folder.location
+        self.fingerprint = self.indices[0].origin.tokenizer
+        *self._first_document, self._n_documents = accumulate((index.n_docs for index in self.indices), initial=0)
+        *self._first_token, self.n_tokens = accumulate((index.n_tokens for index in self.indices), initial=0)
+        self._maps = _Maps(self._folder.max_open_bytes)
 
-    def _open_shard(self, shard: Path, index: dict) -> None:
-        if index["tokenizer"] != self.fingerprint:
-            raise ValueError(
-                f"{shard} was made with another tokenizer ({index['tokenizer']}) than the store ({self.fingerprint}): tokenise it again"
-            )
-        expected: dict[str, np.dtype] = {"tokens.bin": TOKEN} | ({"loss.bin": LOSS} if index["has_loss_mask"] else {})
-        for name, dtype in expected.items():
-            size = (shard / name).stat().st_size
-            expected_size = index["n_tokens"] * dtype.itemsize
-            if size != expected_size:
-                raise ValueError(f"{shard / name} has {size} bytes, not {expected_size}: the shard is damaged, tokenise it again")
-        self._offsets.append(np.load(shard / "offsets.npy"))
-        self._tokens.append(_map(shard / "tokens.bin", TOKEN))
-        self._loss.append(_map(shard / "loss.bin", LOSS) if index["has_loss_mask"] else None)
+    @classmethod
+    def open(cls, location: str | Path, cache_gib: float = CACHE_GIB) -> "TokenStore":
+        """The store at a path or an fsspec URL; of the latter, at most `cache_gib` GiB of shards are kept on this machine."""
+        kind, separator, path = str(location).partition("://")
+        if not separator or kind in ("file", "local"):
+            return cls(Path(path if separator else location))
+        from ipt.tokens.remote import RemoteFolder
+
+        return cls(RemoteFolder(str(location), cache_gib))
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self._n_documents
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that the store holds: equal for equal documents in equal shards, wherever they lie."""
+        return hash_json([index.to_json() for index in self.indices])
 
     def tokens(self, document: int, start: int = 0, end: int | None = None) -> np.ndarray:
         """Token ids `start:end` of a document, as uint32; past its end there are none."""
         shard, first, last = self._span(document, start, end)
-        return self._tokens[shard][first:last]
+        return self._map(shard, TOKENS_FILE, TOKEN)[first:last]
 
     def is_target(self, document: int, start: int = 0, end: int | None = None) -> np.ndarray | None:
         """For tokens `start:end`, whether each is trained on; None when all are."""
+        shard = self._shard_of(document)
+        if not self.indices[shard].has_loss_mask:
+            return None
         shard, first, last = self._span(document, start, end)
-        loss = self._loss[shard]
-        return None if loss is None else loss[first:last].astype(bool)
+        return self._map(shard, LOSS_FILE, LOSS)[first:last].astype(bool)
+
+    def positions(self, documents: np.ndarray) -> np.ndarray:
+        """Where each document begins, counted in tokens of the whole store (int64); of `len(store)` it is `n_tokens`."""
+        documents = np.asarray(documents, np.int64)
+        if documents.size and not (documents.min() >= 0 and documents.max() <= self._n_documents):
+            raise IndexError(f"{self.location} has {self._n_documents} documents, asked for {documents.min()} to {documents.max()}")
+        shards = np.searchsorted(self._first_document, documents, side="right") - 1
+        result = np.empty(documents.shape, np.int64)
+        for shard in np.unique(shards):
+            here = shards == shard
+            offsets = self._map(shard, OFFSETS_FILE, None)
+            result[here] = offsets[documents[here] - self._first_document[shard]] + self._first_token[shard]
+        return result
+
+    def verify(self) -> None:
+        """Read all files and compare them with the hashes in the indices. Raises ValueError naming each that differs."""
+        files = [(index, name) for index in self.indices for name in index.files]
+        damaged = []
+        with progress("verify", len(files)) as bar:
+            for index, name in files:
+                if self._folder.hash(index, name) != index.files[name]["sha256"]:
+                    damaged.append(f"{index.shard}/{name}")
+                bar.advance()
+        if damaged:
+            raise ValueError(f"{self.location}: not what was written: {', '.join(damaged)}; tokenise again, or copy these shards anew")
+
+    def _shard_of(self, document: int) -> int:
+        if not 0 <= document < self._n_documents:
+            raise IndexError(f"{self.location} has {self._n_documents} documents, there is no document {document}")
+        return bisect_right(self._first_document, document) - 1
 
     def _span(self, document: int, start: int, end: int | None) -> tuple[int, int, int]:
-        shard = int(np.searchsorted(self._first, document, side="right")) - 1
-        local = document - self._first[shard]
-        begin, stop = self._offsets[shard][local], self._offsets[shard][local + 1]
-        return shard, int(begin + start), int(stop if end is None else min(begin + end, stop))
+        shard = self._shard_of(document)
+        local = document - self._first_document[shard]
+        begin, stop = self._map(shard, OFFSETS_FILE, None)[local : local + 2].tolist()
+        return shard, min(begin + start, stop), stop if end is None else min(begin + end, stop)
+
+    def _map(self, shard: int, name: str, dtype: np.dtype | None) -> np.ndarray:
+        """A file of a shard as an array; without a dtype it is a .npy file, which says so itself."""
+        found = self._maps.get((shard, name))
+        if found is None:
+            found = self._open(self.indices[shard], name, dtype)
+            self._maps.put((shard, name), found, self.indices[shard].files[name]["bytes"])
+        return found
+
+    def _open(self, index: ShardIndex, name: str, dtype: np.dtype | None) -> np.ndarray:
+        with self._folder.open(index, name) as file:
+            if dtype is not None:
+                return _mapped(file, dtype, index.files[name]["bytes"] // dtype.itemsize, 0)
+            assert np.lib.format.read_magic(file) == (1, 0)
+            (count,), _, found = np.lib.format.read_array_header_1_0(file)
+            offsets = _mapped(file, found, count, file.tell())
+        if count != index.n_docs + 1 or offsets[0] != 0 or offsets[-1] != index.n_tokens:
+            raise ValueError(f"{self.location}/{index.shard}/{name} is not that of its shard: the shard is damaged, tokenise it again")
+        return offsets
 
 
-def _map(path: Path, dtype: np.dtype) -> np.ndarray:
-    """Memory-map a file; an empty one, which cannot be mapped, gives an empty array."""
-    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+class _Maps:
+    """The arrays of a store that are mapped now. Beyond so many files or bytes the least recently used are let go."""
+
+    def __init__(self, max_bytes: float) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._arrays: OrderedDict[Any, tuple[np.ndarray, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> np.ndarray | None:
+        with self._lock:
+            if key in self._arrays:
+                self._arrays.move_to_end(key)
+                return self._arrays[key][0]
+            return None
+
+    def put(self, key: Any, array: np.ndarray, size: int) -> None:
+        """Keep the array of a file of `size` bytes."""
+        with self._lock:
+            if key not in self._arrays:  # another thread may have been as fast
+                self._arrays[key] = array, size
+                self._bytes += size
+            while len(self._arrays) > OPEN_FILES or (self._bytes > self._max_bytes and len(self._arrays) > 1):
+                _, (_, old) = self._arrays.popitem(last=False)
+                self._bytes -= old
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Maps, (self._max_bytes,)  # another process maps the files itself
+
+
+def _mapped(file: BinaryIO, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+    """The array that a file holds, read-only and read when touched. It keeps the file open, and with it a lock on the file."""
+    if count == 0:
+        return np.zeros(0, dtype)  # nothing that could be mapped
+    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype, count, offset)

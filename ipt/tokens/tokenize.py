@@ -1,96 +1,103 @@
 """Texts to token stores. A store is made once and then shared by all runs."""
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+from filelock import FileLock
 
 from ipt.config import TokensConfig
 from ipt.console import progress
-from ipt.stage import read_parts
-from ipt.tokens.store import EncodedDocument, TokenStore, tokenizer_fingerprint, write_store
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-# Some tokenizers put a space before the first word of what they encode. A response continues its prompt, which ends with a line
-# break, so it is encoded behind one (as Vocabulary.encode_continuation does for synthesis).
-ANCHOR = "\n"
+from ipt.parallel import worker_count
+from ipt.tokens.encode import Encoding, encoding_of
+from ipt.tokens.folders import LocalFolder
+from ipt.tokens.shards import FORMAT, INDEX_FILE, parse_index, remove_shard, remove_unfinished, shard_name
+from ipt.tokens.store import TokenStore
+from ipt.tokens.tasks import Task, make_tasks
+from ipt.tokens.workers import Job, origin_of, run_jobs
 
 
 def tokenize_texts(config: TokensConfig, texts: Path, model: str, output: Path, name: str = "") -> dict[str, Any]:
-    """Tokenise `texts/part-*.parquet` into a store in `output` and return its statistics.
+    """Tokenise the rows of `texts/*.parquet` (`encode.Encoder.encode` says what a row is) into a store in `output`.
 
-    A row has `text`, or `examples` of (prompt, response), of which only the responses are trained on: each example is
-    BOS, prompt, response, EOS, and the examples of a row follow one another as shots of one document. `fill_to` of such a
-    row, where it is not null, fills the document up with EOS tokens that are read and not trained on.
+    The store is the same for any number of `config.workers`. After an interruption, the shards that are finished are kept;
+    one of other rows or of another tokenizer is made again. Returns the statistics of the store.
     """
+    encoding, tasks = _prepare(config, texts, model)
+    for shard in output.glob("shard-*"):
+        if shard.name not in {shard_name(task.part) for task in tasks}:
+            remove_shard(shard)  # of other texts
+    return _write(config, tasks, encoding, output, 0, name)
+
+
+def add_texts(config: TokensConfig, texts: Path, model: str, folder: Path) -> dict[str, Any]:
+    """As `tokenize_texts`, but behind what the store in `folder` holds; with the same texts again it goes on, or changes nothing.
+
+    Raises ValueError if the store was made with another tokenizer or another BOS and EOS rule, or is not finished.
+    """
+    encoding, tasks = _prepare(config, texts, model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):  # two at the same time would take the same numbers
+        return _write(config, tasks, encoding, folder, _first_shard(folder, tasks, encoding), folder.name)
+
+
+def check_tokens(config: TokensConfig) -> None:
+    """Raise a one-line error for a value that cannot be."""
+    if config.workers is not None and config.workers < 1:
+        raise ValueError(f"tokens.workers={config.workers}: must be at least 1, or null for all cores")
+    if config.shard_tokens < 1:
+        raise ValueError(f"tokens.shard_tokens={config.shard_tokens}: must be at least 1")
+    if not config.cache_gib > 0:
+        raise ValueError(f"tokens.cache_gib={config.cache_gib}: must be above zero")
+
+
+def store_settings(config: TokensConfig) -> dict[str, Any]:
+    """What of the config a store depends on."""
+    return {"bos": config.bos, "eos": config.eos, "shard_tokens": config.shard_tokens, "format": FORMAT}
+
+
+def _prepare(config: TokensConfig, texts: Path, model: str) -> tuple[Encoding, list[Task]]:
     from ipt.models import load_tokenizer
 
-    tokenizer = load_tokenizer(model)
-    rows = _count_rows(texts)
-    with progress(f"tokens {name}", rows) as bar:
-        documents = encode(read_parts(texts), tokenizer, config)
-        write_store(output, _counted(documents, bar.advance), tokenizer_fingerprint(tokenizer), config.shard_tokens)
+    tasks = make_tasks(texts, config.shard_tokens)
+    return encoding_of(load_tokenizer(model), config), tasks
+
+
+def _write(config: TokensConfig, tasks: Sequence[Task], encoding: Encoding, output: Path, first: int, name: str) -> dict[str, Any]:
+    output.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(output)
+    jobs = [Job(task, output / shard_name(first + task.part)) for task in tasks]
+    remaining = [job for job in jobs if not _is_finished(job, encoding)]
+    with progress(f"tokens {name}", tasks[-1].end) as bar:
+        bar.advance(tasks[-1].end - sum(job.task.end - job.task.first for job in remaining))
+        run_jobs(remaining, encoding, worker_count(config.workers), bar.advance)
     store = TokenStore(output)
-    return {"documents": len(store), "tokens": store.n_tokens, "tokenizer": store.fingerprint}
+    return {"documents": len(store), "tokens": store.n_tokens, "tokenizer": store.fingerprint, "shards": len(store.indices)}
 
 
-def encode(rows: Iterable[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", config: TokensConfig) -> Iterator[EncodedDocument]:
-    """Token ids of each row, in order. Texts are encoded in batches, which the tokenizer spreads over its threads."""
-    bos = [tokenizer.bos_token_id] if begins_with_bos(tokenizer, config.bos) else []
-    eos = [tokenizer.eos_token_id] if config.eos else []
-    remaining = iter(rows)
-    while batch := list(islice(remaining, 512)):
-        texts = [part for row in batch for part in _texts(row)]
-        # A special token that a document spells out is plain text there, not an end of the document.
-        ids = iter(tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
-        for row in batch:
-            if row.get("examples") is None:
-                yield EncodedDocument(np.array(bos + next(ids) + eos, np.uint32))
-            else:
-                yield _encode_examples(len(row["examples"]), ids, tokenizer, row.get("fill_to") or 0)
+def _is_finished(job: Job, encoding: Encoding) -> bool:
+    path = job.shard / INDEX_FILE
+    try:
+        index = parse_index(path.read_bytes(), str(path), job.shard.name)
+        sizes = {name: (job.shard / name).stat().st_size for name in index.files}
+    except (OSError, ValueError):
+        return False
+    return index.origin == origin_of(job.task, encoding) and all(size == index.files[name]["bytes"] for name, size in sizes.items())
 
 
-def begins_with_bos(tokenizer: "PreTrainedTokenizerBase", wish: bool | None) -> bool:
-    """Whether documents begin with BOS: as wished, else as the tokenizer does by itself."""
-    if wish is None:
-        return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    if wish and tokenizer.bos_token_id is None:
-        raise ValueError("tokens.bos=true, but the tokenizer has no BOS token: set tokens.bos=false")
-    return wish
-
-
-def _encode_examples(number: int, ids: Iterator[list[int]], tokenizer: "PreTrainedTokenizerBase", fill_to: int) -> EncodedDocument:
-    anchor = tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
-    tokens: list[int] = []
-    target: list[int] = []
-    for _ in range(number):
-        prompt, response = [tokenizer.bos_token_id, *next(ids)], next(ids)
-        assert response[: len(anchor)] == anchor, "a line break and the tag behind it became one token"
-        learnt = [*response[len(anchor) :], tokenizer.eos_token_id]
-        tokens += prompt + learnt
-        target += [0] * len(prompt) + [1] * len(learnt)
-    target += [0] * (fill_to - len(tokens))
-    tokens += [tokenizer.eos_token_id] * (fill_to - len(tokens))
-    return EncodedDocument(np.array(tokens, np.uint32), np.array(target, np.uint8))
-
-
-def _texts(row: dict[str, Any]) -> list[str]:
-    if row.get("examples") is None:
-        return [row["text"]]
-    return [part for example in row["examples"] for part in (example["prompt"], ANCHOR + example["response"])]
-
-
-def _count_rows(folder: Path) -> int:
-    import pyarrow.parquet as pq
-
-    return sum(pq.ParquetFile(path).metadata.num_rows for path in folder.glob("part-*.parquet"))
-
-
-def _counted(documents: Iterable[EncodedDocument], count: Any) -> Iterator[EncodedDocument]:
-    for document in documents:
-        count()
-        yield document
+def _first_shard(folder: Path, tasks: Sequence[Task], encoding: Encoding) -> int:
+    """The number of the shard of the first task: where these texts were begun before, else behind the last shard."""
+    paths = sorted(folder.glob(f"shard-*/{INDEX_FILE}"))
+    indices = [parse_index(path.read_bytes(), str(path), path.parent.name) for path in paths]
+    for number, index in enumerate(indices):
+        for what in ("tokenizer", "bos", "eos"):
+            found, wanted = getattr(index.origin, what), getattr(origin_of(tasks[0], encoding), what)
+            if found != wanted:
+                raise ValueError(f"{paths[number].parent} was made with {what} {found}, not {wanted}: make another store for these texts")
+    for index in indices:
+        rows = index.origin.rows
+        if rows is not None and rows["texts"] == tasks[0].texts:
+            if rows["parts"] != len(tasks):
+                raise ValueError(f"{folder} holds these texts already, cut into {rows['parts']} shards and not {len(tasks)}")
+            return int(index.shard.removeprefix("shard-")) - int(rows["part"])
+    return len(LocalFolder(folder).indices()) if indices else 0

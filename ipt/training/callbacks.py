@@ -1,20 +1,29 @@
-"""What happens beside the training loop: metrics, progress, checkpoints that appear whole."""
+"""Numbers while a run goes on: a line of metrics.jsonl, the progress bar and the loggers, at each optimizer step."""
 
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from ipt.console import progress
 from ipt.training.flops import flops_per_token, peak_flops
 from ipt.training.module import PretrainingModule
 
+NOTABLE_WAIT = 0.05  # share of a step
+
 
 class StepMetrics(Callback):
-    """Writes a line of `metrics.jsonl` and moves the progress bar at each optimizer step, and logs the same to the loggers."""
+    """Writes a line of `metrics.jsonl` and moves the progress bar at each optimizer step, and logs the same to the loggers.
+
+    `tokens_per_second` is for each device, `mfu` by the convention of `ipt.training.flops` (null for a device whose peak is not
+    known), `data_wait` the share of the step's time that was spent waiting for batches, `memory` the peak of the first process
+    so far in GiB: allocated on its GPU, or on a CPU resident.
+    """
 
     def __init__(self, path: Path, max_steps: int, tokens_per_step: int, log_every: int) -> None:
         self.path, self.max_steps, self.tokens_per_step, self.log_every = path, max_steps, tokens_per_step, log_every
@@ -25,44 +34,66 @@ class StepMetrics(Callback):
         self._step = trainer.global_step
         self._flops, self._peak = flops_per_token(module.model, module.config.mixture.seq_len), peak_flops(module.device)
         if trainer.is_global_zero:
-            _keep_steps(self.path, self._step)
             self._bar_context = progress("training", self.max_steps)
             self._bar = self._bar_context.__enter__()
             self._bar.advance(self._step)
-        self._clock = time.monotonic()
+        self._started = self._asked = time.monotonic()
+        self._waited = 0.0
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._waited += time.monotonic() - self._asked
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self._step:
-            return
         assert isinstance(module, PretrainingModule)
-        self._step = trainer.global_step
-        now = time.monotonic()
-        speed = self.tokens_per_step / (now - self._clock) / trainer.world_size
-        self._clock = now
-        record = {
-            "step": self._step,
-            "tokens": self._step * self.tokens_per_step,
-            **module.finish_step(),
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "tokens_per_second": speed,
-            "mfu": self._flops * speed / self._peak if self._peak else None,
-            "skipped": 0,
-        }
-        if trainer.is_global_zero:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            self._bar.advance(1, f"loss {record['loss']:.3f}  {speed:,.0f} tokens/s per device")
-        if trainer.loggers and self._step % self.log_every == 0:
-            module.log_dict({name: value for name, value in record.items() if value is not None and name != "step"})
+        if trainer.global_step != self._step:
+            self._step = trainer.global_step
+            self._tell(trainer, module)
+        self._asked = time.monotonic()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, module, "fit")
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if hasattr(self, "_bar_context"):
             self._bar_context.__exit__(None, None, None)
             del self._bar_context
 
+    def _tell(self, trainer: L.Trainer, module: PretrainingModule) -> None:
+        figures = module.finish_step()  # waits for the device
+        now = time.monotonic()
+        seconds, waited = now - self._started, self._waited
+        self._started, self._waited = now, 0.0
+        speed = self.tokens_per_step / seconds / trainer.world_size
+        record = {
+            "step": self._step,
+            "tokens": self._step * self.tokens_per_step,
+            **figures,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "tokens_per_second": speed,
+            "mfu": self._flops * speed / self._peak if self._peak else None,
+            "data_wait": waited / seconds,
+            "memory": peak_memory(module.device),
+        }
+        if trainer.is_global_zero:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            self._bar.advance(1, step_note(record, trainer.world_size))
+        if trainer.loggers and self._step % self.log_every == 0:
+            module.log_dict({name: value for name, value in record.items() if value is not None and name != "step"})
 
-def _keep_steps(path: Path, last: int) -> None:
-    """Drop the lines of steps that a resumed run is about to take again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= last]
-        path.write_text("".join(line + "\n" for line in lines))
+
+def step_note(record: dict[str, Any], devices: int) -> str:
+    """What stands behind the progress bar: "loss 2.143  8 x 8,512 tokens/s  MFU 51%  96.3 GiB"."""
+    mfu = "unknown" if record["mfu"] is None else f"{record['mfu']:.0%}"
+    speed = f"{record['tokens_per_second']:,.0f} tokens/s"
+    parts = [f"loss {record['loss']:.3f}", speed if devices == 1 else f"{devices} x {speed}", f"MFU {mfu}", f"{record['memory']:.1f} GiB"]
+    parts += [f"data wait {record['data_wait']:.0%}"] if record["data_wait"] >= NOTABLE_WAIT else []
+    parts += [f"skipped {record['skipped']:.0f}"] if record["skipped"] else []
+    return "  ".join(parts)
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB at most so far: allocated by this process on its GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30

@@ -1,23 +1,94 @@
 """What can be known to be wrong with a training config without importing torch or Lightning."""
 
-from ipt.config import Config
+import os
+
+from ipt.config import Config, TrainerConfig
+
+ATTENTION = ("auto", "packed", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
 def check_training(config: Config) -> None:
     """One-line ValueErrors for values that no run could use."""
     trainer = config.trainer
-    for name in ("max_steps", "micro_batch_size", "accumulate", "devices", "num_nodes", "loss_chunk"):
+    for name in ("max_steps", "micro_batch_size", "accumulate", "devices", "num_nodes", "replicas", "loss_chunk"):
         if getattr(trainer, name) < 1:
             raise ValueError(f"trainer.{name}={getattr(trainer, name)}: must be at least 1")
     if config.mixture.seq_len < 2:
         raise ValueError(f"mixture.seq_len={config.mixture.seq_len}: must be at least 2")
     choices = {
         "trainer.precision": (trainer.precision, ("fp32", "bf16")),
+        "trainer.weights": (trainer.weights, ("fp32", "bf16")),
         "trainer.strategy": (trainer.strategy, ("auto", "single", "fsdp2")),
-        "optimizer.name": (config.optimizer.name, ("adamw", "adamw_8bit")),
-        "schedule.name": (config.schedule.name, ("cosine", "linear", "constant")),
+        "trainer.attention": (trainer.attention, ATTENTION),
+        "trainer.activation_checkpointing": (trainer.activation_checkpointing, ("none", "full", "selective", "budget")),
+        "optimizer.name": (config.optimizer.name, ("adamw", "adamw_8bit", "paged_adamw_8bit", "lion", "lion_8bit", "muon")),
+        "schedule.name": (config.schedule.name, ("cosine", "linear", "constant", "wsd")),
+        "lora.quantize": (config.lora.quantize, (None, "4bit", "8bit")),
+        "trainer.export_dtype": (trainer.export_dtype, ("fp32", "bf16")),
+        "trainer.profiler": (trainer.profiler, ("none", "torch")),
         "logger.name": (config.logger.name, ("none", "wandb")),
     }
     for key, (value, known) in choices.items():
         if value not in known:
-            raise ValueError(f"{key}={value}: must be one of {', '.join(known)}")
+            raise ValueError(f"{key}={value}: must be one of {', '.join(str(choice) for choice in known)}")
+    _check_shares(config)
+    _check_combinations(config)
+    _check_saving(trainer)
+
+
+def check_launch(trainer: TrainerConfig) -> None:
+    """As many processes must have been started as the config has devices: one must never wait for another that nobody starts."""
+    keys = f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}"
+    wanted = trainer.devices * trainer.num_nodes
+    is_task = "SLURM_STEP_ID" in os.environ and "SLURM_NTASKS" in os.environ  # of srun, not the batch script itself
+    started = int(os.environ.get("WORLD_SIZE") or (os.environ["SLURM_NTASKS"] if is_task else 1))
+    if started == wanted:
+        return
+    if started == 1:
+        nodes = "" if trainer.num_nodes == 1 else f"--nnodes={trainer.num_nodes} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 "
+        raise ValueError(f"{keys}: {wanted} processes are needed: torchrun {nodes}--nproc-per-node={trainer.devices} train.py …")
+    raise ValueError(f"{keys}: {started} processes were started: set trainer.devices={started // trainer.num_nodes or 1}")
+
+
+def _check_saving(trainer: TrainerConfig) -> None:
+    for name in ("checkpoint_steps", "checkpoint_minutes", "keep_last", "keep_every", "log_every"):
+        value = getattr(trainer, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"trainer.{name}={value}: must be above 0")
+
+
+def _check_shares(config: Config) -> None:
+    shares = {
+        "trainer.activation_budget": config.trainer.activation_budget,
+        "schedule.decay": config.schedule.decay,
+        "schedule.final_lr": config.schedule.final_lr,
+    }
+    for key, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{key}={value}: must be a share, from 0 to 1")
+    if config.trainer.skip_spikes is not None and config.trainer.skip_spikes <= 0:
+        raise ValueError(f"trainer.skip_spikes={config.trainer.skip_spikes}: must be above 0; null skips only steps that are not finite")
+
+
+def _check_combinations(config: Config) -> None:
+    """Keys that only work together."""
+    trainer, schedule, lora = config.trainer, config.schedule, config.lora
+    world = trainer.devices * trainer.num_nodes
+    if trainer.activation_checkpointing == "budget" and not trainer.compile:
+        raise ValueError("trainer.activation_checkpointing=budget: it is the compiler that keeps the budget, set trainer.compile=true")
+    if trainer.weights == "bf16" and trainer.precision != "bf16":
+        raise ValueError("trainer.weights=bf16: arithmetic would be in bf16 too, set trainer.precision=bf16")
+    if world % trainer.replicas:
+        raise ValueError(f"trainer.replicas={trainer.replicas}: must divide the number of devices, {world}")
+    if trainer.replicas > 1 and trainer.strategy == "single":
+        raise ValueError(f"trainer.replicas={trainer.replicas}: copies are of a sharded model, set trainer.strategy=fsdp2")
+    if trainer.strategy == "single" and world > 1:
+        raise ValueError(f"trainer.strategy=single: is for one device, and there are {world}: set trainer.strategy=auto")
+    if config.optimizer.name == "paged_adamw_8bit" and trainer.accelerator == "cpu":
+        raise ValueError("optimizer.name=paged_adamw_8bit: pages between a GPU and its host, on a CPU use adamw_8bit")
+    if lora.quantize and not lora.rank:
+        raise ValueError(f"lora.quantize={lora.quantize}: quantised weights cannot be trained themselves, set lora.rank, as 16")
+    if lora.quantize and config.architecture:
+        raise ValueError(f"lora.quantize={lora.quantize}: there are no weights to quantise in a model that is trained from scratch")
+    if schedule.warmup_tokens is not None and schedule.warmup_steps:
+        raise ValueError("schedule.warmup_tokens: give the warm-up in steps or in tokens, and set the other to 0 or null")

@@ -1,59 +1,193 @@
-"""A trained model as a Hugging Face folder: safetensors, tokenizer, and a card that says what it was trained on."""
+"""A trained model as a Hugging Face folder: safetensors, tokenizer, and a card that says what it was trained on.
 
+`python -m ipt.training.export CHECKPOINT OUTPUT` does the same from a checkpoint, without a GPU and in one process, however many wrote it.
+"""
+
+import argparse
+import shutil
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from omegaconf import OmegaConf
+from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 from ipt.config import Config
-from ipt.models import load_tokenizer
-from ipt.training.module import build_model
+from ipt.models import load_tokenizer, resolve_model
+from ipt.training.build import build_model
+from ipt.training.card import model_card
+from ipt.training.checkpoint import METRICS, newest_checkpoint, read_facts, read_whole_tensors
+from ipt.training.state import MODEL, trained_tensors
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SHARD = "5GB"
 
 
-def export(model: Any, config: Config, output: Path, report: dict[str, dict[str, Any]]) -> None:
-    """Write `output/export`; LoRA layers are merged there and also written as they are to `output/adapter`, in bf16.
+def export(model: Any, config: Config, output: Path, sources: Mapping[str, Any]) -> None:
+    """Write `output/export`; LoRA layers are merged there and also written as they are to `output/adapter`.
 
-    All ranks must call it: sharded weights are gathered, and rank 0 writes.
+    All processes must call it: sharded weights are gathered one by one, and the first process writes. `sources` is the mixture's
+    report of what was taken from each source.
     """
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if torch.distributed.get_rank() != 0:
-            return
-        model = build_model(config)
-        model.load_state_dict(weights)
+    weights = gather_weights(model, DTYPES[config.trainer.export_dtype], frozen=bool(config.architecture))
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        write_model(weights, config, output / "export", output / "adapter", model_card(config, sources, output / METRICS))
+
+
+def export_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, model: str | None = None) -> None:
+    """Write the model of a checkpoint to the folder `output`, and its LoRA layers, if it has any, to `output/adapter`.
+
+    `dtype` is fp32 or bf16, by default that of the run's own export; `model` is where the model that training started from is now,
+    if it has moved. Raises ValueError and FileNotFoundError.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty: give a folder that is, or one that is not there yet")
+    checkpoint = newest_checkpoint(checkpoint)
+    facts = read_facts(checkpoint)
+    config = _stored_config(facts["config"])
+    config.model = model or config.model
+    config.trainer.export_dtype = dtype or config.trainer.export_dtype
+    weights = read_whole_tensors(checkpoint, MODEL, DTYPES[config.trainer.export_dtype])
+    card = model_card(config, facts["about"]["sources"], checkpoint / METRICS)
+    write_model(weights, config, output, output / "adapter", card)
+
+
+def gather_weights(model: Any, dtype: torch.dtype, frozen: bool) -> dict[str, Tensor]:
+    """`trained_tensors` whole and on the host of the first process; elsewhere nothing. Only one at a time is whole on a device."""
+    first = not distributed.is_initialized() or distributed.get_rank() == 0
+    weights = {}
+    for name, value in trained_tensors(model, frozen).items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if first:
+            weights[name] = whole.to("cpu", dtype if whole.is_floating_point() else whole.dtype, copy=True)
+    return weights
+
+
+def write_model(weights: dict[str, Tensor], config: Config, folder: Path, adapter: Path, card: str) -> None:
+    """Write a Hugging Face folder that is there whole or not at all; `weights` are the trained ones by their plain names."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
     if config.lora.rank:
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-        adapter = {name: tensor.to(torch.bfloat16) for name, tensor in get_peft_model_state_dict(model).items()}
-        model.peft_config["default"].base_model_name_or_path = config.model  # not the place where this machine keeps it
-        model.save_pretrained(output / "adapter", state_dict=adapter)
-        set_peft_model_state_dict(model, adapter)  # merged or apart, it is the same model
-        model = model.merge_and_unload()
-    model.save_pretrained(output / "export")
-    load_tokenizer(config.model).save_pretrained(output / "export")
-    (output / "export" / "README.md").write_text(model_card(config, report))
+        weights = _merged(weights, config, adapter if adapter.parent != folder else temporary / adapter.name)
+    model = _empty_model(config)
+    model.save_pretrained(temporary, state_dict=weights, max_shard_size=SHARD)
+    load_tokenizer(config.model).save_pretrained(temporary)
+    (temporary / "README.md").write_text(card)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
 
 
-def model_card(config: Config, report: dict[str, dict[str, Any]]) -> str:
-    rows = [
-        f"| {name} | {row['unique_tokens']:,} | {row['tokens']:,} | {row['realised']:.2%} | {row['repeats']:.2f} |"
-        for name, row in report.items()
-    ]
-    start = "random weights" if config.architecture else f"`{config.model}`"
-    return "\n".join(
-        [
-            f"# {config.name}",
-            "",
-            f"Trained with ipt from {start}: {config.trainer.max_steps} steps of sequences of {config.mixture.seq_len} tokens,",
-            f"seed {config.seed}.",
-            "",
-            "| source | unique tokens | trained tokens | share | repeats |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            "The licences of the start model and of the data apply.",
-            "",
-        ]
+def push(folder: Path, name: str, private: bool) -> str:
+    """Upload a Hugging Face folder as the repository OWNER/NAME and return its address. Raises ValueError."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model trained with ipt"))
+    except (HfHubHTTPError, OSError) as error:
+        raise ValueError(f"--push {name}: {str(error).splitlines()[0]}; the model itself is in {folder}") from None
+
+
+def _empty_model(config: Config) -> Any:
+    """The plain Hugging Face model of the run on the meta device: what knows the names in files and how to write them."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    start = None if config.architecture else resolve_model(config.model)
+    facts = AutoConfig.from_pretrained(start) if start else AutoConfig.for_model(**config.architecture)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(facts, dtype=DTYPES[config.trainer.export_dtype])
+    if start:
+        with suppress(OSError):  # it has none
+            model.generation_config = GenerationConfig.from_pretrained(start)
+    return model
+
+
+def _merged(adapter: dict[str, Tensor], config: Config, folder: Path) -> dict[str, Tensor]:
+    """Write the LoRA layers to `folder`, and give all weights of the model with them merged in.
+
+    Where the base was quantised, its weights are those that training has seen: quantised and put back.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.integrations import dequantize_module_weight
+
+    dtype = DTYPES[config.trainer.export_dtype]
+    model: Any = build_model(config, "sdpa")  # which attention changes nothing here, and the run's may not be had
+    unknown = model.load_state_dict(adapter, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"model={config.model} has no {unknown[0]}, which was trained: it is not the model that training started from")
+    model.peft_config["default"].base_model_name_or_path = config.model  # not the place where this machine keeps it
+    model.save_pretrained(folder, state_dict={name: value.to(dtype) for name, value in get_peft_model_state_dict(model).items()})
+    weights: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, module in model.get_base_model().named_modules():
+            if isinstance(module, BaseTunerLayer):
+                layer: Any = module
+                base = layer.get_base_layer()
+                change = layer.get_delta_weight("default")
+                weights[f"{name}.weight"] = (dequantize_module_weight(base).to(change.dtype) + change).to(dtype)
+                if base.bias is not None:
+                    weights[f"{name}.bias"] = base.bias.to(dtype)
+        for name, value in model.get_base_model().named_parameters():
+            if ".lora_" not in name and ".base_layer." not in name:
+                weights[name] = value.detach().to(dtype)
+    return weights
+
+
+def _stored_config(facts: dict[str, Any]) -> Config:
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), facts))
+    assert isinstance(config, Config)
+    return config
+
+
+# Command -------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m ipt.training.export", description="Write the model of a checkpoint as a Hugging Face folder."
     )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a checkpoint, or a run's output folder for its newest one")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder that is written; not there yet, or empty")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: the run's trainer.export_dtype)")
+    parser.add_argument("--model", help="where the model that training started from is now, if it has moved")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="then upload the folder to the hub under this name")
+    parser.add_argument("--private", action="store_true", help="with --push: make a repository that only its owner sees")
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # there is one process, and is meant to be
+    try:
+        if options.push:
+            _check_push(options.push)
+        export_checkpoint(options.checkpoint, options.output, options.dtype, options.model)
+        print(f"model: {options.output}")
+        if options.push:
+            print(f"uploaded: {push(options.output, options.push, options.private)}")
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _check_push(name: str) -> None:
+    """What can be known to be wrong before anything is written."""
+    from huggingface_hub import constants, get_token
+
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise ValueError(f"--push {name}: must be OWNER/NAME")
+    if get_token() is None:
+        raise ValueError("--push needs a token of the hub's: run `hf auth login`, or set HF_TOKEN")
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError("--push: HF_HUB_OFFLINE is set, so the hub must not be reached: unset it")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,8 @@ from urllib.parse import urlparse
 from uuid import uuid4
 
 from ipt.config import Config, LoggerConfig
-from ipt.stage import STATS
+from ipt.stage import STATS, rank
+from ipt.training.checkpoint import read_facts, whole_checkpoints
 
 
 def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -> list[Any]:
@@ -26,7 +27,7 @@ def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -
     logger = WandbLogger(
         project=config.logger.project,
         name=f"{config.name} {name}",
-        id=_run_id(output),
+        id=run_id(output),
         resume="allow",
         group=config.logger.group or config.name,
         tags=config.logger.tags,
@@ -67,11 +68,18 @@ def _figures(stats: dict[str, Any], prefix: str) -> dict[str, float]:
     return figures
 
 
-def _run_id(output: Path) -> str:
-    """The run's id, drawn once: a resumed run goes on under it."""
+def run_id(output: Path) -> str | None:
+    """The run's id, drawn once: a resumed run goes on under it, on another machine too, where its checkpoint knows it.
+
+    None in all processes but the first, which is the only one that logs.
+    """
+    if rank() > 0:
+        return None
     path = output / ".wandb_id"
     if not path.exists():
-        path.write_text(uuid4().hex[:12])
+        newest = next(reversed(whole_checkpoints(output / "checkpoints")), None)
+        known = read_facts(newest)["about"].get("wandb_id") if newest else None
+        path.write_text(known or uuid4().hex[:12])
     return path.read_text()
 
 

@@ -5,106 +5,123 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ipt.config import Config, TrainerConfig
 from ipt.console import console
-from ipt.mixture.batches import PackedDataModule, PackedSequences
+from ipt.mixture.batches import PackedDataModule, PackedLoader, PackedSequences
 from ipt.mixture.plan import Plan, make_plan
+from ipt.mixture.report import plan_report
+from ipt.mixture.schedule import used_sources
+from ipt.mixture.stores import open_stores
 from ipt.mixture.table import mixture_table
-from ipt.stage import write_json
-from ipt.tokens.store import TokenStore
+from ipt.stage import rank, write_json
 from ipt.training.callbacks import StepMetrics
+from ipt.training.checkpoint import METRICS
 from ipt.training.export import export
 from ipt.training.flops import flops_per_token
+from ipt.training.identity import global_batch, run_key
+from ipt.training.logger import run_id
 from ipt.training.module import PretrainingModule
+from ipt.training.profile import TorchProfile
+from ipt.training.remote import fetch
+from ipt.training.saving import Checkpoints
+from ipt.training.stop import REQUEUE, Stopped, requeue_job
 
 
 def train(
-    config: Config, stores: Mapping[str, Path], ratios: Mapping[str, float], output: Path, loggers: list[Any] | None = None
+    config: Config, stores: Mapping[str, str | Path], output: Path, make_loggers: Callable[[], list[Any]] | None = None
 ) -> dict[str, Any]:
-    """Train `config.model` on the mixture and write `export/`, `metrics.jsonl` and `summary.json` to `output`.
+    """Train `config.model` on `config.mixture` and write `export/`, `metrics.jsonl` and `summary.json` to `output`.
 
-    `stores` are the token stores of the sources, `ratios` their shares (they sum to 1). A run that was interrupted goes on
-    from its last checkpoint in `output/checkpoints`, with the same batches in the same order. Returns the summary.
+    `stores` are the token stores of the sources that the mixture uses. A run that was interrupted goes on from its newest whole
+    checkpoint in `output/checkpoints`, or else in `trainer.checkpoint_url`, with the same batches in the same order. Loggers are made
+    once that is known. Returns the summary. Raises Stopped when a signal has ended the run, and KeyboardInterrupt.
     """
     _quiet_libraries()
     L.seed_everything(config.seed, verbose=False)
-    opened = {name: TokenStore(folder) for name, folder in stores.items() if ratios[name] > 0}
-    plan = _plan(config, opened, ratios)
-    report = plan.report()
-    console.print(mixture_table(report))
-    data = PackedDataModule(
-        PackedSequences(plan, [opened[name] for name in plan.sources]), config.trainer.micro_batch_size, config.trainer.accumulate
-    )
+    opened = open_stores({name: stores[name] for name in used_sources(config.mixture)}, config.tokens.cache_gib)
+    plan = make_plan(opened, config.mixture, config.trainer.max_steps * global_batch(config.trainer), config.seed)
+    report = plan_report(plan)
+    if rank() == 0:
+        console.print(mixture_table(report))
+    sequences = PackedSequences(plan, [opened[name] for name in plan.sources])
     module = PretrainingModule(config, plan.sources)
     output.mkdir(parents=True, exist_ok=True)
-    trainer = _trainer(config.trainer, output, plan.seq_len * _global_batch(config.trainer), loggers or [])
+    checkpoints = _checkpoints(config, report, output)
+    data = PositionedData(sequences, config.trainer, checkpoints)
+    trainer = _trainer(config.trainer, output, plan.tokens // config.trainer.max_steps, checkpoints, make_loggers)
     started = time.monotonic()
-    trainer.fit(module, data, ckpt_path=_last_checkpoint(output / "checkpoints"), weights_only=True)
-    if trainer.global_step < config.trainer.max_steps:
-        raise KeyboardInterrupt  # Lightning swallows it; whoever waits for this stage must not take it for finished
-    summary = _summary(config, plan, module, report, time.monotonic() - started, output)
-    export(module.model, config, output, report)
+    _fit(trainer, module, data, checkpoints)
+    seconds = time.monotonic() - started
+    export(module.model, config, output, report["sources"])
+    summary = _summary(config, plan, module, report, seconds, output)
     if trainer.is_global_zero:
-        write_json(output / "summary.json", summary)
+        write_json(output / "summary.json", {**summary, "failed_uploads": checkpoints.failed_uploads})
         if not config.trainer.keep_checkpoints:
             shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return summary
 
 
+class PositionedData(PackedDataModule):
+    """The data of a run, from where its checkpoint left off."""
+
+    def __init__(self, sequences: PackedSequences, config: TrainerConfig, checkpoints: Checkpoints) -> None:
+        super().__init__(sequences, config.micro_batch_size, config.accumulate, config.loader_workers)
+        self.checkpoints = checkpoints
+
+    def train_dataloader(self) -> PackedLoader:
+        loader = super().train_dataloader()
+        loader.load_state_dict({"taken": self.checkpoints.sequences})
+        return loader
+
+
 def _quiet_libraries() -> None:
     """Keep what libraries say about themselves out of the terminal; errors still come through."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\.")
+    warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint\.")
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint: a file appears whole; a sharded folder is whole once it has its `meta.pt`, written last."""
-    whole = [path for path in folder.glob("*.ckpt") if path.is_file() or (path / "meta.pt").exists()]
-    return max(whole, key=lambda path: path.stat().st_mtime, default=None)
+def _checkpoints(config: Config, report: dict[str, Any], output: Path) -> Checkpoints:
+    """The run's checkpoints, with the newest one fetched if there is none on this machine."""
+    url, run = config.trainer.checkpoint_url, run_key(config, report["sources"])
+    remote = f"{url.rstrip('/')}/{config.name}-{run[:12]}" if url else None
+    if remote:
+        fetch(remote, output / "checkpoints")
+    about = {"sources": report["sources"], "wandb_id": run_id(output) if config.logger.name == "wandb" else None}
+    return Checkpoints(output, run, about, remote)
 
 
-def _plan(config: Config, stores: Mapping[str, TokenStore], ratios: Mapping[str, float]) -> Plan:
-    fingerprints = {name: store.fingerprint for name, store in stores.items()}
-    if len(set(fingerprints.values())) > 1:
-        raise ValueError(f"the token stores were made with different tokenizers: {fingerprints}")
-    lengths = {name: store.lengths for name, store in stores.items()}
-    sequences = config.trainer.max_steps * _global_batch(config.trainer)
-    plan = make_plan(lengths, ratios, config.mixture.seq_len, sequences, config.seed)
-    for name, row in plan.report().items():
-        limit = config.mixture.max_repeats.get(name)
-        if limit is not None and row["repeats"] > limit:
-            raise ValueError(
-                f"mixture.max_repeats.{name}={limit}: this run would read source {name} {row['repeats']:.2f} times; "
-                "lower its ratio, take fewer steps or allow more repeats"
-            )
-    return plan
+def _fit(trainer: L.Trainer, module: PretrainingModule, data: PositionedData, checkpoints: Checkpoints) -> None:
+    """Train to the end. Raises Stopped after a signal, KeyboardInterrupt after Ctrl-C."""
+    try:
+        trainer.fit(module, data)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    if checkpoints.stopped_by is None:
+        return
+    trainer.strategy.barrier()  # the checkpoint is whole: no process may end before that
+    if trainer.is_global_zero:
+        console.print(f"{checkpoints.stopped_by}: saved after step {trainer.global_step}; the same command goes on from there")
+        if checkpoints.stopped_by == REQUEUE.name:
+            requeue_job()
+    raise Stopped
 
 
-def _global_batch(config: TrainerConfig) -> int:
-    """Sequences of one optimizer step over all devices."""
-    return config.micro_batch_size * config.accumulate * config.devices * config.num_nodes
-
-
-def _trainer(config: TrainerConfig, output: Path, tokens_per_step: int, loggers: list[Any]) -> L.Trainer:
+def _trainer(
+    config: TrainerConfig, output: Path, tokens_per_step: int, checkpoints: Checkpoints, make_loggers: Callable[[], list[Any]] | None
+) -> L.Trainer:
     fsdp = _uses_fsdp(config)
-    checkpoint = ModelCheckpoint(
-        output / "checkpoints",
-        filename="{step:08d}",
-        enable_version_counter=False,
-        every_n_train_steps=config.checkpoint_steps,
-        train_time_interval=None if config.checkpoint_steps else timedelta(minutes=config.checkpoint_minutes),
-    )
+    metrics = StepMetrics(output / METRICS, config.max_steps, tokens_per_step, config.log_every)
+    profiles = [TorchProfile(output / "profile", config.max_steps)] if config.profiler == "torch" else []
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -116,11 +133,12 @@ def _trainer(config: TrainerConfig, output: Path, tokens_per_step: int, loggers:
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip,
         use_distributed_sampler=False,
-        callbacks=[StepMetrics(output / "metrics.jsonl", config.max_steps, tokens_per_step, config.log_every), checkpoint],
-        logger=loggers,
+        callbacks=[metrics, checkpoints, *profiles],  # in this order: a checkpoint holds the metrics of its own step
+        logger=make_loggers() if make_loggers else [],
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
+        enable_checkpointing=False,
     )
 
 
@@ -133,14 +151,15 @@ def _uses_fsdp(config: TrainerConfig) -> bool:
 
 def _summary(config: Config, plan: Plan, module: PretrainingModule, report: dict[str, Any], seconds: float, output: Path) -> dict[str, Any]:
     steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    tokens = len(plan) * plan.seq_len
     return {
         "steps": config.trainer.max_steps,
-        "tokens": tokens,
+        "tokens": plan.tokens,
         "target_tokens": sum(value for step in steps for name, value in step.items() if name.startswith("tokens/")),
-        "sources": report,
+        "sources": report["sources"],
+        "mixture": {name: value for name, value in report.items() if name != "sources"},
         "final_loss": steps[-1]["loss"],
+        "attention": module.attention,
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
-        "flops": flops_per_token(module.model, plan.seq_len) * tokens,
+        "flops": flops_per_token(module.model, plan.seq_len) * len(plan) * plan.seq_len,
         "seconds": round(seconds, 1),
     }

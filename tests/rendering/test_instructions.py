@@ -22,6 +22,7 @@ ROWS = [
     {"instruction": "Name", "input": "a river.", "output": "The Nile."},
     {"instruction": "Name a river.", "input": "", "output": "The Nile."},
     {"prompt": "Name a river.", "completion": "The Nile."},
+    {"inputs": "Name a river.", "targets": "The Nile.", "task": "cot"},
     {
         "messages": [
             {"role": role, "content": said} for role, said in (("system", "Be kind."), ("user", "Name a river."), ("x", "The Nile."))

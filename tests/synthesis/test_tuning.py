@@ -19,8 +19,8 @@ from ipt.stage import read_parts
 from ipt.synthesis.format import Pair, context_text, pairs_text
 from ipt.synthesis.prompts import Vocabulary
 from ipt.synthesis.tuning import build_tuning_texts, check_tuning_source
+from ipt.tokens.encode import encode
 from ipt.tokens.store import TokenStore
-from ipt.tokens.tokenize import encode
 
 
 def row(context: str, *pairs: tuple[str, str]) -> dict:
@@ -160,7 +160,7 @@ def test_what_is_learnt_is_what_synthesis_sends_and_reads():
         ({"path": "nowhere"}, "path=nowhere: no such file or folder"),
         ({"path": ""}, "path=: no such file or folder"),
         ({"kind": "squad"}, "is a folder: kind=squad reads a file"),
-        ({"kind": "web"}, "kind=web: must be texts or one of collection"),
+        ({"kind": "web"}, "kind=web: must be texts, instructions, store or one of collection"),
         ({"max_tokens": None}, "shots=null: as many examples as fit need mixture.sources.collection.max_tokens"),
         ({"max_contexts": 0}, "max_contexts=0: must be at least 1"),
     ],
@@ -209,7 +209,7 @@ def test_the_recipe_trains_on_a_collection_in_the_published_layout(tmp_path, mon
     done = dict(stages.done)
     assert set(done["texts collection"].stats["data_sets"]) == set(include)
     tokenizer, store = load_tokenizer("embedded:tiny"), TokenStore(done["tokens collection"].folder)
-    assert set(store.lengths.tolist()) == {256}  # each sequence is one text, so packing cuts none
+    assert set(np.diff(store.positions(np.arange(len(store) + 1)))) == {256}  # each sequence is one text, so packing cuts none
     for number in range(len(store)):
         tokens, target = store.tokens(number), store.is_target(number)
         read, learnt = tokenizer.decode(tokens[~target]), tokenizer.decode(tokens[target])

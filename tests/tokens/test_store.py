@@ -1,15 +1,16 @@
 import json
+import pickle
+import shutil
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokens_cases import write
 
-from ipt.config import TokensConfig
-from ipt.models import load_tokenizer
-from ipt.synthesis.format import Pair, context_text, pairs_text
-from ipt.tokens.store import EncodedDocument, TokenStore, write_store
-from ipt.tokens.tokenize import begins_with_bos, encode
+from ipt.tokens import store as store_module
+from ipt.tokens.shards import EncodedDocument, Origin, ShardWriter
+from ipt.tokens.store import TokenStore, write_store
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=20), max_size=12)
 
@@ -17,65 +18,156 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=20), max_size=
 @settings(max_examples=30, deadline=None)
 @given(documents=DOCUMENTS, shard_tokens=st.integers(1, 40))
 def test_every_document_comes_back_from_any_number_of_shards(tmp_path_factory, documents, shard_tokens):
-    folder = tmp_path_factory.mktemp("store")
-    write_store(folder, (EncodedDocument(np.array(tokens, np.uint32)) for tokens in documents), "f", shard_tokens)
-    store = TokenStore(folder)
+    store = TokenStore(write(tmp_path_factory.mktemp("store"), documents, shard_tokens))
     assert len(store) == len(documents)
     assert store.n_tokens == sum(map(len, documents))
     for number, tokens in enumerate(documents):
         assert store.tokens(number).tolist() == tokens
         assert store.tokens(number, 1, 4).tolist() == tokens[1:4]
         assert store.tokens(number, 0, 99).tolist() == tokens
+        assert store.tokens(number, 30).tolist() == []
+    for absent in (-1, len(documents)):
+        with pytest.raises(IndexError, match="there is no document"):
+            store.tokens(absent)
+
+
+@settings(max_examples=30, deadline=None)
+@given(documents=DOCUMENTS, shard_tokens=st.integers(1, 40), data=st.data())
+def test_positions_are_the_sums_of_lengths(tmp_path_factory, documents, shard_tokens, data):
+    store = TokenStore(write(tmp_path_factory.mktemp("store"), documents, shard_tokens))
+    begins = np.array([0, *np.cumsum([len(tokens) for tokens in documents])], np.int64)
+    assert store.positions(np.arange(len(documents) + 1)).tolist() == begins.tolist()
+    asked = np.array(data.draw(st.lists(st.integers(0, len(documents)), max_size=30)), np.int64)
+    found = store.positions(asked)
+    assert found.dtype == np.int64 and found.tolist() == begins[asked].tolist()
+    for outside in (-1, len(documents) + 1):
+        with pytest.raises(IndexError):
+            store.positions(np.array([outside]))
+
+
+def test_a_store_with_an_empty_shard_in_it(tmp_path):
+    for number, lengths in enumerate([[2], [], [0, 3], []]):
+        with ShardWriter(tmp_path / f"shard-{number:05d}", Origin("f")) as shard:
+            for length in lengths:
+                shard.write(EncodedDocument(np.full(length, number, np.uint32)))
+    store = TokenStore(tmp_path)
+    assert [store.tokens(document).tolist() for document in range(3)] == [[0, 0], [], [2, 2, 2]]
+    assert store.positions(np.arange(4)).tolist() == [0, 2, 2, 5]
 
 
 def test_the_loss_mask_covers_documents_with_and_without_one(tmp_path):
-    masked = EncodedDocument(np.array([1, 2, 3], np.uint32), np.array([0, 0, 1], np.uint8))
-    write_store(tmp_path, [masked, EncodedDocument(np.array([4, 5], np.uint32))], "f", 100)
+    plain, masked = EncodedDocument(np.array([4, 5], np.uint32)), EncodedDocument(np.array([1, 2, 3], np.uint32), np.array([0, 0, 1]))
+    write_store(tmp_path, [plain, masked, plain, plain], "f", 7)
     store = TokenStore(tmp_path)
-    assert store.is_target(0).tolist() == [False, False, True]
-    assert store.is_target(1).tolist() == [True, True]
+    assert [index.has_loss_mask for index in store.indices] == [True, False]
+    assert store.is_target(0).tolist() == store.is_target(2).tolist() == [True, True]
+    assert store.is_target(1).tolist() == [False, False, True]
+    assert store.is_target(1, 1, 3).tolist() == [False, True]
+    assert store.is_target(3) is None
 
 
-def test_damaged_and_foreign_shards_are_named(tmp_path):
-    write_store(tmp_path, [EncodedDocument(np.arange(5, dtype=np.uint32)) for _ in range(2)], "mine", 5)
-    tokens = tmp_path / "shard-00001" / "tokens.bin"
-    tokens.write_bytes(tokens.read_bytes()[:-4])
-    with pytest.raises(ValueError, match=r"shard-00001/tokens\.bin has 16 bytes, not 20"):
-        TokenStore(tmp_path)
-    index = tmp_path / "shard-00001" / "index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), "tokenizer": "other"}))
-    with pytest.raises(ValueError, match="shard-00001 was made with another tokenizer"):
-        TokenStore(tmp_path)
-    with pytest.raises(FileNotFoundError, match="not a token store"):
-        TokenStore(tmp_path / "nowhere")
+def test_few_files_are_open_at_a_time_and_all_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "OPEN_FILES", 4)
+    documents = [[i] * (i % 3 + 1) for i in range(40)]
+    store = TokenStore(write(tmp_path, documents, 2))
+    assert len(store.indices) > 10
+    for number in np.random.default_rng(0).permutation(40):
+        assert store.tokens(int(number)).tolist() == documents[number]
+        assert len(store._maps._arrays) <= 4
 
 
-def test_texts_and_examples_become_the_tokens_that_generation_sees(tiny_model):
-    tokenizer = load_tokenizer(tiny_model)
-    bos, eos = tokenizer.bos_token, tokenizer.eos_token
-    pairs = [Pair("What is it?", "A cell."), Pair("Where?", "In blood.")]
-    examples = [{"prompt": context_text("A cell in blood."), "response": pairs_text(pairs)}] * 2
-    rows = [{"text": "Plain text."}, {"examples": examples}]
-    plain, example = encode(rows, tokenizer, TokensConfig(bos=True))
-    assert tokenizer.decode(plain.tokens) == f"{bos}Plain text.{eos}"
-    assert plain.is_target is None
-    assert tokenizer.decode(example.tokens) == f"{bos}{examples[0]['prompt']}{examples[0]['response']}{eos}" * 2
-    trained = tokenizer.decode(example.tokens[example.is_target.astype(bool)])
-    assert trained == f"{examples[0]['response']}{eos}" * 2
-    prompt = [tokenizer.bos_token_id, *tokenizer(context_text("A cell in blood."), add_special_tokens=False)["input_ids"]]
-    assert example.tokens[: len(prompt)].tolist() == prompt
+def test_another_process_gets_a_store_without_its_tokens(tmp_path):
+    store = TokenStore(write(tmp_path, [list(range(100_000))], 10))
+    store.tokens(0)
+    sent = pickle.dumps(store)
+    assert len(sent) < 10_000
+    assert pickle.loads(sent).tokens(0, 5, 7).tolist() == [5, 6]
 
 
-def test_a_special_token_spelt_out_in_a_document_is_plain_text(tiny_model):
-    tokenizer = load_tokenizer(tiny_model)
-    (document,) = encode([{"text": f"before{tokenizer.eos_token}after"}], tokenizer, TokensConfig())
-    assert document.tokens.tolist().count(tokenizer.eos_token_id) == 1  # its own end
+def test_the_digest_says_what_is_in_the_store(tmp_path):
+    one, same, other = (TokenStore(write(tmp_path / str(i), [[1, 2], [3, tail]], 2)) for i, tail in enumerate((4, 4, 5)))
+    assert one.digest == same.digest != other.digest
 
 
-def test_bos_follows_the_tokenizer_unless_told(tiny_model):
-    tokenizer = load_tokenizer(tiny_model)
-    assert begins_with_bos(tokenizer, None) is (tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
-    assert begins_with_bos(tokenizer, True)
-    tokenizer.bos_token = None
-    with pytest.raises(ValueError, match=r"set tokens\.bos=false"):
-        begins_with_bos(tokenizer, True)
+# Damage --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "store", [[i] * 5 for i in range(3)], 5, "mine")
+
+
+def change(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def said_of(folder) -> str:
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        TokenStore(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "offsets.npy"])
+def test_a_shard_cut_short_is_named(folder, name):
+    path = folder / "shard-00001" / name
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-4])
+    assert f"shard-00001/{name} has {size - 4} bytes, not {size}" in said_of(folder)
+    path.unlink()
+    assert f"shard-00001/{name} is missing" in said_of(folder)
+
+
+def test_a_shard_of_another_tokenizer_is_named(folder):
+    change(folder / "shard-00002/index.json", tokenizer="other")
+    assert "shard-00002 was made with another tokenizer (other) than the store (mine)" in said_of(folder)
+
+
+def test_a_shard_of_another_bos_rule_is_named(folder):
+    change(folder / "shard-00002/index.json", bos=1)
+    assert "shard-00002 has documents between 1 and None" in said_of(folder)
+
+
+def test_a_swapped_index_is_named(folder):
+    one, other = folder / "shard-00001/index.json", folder / "shard-00002/index.json"
+    text = one.read_text()
+    one.write_text(other.read_text())
+    other.write_text(text)
+    assert "shard-00001/index.json is the index of shard-00002" in said_of(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    shutil.rmtree(folder / "shard-00001")
+    assert "holds shard-00002 but no shard-00001" in said_of(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', "{", "\x00\xff"])
+def test_a_broken_index_is_named(folder, text):
+    (folder / "shard-00001/index.json").write_text(text)
+    assert "shard-00001/index.json" in said_of(folder)
+
+
+def test_an_index_that_contradicts_itself_is_named(folder):
+    change(folder / "shard-00001/index.json", n_tokens=4)
+    assert "shard-00001/index.json contradicts itself" in said_of(folder)
+
+
+def test_offsets_of_another_shard_are_named(tmp_path):
+    folder = write(tmp_path, [[1], [2, 2, 2], [3, 3], [4, 4, 4]], 4)
+    assert len(TokenStore(folder).indices) == 2
+    shutil.copy(folder / "shard-00000/offsets.npy", folder / "shard-00001/offsets.npy")
+    with pytest.raises(ValueError, match=r"shard-00001/offsets\.npy is not that of its shard"):
+        TokenStore(folder).tokens(3)
+
+
+def test_what_is_no_store_is_named(tmp_path):
+    assert "is not a token store" in said_of(tmp_path)
+    assert "is not a token store" in said_of(tmp_path / "nowhere")
+
+
+def test_verify_finds_what_sizes_do_not_tell(folder):
+    TokenStore(folder).verify()
+    path = folder / "shard-00001/tokens.bin"
+    path.write_bytes((folder / "shard-00000/tokens.bin").read_bytes())
+    with pytest.raises(ValueError, match=r"not what was written: shard-00001/tokens\.bin;"):
+        TokenStore(folder).verify()

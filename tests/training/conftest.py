@@ -4,12 +4,15 @@ from omegaconf import OmegaConf
 
 from ipt.config import Config
 from ipt.tokens.store import EncodedDocument, write_store
+from tests.training.jobs import run_torchrun, write_job
 
 SETTINGS = [
     "trainer.accelerator=cpu",
     "trainer.max_steps=6",
     "trainer.micro_batch_size=2",
     "trainer.checkpoint_steps=2",
+    "mixture.ratios.raw=0.5",
+    "mixture.ratios.instruction=0.5",
     "mixture.seq_len=64",
     "optimizer.lr=5e-2",
 ]
@@ -34,3 +37,26 @@ def make_config(tiny_model):
         return OmegaConf.to_object(merged)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(stores, make_config, tmp_path_factory):
+    """A finished run of one process that others are compared with, and its summary."""
+    from ipt.training.run import train
+
+    output = tmp_path_factory.mktemp("run") / "whole"
+    return output, train(make_config(), stores, output)
+
+
+@pytest.fixture(scope="session")
+def two_ranks(make_config):
+    """The config of the same run, on two processes."""
+    return make_config("trainer.devices=2", "trainer.micro_batch_size=1")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted_two(stores, two_ranks, tmp_path_factory):
+    """A finished run of two processes under FSDP2."""
+    output = tmp_path_factory.mktemp("run") / "two"
+    assert run_torchrun(write_job(two_ranks, stores, output)).returncode == 0
+    return output

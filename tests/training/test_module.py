@@ -3,6 +3,7 @@ from itertools import pairwise
 import torch
 from torch.nn.functional import cross_entropy
 
+from ipt.config import MixtureConfig
 from ipt.mixture.batches import IGNORE, PackedSequences
 from ipt.mixture.plan import make_plan
 from ipt.models import load_model
@@ -12,11 +13,10 @@ from ipt.training.module import CausalLMLoss, build_model
 
 def _batch(stores):
     opened = {name: TokenStore(folder) for name, folder in stores.items()}
-    plan = make_plan({name: store.lengths for name, store in opened.items()}, {"raw": 0.5, "instruction": 0.5}, 64, 4, 0)
-    data = PackedSequences(plan, list(opened.values()))
-    rows = [data[index] for index in range(3)]
-    assert all((row["position_ids"] == 0).sum() > 1 for row in rows)  # several documents are really packed
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    plan = make_plan(opened, MixtureConfig(ratios={"raw": 0.5, "instruction": 0.5}, seq_len=64), 4, 0)
+    batch = PackedSequences(plan, [opened[name] for name in plan.sources]).batch(range(3))
+    assert ((batch["position_ids"] == 0).sum(dim=1) > 1).all()  # several documents are really packed
+    return batch
 
 
 def test_packed_documents_equal_documents_run_alone(stores, make_config, tiny_model):
@@ -29,9 +29,9 @@ def test_packed_documents_equal_documents_run_alone(stores, make_config, tiny_mo
             logits = plain(ids[None, start:end]).logits[0]
             targets = labels[start:end] != IGNORE
             expected.append(cross_entropy(logits[targets], labels[start:end][targets], reduction="none"))
-    for attention in ("packed", "sdpa", "eager"):
+    for attention in ("packed", "sdpa"):
         model = CausalLMLoss(build_model(make_config(f"trainer.attention={attention}")), chunk=17)
-        _, losses = model(batch["input_ids"], batch["position_ids"], batch["labels"], 1.0, True)
+        _, losses = model(batch, 1.0, True)
         torch.testing.assert_close(losses, torch.cat(expected).detach(), rtol=1e-5, atol=1e-5)
 
 
@@ -43,5 +43,5 @@ def test_without_the_document_mask_documents_see_each_other(stores, make_config,
     expected = cross_entropy(logits[labels != IGNORE], labels[labels != IGNORE], reduction="none")
     for attention in ("packed", "sdpa"):
         model = CausalLMLoss(build_model(make_config(f"trainer.attention={attention}")), chunk=64)
-        _, losses = model(batch["input_ids"], batch["position_ids"], batch["labels"], 1.0, False)
+        _, losses = model(batch, 1.0, False)
         torch.testing.assert_close(losses, expected.detach(), rtol=1e-5, atol=1e-5)

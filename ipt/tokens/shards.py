@@ -1,0 +1,173 @@
+"""What a shard of a token store is, and how one is written.
+
+shard-00000/tokens.bin    uint32, little-endian: the ids of all documents, one after the other
+shard-00000/offsets.npy   int64 [n_docs + 1]: where each document begins
+shard-00000/loss.bin      uint8, only where a part of a document is not trained on: 1 for each token that is a target
+shard-00000/index.json    what the shard was made from and with, and size and SHA-256 of the files above
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+FORMAT = 2
+TOKEN, OFFSET, LOSS = np.dtype("<u4"), np.dtype("<i8"), np.dtype("u1")
+TOKENS_FILE, OFFSETS_FILE, LOSS_FILE, INDEX_FILE = "tokens.bin", "offsets.npy", "loss.bin", "index.json"
+FILL = 1 << 20  # tokens of a loss mask that are written at a time
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """Token ids of one document and, where only a part of it is trained on, a 1 for each token that is a target."""
+
+    tokens: np.ndarray
+    is_target: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a shard was made with and from. Shards that say the same hold the same documents."""
+
+    tokenizer: str  # its fingerprint
+    bos: int | None = None  # the token that each document begins with
+    eos: int | None = None  # the token that each document ends with
+    rows: Mapping[str, Any] | None = None  # which rows of which texts (tasks.Task.rows); None: it was not made from files
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The content of an `index.json`; `files` has bytes and sha256 of each file."""
+
+    shard: str
+    origin: Origin
+    n_docs: int
+    n_tokens: int
+    files: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def has_loss_mask(self) -> bool:
+        return LOSS_FILE in self.files
+
+    def to_json(self) -> str:
+        counts = {"n_docs": self.n_docs, "n_tokens": self.n_tokens, "files": self.files}
+        return json.dumps({"format": FORMAT, "shard": self.shard, **asdict(self.origin), **counts}, indent=2) + "\n"
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+def parse_index(text: str | bytes, where: str, shard: str) -> ShardIndex:
+    """The index that `where` (for messages) holds of `shard`. Raises ValueError naming it if it is that of another, or none."""
+    try:
+        value = json.loads(text)
+        if value.get("format") != FORMAT:
+            raise ValueError(f"{where} has format {value.get('format')}, this version of ipt reads {FORMAT}: tokenise the texts again")
+        origin = Origin(value["tokenizer"], value["bos"], value["eos"], value["rows"])
+        index = ShardIndex(value["shard"], origin, value["n_docs"], value["n_tokens"], value["files"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError):
+        raise ValueError(f"{where} is not the index of a shard: the shard is damaged, tokenise it again") from None
+    if index.shard != shard:
+        raise ValueError(f"{where} is the index of {index.shard}, not of {shard}: files of two shards were swapped, put each in its place")
+    sizes = {TOKENS_FILE: index.n_tokens * TOKEN.itemsize, LOSS_FILE: index.n_tokens * LOSS.itemsize}
+    for name, file in index.files.items():
+        if file["bytes"] != sizes.get(name, file["bytes"]):
+            raise ValueError(f"{where} contradicts itself: {index.n_tokens} tokens, but {name} of {file['bytes']} bytes: tokenise it again")
+    return index
+
+
+class ShardWriter:
+    """Writes a shard a document at a time, in memory that does not grow with the tokens.
+
+    As a context manager: the folder appears whole at the end of the block, in the place of one that was there. If the block
+    raises, nothing appears.
+    """
+
+    def __init__(self, folder: Path, origin: Origin) -> None:
+        self.folder, self.origin = folder, origin
+        self.n_tokens = 0
+        self._unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+        self._lengths = array("q")
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+        self._unfinished.mkdir(parents=True)
+        self._tokens = _HashedFile(self._unfinished / TOKENS_FILE)
+        self._loss: _HashedFile | None = None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            for file in (self._tokens, self._loss):
+                if file is not None:
+                    file.close()
+            shutil.rmtree(self._unfinished, ignore_errors=True)
+
+    def write(self, document: EncodedDocument) -> None:
+        if document.is_target is not None and self._loss is None:
+            self._loss = _HashedFile(self._unfinished / LOSS_FILE)
+            for start in range(0, self.n_tokens, FILL):  # documents before the first with a mask are trained on as a whole
+                self._loss.write(np.ones(min(FILL, self.n_tokens - start), LOSS).tobytes())
+        self._tokens.write(document.tokens.astype(TOKEN, copy=False).tobytes())
+        if self._loss is not None:
+            target = np.ones(len(document.tokens)) if document.is_target is None else document.is_target
+            self._loss.write(target.astype(LOSS, copy=False).tobytes())
+        self._lengths.append(len(document.tokens))
+        self.n_tokens += len(document.tokens)
+
+    def _finish(self) -> None:
+        offsets = np.zeros(len(self._lengths) + 1, OFFSET)
+        np.cumsum(self._lengths, out=offsets[1:])
+        offsets_file = _HashedFile(self._unfinished / OFFSETS_FILE)
+        np.save(offsets_file, offsets)
+        files = {TOKENS_FILE: self._tokens, OFFSETS_FILE: offsets_file} | ({LOSS_FILE: self._loss} if self._loss else {})
+        facts = {name: file.close() for name, file in files.items()}
+        index = _HashedFile(self._unfinished / INDEX_FILE)
+        index.write(ShardIndex(self.folder.name, self.origin, len(self._lengths), self.n_tokens, facts).to_json().encode())
+        index.close()
+        if self.folder.exists():
+            remove_shard(self.folder)
+        self._unfinished.rename(self.folder)
+
+
+def remove_shard(folder: Path) -> None:
+    """Remove a shard, its index first: without one, what is left of it after a kill is no shard."""
+    (folder / INDEX_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what interrupted writers left in the folder of a store."""
+    for path in folder.glob(".shard-*.unfinished"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class _HashedFile:
+    """A file that is written from its beginning to its end and then known by size and SHA-256."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._hash, self._bytes = hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self._bytes += len(data)
+        return self._file.write(data)
+
+    def close(self) -> dict[str, Any]:
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}

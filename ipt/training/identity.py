@@ -1,0 +1,50 @@
+"""What makes two training runs the same run. Imports no torch, since a stage's key is made of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ipt.config import Config, TrainerConfig
+from ipt.models import model_identity
+from ipt.stage import hash_json
+
+SPREAD = ("micro_batch_size", "accumulate", "devices", "num_nodes", "replicas")  # how the sequences of a step are spread
+BESIDE = (  # what goes on beside the training
+    "async_checkpoint",
+    "checkpoint_minutes",
+    "checkpoint_steps",
+    "checkpoint_url",
+    "keep_checkpoints",
+    "keep_every",
+    "keep_last",
+    "loader_workers",
+    "log_every",
+    "profiler",
+)
+
+
+def global_batch(config: TrainerConfig) -> int:
+    """Sequences of one optimizer step over all devices."""
+    return config.micro_batch_size * config.accumulate * config.devices * config.num_nodes
+
+
+def trainer_settings(config: TrainerConfig) -> dict[str, Any]:
+    """What of the trainer's settings decides about the result: a run goes on with others of the rest, as with more devices."""
+    settings = {name: value for name, value in vars(config).items() if name not in (*SPREAD, *BESIDE)}
+    return {**settings, "global_batch": global_batch(config)}
+
+
+def run_key(config: Config, sources: Mapping[str, Any]) -> str:
+    """The same for runs that may go on from each other's checkpoints. `sources` is the mixture's report of what it takes from each."""
+    mixture = config.mixture
+    return hash_json(
+        {
+            "seed": config.seed,
+            "model": config.architecture or model_identity(config.model),
+            "trainer": trainer_settings(config.trainer),
+            "optimizer": vars(config.optimizer),
+            "schedule": vars(config.schedule),
+            "lora": vars(config.lora),
+            "mixture": [mixture.seq_len, mixture.packing, mixture.document_mask],
+            "sources": sources,
+        }
+    )

@@ -1,0 +1,62 @@
+"""Models without weights: on the meta device, from a folder's config.json or from what is known of well-known models."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ipt.config import Config
+from ipt.training.build import weights_dtype
+
+KNOWN = Path(__file__).with_name("architectures.yaml")
+
+
+def meta_model(config: Config, attention: str = "sdpa") -> Any:
+    """The model that a run trains, on the meta device in the type of `trainer.weights`, with its LoRA layers.
+
+    Reads no weights and reaches no hub. Matrices that `lora.quantize` packs are there as they were.
+
+    Raises what `model_config` raises.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config(config), dtype=weights_dtype(config), attn_implementation=attention)
+        model.train()
+        return _with_lora(model, config) if config.lora.rank else model
+
+
+def model_config(config: Config) -> Any:
+    """The transformers config of the model that a run trains: `architecture`, a folder's, a known or a cached one.
+
+    Raises ValueError for an architecture that transformers does not know, and for a hub name of which nothing is known here.
+    """
+    from transformers import AutoConfig
+
+    facts = config.architecture or (None if Path(config.model).exists() else known_architectures().get(config.model))
+    if facts:
+        try:
+            return AutoConfig.for_model(**facts)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"architecture: {str(error).splitlines()[0]}") from None
+    try:
+        return AutoConfig.from_pretrained(config.model, local_files_only=True)
+    except OSError:
+        raise ValueError(
+            f"model={config.model}: a dry run reaches no hub, and this model's shape is not known here: download it and give its folder"
+        ) from None
+
+
+@cache
+def known_architectures() -> dict[str, dict[str, Any]]:
+    """Hub and embedded names -> keyword arguments of a transformers config."""
+    return yaml.safe_load(KNOWN.read_text())
+
+
+def _with_lora(model: Any, config: Config) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout, target_modules="all-linear")
+    return get_peft_model(model, lora)

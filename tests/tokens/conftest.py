@@ -1,0 +1,38 @@
+"""Texts to tokenise, and the encoding of the SmolLM2 tokenizer."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokens_cases import WORDS
+
+from ipt.config import TokensConfig
+from ipt.models import load_tokenizer
+from ipt.tokens.encode import Encoding, encoding_of
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_model):
+    return load_tokenizer(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def encoding(tokenizer) -> Encoding:
+    return encoding_of(tokenizer, TokensConfig(bos=True))
+
+
+@pytest.fixture(scope="session")
+def make_texts(tmp_path_factory) -> Callable[..., Path]:
+    """A folder of two Parquet files with so many random texts, in small row groups."""
+
+    def make(documents: int, words: int = 60, row_group: int = 16, seed: int = 0) -> Path:
+        folder, random_ = tmp_path_factory.mktemp("texts"), random.Random(seed)
+        rows = [{"id": str(i), "text": " ".join(random_.choices(WORDS, k=random_.randint(0, words)))} for i in range(documents)]
+        for part, some in enumerate((rows[: documents // 3], rows[documents // 3 :])):
+            pq.write_table(pa.Table.from_pylist(some), folder / f"part-{part:05d}.parquet", row_group_size=row_group)
+        return folder
+
+    return make

@@ -1,0 +1,75 @@
+"""Training runs as processes of their own, so that they can be killed, be slow, and be several."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from ipt.config import Config
+
+SOURCES = ("raw", "instruction")
+SCRIPT = """
+import json, os, sys, time
+from pathlib import Path
+from omegaconf import OmegaConf
+from ipt.config import Config
+from ipt.training import checkpoint
+from ipt.training.callbacks import StepMetrics
+from ipt.training.run import train
+
+job = json.loads(Path(sys.argv[1]).read_text())
+config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), job["config"]))
+tell, finish = StepMetrics.on_train_batch_end, checkpoint._finish
+
+def signalling(self, trainer, *arguments):
+    tell(self, trainer, *arguments)
+    if [trainer.global_step, trainer.global_rank] == job["signal"][:2]:
+        os.kill(os.getpid(), job["signal"][2])
+
+def slow(temporary, folder, snapshot):
+    if snapshot.facts["step"] >= job["slow_from"]:
+        time.sleep(600)
+    finish(temporary, folder, snapshot)
+
+if job["signal"]:
+    StepMetrics.on_train_batch_end = signalling
+if job["slow_from"]:
+    checkpoint._finish = slow
+train(config, {name: Path(folder) for name, folder in job["stores"].items()}, Path(job["output"]))
+"""
+
+
+def write_job(config: Config, stores: dict, output: Path, signal: tuple | None = None, slow_from: int = 0) -> list[str]:
+    """Arguments of a Python that runs the job. `signal`: (step, rank, signal) that this rank gets after this step;
+    `slow_from`: checkpoints of this step and later ones stay unfinished for minutes."""
+    folders = {name: str(folder) for name, folder in stores.items()}
+    job = {"config": asdict(config), "stores": folders, "output": str(output), "signal": signal, "slow_from": slow_from}
+    path, script = output.with_suffix(".json"), output.with_suffix(".py")
+    path.write_text(json.dumps(job))
+    script.write_text(SCRIPT)
+    return [str(script), str(path)]
+
+
+def run_torchrun(arguments: list[str], processes: int = 2) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+
+
+def read_metrics(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_steps(left: Path, right: Path, tolerance: float = 0.0) -> None:
+    for one, other in zip(read_metrics(left), read_metrics(right), strict=True):
+        for name in ("step", "tokens", "loss", "grad_norm", "lr", "loss/raw", "tokens/raw", "tokens/instruction"):
+            assert one[name] == pytest.approx(other[name], rel=tolerance, abs=0), (one["step"], name)
+
+
+def copy_run(output: Path, target: Path) -> Path:
+    shutil.copytree(output, target)
+    return target

@@ -1,0 +1,147 @@
+"""Every way to compute attention against transformers' sdpa with a block mask; and that a wish is met or refused."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ipt.config import TrainerConfig
+from ipt.models import load_model, resolve_model
+from ipt.training import attention
+from ipt.training.attention import implementation, resolve_attention
+from ipt.training.build import build_model
+from ipt.training.module import CausalLMLoss
+from tests.training.ranks import batch_of, config_of
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's and flash-attn's kernels need a GPU")
+
+
+def _batch() -> dict:
+    """One row of two documents, as ipt.mixture.batches describes it."""
+    batch = batch_of(0)
+    sizes = batch["document_sizes"]
+    assert len(sizes) == 2
+    return {**batch, "cu_seq_lens": torch.tensor([0, sizes[0], sum(sizes)], dtype=torch.int32), "max_length": max(sizes)}
+
+
+def _losses_and_gradients(model, batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    loss, losses = CausalLMLoss(model, 1000)(batch, 1.0, True)
+    loss.backward()
+    return losses, [parameter.grad for parameter in model.parameters()]
+
+
+def _with(model, name: str):
+    model = copy.deepcopy(model)
+    model.config._attn_implementation = implementation(name)
+    return model.train()
+
+
+def _varlen_by_hand(query_THD, key_THD, value_THD, starts, starts_k, longest, longest_k, *, scale, window_size, enable_gqa):
+    """What torch's kernel computes, by its documentation: each document alone, from the left edge of the window to the token itself."""
+    assert starts is starts_k
+    assert longest == longest_k == int(starts.diff().max())
+    assert window_size[1] == 0
+    groups = query_THD.shape[1] // key_THD.shape[1]
+    assert enable_gqa == (groups > 1)
+    outputs = []
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        query, key, value = (tensor[start:end].transpose(0, 1) for tensor in (query_THD, key_THD, value_THD))
+        scores = query @ key.repeat_interleave(groups, 0).transpose(1, 2) * scale
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        seen = (distance >= 0) & ((window_size[0] < 0) | (distance <= window_size[0]))
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        outputs.append((weights @ value.repeat_interleave(groups, 0)).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("name", ["packed", "varlen"])
+@pytest.mark.parametrize("model", ["embedded:tiny", "embedded:tiny-synthesizer"])
+def test_values_and_gradients_are_those_of_the_masked_sdpa(name, model, monkeypatch):
+    """The second model has a window of 16 tokens, and the documents are longer."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _varlen_by_hand)  # the kernel itself needs a GPU: below
+    plain = load_model(resolve_model(model), torch.float32, attn_implementation="sdpa")
+    assert (getattr(plain.config, "sliding_window", None) == 16) == ("synthesizer" in model)
+    expected = _losses_and_gradients(_with(plain, "sdpa"), _batch())
+    losses, gradients = _losses_and_gradients(_with(plain, name), _batch())
+    torch.testing.assert_close(losses, expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients, expected[1], rtol=1e-4, atol=1e-5)
+
+
+@on_gpu
+@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"])
+def test_kernels_on_a_gpu_are_the_masked_sdpa(name, tiny_model):
+    config = config_of(tiny_model, accelerator="gpu", precision="bf16", weights="bf16", attention=name)
+    try:
+        resolve_attention(config.trainer)
+    except ValueError as error:
+        pytest.skip(str(error))
+    plain = build_model(config, "sdpa").cuda()
+    batch = {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in _batch().items()}
+    expected, losses = (_losses_and_gradients(_with(plain, chosen), batch)[0] for chosen in ("sdpa", name))
+    torch.testing.assert_close(losses, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_a_cpu_takes_packed_and_refuses_kernels_by_name(monkeypatch):
+    assert resolve_attention(TrainerConfig(accelerator="cpu")) == "packed"
+    assert resolve_attention(TrainerConfig(accelerator="cpu", attention="sdpa")) == "sdpa"
+    assert resolve_attention(TrainerConfig(accelerator="cpu", compile=True)) == "sdpa"
+    with pytest.raises(ValueError, match=r"trainer.attention=packed: compiled blocks would be compiled anew for each batch"):
+        resolve_attention(TrainerConfig(accelerator="cpu", compile=True, attention="packed"))
+    for name in ("varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"):
+        with pytest.raises(ValueError, match=f"trainer.attention={name}: it needs an NVIDIA GPU.*use packed"):
+            resolve_attention(TrainerConfig(accelerator="cpu", attention=name))
+
+
+def _pretend_a_gpu(monkeypatch, capability: tuple[int, int], packages: set[str]) -> None:
+    """A machine that this one is not: what the CUDA runtime and the installed packages say."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(attention, "_missing_package", lambda name, package: None if package.distribution in packages else "not installed")
+
+
+@pytest.mark.parametrize(
+    ("capability", "packages", "expected"),
+    [
+        ((9, 0), {"flash-attn-3", "flash-attn-4"}, "flash_attention_3"),
+        ((9, 0), {"flash-attn-4", "flash-attn"}, "flash_attention_4"),
+        ((10, 0), {"flash-attn-3", "flash-attn-4"}, "flash_attention_4"),
+        ((9, 0), set(), "varlen"),
+        ((8, 0), {"flash-attn-4"}, "varlen"),
+        ((7, 5), {"flash-attn"}, "packed"),
+    ],
+)
+def test_auto_takes_the_best_that_is_there(monkeypatch, capability, packages, expected):
+    _pretend_a_gpu(monkeypatch, capability, packages)
+    assert resolve_attention(TrainerConfig(precision="bf16")) == expected
+    assert resolve_attention(TrainerConfig(precision="fp32")) == "packed"
+
+
+def test_a_wish_that_cannot_be_met_says_what_is_missing(monkeypatch):
+    with monkeypatch.context() as patched:
+        _pretend_a_gpu(patched, (10, 0), {"flash-attn-3"})
+        with pytest.raises(
+            ValueError, match=r"flash_attention_3: it is for GPUs of compute capability 8.0 to 9.x, and this is a GPU of .* 10.0"
+        ):
+            resolve_attention(TrainerConfig(precision="bf16", attention="flash_attention_3"))
+        with pytest.raises(ValueError, match=r"varlen: its kernel computes in bf16 only, set trainer.precision=bf16"):
+            resolve_attention(TrainerConfig(precision="fp32", attention="varlen"))
+    missing = attention._missing_package("flash_attention_3", attention.FLASH["flash_attention_3"])
+    assert missing == (
+        "the package flash-attn-3 is not installed: build it from the folder hopper/ of the flash-attention repository; "
+        "or use varlen, which needs no package"
+    )
+
+
+def test_what_an_implementation_cannot_do_is_refused():
+    query = torch.randn(1, 2, 8, 4)
+    module = torch.nn.Module()
+    for function in (attention.packed_attention, attention.varlen_attention):
+        with pytest.raises(ValueError, match="has softcap, which it cannot do"):
+            function(module, query, query, query, None, softcap=30.0, document_sizes=[8])
+    with pytest.raises(ValueError, match="no dropout"):
+        attention.varlen_attention(module, query, query, query, None, dropout=0.1)
+    output, _ = attention.packed_attention(module, query, query, query, None, softcap=None)
+    expected = functional.scaled_dot_product_attention(query, query, query, is_causal=True).transpose(1, 2)
+    torch.testing.assert_close(output, expected)

@@ -1,0 +1,141 @@
+"""What a run says of itself, and what may change without its being another run."""
+
+import gzip
+import json
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ipt.config import TrainerConfig
+from ipt.mixture.batches import PackedSequences
+from ipt.training.callbacks import StepMetrics, step_note
+from ipt.training.check import check_launch, check_training
+from ipt.training.checkpoint import read_facts, whole_checkpoints
+from ipt.training.identity import run_key, trainer_settings
+from ipt.training.logger import run_id
+from ipt.training.run import train
+from tests.training.jobs import copy_run, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+BY_SOURCE = {"loss/raw", "loss/instruction", "tokens/raw", "tokens/instruction"}
+MEASURED = {"tokens_per_second", "mfu", "skipped", "data_wait", "memory"}
+
+
+def test_metrics_have_their_keys_and_plausible_values(uninterrupted):
+    for step in read_metrics(uninterrupted[0]):
+        assert step.keys() == {"step", "tokens", "loss", "lr", "grad_norm"} | BY_SOURCE | MEASURED
+        assert step["mfu"] is None  # of a CPU no peak is known
+        assert 0 <= step["data_wait"] < 1
+        assert 0.1 < step["memory"] < 20
+        assert step["skipped"] == 0
+
+
+def test_waiting_for_data_is_seen(stores, make_config, tmp_path, monkeypatch):
+    fill = PackedSequences.fields
+    monkeypatch.setattr(PackedSequences, "fields", lambda self, indices: (time.sleep(0.3), fill(self, indices))[1])
+    train(make_config("trainer.max_steps=3", "trainer.accumulate=2"), stores, tmp_path / "run")
+    for step in read_metrics(tmp_path / "run")[1:]:
+        seconds = 64 * 2 * 2 / step["tokens_per_second"]
+        assert step["data_wait"] * seconds == pytest.approx(0.6, rel=0.2)
+
+
+def test_the_note_beside_the_bar():
+    record = {"loss": 2.1428, "tokens_per_second": 8512.3, "mfu": 0.514, "memory": 96.31, "data_wait": 0.01, "skipped": 0}
+    assert step_note(record, 8) == "loss 2.143  8 x 8,512 tokens/s  MFU 51%  96.3 GiB"
+    slow = {**record, "mfu": None, "data_wait": 0.2, "skipped": 3}
+    assert step_note(slow, 1) == "loss 2.143  8,512 tokens/s  MFU unknown  96.3 GiB  data wait 20%  skipped 3"
+
+
+@pytest.mark.parametrize("steps", [1, 6, 12])
+def test_a_profile_is_written(steps, stores, make_config, tmp_path, capsys):
+    train(make_config("trainer.profiler=torch", f"trainer.max_steps={steps}", "trainer.keep_checkpoints=false"), stores, tmp_path / "run")
+    (trace,) = (tmp_path / "run" / "profile").iterdir()
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    taken = [event for event in events if str(event.get("name", "")).startswith("Optimizer.step#")]
+    assert len(taken) == min(3, max(1, steps - 1))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_saving_by_time_and_keeping_for_good(stores, make_config, tmp_path, monkeypatch):
+    """The first step takes two minutes by the clock that checkpoints look at."""
+    now = iter([0.0, *[120.0] * 100])
+    monkeypatch.setattr("ipt.training.saving.monotonic", lambda: next(now))
+    seen = []
+    tell = StepMetrics.on_train_batch_end
+
+    def spy(self, trainer, *arguments):
+        tell(self, trainer, *arguments)
+        seen.append([path.name for path in whole_checkpoints(tmp_path / "run" / "checkpoints")])
+
+    monkeypatch.setattr(StepMetrics, "on_train_batch_end", spy)
+    settings = ["checkpoint_steps=null", "checkpoint_minutes=1.5", "keep_every=3", "async_checkpoint=false", "keep_last=1"]
+    train(make_config(*[f"trainer.{setting}" for setting in settings]), stores, tmp_path / "run")
+    assert seen[1] == ["step-00000001"]
+    assert seen[-1] == ["step-00000003"]
+    names = [path.name for path in whole_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == ["step-00000003", "step-00000006"]
+
+
+def test_a_copy_that_fails_is_told_and_does_not_end_the_run(stores, make_config, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    config = make_config(f"trainer.checkpoint_url=file://{tmp_path}/file")  # a file, where a folder would have to be
+    assert train(config, stores, tmp_path / "run")["steps"] == 6
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["failed_uploads"] > 0
+    assert "step-00000006 was not copied" in capsys.readouterr().err
+
+
+def test_wandb_goes_on_where_the_checkpoint_says(uninterrupted, tmp_path):
+    (tmp_path / "new").mkdir()
+    drawn = run_id(tmp_path / "new")
+    assert drawn == run_id(tmp_path / "new")
+    moved = copy_run(uninterrupted[0], tmp_path / "moved")
+    (checkpoint,) = whole_checkpoints(moved / "checkpoints")
+    facts = read_facts(checkpoint)
+    (checkpoint / "checkpoint.json").write_text(json.dumps({**facts, "about": {**facts["about"], "wandb_id": drawn}}))
+    assert run_id(moved) == drawn
+
+
+def test_spreading_and_saving_do_not_make_another_run(make_config):
+    one = make_config("trainer.micro_batch_size=2", "trainer.accumulate=4")
+    two = make_config(
+        "trainer.devices=2", "trainer.accumulate=4", "trainer.micro_batch_size=1", "trainer.keep_last=7", "trainer.profiler=torch"
+    )
+    assert trainer_settings(one.trainer) == trainer_settings(two.trainer)
+    assert run_key(one, {"raw": 1}) == run_key(two, {"raw": 1}) != run_key(one, {"raw": 2})
+    for change in ("trainer.max_steps=7", "trainer.accumulate=8", "optimizer.lr=1", "seed=1", "mixture.packing=best_fit"):
+        other = make_config("trainer.micro_batch_size=2", "trainer.accumulate=4", change)
+        assert run_key(other, {"raw": 1}) != run_key(one, {"raw": 1}), change
+
+
+def test_starting_too_few_or_too_many_processes_is_told(monkeypatch):
+    one, four = TrainerConfig(), TrainerConfig(devices=4)
+    check_launch(one)
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node=4"):
+        check_launch(four)
+    with pytest.raises(ValueError, match="--nnodes=2 "):
+        check_launch(replace(four, num_nodes=2))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    check_launch(four)
+    with pytest.raises(ValueError, match=r"4 processes were started: set trainer\.devices=4"):
+        check_launch(one)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # in the batch script alone it means nothing
+    check_launch(one)
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    check_launch(four)
+
+
+@pytest.mark.parametrize("key", ["keep_last=0", "checkpoint_steps=0", "checkpoint_minutes=-1", "profiler=nsight", "export_dtype=fp8"])
+def test_values_that_no_run_could_use(key, make_config):
+    with pytest.raises(ValueError, match=f"trainer.{key}"):
+        check_training(make_config(f"trainer.{key}"))
+
+
+def test_the_slurm_script_is_a_script_and_asks_for_the_signal_that_is_handled():
+    path = ROOT / "scripts" / "slurm" / "train.sbatch"
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert f"#SBATCH --signal={signal.SIGUSR1.name.removeprefix('SIG')}@" in path.read_text()

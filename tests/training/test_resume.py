@@ -1,0 +1,196 @@
+"""Runs that are stopped, killed, moved and spread anew, against the same run left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ipt.training.callbacks import StepMetrics
+from ipt.training.checkpoint import read_facts, whole_checkpoints
+from ipt.training.run import train
+from ipt.training.stop import EXIT_CODE, Stopped
+from tests.training.jobs import assert_same_steps, copy_run, read_metrics, run_torchrun, write_job
+
+
+@pytest.fixture
+def signal_after(monkeypatch):
+    """Send this process a signal after a step of its training."""
+
+    def arm(step: int, number: signal.Signals) -> None:
+        tell = StepMetrics.on_train_batch_end
+
+        def signalling(self, trainer, *arguments):
+            tell(self, trainer, *arguments)
+            if trainer.global_step == step:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(StepMetrics, "on_train_batch_end", signalling)
+
+    return arm
+
+
+@pytest.fixture(scope="module")
+def stopped_two(stores, two_ranks, tmp_path_factory):
+    """A run of two processes, one of which got SIGTERM after step 3."""
+    output = tmp_path_factory.mktemp("stopped") / "two"
+    result = run_torchrun(write_job(two_ranks, stores, output, signal=(3, 1, signal.SIGTERM)))
+    assert result.returncode != 0
+    assert f"exitcode  : {EXIT_CODE}" in result.stderr
+    return output
+
+
+def _same_weights(left: Path, right: Path) -> bool:
+    return (left / "export" / "model.safetensors").read_bytes() == (right / "export" / "model.safetensors").read_bytes()
+
+
+def test_two_ranks_under_fsdp2_equal_one_process(uninterrupted, uninterrupted_two):
+    assert_same_steps(uninterrupted_two, uninterrupted[0], tolerance=1e-3)
+    one, two = (load_file(folder / "export" / "model.safetensors") for folder in (uninterrupted[0], uninterrupted_two))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-2, atol=1e-3)
+
+
+def test_sigterm_to_one_of_two_stops_both_after_the_same_step(stopped_two):
+    assert [path.name for path in whole_checkpoints(stopped_two / "checkpoints")] == ["step-00000004"]
+    assert len(read_metrics(stopped_two)) == 4
+    assert not (stopped_two / "summary.json").exists()
+
+
+def test_two_go_on_as_two(stopped_two, uninterrupted_two, stores, two_ranks, tmp_path):
+    """Started as `srun` starts them, with a process for each task and no torchrun."""
+    output = copy_run(stopped_two, tmp_path / "run")
+    job = write_job(two_ranks, stores, output)
+    port = str(20_000 + os.getpid() % 20_000)
+    tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0"}
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, *job], env={**os.environ, **tasks, **address, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+        for rank in "01"
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert_same_steps(output, uninterrupted_two)
+    assert _same_weights(output, uninterrupted_two)
+
+
+def test_two_go_on_as_one(stopped_two, uninterrupted, stores, make_config, tmp_path):
+    output = copy_run(stopped_two, tmp_path / "run")
+    train(make_config(), stores, output)
+    assert_same_steps(output, uninterrupted[0], tolerance=1e-3)
+    assert read_facts(output / "checkpoints" / "step-00000006")["processes"] == 1
+
+
+def test_one_goes_on_as_one_and_as_two(uninterrupted, stores, make_config, two_ranks, signal_after, monkeypatch, tmp_path):
+    """SLURM's signal before the time is up: saved, and back in the queue."""
+    output, record = tmp_path / "run", tmp_path / "requeued"
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {record}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with monkeypatch.context() as patches:
+        signal_after(3, signal.SIGUSR1)
+        with pytest.raises(Stopped) as stopped:
+            train(make_config("trainer.checkpoint_steps=null"), stores, output)
+        patches.undo()
+    assert stopped.value.code == EXIT_CODE
+    assert record.read_text() == "requeue 17\n"
+    assert [path.name for path in whole_checkpoints(output / "checkpoints")] == ["step-00000003"]
+    spread = copy_run(output, tmp_path / "spread")
+    train(make_config(), stores, output)
+    assert_same_steps(output, uninterrupted[0])
+    assert _same_weights(output, uninterrupted[0])
+    assert run_torchrun(write_job(two_ranks, stores, spread)).returncode == 0
+    assert_same_steps(spread, uninterrupted[0], tolerance=1e-3)
+
+
+@pytest.mark.parametrize("moment", ["any time", "while it saves"])
+def test_killed_and_run_again_equals_uninterrupted(moment, stores, make_config, tmp_path):
+    config = make_config("trainer.max_steps=40", "trainer.checkpoint_steps=3")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(config, stores, whole)
+    arguments = write_job(config, stores, killed, slow_from=0 if moment == "any time" else 6)
+    wanted = "step-*" if moment == "any time" else ".step-00000006.partial/shard-*"
+    process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    while not list((killed / "checkpoints").glob(wanted)) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "summary.json").exists()
+    if moment == "while it saves":
+        assert [path.name for path in whole_checkpoints(killed / "checkpoints")] == ["step-00000003"]
+    train(config, stores, killed)
+    assert_same_steps(killed, whole)
+    assert _same_weights(killed, whole)
+    assert not list((killed / "checkpoints").glob(".step-*"))
+
+
+def test_ctrl_c_is_told_from_an_end(stores, make_config, signal_after, tmp_path):
+    signal_after(2, signal.SIGINT)
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(), stores, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(uninterrupted, stores, make_config, tmp_path):
+    output = copy_run(uninterrupted[0], tmp_path / "run")
+    with pytest.raises(ValueError, match="of a run with other data or settings"):
+        train(make_config("optimizer.lr=1e-3"), stores, output)
+
+
+def test_a_finished_run_goes_on_from_its_end_and_only_exports(uninterrupted, stores, make_config, tmp_path):
+    output = copy_run(uninterrupted[0], tmp_path / "run")
+    train(make_config(), stores, output)
+    assert_same_steps(output, uninterrupted[0])
+    assert _same_weights(output, uninterrupted[0])
+
+
+def test_copies_elsewhere_are_gone_on_from(uninterrupted, stores, make_config, signal_after, monkeypatch, tmp_path):
+    config = make_config("trainer.checkpoint_url=memory://copies", "trainer.async_checkpoint=false")
+    with monkeypatch.context() as patches:
+        signal_after(4, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            train(config, stores, tmp_path / "here")
+        patches.undo()
+    train(config, stores, tmp_path / "there")
+    assert_same_steps(tmp_path / "there", uninterrupted[0])
+    assert _same_weights(tmp_path / "there", uninterrupted[0])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "lion", "muon"])
+def test_other_optimizers_go_on_too(optimizer, stores, make_config, signal_after, monkeypatch, tmp_path):
+    config = make_config(f"optimizer.name={optimizer}", "optimizer.lr=1e-2")
+    train(config, stores, tmp_path / "whole")
+    with monkeypatch.context() as patches:
+        signal_after(3, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            train(config, stores, tmp_path / "run")
+        patches.undo()
+    train(config, stores, tmp_path / "run")
+    assert_same_steps(tmp_path / "run", tmp_path / "whole")
+
+
+def test_lora_checkpoints_hold_only_what_is_trained(stores, make_config, signal_after, monkeypatch, tmp_path):
+    config = make_config("lora.rank=2", "lora.dropout=0.1")
+    train(config, stores, tmp_path / "whole")
+    with monkeypatch.context() as patches:
+        signal_after(3, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            train(config, stores, tmp_path / "run")
+        patches.undo()
+    (checkpoint,) = whole_checkpoints(tmp_path / "run" / "checkpoints")
+    weights = [name for name in read_facts(checkpoint)["tensors"] if name.startswith("model.")]
+    assert weights
+    assert all("lora_" in name for name in weights)
+    train(config, stores, tmp_path / "run")  # dropout goes on with the random state that was saved
+    assert_same_steps(tmp_path / "run", tmp_path / "whole")
