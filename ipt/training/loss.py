@@ -1,5 +1,6 @@
 """Projection to the vocabulary and cross-entropy as one chunked operation, so that full logits never exist."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        operand_VD = weight_VD if weight_VD.is_cuda else weight_VD.float()  # a CPU multiplies in fp32: convert once
+        operand_VD = weight_VD.float() if weight_VD.device.type == "cpu" else weight_VD  # a CPU multiplies in fp32: convert once
         grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         losses_T = torch.empty(len(labels_T), dtype=torch.float32, device=hidden_TD.device)
@@ -53,7 +54,9 @@ def chunked_cross_entropy(
     Returns the differentiable scalar `scale * sum(losses)` and the losses [T] in nats, without gradient. Every row is a
     target: select rows before the call.
     """
-    with torch.autocast(hidden_TD.device.type, enabled=False):  # it would take the products below to bf16
+    device = hidden_TD.device.type
+    has_autocast = torch.amp.is_autocast_available(device)  # the meta device of a dry run has none
+    with torch.autocast(device, enabled=False) if has_autocast else nullcontext():  # it would take the products below to bf16
         return _ChunkedCrossEntropy.apply(hidden_TD, weight_VD, labels_T, scale, chunk)
 
 
