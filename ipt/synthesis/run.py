@@ -40,17 +40,23 @@ def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int
     pairs = output / "pairs"
     pairs.mkdir(parents=True, exist_ok=True)
     corpus = Documents(documents, config.shard_size)
-    for torn in pairs.glob(".part-*.parquet.*"):  # a kill while a shard was being written
-        torn.unlink()
+    _remove_torn(pairs)
     unfinished = [index for index in range(corpus.shards) if not part_path(pairs, index).exists()]
     session: Figures = {}
     if unfinished:
         with progress("synthesis", corpus.rows) as bar:
             bar.advance(corpus.rows - sum(corpus.size(index) for index in unfinished))
             session = _work_off(config, corpus, pairs, unfinished, seed, bar)
+        _remove_torn(pairs)
     stats = statistics(pairs, max_new_tokens=config.max_new_tokens, parameters=_parameters(config))
     write_card(output, stats, synthesis_settings(config), seed)
     return {**stats, "session": session}
+
+
+def _remove_torn(pairs: Path) -> None:
+    """Remove what a process that was killed had begun to write, in an earlier session or as one of several workers of this one."""
+    for torn in pairs.glob(".part-*.parquet.*"):
+        torn.unlink()
 
 
 def check_synthesis(config: SynthesisConfig) -> None:
