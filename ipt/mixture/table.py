@@ -1,8 +1,10 @@
 """The table that says what a run will train on, shown at its start."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -18,29 +20,29 @@ def mixture_table(report: dict[str, Any]) -> RenderableType:
 
 
 def _sources(report: dict[str, Any]) -> Table:
-    table = Table(title="Mixture, in tokens", title_justify="left")
-    of_documents = any("requested_of_documents" in row for row in report["sources"].values())
+    """A column for each source, so that it fits a narrow terminal."""
     about = "" if report["exact_cuts"] else "≈"
-    columns = ["documents", "unique tokens", "requested", "realised", "trained tokens", "repeats", "truncated", "split documents"]
-    if of_documents:
-        columns[4:4] = ["of documents requested", "realised"]
-    table.add_column("source")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for source, row in report["sources"].items():
-        shares = [row["requested"], row["realised"]]
-        if of_documents:
-            shares += [row["requested_of_documents"], row["realised_of_documents"]]
-        table.add_row(
-            source,
-            f"{row['documents']:,}",
-            f"{row['unique_tokens']:,}",
-            *(f"{share:.2%}" for share in shares),
-            f"{row['tokens']:,}",
-            f"{row['repeats']:.2f}",
-            f"{about}{row['truncated']:,}",
-            f"{about}{row['split_documents']:,}",
-        )
+    shown: dict[str, Callable[[dict[str, Any]], str]] = {
+        "documents": lambda row: f"{row['documents']:,}",
+        "unique tokens": lambda row: f"{row['unique_tokens']:,}",
+        "requested": lambda row: f"{row['requested']:.2%}",
+        "realised": lambda row: f"{row['realised']:.2%}",
+        "of documents requested": lambda row: f"{row['requested_of_documents']:.2%}",
+        "of documents realised": lambda row: f"{row['realised_of_documents']:.2%}",
+        "trained tokens": lambda row: f"{row['tokens']:,}",
+        "repeats": lambda row: f"{row['repeats']:.2f}",
+        "truncated": lambda row: f"{about}{row['truncated']:,}",
+        "split documents": lambda row: f"{about}{row['split_documents']:,}",
+    }
+    sources = report["sources"]
+    if not all("requested_of_documents" in row for row in sources.values()):
+        shown = {name: show for name, show in shown.items() if not name.startswith("of documents")}
+    table = Table(title="Mixture, in tokens", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("")
+    for source in sources:
+        table.add_column(source, justify="right")
+    for name, show in shown.items():
+        table.add_row(name, *(show(row) for row in sources.values()))
     return table
 
 

@@ -6,6 +6,7 @@ smaller than half a unit in the last place is then right on average, where round
 state is cut like the weights (DTensor), so that checkpoints can be read by another number of devices.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,11 +58,13 @@ class SlicedOptimizer(Optimizer):
         self._steps.write(self.state)
         return loss
 
+    @abstractmethod
     def _start(self, parameter: Tensor, group: Group) -> State:
-        raise NotImplementedError
+        """The state of a parameter before its first update."""
 
+    @abstractmethod
     def _update(self, weight: Tensor, grad: Tensor, state: State, group: Group, step: int) -> None:
-        raise NotImplementedError
+        """Update `weight` and `state` in place."""
 
     def _update_or_leave(self, parameter: Tensor, group: Group, step: int, number: int) -> None:
         weight, state = local(parameter), {name: local(value) for name, value in self.state[parameter].items()}
