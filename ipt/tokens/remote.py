@@ -49,7 +49,7 @@ class RemoteFolder:
 
     def hash(self, index: ShardIndex, name: str) -> str:
         where = f"{self.location}/{index.shard}/{name}"
-        with _reaching(where), tempfile.TemporaryDirectory() as folder:
+        with reaching(where), tempfile.TemporaryDirectory() as folder:
             system, path = _find(where)
             if not system.exists(path):
                 return ""
@@ -59,7 +59,7 @@ class RemoteFolder:
     def _read_indices(self, first: int) -> list[ShardIndex]:
         """The indices of up to PROBED shards from `first`, which end with the first one that is not there."""
         wheres = [f"{self.location}/{shard_name(number)}/{INDEX_FILE}" for number in range(first, first + PROBED)]
-        with _reaching(self.location):
+        with reaching(self.location):
             system, _ = _find(self.location)
             system.invalidate_cache()  # of listings: shards may have been added
             paths = {where: system._strip_protocol(where) for where in wheres}
@@ -69,7 +69,7 @@ class RemoteFolder:
             content = contents.get(paths[where], FileNotFoundError())
             if isinstance(content, FileNotFoundError) or (number and isinstance(content, PermissionError)):  # S3 without listing
                 break
-            with _reaching(where):
+            with reaching(where):
                 if isinstance(content, Exception):
                     raise content
             found.append(parse_index(content, where, shard_name(number)))
@@ -100,7 +100,7 @@ def _find(url: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _reaching(where: str) -> Iterator[None]:
+def reaching(where: str) -> Iterator[None]:
     """Turn what a file system raises, which is whatever its client does, into one line."""
     try:
         yield

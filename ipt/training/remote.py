@@ -4,8 +4,6 @@ A copy is whole once it has its `checkpoint.json`, which is copied last and remo
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,13 @@ from filelock import FileLock
 
 from ipt.config import TrainerConfig
 from ipt.console import console
+from ipt.tokens.remote import reaching
 from ipt.training.checkpoint import FACTS, NAME, checkpoint_step, is_whole, remove, superseded, whole_checkpoints
 
 
 def upload(checkpoint: Path, url: str, config: TrainerConfig) -> None:
     """Copy a whole checkpoint below `url` and remove older copies beyond those that the config keeps. Raises ValueError."""
-    with reaching(url):
+    with reaching(f"checkpoint_url {url}"):
         system, root = _find(url)
         target = f"{root}/{checkpoint.name}"
         system.makedirs(target, exist_ok=True)
@@ -37,7 +36,7 @@ def fetch(url: str, folder: Path) -> None:
     with FileLock(folder / ".fetch.lock"):  # processes of one machine all come here
         if whole_checkpoints(folder):
             return
-        with reaching(url):
+        with reaching(f"checkpoint_url {url}"):
             system, root = _find(url)
             names = _whole(system, root)
             if names:
@@ -73,15 +72,3 @@ def _find(url: str) -> tuple[Any, str]:
 
     system, path = fsspec.url_to_fs(url)
     return system, path.rstrip("/")
-
-
-@contextmanager
-def reaching(url: str) -> Iterator[None]:
-    """Turn what a file system raises, which is whatever its client does, into one line."""
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(f"checkpoint_url {url}: a package is missing ({error})") from None
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise ValueError(f"checkpoint_url {url}: cannot be reached ({type(error).__name__}: {reason})") from None
