@@ -5,21 +5,23 @@
 
 For each: seconds of a forward and a backward pass (the best of several, alternating), memory that they take beyond their inputs, and
 what is off in the loss (nats/token) and in the gradients (share of their norm) against the same numbers computed in fp64. Operands in
-bf16 are rounded before, so that only the operation's own error is seen. Liger's kernels need a GPU and the package liger-kernel.
+bf16 are rounded before, so that only the operation's own error is seen. Liger's kernels need a GPU and the package liger-kernel, torch's
+operation torch 2.13.
 """
 
 import argparse
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import LinearCrossEntropyOptions
-from torch.nn.functional import cross_entropy, linear_cross_entropy
+from torch.nn import functional
+from torch.nn.functional import cross_entropy
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -27,6 +29,13 @@ sys.path.insert(0, str(ROOT))
 from ipt.training.loss import chunked_cross_entropy  # noqa: E402
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Measured(NamedTuple):
+    name: str
+    seconds: float
+    memory: int  # bytes beyond the inputs
+    off: list[float]  # loss, gradient of the hidden states, gradient of the table
 
 
 def main() -> None:
@@ -41,15 +50,18 @@ def main() -> None:
     print(f"{arguments.tokens} tokens x {arguments.width} x {arguments.vocabulary}, {arguments.device}, torch {torch.__version__}")
     print(f"{'':<28}{'seconds':>9}{'MiB':>9}{'loss off':>11}{'hidden off':>12}{'weight off':>12}")
     for dtype in (torch.float32, torch.bfloat16):
-        operands = make_operands(arguments, dtype)
-        exact = exact_loss_and_gradients(*operands)
-        losses = competitors(arguments)
-        seconds = best_seconds(losses, operands, arguments.repeats)
-        for name, loss in losses.items():
-            memory = peak_memory(loss, operands)
-            off = errors(loss, operands, exact)
-            print(f"{name + ', ' + str(dtype).removeprefix('torch.'):<28}{seconds[name]:>9.2f}{memory / 2**20:>9.0f}", end="")
+        for name, seconds, memory, off in measure(arguments, dtype):
+            print(f"{name + ', ' + str(dtype).removeprefix('torch.'):<28}{seconds:>9.2f}{memory / 2**20:>9.0f}", end="")
             print(f"{off[0]:>11.1e}{off[1]:>12.1e}{off[2]:>12.1e}", flush=True)
+
+
+def measure(arguments: argparse.Namespace, dtype: torch.dtype) -> Iterator[Measured]:
+    operands = make_operands(arguments, dtype)
+    exact = exact_loss_and_gradients(*operands)
+    losses = competitors(arguments)
+    seconds = best_seconds(losses, operands, arguments.repeats)
+    for name, loss in losses.items():
+        yield Measured(name, seconds[name], peak_memory(loss, operands), errors(loss, operands, exact))
 
 
 def competitors(arguments: argparse.Namespace) -> dict[str, Loss]:
@@ -59,20 +71,26 @@ def competitors(arguments: argparse.Namespace) -> dict[str, Loss]:
     def ours(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         return chunked_cross_entropy(hidden, weight, labels, 1 / len(labels), arguments.chunk)[0]
 
-    def torchs(options: LinearCrossEntropyOptions) -> Loss:
-        return lambda hidden, weight, labels: linear_cross_entropy(hidden, weight, labels, options=options)
-
-    losses: dict[str, Loss] = {
-        "plain": plain,
-        "ours": ours,
-        "torch auto": torchs(LinearCrossEntropyOptions()),
-        "torch accurate": torchs(LinearCrossEntropyOptions(acc_policy="accurate", chunking_method=None, batch_chunk_size=arguments.chunk)),
-    }
+    losses: dict[str, Loss] = {"plain": plain, "ours": ours}
+    if hasattr(functional, "linear_cross_entropy"):
+        losses |= torchs(arguments.chunk)
     if find_spec("liger_kernel") and arguments.device == "cuda":
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
         losses["liger"] = lambda hidden, weight, labels: liger_fused_linear_cross_entropy(hidden, weight, labels)
     return losses
+
+
+def torchs(chunk: int) -> dict[str, Loss]:
+    from torch.nn import LinearCrossEntropyOptions
+
+    def with_options(options: LinearCrossEntropyOptions) -> Loss:
+        return lambda hidden, weight, labels: functional.linear_cross_entropy(hidden, weight, labels, options=options)
+
+    return {
+        "torch auto": with_options(LinearCrossEntropyOptions()),
+        "torch accurate": with_options(LinearCrossEntropyOptions(acc_policy="accurate", chunking_method=None, batch_chunk_size=chunk)),
+    }
 
 
 def make_operands(arguments: argparse.Namespace, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -269,14 +269,28 @@ class TrainerConfig:
 
 
 @dataclass
+class DuringTrainingConfig:
+    """Scores of the model while it is trained, in metrics.jsonl and the loggers."""
+
+    steps: int | None = None  # score every so many optimizer steps, and at the end; null: never
+    tasks: list[str] = field(default_factory=list)  # empty: those of `tasks`
+    limit: int | None = 100  # at most so many items of a task
+
+
+@dataclass
 class EvaluationConfig:
+    backend: str = "hf"  # hf (Hugging Face) | vllm
     batch_tokens: int = 4096  # tokens in one forward pass, padding included
     limit: int | None = None  # at most so many items of a task
-    dtype: str = "fp32"  # fp32 | bf16
-    device: str = "auto"
+    dtype: str = "fp32"  # fp32 | bf16 | fp16 (the released scorer's)
+    quantize: str | None = None  # 4bit | 8bit: weights by bitsandbytes
+    device: str = "auto"  # auto | cpu | mps | cuda | cuda:NUMBER | sharded: layers spread over all GPUs, then the CPU, by accelerate
     bos: bool | None = None  # begin each prompt with BOS; null: as the tokenizer does by itself
+    chat: bool = False  # put each prompt through the model's chat template
     max_length: int | None = None  # tokens of a prompt with its option, or of a window of a document; null: the model's context
     scoring: str = "auto"  # auto: tree where the model takes it | tree: all options in one pass | plain: each option alone
+    contamination: list[str] = field(default_factory=list)  # token stores or folders of texts to look for the items in
+    during_training: DuringTrainingConfig = field(default_factory=DuringTrainingConfig)
 
 
 @dataclass

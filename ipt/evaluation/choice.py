@@ -15,7 +15,7 @@ from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
 
 if TYPE_CHECKING:
-    from ipt.evaluation.scorer import Scorer
+    from ipt.evaluation.backend import Backend
 
 SCHEMA = pa.schema(
     [
@@ -56,11 +56,11 @@ def read(task: Task, corpus: Path | None) -> list[Question]:
     return questions
 
 
-def score(questions: list[Question], scorer: "Scorer", description: str) -> list[dict[str, Any]]:
+def score(task: Task, questions: list[Question], backend: "Backend") -> list[dict[str, Any]]:
     """One prediction for each question; all options of a question go through the model together where it allows that."""
-    encoded = [scorer.encoder.question(question.prompt, question.options) for question in questions]
-    rows = [row for question in encoded for row in scorer.option_rows(question)]
-    logprobs = np.concatenate(scorer.logprobs(rows, description))
+    encoded = [backend.encoder.question(question.prompt, question.options) for question in questions]
+    rows = [row for question in encoded for row in backend.option_rows(question)]
+    logprobs = np.concatenate(backend.logprobs(rows, task.name))
     lengths = [len(option) for question in encoded for option in question.options]
     sums = iter(np.add.reduceat(logprobs, [0, *accumulate(lengths[:-1])]))
     return [
@@ -74,7 +74,7 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
     return {"truncated_prompts": sum(row["truncated"] for row in predictions)}
 
 
-def metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
+def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     """What the predictions amount to.
 
     - accuracy: the right option has the highest mean log-probability per token (paper section 7.3)

@@ -63,11 +63,11 @@ def read_rows(task: Task, corpus: Path | None) -> list[Row]:
 
 def data_path(task: Task, corpus: Path | None) -> Path:
     """The file or folder that the task reads."""
-    if not task.needs_corpus:
-        path = task.path
+    if path := task.path:
         if not path.exists():
             raise FileNotFoundError(f"task {task.name}: data file {path} does not exist (paths are relative to the task's YAML file)")
         return path
+    assert task.needs_corpus, f"data of {task.name} is not read from files"
     name = task.data.removeprefix(CORPUS)
     if corpus is None:
         raise ValueError(f"task {task.name} reads {name} of a corpus, but there is none: name a corpus, or leave the task out")

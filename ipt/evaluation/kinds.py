@@ -11,7 +11,7 @@ from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
 
 if TYPE_CHECKING:
-    from ipt.evaluation.scorer import Scorer
+    from ipt.evaluation.backend import Backend
 
 
 class Kind(Protocol):
@@ -22,15 +22,15 @@ class Kind(Protocol):
         """The task's items (data.Item); raises a one-line error that names the row."""
 
     @property
-    def score(self) -> Callable[[list[Any], "Scorer", str], list[dict[str, Any]]]:
-        """Predictions, one for each item; the text names the progress bar."""
+    def score(self) -> Callable[[Task, list[Any], "Backend"], list[dict[str, Any]]]:
+        """Predictions, one for each item."""
 
     @property
     def counts(self) -> Callable[[list[dict[str, Any]]], dict[str, int]]:
         """How many items were not scored as they stand, by reason."""
 
     @property
-    def metrics(self) -> Callable[[list[dict[str, Any]]], dict[str, Metric]]: ...
+    def metrics(self) -> Callable[[Task, list[dict[str, Any]]], dict[str, Metric]]: ...
 
 
 KINDS: dict[str, Kind] = {"choice": choice, "perplexity": perplexity}

@@ -12,7 +12,7 @@ from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
 
 if TYPE_CHECKING:
-    from ipt.evaluation.scorer import Scorer
+    from ipt.evaluation.backend import Backend
 
 SCHEMA = pa.schema(
     [
@@ -42,10 +42,10 @@ def read(task: Task, corpus: Path | None) -> list[Document]:
     return documents
 
 
-def score(documents: list[Document], scorer: "Scorer", description: str) -> list[dict[str, Any]]:
+def score(task: Task, documents: list[Document], backend: "Backend") -> list[dict[str, Any]]:
     """One prediction for each document; one of less than two tokens (BOS counts) has nothing to score: tokens = 0."""
-    encoded = [scorer.encoder.document(document.text) for document in documents]
-    logprobs = iter(scorer.logprobs([window for document in encoded for window in document.windows], description))
+    encoded = [backend.encoder.document(document.text) for document in documents]
+    logprobs = iter(backend.logprobs([window for document in encoded for window in document.windows], task.name))
     predictions = []
     for document, (windows, n_bytes) in zip(documents, encoded, strict=True):
         scored = [next(logprobs) for _ in windows]
@@ -60,7 +60,7 @@ def score(documents: list[Document], scorer: "Scorer", description: str) -> list
             }
         )
     if not any(row["tokens"] for row in predictions):
-        raise ValueError(f"task {description}: none of its {len(documents)} documents has two tokens or more: there is nothing to score")
+        raise ValueError(f"task {task.name}: none of its {len(documents)} documents has two tokens or more: there is nothing to score")
     return predictions
 
 
@@ -70,7 +70,7 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
     return {"windowed_documents": windowed, "empty_documents": sum(not row["tokens"] for row in predictions)}
 
 
-def metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
+def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     """What the predictions amount to; documents are the clusters of the standard errors, and `n` counts them.
 
     - nll: negative log-likelihood per token (nats), every token weighing the same

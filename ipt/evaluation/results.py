@@ -10,8 +10,9 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from ipt.evaluation.kinds import KINDS
+from ipt.evaluation.kinds import kind_of
 from ipt.evaluation.statistics import difference
+from ipt.evaluation.task import Task
 
 RESULTS, PREDICTIONS = "results.json", "predictions"
 Results = dict[str, dict[str, dict[str, Any]]]  # task -> metric -> value, stderr, ci95, n
@@ -81,8 +82,8 @@ def _compare_task(task: str, a: Path, b: Path) -> dict[str, dict[str, Any]]:
     changed = next((name for name in common if first[name]["prompt_hash"] != second[name]["prompt_hash"]), None)
     if changed is not None:
         raise ValueError(f"task {task}: item {changed} is another one in {a} than in {b}: evaluate both with the same data")
-    kind = KINDS[pq.read_schema(predictions_path(a, task)).metadata[b"kind"].decode()]
-    ours, theirs = (kind.metrics([rows[name] for name in common]) for rows in (first, second))
+    definition = Task(**json.loads(pq.read_schema(predictions_path(a, task)).metadata[b"task"]))
+    ours, theirs = (kind_of(definition).metrics(definition, [rows[name] for name in common]) for rows in (first, second))
     return {name: difference(ours[name], theirs[name]).as_dict() for name in ours}
 
 

@@ -1,5 +1,6 @@
 """The evaluation stage: a model, tasks and a corpus go in; results.json and predictions/<task>.parquet come out."""
 
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -18,21 +19,24 @@ from ipt.models import check_model
 from ipt.stage import write_json, write_parquet
 
 
-def evaluate(config: EvaluationConfig, model: str, tasks: list[str], corpus: Path | None, output: Path) -> dict[str, Any]:
+def evaluate(
+    config: EvaluationConfig, model: str, tasks: list[str], corpus: Path | None, output: Path, data_dir: str | Path = "data"
+) -> dict[str, Any]:
     """Score `model` on `tasks` and return the stage's statistics.
 
-    `corpus` is the folder of a finished corpus stage, or None where no task reads one. A task whose predictions lie in
-    `output` from an interrupted run is not scored again. Whatever is wrong in config, tasks and their data raises
-    ValueError or FileNotFoundError in one line before the model is loaded.
+    `data_dir` holds the data sets that tasks read from data:PATH; `corpus` is the folder of a finished corpus stage, or None
+    where no task reads one. A task whose predictions lie in `output` from an interrupted run is not scored again. Whatever is
+    wrong in config, tasks and their data raises ValueError or FileNotFoundError in one line before the model is loaded.
     """
     check_model(model)
     check_config(config)
-    work = [(task, subset(kind_of(task).read(task, corpus), config.limit)) for task in load_tasks(tasks)]
+    work = [(task, subset(kind_of(task).read(task, corpus), config.limit)) for task in load_tasks(tasks, data_dir)]
     unfinished = [(task, items) for task, items in work if not _is_finished(predictions_path(output, task.name), items)]
     seconds = _score(config, model, unfinished, output) if unfinished else {}
     predictions = {task.name: read_predictions(output, task.name) for task, _ in work}
     results = {
-        task.name: {name: metric.as_dict() for name, metric in kind_of(task).metrics(predictions[task.name]).items()} for task, _ in work
+        task.name: {name: metric.as_dict() for name, metric in kind_of(task).metrics(task, predictions[task.name]).items()}
+        for task, _ in work
     }
     write_json(output / RESULTS, results)
     return {
@@ -50,12 +54,12 @@ def evaluate(config: EvaluationConfig, model: str, tasks: list[str], corpus: Pat
     }
 
 
-def check_tasks(config: EvaluationConfig, tasks: list[str], corpus: Path | None = None) -> list[Task]:
+def check_tasks(config: EvaluationConfig, tasks: list[str], corpus: Path | None = None, data_dir: str | Path = "data") -> list[Task]:
     """The tasks behind the names, checked as far as possible without a model: values of the config, the tasks' files, and
     each item of a data file that is there already. Tasks that read a corpus are read if `corpus`, its finished stage, is given.
     """
     check_config(config)
-    loaded = load_tasks(tasks)
+    loaded = load_tasks(tasks, data_dir)
     for task in loaded:
         kind = kind_of(task)
         if corpus is not None or not task.needs_corpus:
@@ -78,15 +82,15 @@ def check_config(config: EvaluationConfig) -> None:
 
 def _score(config: EvaluationConfig, model: str, work: Sequence[tuple[Task, list[Any]]], output: Path) -> dict[str, float]:
     """Write the predictions of each task as it finishes; return the seconds that each took."""
-    from ipt.evaluation.scorer import load_scorer
+    from ipt.evaluation.backend import load_backend
 
-    scorer = load_scorer(config, model)
+    backend = load_backend(config, model)
     seconds = {}
     for task, items in work:
         started = time.monotonic()
         kind = kind_of(task)
-        predictions = kind.score(items, scorer, task.name)
-        write_parquet(predictions_path(output, task.name), predictions, kind.SCHEMA.with_metadata({"kind": task.kind}))
+        predictions = kind.score(task, items, backend)
+        write_parquet(predictions_path(output, task.name), predictions, kind.SCHEMA.with_metadata({"task": json.dumps(task.definition)}))
         seconds[task.name] = round(time.monotonic() - started, 3)
     return seconds
 

@@ -69,6 +69,9 @@ class Scorer:
                 bar.advance(len(batch))
         return result
 
+    def generate(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_new_tokens: int, description: str) -> list[str]:
+        raise NotImplementedError
+
     def _batches(self, rows: Sequence[Row]) -> Iterator[list[int]]:
         """Rows with branches apart from others: their mask replaces the model's own, which may be a sliding window."""
         limit = min(self.batch_tokens, 4 * LOGITS // self.vocabulary) if self.projects_itself else self.batch_tokens

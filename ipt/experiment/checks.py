@@ -30,14 +30,14 @@ def check_train(config: Config) -> None:
     check_training(config)
     check_launch(config.trainer)
     if config.tasks:
-        check_tasks(config.evaluation, config.tasks)
+        check_tasks(config.evaluation, config.tasks, data_dir=config.data_dir)
 
 
 def check_evaluate(config: Config) -> None:
     check_model(config.model)
     if not config.tasks:
         raise ValueError("tasks=[]: name at least one task or group, for example tasks=[ontology]")
-    check_tasks(config.evaluation, config.tasks)
+    check_tasks(config.evaluation, config.tasks, data_dir=config.data_dir)
 
 
 def check_reproduce(config: Config) -> None:
@@ -65,7 +65,7 @@ def _check_overlap(config: Config) -> None:
     tasks = config.decontamination.tasks or config.tasks
     if not tasks:
         raise ValueError("decontamination.tasks=[]: name the evaluation tasks to look for, or name some in tasks")
-    own = [task.name for task in load_tasks(tasks) if task.needs_corpus]
+    own = [task.name for task in load_tasks(tasks, config.data_dir) if task.needs_corpus]
     if config.corpus.overlap and own:
         mode = config.corpus.overlap
         raise ValueError(f"corpus.overlap={mode}: {own[0]} is made from the corpus itself: name others in decontamination.tasks")

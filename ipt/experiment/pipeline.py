@@ -152,13 +152,13 @@ class Stages:
     def evaluation(self, model: str, identity: str, name: str = "evaluation", folder: Path | None = None) -> Stage:
         from ipt.evaluation.task import load_tasks, task_digests
 
-        config, tasks = self.config.evaluation, load_tasks(self.config.tasks)
+        config, tasks = self.config.evaluation, load_tasks(self.config.tasks, self.config.data_dir)
         corpus = self.corpus() if any(task.needs_corpus for task in tasks) else None
 
         def work(output: Path) -> Json:
             from ipt.evaluation.run import evaluate
 
-            return evaluate(config, model, self.config.tasks, corpus.folder if corpus else None, output)
+            return evaluate(config, model, self.config.tasks, corpus.folder if corpus else None, output, self.config.data_dir)
 
         inputs = {"model": identity, **task_digests(tasks), **({"corpus": corpus.digest} if corpus else {})}
         return self._run("evaluation", work, asdict(config), inputs, folder, label=name)
@@ -204,7 +204,7 @@ class Stages:
     def _overlap_tasks(self) -> "list[Task]":
         from ipt.evaluation.task import load_tasks
 
-        return load_tasks(self.config.decontamination.tasks or self.config.tasks)
+        return load_tasks(self.config.decontamination.tasks or self.config.tasks, self.config.data_dir)
 
     def _tuning_texts(self, source: str, config: SourceConfig) -> Stage:
         from ipt.synthesis.tuning import build_tuning_texts, data_sets

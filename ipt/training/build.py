@@ -39,8 +39,13 @@ def empty_model(config: Config, attention: str | None = None) -> Any:
     """The model of `build_model` without its weights, on the meta device, to be cut and then filled by ipt.training.loading."""
     architecture, chosen = load_config(config), implementation(attention or resolve_attention(config.trainer))
     _check_kernel(architecture, chosen)
+    return model_on_meta(architecture, config, chosen)
+
+
+def model_on_meta(architecture: Any, config: Config, attention: str) -> Any:
+    """The model of a transformers config on the meta device, as `config` trains it; `attention` is transformers' name for it."""
     with torch.device("meta"):
-        return _finished(_from_config(architecture, config, chosen), config)
+        return _finished(_from_config(architecture, config, attention), config)
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:

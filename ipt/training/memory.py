@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ipt.config import Config, OptimizerConfig, TrainerConfig
 from ipt.training.build import transformer_blocks
 from ipt.training.optimization import parameter_groups
-from ipt.training.optimizers import BLOCK, MIN_8BIT
+from ipt.training.optimizers import BLOCK, MIN_8BIT, PIECE
 from ipt.training.parallelize import checkpoint_activations
 from ipt.training.shapes import meta_model
 from ipt.training.trace import BY_DOCUMENT, FUSED, MASKED, Traced, register_traced_attention, trace_step
@@ -43,7 +43,7 @@ TRACED_ATTENTION = {"packed": BY_DOCUMENT, "sdpa": MASKED}  # all others are ker
 # Moments that an optimizer keeps of each number, and whether in 8 bits. The pages of a paged one leave the device when it is full.
 STATES = {"adamw": (2, False), "lion": (1, False), "muon": (1, False)}
 STATES |= {"adamw_8bit": (2, True), "paged_adamw_8bit": (2, True), "lion_8bit": (1, True)}
-ROUNDING = 24  # bytes a number of what stochastic rounding needs for a weight: it and its gradient in fp32, noise, sums
+ROUNDING = 15  # bytes a number, of a piece of a weight in bf16 that is updated: it in fp32, noise, and what it takes to add them
 BLOCK_4BIT, NESTED_4BIT = 64, 256  # bitsandbytes: numbers that share a scale of one byte, and scales that share one in fp32
 
 
@@ -193,11 +193,26 @@ def _optimizers(model: nn.Module, config: OptimizerConfig) -> dict[Tensor, str]:
 
 
 def _update_bytes(parameter: Tensor, state: int, shards: int, optimizer: str) -> int:
-    """What a weight's update needs for a moment: torch's AdamW nothing, ours a copy to go back to, and weights in bf16 their rounding."""
+    """What a weight's update needs for a moment: torch's AdamW nothing, ours of a piece a copy to go back to, and in bf16 its rounding.
+
+    `state` is what the optimizer keeps of the weight, in bytes. Gradients in bf16 are put in fp32, for Muon those of the whole slice.
+    """
     numbers, rounded = sharded(parameter, shards), parameter.dtype == torch.bfloat16
     if optimizer == "adamw" and not rounded:
         return 0
-    return numbers * (parameter.element_size() + ROUNDING * rounded) + state
+    piece = min(numbers, PIECE)
+    update = piece * (parameter.element_size() + ROUNDING * rounded) + state * piece // max(1, numbers)
+    if optimizer == "muon":
+        return max(_orthogonal_bytes(parameter, shards), 4 * numbers + update)
+    return update + 4 * piece * rounded
+
+
+def _orthogonal_bytes(parameter: Tensor, shards: int) -> int:
+    """What Muon needs to orthogonalise the update of a whole matrix: first momentum and mix in fp32, then in bf16 it and its products."""
+    numbers, gram = sharded(parameter, shards), 2 * min(parameter.shape) ** 2
+    mixed = numbers * (4 * (parameter.dtype == torch.bfloat16) + 4 + 4 + 2)
+    gathered = 2 * numbers if shards > 1 else 0
+    return max(mixed, gathered + 3 * 2 * parameter.numel() + 2 * gram)
 
 
 def _fsdp_moments(parameters: Sequence[Tensor], blocks: list[nn.Module], config: Config, traced: Traced) -> list[Moment]:

@@ -4,6 +4,8 @@ Beside what torch has, they can do three things. They take a step or leave every
 torch's fused AdamW does, so that nobody waits for the device. Weights in bf16 are updated in fp32 and rounded stochastically: a change
 smaller than half a unit in the last place is then right on average, where rounding to the nearest would lose it each time. And their
 state is cut like the weights (DTensor), so that checkpoints can be read by another number of devices.
+
+A slice is updated a piece at a time: what is in fp32 for the update alone, the noise, and the copies to go back to, are of a piece.
 """
 
 from abc import abstractmethod
@@ -19,6 +21,7 @@ from torch.optim.adamw import adamw
 from ipt.training.slices import like, local, rows, slice_count, slice_number
 
 BLOCK, MIN_8BIT = 256, 4096  # bitsandbytes: numbers that share a scale; smaller tensors keep their state in fp32
+PIECE = 1 << 24  # numbers that are updated at a time: whole blocks, and enough of them to keep a GPU busy
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Keller Jordan's coefficients: five rounds bring singular values to between 0.7 and 1.2
 
 Group = dict[str, Any]
@@ -26,7 +29,7 @@ State = dict[str, Tensor]
 
 
 class SlicedOptimizer(Optimizer):
-    """Base: `_start` makes a parameter's state, `_update` changes a slice of the weight, in fp32, and of the state, in place."""
+    """Base: `_start` makes a parameter's state, `_update` changes a piece of the weight, in fp32, and of the state, in place."""
 
     found_inf: Tensor | None = None  # 0-dimensional; not 0: leave weights and state as they are
 
@@ -64,27 +67,40 @@ class SlicedOptimizer(Optimizer):
 
     @abstractmethod
     def _update(self, weight: Tensor, grad: Tensor, state: State, group: Group, step: int) -> None:
-        """Update `weight` and `state` in place."""
+        """Update a piece of `weight` and `state`, all flat, in place, but for `state["step"]`: the steps before this one."""
 
     def _update_or_leave(self, parameter: Tensor, group: Group, step: int, number: int) -> None:
+        grad = self._gradient(parameter, group).reshape(-1)
         weight, state = local(parameter), {name: local(value) for name, value in self.state[parameter].items()}
+        noise = self._generator(parameter, step, number)
+        for start in range(0, weight.numel(), PIECE):
+            stop = min(start + PIECE, weight.numel())
+            piece = {name: _cut(name, value, start, stop) for name, value in state.items()}
+            self._update_piece(_cut("weight", weight, start, stop), grad[start:stop].float(), piece, group, step, noise)
+        state["step"] += 1 if self.found_inf is None else self.found_inf == 0
+
+    def _update_piece(self, weight: Tensor, grad: Tensor, state: State, group: Group, step: int, noise: torch.Generator) -> None:
         updated = weight.float() if weight.dtype != torch.float32 else weight
-        changed = [weight, *state.values()]
+        changed = [weight, *(value for name, value in state.items() if name != "step")]
         kept = [tensor.clone() for tensor in changed] if self.found_inf is not None else []
-        state["step"] += 1
-        self._update(updated, self._gradient(parameter, group), state, group, step)
+        self._update(updated, grad, state, group, step)
         if updated is not weight:
-            weight.copy_(round_stochastically(updated, self._generator(parameter, step, number)))
+            weight.copy_(round_stochastically(updated, noise))
         for tensor, before in zip(changed, kept, strict=False):  # none are kept where nothing is to be left
-            assert self.found_inf is not None
-            torch.where(self.found_inf.bool(), before, tensor, out=tensor)
+            self._leave(tensor, before)
+
+    def _leave(self, tensor: Tensor, before: Tensor) -> None:
+        """Make `tensor` what it was, if this step is not to be taken."""
+        assert self.found_inf is not None
+        torch.where(self.found_inf.bool(), before, tensor, out=tensor)
 
     def _gradient(self, parameter: Tensor, group: Group) -> Tensor:
+        """What `_update` gets of the gradient, before that is cut into pieces."""
         assert parameter.grad is not None
-        return local(parameter.grad).float()
+        return local(parameter.grad)
 
     def _generator(self, parameter: Tensor, step: int, number: int) -> torch.Generator:
-        """Noise by seed, step, parameter and slice: a resumed run draws it again, and copies of a slice (HSDP) draw the same."""
+        """Noise by seed, step, parameter and slice, drawn piece by piece: a resumed run draws it again, as do copies of a slice."""
         generator = self._noise.setdefault(parameter.device, torch.Generator(parameter.device))
         return generator.manual_seed(hash((self.seed, step, number, slice_number(parameter))) & (2**63 - 1))
 
@@ -192,11 +208,18 @@ class Muon(SlicedOptimizer):
         grad = super()._gradient(parameter, group)
         if not group["orthogonal"]:
             return grad
-        momentum = local(self.state[parameter]["momentum_buffer"])
-        momentum.lerp_(grad, 1 - group["momentum"])
-        update = like(parameter, grad.lerp(momentum, group["momentum"]).bfloat16(), parameter.shape)
+        update = like(parameter, self._advance(local(self.state[parameter]["momentum_buffer"]), grad.float(), group), parameter.shape)
         whole = orthogonalised(update.full_tensor() if isinstance(update, DTensor) else update)
-        return whole[slice(*rows(parameter))].float() * (0.2 * max(parameter.shape) ** 0.5)
+        return whole[slice(*rows(parameter))].float().mul_(0.2 * max(parameter.shape) ** 0.5)
+
+    def _advance(self, momentum: Tensor, grad: Tensor, group: Group) -> Tensor:
+        """Move the momentum on, if this step is to be taken; gives the mix of it and the gradient (Nesterov), in bf16."""
+        before = momentum.clone() if self.found_inf is not None else None
+        momentum.lerp_(grad, 1 - group["momentum"])
+        update = grad.lerp(momentum, group["momentum"]).bfloat16()
+        if before is not None:
+            self._leave(momentum, before)
+        return update
 
     def _update(self, weight: Tensor, grad: Tensor, state: State, group: Group, step: int) -> None:
         if not group["orthogonal"]:
@@ -246,9 +269,8 @@ def _any_count(states: dict[Tensor, State]) -> Tensor:
 
 def round_stochastically(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """fp32 -> bf16, up or down with the probability that makes it right on average; numbers that bf16 has stay as they are."""
-    bits = values.view(torch.int32)
-    noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
-    rounded = (bits + noise).bitwise_and_(-(1 << 16)).view(torch.float32)
+    noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
+    rounded = noise.add_(values.view(torch.int32)).bitwise_and_(-(1 << 16)).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values).bfloat16()
 
 
@@ -271,7 +293,7 @@ def _adamw(weight: Tensor, grad: Tensor, state: State, group: Group) -> None:
         [state["exp_avg"]],
         [state["exp_avg_sq"]],
         [],
-        [state["step"] - 1],  # it counts this step itself
+        [state["step"].clone()],  # it counts this step there
         fused=True,
         amsgrad=False,
         beta1=beta1,
@@ -291,11 +313,8 @@ def _lion(weight: Tensor, grad: Tensor, state: State, group: Group) -> None:
 
 
 def _update_8bit(name: str, weight: Tensor, grad: Tensor, state: State, group: Group, step: int, maps: tuple[Tensor, Tensor]) -> None:
-    if not weight.numel():
-        return
     from bitsandbytes.functional import optimizer_update_8bit_blockwise
 
-    blocks = -(-weight.numel() // BLOCK)
     beta1, beta2 = group["betas"]
     second = "state2" in state
     optimizer_update_8bit_blockwise(
@@ -313,13 +332,24 @@ def _update_8bit(name: str, weight: Tensor, grad: Tensor, state: State, group: G
         group["lr"],
         maps[0],
         maps[1] if second else None,
-        state["absmax1"].view(-1)[:blocks],
-        state["absmax2"].view(-1)[:blocks] if second else None,
+        state["absmax1"],
+        state["absmax2"] if second else None,
         group["weight_decay"],
     )
 
 
 # State of a slice ------------------------------------------------------------------------------------------------------
+
+
+def _cut(name: str, tensor: Tensor, start: int, stop: int) -> Tensor:
+    """A flat view of what a slice's tensor of this name has for the numbers from `start` to `stop`; of `step` all there is."""
+    if name == "step":
+        return tensor
+    size = BLOCK if name in ("absmax1", "absmax2") else 1
+    piece = tensor.view(-1)[start // size : -(-stop // size)]
+    if getattr(tensor, "is_paged", False):  # bitsandbytes' mark of memory that is on no one device; a view has lost it
+        vars(piece).update(vars(tensor))
+    return piece
 
 
 def zero_moment(parameter: Tensor) -> Tensor:

@@ -4,11 +4,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from ipt.config import Config
-from ipt.training.build import weights_dtype
+from ipt.training.build import model_on_meta
 
 KNOWN = Path(__file__).with_name("architectures.yaml")
 
@@ -20,12 +19,7 @@ def meta_model(config: Config, attention: str = "sdpa") -> Any:
 
     Raises what `model_config` raises.
     """
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config(config), dtype=weights_dtype(config), attn_implementation=attention)
-        model.train()
-        return _with_lora(model, config) if config.lora.rank else model
+    return model_on_meta(model_config(config), config, attention)
 
 
 def model_config(config: Config) -> Any:
@@ -53,10 +47,3 @@ def model_config(config: Config) -> Any:
 def known_architectures() -> dict[str, dict[str, Any]]:
     """Hub and embedded names -> keyword arguments of a transformers config."""
     return yaml.safe_load(KNOWN.read_text())
-
-
-def _with_lora(model: Any, config: Config) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout, target_modules="all-linear")
-    return get_peft_model(model, lora)

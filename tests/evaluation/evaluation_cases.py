@@ -4,7 +4,9 @@ import torch
 
 from ipt.config import EvaluationConfig
 from ipt.evaluation.scorer import Scorer
+from ipt.evaluation.task import Task
 
+TASK = Task("test", "choice", "test.jsonl")
 DOCUMENTS = [
     "Anaemia is a condition in which the blood carries too little oxygen.",
     "The femur, or thigh bone, is the longest bone of the body. It bears weight while standing, walking and running.",

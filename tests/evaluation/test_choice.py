@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from evaluation_cases import TASK
 
 from ipt.evaluation import choice
 from ipt.evaluation.choice import Question
@@ -26,7 +27,7 @@ PREDICTIONS = [
 
 
 def test_metrics_by_hand():
-    found = choice.metrics(PREDICTIONS)
+    found = choice.metrics(TASK, PREDICTIONS)
     assert list(found) == ["accuracy", "accuracy_sum", "logprob", "probability", "bits_per_byte"]
     assert found["accuracy"].value == 3 / 4 and found["accuracy_sum"].value == 1 / 4
     assert found["logprob"].value == pytest.approx((-1 - 1.5 - 3 - 1) / 4)
@@ -37,7 +38,7 @@ def test_metrics_by_hand():
 
 
 def test_predictions_hold_what_the_metrics_need(scorer, questions):
-    found = choice.score(questions, scorer, "test")
+    found = choice.score(TASK, questions, scorer)
     assert [set(row) for row in found] == [set(choice.SCHEMA.names)] * len(questions)
     for row, question in zip(found, questions, strict=True):
         whole = [scorer.encoder.tokenizer(question.prompt + option)["input_ids"] for option in question.options]

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from evaluation_cases import DOCUMENTS, make_scorer
+from evaluation_cases import DOCUMENTS, TASK, make_scorer
 
 from ipt.evaluation import perplexity
 from ipt.evaluation.perplexity import Document
@@ -22,7 +22,7 @@ def loop_nll(model, ids, context):
 def test_documents_equal_a_plain_loop(model, tokenizer, bos):
     scorer = make_scorer(model, tokenizer, bos=bos)
     start = [tokenizer.bos_token_id] if bos else []
-    found = perplexity.score([Document(text, text) for text in DOCUMENTS], scorer, "test")
+    found = perplexity.score(TASK, [Document(text, text) for text in DOCUMENTS], scorer)
     for row, text in zip(found, DOCUMENTS, strict=True):
         ids = start + tokenizer(text)["input_ids"]
         assert row["tokens"] == len(ids) - 1
@@ -32,7 +32,7 @@ def test_documents_equal_a_plain_loop(model, tokenizer, bos):
 
 def test_a_long_document_is_read_in_windows(model, tokenizer):
     scorer = make_scorer(model, tokenizer, max_length=12)
-    (row,) = perplexity.score([Document("a", DOCUMENTS[3])], scorer, "test")
+    (row,) = perplexity.score(TASK, [Document("a", DOCUMENTS[3])], scorer)
     ids = tokenizer(DOCUMENTS[3])["input_ids"]
     assert row["windows"] == math.ceil((len(ids) - 1 - 12) / 7) + 1 > 2, "the case needs several windows"
 
@@ -51,7 +51,7 @@ def test_metrics_by_hand():
         {"nll": 4.0, "tokens": 3, "bytes": 8, "windows": 1},
         {"nll": 0.0, "tokens": 0, "bytes": 0, "windows": 0},
     ]
-    found = perplexity.metrics(rows)
+    found = perplexity.metrics(TASK, rows)
     assert found["nll"].value == pytest.approx(10 / 5)
     assert found["perplexity"].value == pytest.approx(math.exp(2))
     assert found["bits_per_byte"].value == pytest.approx(10 / math.log(2) / 18)
@@ -62,7 +62,7 @@ def test_metrics_by_hand():
 
 
 def test_documents_with_nothing_to_score(scorer):
-    rows = perplexity.score([Document("a", ""), Document("b", DOCUMENTS[0])], scorer, "test")
+    rows = perplexity.score(TASK, [Document("a", ""), Document("b", DOCUMENTS[0])], scorer)
     assert (rows[0]["tokens"], rows[0]["nll"]) == (0, 0.0) and rows[1]["tokens"] > 0
     with pytest.raises(ValueError, match=r"task test: none of its 1 documents has two tokens or more"):
-        perplexity.score([Document("a", "")], scorer, "test")
+        perplexity.score(TASK, [Document("a", "")], scorer)

@@ -1,9 +1,10 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from evaluation_cases import DOCUMENTS, loop_sums, make_scorer, opinionated
+from evaluation_cases import DOCUMENTS, TASK, loop_sums, make_scorer, opinionated
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
@@ -21,7 +22,7 @@ def sums(found):
 def test_tree_equals_each_option_alone(model, tokenizer, scorer, questions):
     tree = make_scorer(model, tokenizer, scoring="tree")
     expected = loop_sums(model, scorer, questions)
-    assert sums(choice.score(questions, tree, "test")) == pytest.approx(expected, abs=1e-3)
+    assert sums(choice.score(TASK, questions, tree)) == pytest.approx(expected, abs=1e-3)
     # The fixture would show a leak: with a mask that lets options see each other, figures move far.
     row = tree_row(tree.encoder.question(questions[0].prompt, questions[0].options))
     leaking = row._replace(segments=[min(segment, 1) for segment in row.segments])
@@ -35,31 +36,31 @@ def test_auto_takes_the_tree_for_a_llama(scorer):
 def test_plain_scoring_is_the_same(model, tokenizer, scorer, questions):
     plain = make_scorer(model, tokenizer, scoring="plain")
     assert plain.tree_length == 0 and plain.projects_itself
-    assert sums(choice.score(questions, plain, "test")) == pytest.approx(sums(choice.score(questions, scorer, "test")), abs=1e-3)
+    assert sums(choice.score(TASK, questions, plain)) == pytest.approx(sums(choice.score(TASK, questions, scorer)), abs=1e-3)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
 def test_figures_do_not_depend_on_batch_size_or_order(model, tokenizer, scorer, questions, batch_tokens):
     other = make_scorer(model, tokenizer, batch_tokens=batch_tokens)
     shuffled = random.Random(batch_tokens).sample(questions, len(questions))
-    expected = {row["id"]: row["sums"] for row in choice.score(questions, scorer, "test")}
-    for row in choice.score(shuffled, other, "test"):
+    expected = {row["id"]: row["sums"] for row in choice.score(TASK, questions, scorer)}
+    for row in choice.score(TASK, shuffled, other):
         assert row["sums"] == pytest.approx(expected[row["id"]], abs=1e-4)
     documents = [perplexity.Document(str(number), text) for number, text in enumerate(DOCUMENTS)]
-    whole = {row["id"]: row["nll"] for row in perplexity.score(documents, scorer, "test")}
-    assert {row["id"]: row["nll"] for row in perplexity.score(documents[::-1], other, "test")} == pytest.approx(whole, abs=1e-3)
+    whole = {row["id"]: row["nll"] for row in perplexity.score(TASK, documents, scorer)}
+    assert {row["id"]: row["nll"] for row in perplexity.score(TASK, documents[::-1], other)} == pytest.approx(whole, abs=1e-3)
 
 
 def test_vocabulary_chunks_change_nothing(model, tokenizer, questions, monkeypatch):
-    expected = sums(choice.score(questions, make_scorer(model, tokenizer), "test"))
+    expected = sums(choice.score(TASK, questions, make_scorer(model, tokenizer)))
     monkeypatch.setattr(scorer, "LOGITS", 3 * 49152)
-    assert sums(choice.score(questions, make_scorer(model, tokenizer), "test")) == pytest.approx(expected, abs=1e-5)
+    assert sums(choice.score(TASK, questions, make_scorer(model, tokenizer))) == pytest.approx(expected, abs=1e-5)
 
 
 def test_bfloat16_is_close(model, tokenizer, scorer, questions):
     rounded = make_scorer(opinionated_copy(model), tokenizer)
     assert rounded.tree_length > 0
-    exact, found = np.array(sums(choice.score(questions, scorer, "test"))), np.array(sums(choice.score(questions, rounded, "test")))
+    exact, found = np.array(sums(choice.score(TASK, questions, scorer))), np.array(sums(choice.score(TASK, questions, rounded)))
     assert found == pytest.approx(exact, rel=0.05)
 
 
@@ -77,7 +78,7 @@ def test_questions_longer_than_a_sliding_window_are_scored_option_by_option(toke
     assert ours.tree_length == 9
     encoded = [ours.encoder.question(question.prompt, question.options) for question in questions]
     assert {len(ours.option_rows(question)) == 1 for question in encoded} == {True, False}
-    assert sums(choice.score(questions, ours, "test")) == pytest.approx(loop_sums(windowed, ours, questions), abs=1e-3)
+    assert sums(choice.score(TASK, questions, ours)) == pytest.approx(loop_sums(windowed, ours, questions), abs=1e-3)
 
 
 def test_logits_that_a_model_transforms_are_its_own(tokenizer, questions):
@@ -86,7 +87,7 @@ def test_logits_that_a_model_transforms_are_its_own(tokenizer, questions):
     capped = opinionated(Gemma2ForCausalLM(config))
     ours = make_scorer(capped, tokenizer)
     assert ours.projects_itself
-    assert sums(choice.score(questions, ours, "test")) == pytest.approx(loop_sums(capped, ours, questions), abs=1e-3)
+    assert sums(choice.score(TASK, questions, ours)) == pytest.approx(loop_sums(capped, ours, questions), abs=1e-3)
 
 
 def test_a_model_without_attention_is_scored_the_plain_way(tokenizer, questions):
@@ -96,7 +97,7 @@ def test_a_model_without_attention_is_scored_the_plain_way(tokenizer, questions)
         recurrent.backbone.embeddings.weight.mul_(20)
     ours = make_scorer(recurrent, tokenizer)
     assert ours.tree_length == 0
-    assert sums(choice.score(questions, ours, "test")) == pytest.approx(loop_sums(recurrent, ours, questions), abs=1e-3)
+    assert sums(choice.score(TASK, questions, ours)) == pytest.approx(loop_sums(recurrent, ours, questions), abs=1e-3)
 
 
 def test_broken_weights_are_named(model, tokenizer, questions):
@@ -104,7 +105,7 @@ def test_broken_weights_are_named(model, tokenizer, questions):
     with torch.no_grad():
         broken.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"^my_task: the model's log-probabilities are not finite"):
-        choice.score(questions, make_scorer(broken, tokenizer, scoring="tree"), "my_task")
+        choice.score(replace(TASK, name="my_task"), questions, make_scorer(broken, tokenizer, scoring="tree"))
 
 
 def test_tree_mask_by_hand():

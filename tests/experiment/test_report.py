@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from ipt.evaluation import choice, perplexity
 from ipt.evaluation.results import compare
+from ipt.evaluation.task import Task
 from ipt.experiment.figures import PALETTE
 from ipt.experiment.report import write_report
 from ipt.experiment.scores import Arm, Difference, measure_of
@@ -105,8 +106,9 @@ def evaluation(folder: Path, right: float, nll: float) -> Path:
     }
     results = {}
     for task, (kind, rows) in tasks.items():
-        results[task] = {name: metric.as_dict() for name, metric in kind.metrics(rows).items()}
-        schema = kind.SCHEMA.with_metadata({"kind": kind.__name__.rpartition(".")[2]})
+        definition = Task(task, kind.__name__.rpartition(".")[2])
+        results[task] = {name: metric.as_dict() for name, metric in kind.metrics(definition, rows).items()}
+        schema = kind.SCHEMA.with_metadata({"task": json.dumps(definition.definition)})
         (folder / "predictions").mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "predictions" / f"{task}.parquet")
     (folder / "results.json").write_text(json.dumps(results))

@@ -1,0 +1,253 @@
+"""Llama-3-8B's shapes with random weights on one card, through the real training stage: tokens/s, MFU and peak memory of each choice.
+
+First one run at full depth with what should be best, so that there is a headline; then a model of four layers, which ranks attention,
+compilation and checkpointing; then what ranked best at full depth, at 4,096 and 8,192 tokens. Full depth needs bf16 weights to fit one
+card: with bitsandbytes AdamW's moments are in 8 bits, without in fp32. MFU counts full attention over the sequence, whatever its
+documents are: so a run with one document a sequence is there too, in which attention does what comparable figures elsewhere do.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.jobs import OUT_OF_MEMORY, Job, Outcome, config_of, make_stores, run_job
+from benchmarks.gpu.piece import Piece, run
+from ipt.config import Config, TrainerConfig
+from ipt.training.attention import resolve_attention
+from ipt.training.flops import CONVENTION, named_peak
+from ipt.training.memory import GIB, RESERVE, memory_model, training_memory
+
+LLAMA_3_8B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+TINY = LLAMA_3_8B | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY |= {"num_hidden_layers": 3}
+GOAL = 0.55
+FULL_STEPS, RANKING_STEPS = 4, 5  # the first one, in which blocks are compiled, does not count
+FULL_TOKENS, RANKING_TOKENS = 65_536, 32_768  # of an optimizer step
+KERNELS = ("varlen", "flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa", "packed")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run is made of. `micro_batch` 0: the largest that is predicted to fit."""
+
+    layers: int
+    seq_len: int
+    attention: str
+    compile: bool = True
+    checkpointing: str = "none"
+    weights: str = "bf16"
+    optimizer: str = "adamw"
+    masked: bool = True  # documents do not see each other
+    micro_batch: int = 0
+
+    @property
+    def label(self) -> str:
+        compiled, documents = "compiled" if self.compile else "eager", "" if self.masked else ", one document a sequence"
+        how = f"{self.attention}, {compiled}, checkpointing {self.checkpointing}"
+        return f"{self.layers} layers, {self.seq_len} tokens, {how}, {self.weights} weights, {self.optimizer}{documents}"
+
+
+class Trainings:
+    """Runs choices, and remembers how fast each was and how long it took."""
+
+    def __init__(self, piece: Piece, folder: Path) -> None:
+        self.piece, self.folder = piece, folder
+        self.shapes = TINY if piece.smoke else LLAMA_3_8B
+        self.depth = self.shapes["num_hidden_layers"]
+        self.optimizer = "adamw_8bit" if find_spec("bitsandbytes") else "adamw"
+        self.stores = make_stores(folder / "stores", int(self.shapes["vocab_size"]), 20_000 if piece.smoke else 2_000_000)
+        self.speeds: dict[Choice, float] = {}
+        self.longest = {True: 0.0, False: 0.0}  # seconds of a run at full depth, and of one with fewer layers
+
+    def run(self, choice: Choice) -> float | None:
+        """Tokens/s, or None if it was not reached or did not run. A choice runs once."""
+        if choice in self.speeds:
+            return self.speeds[choice]
+        full = choice.layers == self.depth
+        if not self.piece.reach(choice.label, (self.longest[full] or (100 if full else 45)) + 5):
+            return None
+        fitting = self.fitted(choice)
+        if fitting is None:
+            self.piece.row(title(full), cells(choice) | {"tokens/s": "predicted not to fit"})
+            return None
+        config, predicted = fitting
+        clock = time.monotonic()
+        job = Job(self.settings(choice, config.trainer.micro_batch_size), self.stores, str(self.folder / f"run-{len(self.speeds)}-{clock:.0f}"))
+        outcome = run_job(job, self.piece.left)
+        self.longest[full] = max(self.longest[full], time.monotonic() - clock)
+        return self.tell(choice, config, predicted, outcome)
+
+    def tell(self, choice: Choice, config: Config, predicted: float, outcome: Outcome) -> float | None:
+        full, known = choice.layers == self.depth, cells(choice) | {"micro-batch": config.trainer.micro_batch_size}
+        if outcome.code != 0:
+            why = "out of memory" if outcome.code == OUT_OF_MEMORY else "failed"
+            self.piece.row(title(full), known | {"tokens/s": why, "predicted GiB": predicted})
+            self.piece.check(f"{choice.label}: ended with an error, though it was predicted to fit", 1, 0)
+            print(outcome.error, flush=True)
+            return None
+        counted = sorted(step["tokens_per_second"] for step in outcome.steps[1:])
+        speed, memory = counted[len(counted) // 2], outcome.steps[-1]["memory"]
+        self.speeds[choice] = speed
+        flops = flops_by_hand(config.architecture, choice.seq_len)
+        peak = None if self.piece.smoke else named_peak(torch.cuda.get_device_name())
+        figures = {"tokens/s": speed, "MFU": outcome.steps[-1]["mfu"] and outcome.facts["flops_per_token"] * speed / (peak or 1)}
+        figures |= {"MFU by hand": flops * speed / peak if peak else None, "peak GiB": memory, "reserved GiB": outcome.facts.get("reserved")}
+        self.piece.row(title(full), known | figures | {"predicted GiB": predicted})
+        self.piece.check(f"{choice.label}: FLOPs a token, by hand", abs(outcome.facts["flops_per_token"] / flops - 1), 1e-6)
+        if not self.piece.smoke:
+            self.piece.check(f"{choice.label}: GiB beyond the dry run's", memory - predicted, RESERVE / GIB)
+        return speed
+
+    def fitted(self, choice: Choice) -> tuple[Config, float] | None:
+        """The config with the largest micro-batch that the dry run says fits, and GiB of its peak; None if none does."""
+        room = GIB << 20 if self.piece.smoke else torch.cuda.get_device_properties(0).total_memory
+        tokens = 128 if self.piece.smoke else 16_384
+        for micro_batch in (choice.micro_batch,) if choice.micro_batch else halves(tokens // choice.seq_len):
+            config = config_of(self.settings(choice, micro_batch))
+            peak = training_memory(memory_model(config), config).peak
+            if peak + RESERVE <= room:
+                return config, peak / GIB
+        return None
+
+    def settings(self, choice: Choice, micro_batch: int) -> dict[str, Any]:
+        full = choice.layers == self.depth
+        tokens = 256 if self.piece.smoke else FULL_TOKENS if full else RANKING_TOKENS
+        return {
+            "architecture": self.shapes | {"num_hidden_layers": choice.layers},
+            "mixture.ratios": {"raw": 0.5, "instruction": 0.5},
+            "mixture.seq_len": choice.seq_len,
+            "mixture.document_mask": choice.masked,
+            "optimizer.name": choice.optimizer,
+            "trainer.accelerator": "cpu" if self.piece.smoke else "gpu",
+            "trainer.strategy": "fsdp2",
+            "trainer.precision": "bf16",
+            "trainer.weights": choice.weights,
+            "trainer.attention": choice.attention,
+            "trainer.compile": choice.compile,
+            "trainer.activation_checkpointing": choice.checkpointing,
+            "trainer.micro_batch_size": micro_batch,
+            "trainer.accumulate": max(1, tokens // (micro_batch * choice.seq_len)),
+            "trainer.max_steps": FULL_STEPS if full else RANKING_STEPS,
+            "trainer.loader_workers": 0 if self.piece.smoke else 1,
+            "trainer.checkpoint_minutes": None,
+            "trainer.keep_checkpoints": False,
+        }
+
+
+def measure(piece: Piece) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        trainings = Trainings(piece, Path(folder))
+        short, long = (64, 128) if piece.smoke else (4096, 8192)
+        kernels = list(available(piece))
+        layers = 2 if piece.smoke else 4
+        first = Choice(trainings.depth, short, kernels[0], compile=not piece.smoke, optimizer=trainings.optimizer)
+        headline(trainings, first)
+        best = rank(trainings, replace(first, layers=layers), kernels)
+        for choice in at_full_depth(replace(best, layers=trainings.depth), long):
+            headline(trainings, choice)
+        for seq_len in (long,):  # the rest of the table
+            rank(trainings, replace(best, seq_len=seq_len), kernels)
+    reached = [float(row["MFU"]) for row in piece.tables.get(title(True), []) if row.get("MFU")]
+    piece.note(f"MFU: {CONVENTION}")
+    piece.note(f"goal at full depth: {GOAL:.0%} MFU; best here: {f'{max(reached):.1%}' if reached else 'none'}")
+
+
+def available(piece: Piece) -> Iterator[str]:
+    for name in KERNELS:
+        try:
+            trainer = TrainerConfig(accelerator="cpu" if piece.smoke else "gpu", precision="bf16", attention=name)
+            yield resolve_attention(trainer)
+        except ValueError as error:
+            piece.note(f"not here: {error}")
+
+
+def headline(trainings: Trainings, choice: Choice) -> None:
+    """At full depth, with as little recomputation as fits."""
+    for checkpointing in dict.fromkeys((choice.checkpointing, "selective", "full")):
+        if trainings.fitted(replace(choice, checkpointing=checkpointing)):
+            trainings.run(replace(choice, checkpointing=checkpointing))
+            return
+    trainings.piece.note(f"predicted not to fit, whatever is recomputed: {choice.label}")
+
+
+def rank(trainings: Trainings, base: Choice, kernels: list[str]) -> Choice:
+    """Of attention, compilation and checkpointing the fastest, each tried from the best so far, with few layers."""
+    best = base
+    # `packed` cannot be compiled: its documents are a list, and each new list would be a new program.
+    attentions = [replace(base, attention=name, compile=base.compile and name != "packed") for name in kernels]
+    compiled = [replace(base, compile=False)] if base.compile else []
+    for options in (attentions, compiled, checkpointed(base)):
+        speeds = {option: trainings.run(option) for option in options}
+        done = {option: speed for option, speed in speeds.items() if speed}
+        fastest = max(done, key=lambda option: done[option], default=best)
+        if done and done[fastest] > (trainings.speeds.get(best) or 0):
+            best = fastest
+    return best
+
+
+def checkpointed(base: Choice) -> list[Choice]:
+    modes = ("selective", "full", "budget") if base.compile else ("selective", "full")
+    return [replace(base, checkpointing=mode) for mode in modes]
+
+
+def at_full_depth(best: Choice, longer: int) -> Iterator[Choice]:
+    """What ranked best, and what may be asked of it, the most telling first."""
+    yield best
+    yield replace(best, seq_len=longer)
+    yield replace(best, masked=False)
+    yield replace(best, seq_len=longer, masked=False)
+    yield replace(best, weights="fp32")
+    yield replace(best, checkpointing="full")
+
+
+def cells(choice: Choice) -> dict[str, Any]:
+    return {
+        "layers": choice.layers,
+        "tokens": choice.seq_len,
+        "attention": choice.attention,
+        "compiled": choice.compile,
+        "checkpointing": choice.checkpointing,
+        "documents": "apart" if choice.masked else "one a sequence",
+        "weights": choice.weights,
+        "optimizer": choice.optimizer,
+    }
+
+
+def title(full: bool) -> str:
+    return "Full depth" if full else "Few layers, to rank"
+
+
+def flops_by_hand(shapes: dict[str, Any], seq_len: int) -> float:
+    """6 x parameters but the input embedding, and 12 x layers x width x sequence, from the numbers of the architecture alone."""
+    width, layers, inner = shapes["hidden_size"], shapes["num_hidden_layers"], shapes["intermediate_size"]
+    of_keys = width * shapes["num_key_value_heads"] // shapes["num_attention_heads"]
+    block = 2 * width * width + 2 * width * of_keys + 3 * width * inner + 2 * width
+    return 6.0 * (layers * block + width + shapes["vocab_size"] * width) + 12.0 * layers * width * seq_len
+
+
+def halves(number: int) -> Iterator[int]:
+    while number:
+        yield number
+        number //= 2
+
+
+if __name__ == "__main__":
+    run("training", measure)

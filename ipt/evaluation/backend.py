@@ -1,0 +1,34 @@
+"""What runs a model under evaluation: `evaluation.backend`."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipt.config import EvaluationConfig
+from ipt.evaluation.encoding import Encoder, Question, Row
+
+
+class Backend(Protocol):
+    @property
+    def encoder(self) -> Encoder: ...
+
+    def option_rows(self, question: Question) -> list[Row]:
+        """The rows that score a question's options in order: one for all of them, or one for each."""
+
+    def logprobs(self, rows: Sequence[Row], description: str) -> list[NDArray[np.float64]]:
+        """For each row the log-probability (nats) of each of its targets. `description` names the progress bar."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_new_tokens: int, description: str) -> list[str]:
+        """For each prompt (tokens) the greedy continuation before the first of the texts `stop`, EOS or `max_new_tokens`.
+
+        What a prompt is answered with does not depend on the prompts beside it.
+        """
+
+
+def load_backend(config: EvaluationConfig, model: str) -> Backend:
+    """The model by name, ready to score and to generate."""
+    from ipt.evaluation.scorer import load_scorer
+
+    return load_scorer(config, model)
