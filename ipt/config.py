@@ -235,6 +235,7 @@ class LoraConfig:
 class TrainerConfig:
     """The training loop and the hardware it runs on."""
 
+    seed: int | None = None  # of the order of the data and of what training draws; null: the config's seed
     max_steps: int = 100  # optimizer steps
     micro_batch_size: int = 1  # sequences per device and forward pass
     accumulate: int = 1  # forward passes per optimizer step
@@ -327,6 +328,9 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     arms: dict[str, Any] = field(default_factory=dict)  # reproduce: name -> what the arm changes in this config
+    seeds: list[int] = field(default_factory=list)  # reproduce: train each arm once for each of them; empty: once, with trainer.seed
+    stages: list[str] = field(default_factory=list)  # reproduce: synthesis | tokens | training | evaluation | report; empty: all
+    published: str = ""  # the model of the paper whose figures this arm's are put beside
     dry_run: bool = False  # train: only say what the training needs: data, memory, time, disk; no GPU, weights or network
     dry_run_gpu: str = "H100"  # the GPU that a dry run reckons with: H100 | H200 | B200 | A100 | A100-40 | RTX4090 | RTX3090 | L4
     dry_run_mfu: float = 0.5  # and the share of its peak rate that is reached (model FLOPs utilisation)

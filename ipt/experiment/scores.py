@@ -18,11 +18,16 @@ MARKERS = "oosD^vP"
 
 @dataclass(frozen=True)
 class Arm:
-    """One model that was evaluated: `training` is its training stage's folder (None for the start), `evaluation` its evaluation stage's."""
+    """One model that was evaluated: `training` is its training stage's folder (None for the start), `evaluation` its evaluation stage's.
+
+    Arms of one name are runs of one recipe with other seeds.
+    """
 
     name: str
     training: Path | None
     evaluation: Path
+    seed: int = 0
+    published: str = ""  # the model of the paper that it stands for
 
 
 @dataclass(frozen=True)
