@@ -3,6 +3,7 @@
 import json
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ipt.training.flops import flops_per_token, peak_flops
 from ipt.training.module import PretrainingModule
 
 NOTABLE_WAIT = 0.05  # share of a step
+Score = Callable[[PretrainingModule, int], dict[str, float | None]]  # scores of the model after an optimizer step, where they are due
 
 
 class StepMetrics(Callback):
@@ -22,11 +24,13 @@ class StepMetrics(Callback):
 
     `tokens_per_second` is for each device, `mfu` by the convention of `ipt.training.flops` (null for a device whose peak is not
     known), `data_wait` the share of the step's time that was spent waiting for batches, `memory` the peak of the first process
-    so far in GiB: allocated on its GPU, or on a CPU resident.
+    so far in GiB: allocated on its GPU, or on a CPU resident. What `score` finds stands in the record of its step, and the time
+    that it takes counts for no step.
     """
 
-    def __init__(self, path: Path, max_steps: int, tokens_per_step: int, log_every: int) -> None:
+    def __init__(self, path: Path, max_steps: int, tokens_per_step: int, log_every: int, score: Score | None = None) -> None:
         self.path, self.max_steps, self.tokens_per_step, self.log_every = path, max_steps, tokens_per_step, log_every
+        self.score = score
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -62,7 +66,7 @@ class StepMetrics(Callback):
         figures = module.finish_step()  # waits for the device
         now = time.monotonic()
         seconds, waited = now - self._started, self._waited
-        self._started, self._waited = now, 0.0
+        self._waited = 0.0
         speed = self.tokens_per_step / seconds / trainer.world_size
         record = {
             "step": self._step,
@@ -74,11 +78,14 @@ class StepMetrics(Callback):
             "data_wait": waited / seconds,
             "memory": peak_memory(module.device),
         }
+        scores = self.score(module, self._step) if self.score else {}
+        record |= scores
+        self._started = time.monotonic()
         if trainer.is_global_zero:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             self._bar.advance(1, step_note(record, trainer.world_size))
-        if trainer.loggers and self._step % self.log_every == 0:
+        if trainer.loggers and (self._step % self.log_every == 0 or scores):
             module.log_dict({name: value for name, value in record.items() if value is not None and name != "step"})
 
 

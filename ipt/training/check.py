@@ -5,6 +5,10 @@ import os
 from ipt.config import Config, TrainerConfig
 
 ATTENTION = ("auto", "packed", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+BEFORE = {  # values that once were choices
+    ("trainer.activation_checkpointing", "true"): "; true used to mean full",
+    ("trainer.activation_checkpointing", "false"): "; false used to mean none",
+}
 
 
 def check_training(config: Config) -> None:
@@ -30,7 +34,8 @@ def check_training(config: Config) -> None:
     }
     for key, (value, known) in choices.items():
         if value not in known:
-            raise ValueError(f"{key}={value}: must be one of {', '.join(str(choice) for choice in known)}")
+            hint = BEFORE.get((key, str(value).lower()), "")
+            raise ValueError(f"{key}={value}: must be one of {', '.join(str(choice) for choice in known)}{hint}")
     _check_shares(config)
     _check_combinations(config)
     _check_saving(trainer)

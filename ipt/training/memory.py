@@ -6,7 +6,7 @@ allocator's rounding and what the driver, the collectives and compiled kernels t
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,18 +96,15 @@ def training_memory(model: Any, config: Config) -> Memory:
     packed = {parameter for name, parameter in model.named_parameters() if config.lora.quantize and "base_layer" in name}
     shards, traced = shard_count(trainer), _traced(model, config)
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    updated_by = _optimizers(model, config.optimizer)
-    states = [optimizer_bytes(parameter, shards, updated_by[parameter]) for parameter in trainable]
+    updated_by = {parameter: name for parameter, name in _optimizers(model, config.optimizer).items() if parameter.requires_grad}
     moments = _fsdp_moments if uses_fsdp(trainer) else _single_moments
     return Memory(
         weights=sum(_weight_bytes(parameter, shards, config.lora.quantize if parameter in packed else None) for parameter in parameters),
         gradients=sum(_gradient_bytes(parameter, shards, trainer) for parameter in trainable),
-        optimizer=sum(states),
+        optimizer=sum(optimizer_bytes(parameter, shards, name) for parameter, name in updated_by.items()),
         moments=[
             *moments([parameter for parameter in parameters if parameter not in packed], blocks, config, traced),
-            Moment(
-                "update", temporary=max(_update_bytes(*of, shards, config.optimizer.name) for of in zip(trainable, states, strict=True))
-            ),
+            Moment("update", temporary=_update_bytes(updated_by, shards, config.optimizer.name)),
         ],
     )
 
@@ -192,19 +189,22 @@ def _optimizers(model: nn.Module, config: OptimizerConfig) -> dict[Tensor, str]:
     return {parameter: "muon" if group["orthogonal"] else "adamw" for group in groups for parameter in group["params"]}
 
 
-def _update_bytes(parameter: Tensor, state: int, shards: int, optimizer: str) -> int:
-    """What a weight's update needs for a moment: torch's AdamW nothing, ours of a piece a copy to go back to, and in bf16 its rounding.
-
-    `state` is what the optimizer keeps of the weight, in bytes. Gradients in bf16 are put in fp32, for Muon those of the whole slice.
-    """
-    numbers, rounded = sharded(parameter, shards), parameter.dtype == torch.bfloat16
-    if optimizer == "adamw" and not rounded:
+def _update_bytes(updated_by: Mapping[Tensor, str], shards: int, optimizer: str) -> int:
+    """What the update of a weight needs for a moment, of the one that needs most; torch's AdamW, on weights in fp32, needs nothing."""
+    if optimizer == "adamw" and all(parameter.element_size() == 4 for parameter in updated_by):
         return 0
+    return max(_piece_bytes(parameter, shards, name) for parameter, name in updated_by.items())
+
+
+def _piece_bytes(parameter: Tensor, shards: int, name: str) -> int:
+    """Of a piece a copy to go back to, and in bf16 its rounding, its gradient in fp32. Muon has gradients of a whole matrix."""
+    numbers, rounded = sharded(parameter, shards), parameter.dtype == torch.bfloat16
     piece = min(numbers, PIECE)
-    update = piece * (parameter.element_size() + ROUNDING * rounded) + state * piece // max(1, numbers)
-    if optimizer == "muon":
-        return max(_orthogonal_bytes(parameter, shards), 4 * numbers + update)
-    return update + 4 * piece * rounded
+    copied = piece * parameter.element_size() + optimizer_bytes(parameter, shards, name) * piece // max(1, numbers)
+    worked = piece * (ROUNDING if rounded else 4 * (name == "lion"))  # Lion mixes gradient and momentum in a tensor of its own
+    if name == "muon":
+        return max(_orthogonal_bytes(parameter, shards), copied + worked + 4 * numbers)
+    return copied + worked + 4 * piece * rounded
 
 
 def _orthogonal_bytes(parameter: Tensor, shards: int) -> int:

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from ipt.mixture.schedule import used_sources
 from ipt.mixture.stores import open_stores
 from ipt.mixture.table import mixture_table
 from ipt.stage import rank, write_json
-from ipt.training.callbacks import StepMetrics
+from ipt.training.callbacks import Score, StepMetrics
 from ipt.training.checkpoint import METRICS
 from ipt.training.export import export
 from ipt.training.flops import flops_per_token
@@ -36,13 +35,18 @@ from ipt.training.stop import REQUEUE, Stopped, requeue_job
 
 
 def train(
-    config: Config, stores: Mapping[str, str | Path], output: Path, make_loggers: Callable[[], list[Any]] | None = None
+    config: Config,
+    stores: Mapping[str, str | Path],
+    output: Path,
+    make_loggers: Callable[[], list[Any]] | None = None,
+    score: Score | None = None,
 ) -> dict[str, Any]:
     """Train `config.model` on `config.mixture` and write `export/`, `metrics.jsonl` and `summary.json` to `output`.
 
     `stores` are the token stores of the sources that the mixture uses. A run that was interrupted goes on from its newest whole
     checkpoint in `output/checkpoints`, or else in `trainer.checkpoint_url`, with the same batches in the same order. Loggers are made
-    once that is known. Returns the summary. Raises Stopped when a signal has ended the run, and KeyboardInterrupt.
+    once that is known. `score` is asked after each step for scores of the model, which are kept with the step's metrics. Returns the
+    summary. Raises Stopped when a signal has ended the run, and KeyboardInterrupt.
     """
     _quiet_libraries()
     L.seed_everything(config.seed, verbose=False)
@@ -56,10 +60,9 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     checkpoints = _checkpoints(config, report, output)
     data = PositionedData(sequences, config.trainer, checkpoints)
-    trainer = _trainer(config.trainer, output, plan.tokens // config.trainer.max_steps, checkpoints, make_loggers)
-    started = time.monotonic()
+    trainer = _trainer(config.trainer, output, plan.tokens // config.trainer.max_steps, checkpoints, make_loggers, score)
     _fit(trainer, module, data, checkpoints)
-    seconds = time.monotonic() - started
+    seconds = checkpoints.seconds()
     export(module.model, config, output, report["sources"])
     summary = _summary(config, plan, module, report, seconds, output)
     if trainer.is_global_zero:
@@ -117,10 +120,15 @@ def _fit(trainer: L.Trainer, module: PretrainingModule, data: PositionedData, ch
 
 
 def _trainer(
-    config: TrainerConfig, output: Path, tokens_per_step: int, checkpoints: Checkpoints, make_loggers: Callable[[], list[Any]] | None
+    config: TrainerConfig,
+    output: Path,
+    tokens_per_step: int,
+    checkpoints: Checkpoints,
+    make_loggers: Callable[[], list[Any]] | None,
+    score: Score | None,
 ) -> L.Trainer:
     fsdp = _uses_fsdp(config)
-    metrics = StepMetrics(output / METRICS, config.max_steps, tokens_per_step, config.log_every)
+    metrics = StepMetrics(output / METRICS, config.max_steps, tokens_per_step, config.log_every, score)
     profiles = [TorchProfile(output / "profile", config.max_steps)] if config.profiler == "torch" else []
     return L.Trainer(
         accelerator=config.accelerator,

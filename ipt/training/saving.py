@@ -57,12 +57,18 @@ class Checkpoints(Callback):
         self.stopped_by: str | None = None
         self.failed_uploads = 0
         self.sequences = 0  # that all processes together have been through
+        self._earlier_seconds = 0.0
         self._signals = StopSignals()
         self._step = self._saved = self._uploading = -1
         self._asked = False
         self._random: dict[str, Any] | None = None  # states to go on with
 
+    def seconds(self) -> float:
+        """Of training so far, loading and saving included: of this start, and of earlier ones as far as it goes on from them."""
+        return self._earlier_seconds + monotonic() - self._started
+
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        self._started = monotonic()
         loop = trainer.fit_loop.epoch_loop
         trainer.fit_loop.epoch_loop = EpochLoop(trainer, loop.min_steps, loop.max_steps)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -105,6 +111,7 @@ class Checkpoints(Callback):
             group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], torch.Tensor) else rate
         self._step = self._saved = facts["step"]
         self.sequences = facts["sequences"]
+        self._earlier_seconds = facts.get("seconds", 0.0)  # the first checkpoints of this format have none
         loop = trainer.fit_loop.epoch_loop
         loop.automatic_optimization.optim_progress.optimizer.step.total.completed = self._step  # what trainer.global_step reads
         loop._batches_that_stepped = self._step
@@ -164,6 +171,7 @@ class Checkpoints(Callback):
             "run": self.run,
             "step": self._step,
             "sequences": self.sequences,
+            "seconds": self.seconds(),
             "processes": trainer.world_size,
             "schedule": {name: value for name, value in trainer.lr_scheduler_configs[0].scheduler.state_dict().items() if _is_plain(value)},
             "lr": [float(group["lr"]) for group in trainer.optimizers[0].param_groups],

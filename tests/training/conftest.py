@@ -1,9 +1,12 @@
+import signal
+
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from ipt.config import Config
 from ipt.tokens.store import EncodedDocument, write_store
+from ipt.training.stop import EXIT_CODE
 from tests.training.jobs import run_torchrun, write_job
 
 SETTINGS = [
@@ -55,8 +58,21 @@ def two_ranks(make_config):
 
 
 @pytest.fixture(scope="session")
-def uninterrupted_two(stores, two_ranks, tmp_path_factory):
-    """A finished run of two processes under FSDP2."""
-    output = tmp_path_factory.mktemp("run") / "two"
-    assert run_torchrun(write_job(two_ranks, stores, output)).returncode == 0
-    return output
+def runs_of_two(stores, two_ranks, tmp_path_factory):
+    """Two runs of the same two processes under FSDP2: a whole one, and one that stops, since one of them gets SIGTERM after step 3."""
+    folder = tmp_path_factory.mktemp("run")
+    whole, stopped = folder / "two", folder / "stopped"
+    jobs = write_job(two_ranks, stores, whole) + write_job(two_ranks, stores, stopped, (3, 1, signal.SIGTERM))[1:]
+    result = run_torchrun(jobs)
+    assert f"exitcode  : {EXIT_CODE}" in result.stderr
+    return whole, stopped
+
+
+@pytest.fixture(scope="session")
+def uninterrupted_two(runs_of_two):
+    return runs_of_two[0]
+
+
+@pytest.fixture(scope="session")
+def stopped_two(runs_of_two):
+    return runs_of_two[1]

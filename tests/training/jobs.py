@@ -18,38 +18,46 @@ import json, os, sys, time
 from pathlib import Path
 from omegaconf import OmegaConf
 from ipt.config import Config
+from ipt.evaluation.during_training import DuringTraining
 from ipt.training import checkpoint
 from ipt.training.callbacks import StepMetrics
 from ipt.training.run import train
+from ipt.training.stop import Stopped
 
-job = json.loads(Path(sys.argv[1]).read_text())
-config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), job["config"]))
 tell, finish = StepMetrics.on_train_batch_end, checkpoint._finish
 
 def signalling(self, trainer, *arguments):
     tell(self, trainer, *arguments)
-    if [trainer.global_step, trainer.global_rank] == job["signal"][:2]:
+    if job["signal"] and [trainer.global_step, trainer.global_rank] == job["signal"][:2]:
         os.kill(os.getpid(), job["signal"][2])
 
 def slow(temporary, folder, snapshot):
-    if snapshot.facts["step"] >= job["slow_from"]:
+    if job["slow_from"] and snapshot.facts["step"] >= job["slow_from"]:
         time.sleep(600)
     finish(temporary, folder, snapshot)
 
-if job["signal"]:
-    StepMetrics.on_train_batch_end = signalling
-if job["slow_from"]:
-    checkpoint._finish = slow
-train(config, {name: Path(folder) for name, folder in job["stores"].items()}, Path(job["output"]))
+StepMetrics.on_train_batch_end, checkpoint._finish = signalling, slow
+for path in sys.argv[1:]:
+    job = json.loads(Path(path).read_text())
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), job["config"]))
+    try:
+        output = Path(job["output"])
+        score = DuringTraining(config, None, output) if config.evaluation.during_training.steps else None
+        train(config, {name: Path(folder) for name, folder in job["stores"].items()}, output, score=score)
+    except Stopped:
+        if path == sys.argv[-1]:
+            raise
 """
 
 
 def write_job(config: Config, stores: dict, output: Path, signal: tuple | None = None, slow_from: int = 0) -> list[str]:
-    """Arguments of a Python that runs the job. `signal`: (step, rank, signal) that this rank gets after this step;
-    `slow_from`: checkpoints of this step and later ones stay unfinished for minutes."""
+    """Arguments of a Python that runs the job, a script and the job's file; after it may stand other jobs' files, which it runs next.
+
+    `signal`: (step, rank, signal) that this rank gets after this step; `slow_from`: checkpoints of this step and later ones stay
+    unfinished for minutes."""
     folders = {name: str(folder) for name, folder in stores.items()}
     job = {"config": asdict(config), "stores": folders, "output": str(output), "signal": signal, "slow_from": slow_from}
-    path, script = output.with_suffix(".json"), output.with_suffix(".py")
+    path, script = output.with_suffix(f".{signal[0] if signal else 'end'}.json"), output.with_suffix(".py")
     path.write_text(json.dumps(job))
     script.write_text(SCRIPT)
     return [str(script), str(path)]

@@ -15,11 +15,13 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from ipt.config import Config, OptimizerConfig
+from ipt.training import optimizers
 from ipt.training.build import build_model, empty_model, transformer_blocks
 from ipt.training.loading import can_be_filled, fill, stored_weights
 from ipt.training.module import CausalLMLoss
 from ipt.training.optimization import build_optimizer
 from ipt.training.parallelize import parallelize, set_gradient_sync
+from ipt.training.slices import local
 
 LENGTH, SIZES = 48, [20, 28]
 OPTIMIZERS = ("adamw", "adamw_8bit", "lion", "lion_8bit", "muon")
@@ -128,15 +130,14 @@ def reduced_once(folder: Path, mesh: DeviceMesh, no_sync: bool) -> dict:
 
 def same_optimizer(name: str, dtype: torch.dtype, mesh: DeviceMesh) -> dict:
     """Three steps on a cut model and on a whole one, then one that is skipped."""
-    torch.manual_seed(0)
-    plain = nn.Sequential(nn.Embedding(40, 256), nn.Linear(256, 70), nn.Linear(70, 80), nn.Linear(80, 40, bias=False)).to(dtype)
+    plain = _layers(dtype)
     start, cut = copy.deepcopy(plain), copy.deepcopy(plain)
     fully_shard(cut, mesh=mesh)
-    optimizers = [build_optimizer(model, OptimizerConfig(name=name, lr=1e-2)) for model in (plain, cut)]
+    built = [build_optimizer(model, OptimizerConfig(name=name, lr=1e-2)) for model in (plain, cut)]
     for step in range(4):
         ids = torch.randint(0, 40, (8,), generator=torch.Generator().manual_seed(step))
-        before = [whole(tensor).clone() for tensor in _all_tensors(cut, optimizers[1])] if step == 3 else []
-        for model, optimizer in zip((plain, cut), optimizers, strict=True):
+        before = [whole(tensor).clone() for tensor in _all_tensors(cut, built[1])] if step == 3 else []
+        for model, optimizer in zip((plain, cut), built, strict=True):
             optimizer.zero_grad()
             model(ids).float().square().mean().backward()
             optimizer.found_inf = torch.tensor(float(step == 3))
@@ -146,9 +147,25 @@ def same_optimizer(name: str, dtype: torch.dtype, mesh: DeviceMesh) -> dict:
     return {
         "apart": max(float((one - other).float().norm() / (one - before).float().norm()) for one, other, before in triples),
         "moved": min(float((one - before).abs().max()) for one, _, before in triples),
-        "untouched": all(torch.equal(one, whole(other)) for one, other in zip(before, _all_tensors(cut, optimizers[1]), strict=True)),
-        "cut": all(isinstance(value, DTensor) for state in optimizers[1].state.values() for key, value in state.items() if key != "step"),
+        "untouched": all(torch.equal(one, whole(other)) for one, other in zip(before, _all_tensors(cut, built[1]), strict=True)),
+        "cut": all(isinstance(value, DTensor) for state in built[1].state.values() for key, value in state.items() if key != "step"),
     }
+
+
+def same_in_pieces(name: str, mesh: DeviceMesh) -> bool:
+    """Whether a cut model in bf16 and its optimizer's state are to the bit what they are if slices are updated in one piece."""
+    ended, whole_slices = [], optimizers.PIECE
+    for piece in (3 * 256, whole_slices):  # of slices of 2,800 numbers and more, but for one of 1,600
+        optimizers.PIECE = piece
+        model = _layers(torch.bfloat16)
+        fully_shard(model, mesh=mesh)
+        optimizer = build_optimizer(model, OptimizerConfig(name=name, lr=1e-2))
+        for step in range(2):
+            optimizer.zero_grad()
+            model(torch.arange(8) + step).float().square().mean().backward()
+            optimizer.step()
+        ended.append([local(tensor) for tensor in _all_tensors(model, optimizer)])
+    return all(map(torch.equal, *ended))
 
 
 def copies_round_alike() -> dict:
@@ -165,6 +182,11 @@ def copies_round_alike() -> dict:
     both = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(both, mine)
     return {"equal": torch.equal(*both), "moved": float((mine - start.float()).abs().max())}
+
+
+def _layers(dtype: torch.dtype) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(40, 256), nn.Linear(256, 70), nn.Linear(70, 80), nn.Linear(80, 40, bias=False)).to(dtype)
 
 
 def _all_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -184,6 +206,7 @@ def main(folder: Path) -> None:
         "once": reduced_once(folder / "tied", mesh, no_sync=True),
         "optimizers": {name: same_optimizer(name, torch.float32, mesh) for name in OPTIMIZERS},
         "bf16": same_optimizer("adamw", torch.bfloat16, mesh),
+        "pieces": {name: same_in_pieces(name, mesh) for name in OPTIMIZERS},
         "copies": copies_round_alike(),
     }
     (folder / f"found-{dist.get_rank()}.json").write_text(json.dumps(found))

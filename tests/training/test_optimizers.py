@@ -12,7 +12,7 @@ from torch import nn
 from ipt.config import Config, OptimizerConfig, ScheduleConfig
 from ipt.training.check import check_training
 from ipt.training.optimization import build_optimizer, learning_rate_factor, parameter_groups, warmup_steps
-from ipt.training.optimizers import AdamW, orthogonalised, round_stochastically
+from ipt.training.optimizers import AdamW, _cut, orthogonalised, round_stochastically
 
 
 def _trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -> list[torch.Tensor]:
@@ -130,6 +130,31 @@ def test_small_changes_of_weights_in_bf16_are_not_lost():
     assert moved["stochastic"] == pytest.approx(0.01, rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "lion", "lion_8bit", "muon"])
+def test_a_weight_in_pieces_is_updated_as_the_whole_one(name, monkeypatch):
+    """To the bit, state included, taken steps and left ones. On a CPU the noise of pieces in order is that of the whole."""
+    ended = []
+    for piece in (1 << 24, 5 * 256):  # of 12,288 numbers
+        monkeypatch.setattr("ipt.training.optimizers.PIECE", piece)
+        model = _model().to(torch.bfloat16)
+        optimizer = build_optimizer(model, OptimizerConfig(name=name, lr=3e-3))
+        optimizer.found_inf = torch.tensor(0.0)
+        weights = _trained(model, optimizer)
+        tensors = [*weights, *(value for state in optimizer.state.values() for value in state.values())]
+        ended.append([tensor.clone() for tensor in tensors])
+        optimizer.found_inf = torch.tensor(1.0)
+        _trained(model, optimizer, 1)
+        assert all(map(torch.equal, tensors, ended[-1]))
+    assert all(map(torch.equal, *ended))
+
+
+def test_a_piece_of_paged_memory_is_known_as_such():
+    codes = torch.zeros(8, 256, dtype=torch.uint8)
+    codes.is_paged, codes.page_deviceid = True, 0
+    piece = _cut("state1", codes, 512, 1024)
+    assert (piece.is_paged, piece.page_deviceid, piece.shape, piece.data_ptr()) == (True, 0, (512,), codes.data_ptr() + 512)
+
+
 def test_embeddings_are_decayed_by_choice_and_norms_never():
     model = nn.Sequential(nn.Embedding(50, 16), nn.LayerNorm(16), nn.Linear(16, 50))
     for choice in (True, False):
@@ -168,6 +193,8 @@ def test_a_warm_up_in_tokens_is_rounded_up_to_steps():
     [
         ("trainer.attention", "fastest", "trainer.attention=fastest: must be one of auto, packed"),
         ("trainer.activation_checkpointing", "budget", "set trainer.compile=true"),
+        ("trainer.activation_checkpointing", "True", "=True: must be one of none, full, selective, budget; true used to mean full$"),
+        ("trainer.activation_checkpointing", "False", "=False: must be one of none, full, selective, budget; false used to mean none$"),
         ("trainer.activation_budget", 2.0, "must be a share"),
         ("trainer.weights", "bf16", "set trainer.precision=bf16"),
         ("trainer.replicas", 3, "must divide the number of devices, 4"),

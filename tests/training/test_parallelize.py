@@ -83,6 +83,11 @@ def test_optimizers_do_the_same_on_slices_and_skip_alike(found, name):
         assert result["cut"]
 
 
+@pytest.mark.parametrize("name", ranks.OPTIMIZERS)
+def test_slices_in_pieces_are_updated_as_whole_ones(found, name):
+    assert [rank["pieces"][name] for rank in found] == [True, True]
+
+
 def test_weights_in_bf16_are_rounded_alike_on_copies_of_a_slice(found):
     for rank in found:
         assert rank["bf16"]["untouched"]

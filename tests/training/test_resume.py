@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, moved and spread anew, against the same run left alone."""
 
+import json
 import os
 import signal
 import subprocess
@@ -36,13 +37,11 @@ def signal_after(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def stopped_two(stores, two_ranks, tmp_path_factory):
-    """A run of two processes, one of which got SIGTERM after step 3."""
-    output = tmp_path_factory.mktemp("stopped") / "two"
-    result = run_torchrun(write_job(two_ranks, stores, output, signal=(3, 1, signal.SIGTERM)))
-    assert result.returncode != 0
-    assert f"exitcode  : {EXIT_CODE}" in result.stderr
-    return output
+def whole_forty(stores, make_config, tmp_path_factory):
+    """A run that is long enough to be killed, left alone, and its config."""
+    config, output = make_config("trainer.max_steps=40", "trainer.checkpoint_steps=3"), tmp_path_factory.mktemp("forty") / "whole"
+    train(config, stores, output)
+    return output, config
 
 
 def _same_weights(left: Path, right: Path) -> bool:
@@ -85,6 +84,24 @@ def test_two_go_on_as_one(stopped_two, uninterrupted, stores, make_config, tmp_p
     assert read_facts(output / "checkpoints" / "step-00000006")["processes"] == 1
 
 
+def test_two_copies_go_on_as_two_and_as_one(stores, make_config, tmp_path):
+    """HSDP: each process has all weights, and one of the two writes each."""
+    config = make_config("trainer.devices=2", "trainer.micro_batch_size=1", "trainer.replicas=2", "trainer.keep_every=4")
+    whole, again, one = (tmp_path / name for name in ("whole", "again", "one"))
+    stopped = write_job(config, stores, again, (3, 1, signal.SIGTERM))
+    result = run_torchrun(write_job(config, stores, whole) + stopped[1:] + write_job(config, stores, again)[1:])
+    assert result.returncode == 0, result.stderr
+    assert "going on from step 4" in result.stderr
+    assert_same_steps(again, whole)
+    assert _same_weights(again, whole)
+    checkpoint = again / "checkpoints" / "step-00000004"
+    copy_run(checkpoint, one / "checkpoints" / checkpoint.name)
+    summary = train(make_config(), stores, one)
+    assert_same_steps(one, whole, tolerance=1e-3)
+    written = sum(path.stat().st_size for path in checkpoint.glob("shard-*"))
+    assert written == pytest.approx(summary["parameters"] * (4 + 8), rel=0.01)  # weights and two moments, once
+
+
 def test_one_goes_on_as_one_and_as_two(uninterrupted, stores, make_config, two_ranks, signal_after, monkeypatch, tmp_path):
     """SLURM's signal before the time is up: saved, and back in the queue."""
     output, record = tmp_path / "run", tmp_path / "requeued"
@@ -111,10 +128,8 @@ def test_one_goes_on_as_one_and_as_two(uninterrupted, stores, make_config, two_r
 
 
 @pytest.mark.parametrize("moment", ["any time", "while it saves"])
-def test_killed_and_run_again_equals_uninterrupted(moment, stores, make_config, tmp_path):
-    config = make_config("trainer.max_steps=40", "trainer.checkpoint_steps=3")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(config, stores, whole)
+def test_killed_and_run_again_equals_uninterrupted(moment, whole_forty, stores, tmp_path):
+    (whole, config), killed = whole_forty, tmp_path / "killed"
     arguments = write_job(config, stores, killed, slow_from=0 if moment == "any time" else 6)
     wanted = "step-*" if moment == "any time" else ".step-00000006.partial/shard-*"
     process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
@@ -153,6 +168,22 @@ def test_a_finished_run_goes_on_from_its_end_and_only_exports(uninterrupted, sto
     train(make_config(), stores, output)
     assert_same_steps(output, uninterrupted[0])
     assert _same_weights(output, uninterrupted[0])
+
+
+def test_seconds_are_those_of_all_starts(stores, make_config, signal_after, monkeypatch, tmp_path):
+    with monkeypatch.context() as patches:
+        signal_after(2, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            train(make_config(), stores, tmp_path)
+        patches.undo()
+    path = tmp_path / "checkpoints" / "step-00000002" / "checkpoint.json"
+    facts = json.loads(path.read_text())
+    assert 0 < facts["seconds"] < 1000
+    path.write_text(json.dumps({**facts, "seconds": 1000.0 + facts["seconds"]}))
+    summary = train(make_config(), stores, tmp_path)
+    last = read_facts(tmp_path / "checkpoints" / "step-00000006")["seconds"]
+    assert 1000 + facts["seconds"] < last < summary["seconds"] + 0.05  # which is rounded
+    assert summary["seconds"] < 2000
 
 
 def test_copies_elsewhere_are_gone_on_from(uninterrupted, stores, make_config, signal_after, monkeypatch, tmp_path):
