@@ -1,6 +1,11 @@
-"""Score a model on tasks. `python evaluate.py --help`"""
+"""Score a model on tasks, or talk to it. `python evaluate.py --help`, `python evaluate.py chat --help`"""
+
+import sys
 
 from ipt.experiment.commands import COMMANDS
 
 if __name__ == "__main__":
-    COMMANDS["evaluate"]()
+    command = "chat" if sys.argv[1:2] == ["chat"] else "evaluate"
+    if command == "chat":
+        del sys.argv[1]
+    COMMANDS[command]()

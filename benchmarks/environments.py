@@ -21,6 +21,6 @@ def environment(requirements: Path) -> Path:
     if not finished.exists():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", torch, "-r", requirements], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-qq", torch, "-r", requirements], check=True)
         finished.touch()
     return python

@@ -16,7 +16,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,18 +38,23 @@ from ipt.synthesis.shards import Documents
 
 Pass = dict[str, Any]  # seconds, tokens, and the pairs of each document
 Side = Callable[[Path], Awaitable[Pass]]
+COLUMNS = ("", "documents/s", "ratio", "generated tokens", "generated/s", "prefilled/s", "cached", "pairs", "equal pairs")
 
 
 def main() -> None:
     arguments = parse_arguments()
+    print_result(arguments, run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> dict[str, list[Pass]]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory() as folder:
         documents = prepare_documents(arguments, Path(folder))
-        print_result(arguments, asyncio.run(measure(arguments, documents, Path(folder))))
+        return asyncio.run(measure(arguments, documents, Path(folder)))
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded:smollm2-135m-synthesizer")
     parser.add_argument("--corpus", help="files to read; default: the embedded ontology pages")
@@ -63,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--kv-gib", type=float, default=0.18, help="KV cache; 0: all the memory there is")
     parser.add_argument("--lookup-tokens", type=int, default=0, help="of the variant with prompt look-up; 0: without that variant")
     parser.add_argument("--passes", type=int, default=1)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def prepare_documents(arguments: argparse.Namespace, folder: Path) -> Path:
@@ -171,18 +176,24 @@ def plain_loop(config: SynthesisConfig, documents: Path, llm: Any) -> Side:
 
 def print_result(arguments: argparse.Namespace, passes: dict[str, list[Pass]]) -> None:
     table = Table(title=f"{arguments.documents} documents, {arguments.shots} shots, {arguments.live} sequences")
-    columns = ("", "documents/s", "ratio", "generated tokens", "generated/s", "prefilled/s", "cached", "pairs", "equal pairs")
-    for column in columns:
+    for column in COLUMNS:
         table.add_column(column, justify="left" if not column else "right")
+    for row in result_rows(arguments.documents, passes):
+        table.add_row(*row)
+    Console(width=150).print(table)
+
+
+def result_rows(documents: int, passes: dict[str, list[Pass]]) -> Iterator[list[str]]:
+    """The cells of COLUMNS for each side."""
     base = passes["plain loop"]
     for name, results in passes.items():
         # Ratio of neighbouring passes, so that what else the machine does falls on both.
         ratio = statistics.median(before["seconds"] / after["seconds"] for before, after in zip(base, results, strict=True))
         result = sorted(results, key=lambda one: one["seconds"])[len(results) // 2]
         seconds, prefilled = result["seconds"], result["prompt_tokens"] - result["cached_tokens"]
-        table.add_row(
+        yield [
             name,
-            f"{arguments.documents / seconds:.2f}",
+            f"{documents / seconds:.2f}",
             f"{ratio:.2f}",
             str(result["generated_tokens"]),
             f"{result['generated_tokens'] / seconds:.0f}",
@@ -190,8 +201,7 @@ def print_result(arguments: argparse.Namespace, passes: dict[str, list[Pass]]) -
             f"{result['cached_tokens'] / result['prompt_tokens']:.0%}",
             str(sum(map(len, result["found"].values()))),
             f"{equal_share(base[0]['found'], result['found']):.0%}",
-        )
-    Console(width=150).print(table)
+        ]
 
 
 def equal_share(first: dict[str, list[Any]], second: dict[str, list[Any]]) -> float:

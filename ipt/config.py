@@ -290,8 +290,19 @@ class EvaluationConfig:
     chat: bool = False  # put each prompt through the model's chat template
     max_length: int | None = None  # tokens of a prompt with its option, or of a window of a document; null: the model's context
     scoring: str = "auto"  # auto: tree where the model takes it | tree: all options in one pass | plain: each option alone
-    contamination: list[str] = field(default_factory=list)  # token stores or folders of texts to look for the items in
+    contamination: list[str] = field(default_factory=list)  # paths of token stores or folders of texts to look for items in
     during_training: DuringTrainingConfig = field(default_factory=DuringTrainingConfig)
+
+
+@dataclass
+class ChatConfig:
+    """A conversation with a model."""
+
+    template: bool = False  # put questions through the tokenizer's chat template; else the model goes on with what is typed
+    max_new_tokens: int = 400  # tokens of an answer
+    temperature: float = 0.0  # 0: always the likeliest token
+    stop: list[str] = field(default_factory=list)  # texts that end an answer
+    memory: bool = True  # earlier questions and answers stay in the context
 
 
 @dataclass
@@ -326,6 +337,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     arms: dict[str, Any] = field(default_factory=dict)  # reproduce: name -> what the arm changes in this config
     seeds: list[int] = field(default_factory=list)  # reproduce: train each arm once for each of them; empty: once, with trainer.seed

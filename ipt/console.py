@@ -22,8 +22,8 @@ class Bar:
 
 
 @contextmanager
-def progress(description: str, total: float | None) -> Iterator[Bar]:
-    """A progress bar on standard error; without a terminal it prints its last state once, at the end."""
+def progress(description: str, total: float | None, hidden: bool = False) -> Iterator[Bar]:
+    """A progress bar on standard error, unless `hidden`; without a terminal it prints its last state once, at the end."""
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(bar_width=30),
@@ -32,5 +32,5 @@ def progress(description: str, total: float | None) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console, disable=hidden) as bars:
         yield Bar(bars, bars.add_task(description, total=total, note=""))

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import socket
 import subprocess
 import tempfile
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ipt.console import console
 
@@ -61,18 +62,17 @@ def run_stage(
     Raises ValueError if `folder` already holds the result of another config.
     """
     identity = {"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed}
-    key = hash_json(identity)
-    folder = folder or stages_dir / f"{name}-{key[:12]}"
+    key, folder = _place(identity, folder, stages_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if collective and rank() > 0:
         return load_stage(folder, key) or Stage(folder, "", work(folder), 0.0, reused=False)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with _lock(folder, name):
         finished = load_stage(folder, key)
         if finished is not None:
             console.print(f"[dim]{name}: finished before, reused from {folder}")
             return finished
         _check_owner(folder, identity)
-        write_json(folder / STARTED, identity)
+        write_json(folder / STARTED, {**identity, "host": socket.gethostname(), "process": os.getpid()})
         started = datetime.now(UTC)
         clock = time.monotonic()
         stats = work(folder)
@@ -96,6 +96,20 @@ def run_stage(
     return Stage(folder, manifest["digest"], stats, seconds, reused=False)
 
 
+def find_stage(
+    name: str,
+    folder: Path | None,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    stages_dir: Path = Path("outputs/stages"),
+    seed: int = 0,
+) -> Stage | None:
+    """The finished stage that `run_stage` would reuse, or None if there would be work to do."""
+    key, folder = _place({"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed}, folder, stages_dir)
+    return load_stage(folder, key)
+
+
 def load_stage(folder: Path, key: str) -> Stage | None:
     """The finished stage of this key in `folder`, or None if it is unfinished or another one."""
     try:
@@ -111,6 +125,36 @@ def load_stage(folder: Path, key: str) -> Stage | None:
 def rank() -> int:
     """Number of this process in its torchrun or SLURM job; 0 where there is none."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
+def _place(identity: dict[str, Any], folder: Path | None, stages_dir: Path) -> tuple[str, Path]:
+    """The key of a stage and its folder."""
+    key = hash_json(identity)
+    return key, folder or stages_dir / f"{identity['stage']}-{key[:12]}"
+
+
+@contextmanager
+def _lock(folder: Path, name: str) -> Iterator[None]:
+    """Nobody else works on the stage in the meantime; says for whom it waits. A holder that is killed holds it no longer."""
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        console.print(f"[dim]{name}: waiting for {_worker(folder)}, which is at work in {folder}")
+        lock.acquire(poll_interval=0.2)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _worker(folder: Path) -> str:
+    """Who works on an unfinished stage, as far as is known."""
+    try:
+        started = json.loads((folder / STARTED).read_text())
+        return f"process {started['process']} on {started['host']}"
+    except (FileNotFoundError, KeyError):
+        return "another process"
 
 
 def _check_owner(folder: Path, identity: dict[str, Any]) -> None:

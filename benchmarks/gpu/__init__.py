@@ -1,25 +1,31 @@
 """Checks that need a GPU, in pieces: `benchmarks/gpu/run.sh`. They also run where torch is a little older and Hydra is missing."""
 
+import inspect
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 from unittest.mock import MagicMock
 
+# What ipt installs and no training needs once it is configured, by the modules that are imported of it.
+OPTIONAL = {
+    "hydra": ("hydra", "hydra.core", "hydra.core.config_store"),
+    "omegaconf": ("omegaconf",),
+    "zstandard": ("zstandard",),
+}
 
-def import_config() -> None:
-    """Import `ipt.config`, which tells Hydra of its dataclasses; where there is no Hydra it tells a stand-in, and nothing here composes."""
-    names = () if find_spec("hydra") else ("hydra", "hydra.core", "hydra.core.config_store", "omegaconf")
+
+def import_all_the_same(module: str) -> None:
+    """Import a module of ipt's that imports packages of OPTIONAL; what is not installed gets stand-ins, which nothing here calls."""
+    names = [name for package, names in OPTIONAL.items() if find_spec(package) is None for name in names]
     sys.modules.update({name: MagicMock() for name in names})
-    import ipt.config  # noqa: F401
-
+    import_module(module)
     for name in names:
         del sys.modules[name]
 
 
 def allow_older_torch() -> None:
     """Before torch 2.13 its varlen attention shares keys among heads unasked, and does not know the argument that asks for it."""
-    import inspect
-
     from torch.nn.attention import varlen
 
     kernel = varlen.varlen_attn
@@ -32,4 +38,4 @@ def allow_older_torch() -> None:
     varlen.varlen_attn = unasked
 
 
-import_config()
+import_all_the_same("ipt.config")

@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from benchmarks.gpu import allow_older_torch, import_all_the_same
 from ipt.config import Config
 from ipt.tokens.store import EncodedDocument, write_store
 
@@ -101,11 +102,13 @@ def lengths(tokens: int, mean: float, seed: int) -> list[int]:
 def main(path: Path) -> int:
     import torch
 
-    from benchmarks.gpu import allow_older_torch
+    import ipt.training.module  # noqa: F401  # what is large, before anything has a stand-in
+
+    import_all_the_same("ipt.training.run")
+    allow_older_torch()
     from ipt.training import run
 
     job = Job(**json.loads(path.read_text()))
-    allow_older_torch()
     if job.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     if job.kill_after:

@@ -5,13 +5,13 @@
 #   benchmarks/gpu/run.sh FOLDER attention training  # these two, into FOLDER
 #   benchmarks/gpu/run.sh --smoke FOLDER             # on a CPU with tiny shapes: that everything runs, no figures
 #
-# PYTHON is the interpreter; default: .venv/bin/python, else python3. A piece whose packages are missing is skipped; one that fails does
-# not stop the others. Ends with a table; exit code 1 if a piece failed.
+# PYTHON is the interpreter; default: .venv/bin/python, else python3. SECONDS_A_PIECE is the time for each, 540. A piece whose packages are
+# missing is skipped; one that fails does not stop the others. Ends with a table; exit code 1 if a piece failed.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 
 all=(environment attention loss training optimizers checkpoint synthesis evaluation tests)
-seconds=540 # a piece begins nothing new that would end later, and is ended 50 s after that
+seconds=${SECONDS_A_PIECE:-540} # it begins nothing new that would end later, and is ended 50 s after that
 folder=
 pieces=()
 options=()

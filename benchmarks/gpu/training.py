@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.gpu.jobs import OUT_OF_MEMORY, Job, Outcome, config_of, make_stores, run_job
 from benchmarks.gpu.piece import Piece, run
-from ipt.config import Config, TrainerConfig
+from ipt.config import TrainerConfig
 from ipt.training.attention import resolve_attention
 from ipt.training.flops import CONVENTION, named_peak
 from ipt.training.memory import GIB, RESERVE, memory_model, training_memory
@@ -46,7 +46,7 @@ KERNELS = ("varlen", "flash_attention_4", "flash_attention_3", "flash_attention_
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run is made of. `micro_batch` 0: the largest that is predicted to fit."""
+    """What a run is made of; its micro-batch is the largest that is predicted to fit."""
 
     layers: int
     seq_len: int
@@ -56,13 +56,24 @@ class Choice:
     weights: str = "bf16"
     optimizer: str = "adamw"
     masked: bool = True  # documents do not see each other
-    micro_batch: int = 0
 
     @property
     def label(self) -> str:
         compiled, documents = "compiled" if self.compile else "eager", "" if self.masked else ", one document a sequence"
         how = f"{self.attention}, {compiled}, checkpointing {self.checkpointing}"
         return f"{self.layers} layers, {self.seq_len} tokens, {how}, {self.weights} weights, {self.optimizer}{documents}"
+
+    def cells(self) -> dict[str, Any]:
+        return {
+            "layers": self.layers,
+            "tokens": self.seq_len,
+            "attention": self.attention,
+            "compiled": self.compile,
+            "checkpointing": self.checkpointing,
+            "documents": "apart" if self.masked else "one a sequence",
+            "weights": self.weights,
+            "optimizer": self.optimizer,
+        }
 
 
 class Trainings:
@@ -75,63 +86,65 @@ class Trainings:
         self.optimizer = "adamw_8bit" if find_spec("bitsandbytes") else "adamw"
         self.stores = make_stores(folder / "stores", int(self.shapes["vocab_size"]), 20_000 if piece.smoke else 2_000_000)
         self.speeds: dict[Choice, float] = {}
-        self.longest = {True: 0.0, False: 0.0}  # seconds of a run at full depth, and of one with fewer layers
+        self.longest = {True: 0.0, False: 0.0}  # seconds of a run at full depth, and with few layers
 
-    def run(self, choice: Choice) -> float | None:
-        """Tokens/s, or None if it was not reached or did not run. A choice runs once."""
-        if choice in self.speeds:
-            return self.speeds[choice]
+    def run(self, choice: Choice) -> None:
+        """Train it, if there is time and the dry run says that it fits, and tell what came of it. A choice runs once."""
         full = choice.layers == self.depth
-        if not self.piece.reach(choice.label, (self.longest[full] or (100 if full else 45)) + 5):
-            return None
+        if choice in self.speeds or not self.piece.reach(choice.label, (self.longest[full] or (100 if full else 45)) + 5):
+            return
         fitting = self.fitted(choice)
         if fitting is None:
-            self.piece.row(title(full), cells(choice) | {"tokens/s": "predicted not to fit"})
-            return None
-        config, predicted = fitting
+            self.piece.row(title(full), choice.cells() | {"tokens/s": "predicted not to fit"})
+            return
+        micro_batch, predicted = fitting
         clock = time.monotonic()
-        job = Job(self.settings(choice, config.trainer.micro_batch_size), self.stores, str(self.folder / f"run-{len(self.speeds)}-{clock:.0f}"))
+        job = Job(self.settings(choice, micro_batch), self.stores, str(self.folder / f"run-{clock:.2f}"))
         outcome = run_job(job, self.piece.left)
         self.longest[full] = max(self.longest[full], time.monotonic() - clock)
-        return self.tell(choice, config, predicted, outcome)
+        known = choice.cells() | {"micro-batch": micro_batch, "predicted GiB": predicted}
+        if outcome.code == 0:
+            self.tell(choice, known, outcome)
+            return
+        why = "out of memory" if outcome.code == OUT_OF_MEMORY else "time was up" if outcome.code is None else "failed"
+        self.piece.row(title(full), known | {"tokens/s": why})
+        self.piece.check(f"{choice.label}: ended with an error, though it was predicted to fit", 1, 0)
+        print(outcome.error, flush=True)
 
-    def tell(self, choice: Choice, config: Config, predicted: float, outcome: Outcome) -> float | None:
-        full, known = choice.layers == self.depth, cells(choice) | {"micro-batch": config.trainer.micro_batch_size}
-        if outcome.code != 0:
-            why = "out of memory" if outcome.code == OUT_OF_MEMORY else "failed"
-            self.piece.row(title(full), known | {"tokens/s": why, "predicted GiB": predicted})
-            self.piece.check(f"{choice.label}: ended with an error, though it was predicted to fit", 1, 0)
-            print(outcome.error, flush=True)
-            return None
-        counted = sorted(step["tokens_per_second"] for step in outcome.steps[1:])
-        speed, memory = counted[len(counted) // 2], outcome.steps[-1]["memory"]
-        self.speeds[choice] = speed
-        flops = flops_by_hand(config.architecture, choice.seq_len)
+    def tell(self, choice: Choice, known: dict[str, Any], outcome: Outcome) -> None:
+        """A row of the table, and checks of FLOPs and memory against what was computed before."""
+        steps = sorted(outcome.steps[1:], key=lambda step: step["tokens_per_second"])
+        median, memory = steps[len(steps) // 2], outcome.steps[-1]["memory"]
+        self.speeds[choice] = speed = median["tokens_per_second"]
+        flops = flops_by_hand(self.architecture(choice), choice.seq_len)
         peak = None if self.piece.smoke else named_peak(torch.cuda.get_device_name())
-        figures = {"tokens/s": speed, "MFU": outcome.steps[-1]["mfu"] and outcome.facts["flops_per_token"] * speed / (peak or 1)}
-        figures |= {"MFU by hand": flops * speed / peak if peak else None, "peak GiB": memory, "reserved GiB": outcome.facts.get("reserved")}
-        self.piece.row(title(full), known | figures | {"predicted GiB": predicted})
-        self.piece.check(f"{choice.label}: FLOPs a token, by hand", abs(outcome.facts["flops_per_token"] / flops - 1), 1e-6)
+        figures = {"tokens/s": speed, "MFU": median["mfu"], "MFU by hand": flops * speed / peak if peak else None, "peak GiB": memory}
+        self.piece.row(title(choice.layers == self.depth), known | figures | {"reserved GiB": outcome.facts.get("reserved")})
+        counted = f"{choice.layers} layers, {choice.seq_len} tokens: FLOPs a token against those by hand"
+        if all(check["check"] != counted for check in self.piece.checks):
+            self.piece.check(counted, abs(outcome.facts["flops_per_token"] / flops - 1), 1e-6)
         if not self.piece.smoke:
-            self.piece.check(f"{choice.label}: GiB beyond the dry run's", memory - predicted, RESERVE / GIB)
-        return speed
+            self.piece.check(f"{choice.label}: GiB beyond the dry run's", memory - known["predicted GiB"], RESERVE / GIB)
 
-    def fitted(self, choice: Choice) -> tuple[Config, float] | None:
-        """The config with the largest micro-batch that the dry run says fits, and GiB of its peak; None if none does."""
+    def fitted(self, choice: Choice) -> tuple[int, float] | None:
+        """The largest micro-batch that the dry run says fits, and GiB of its peak; None if none does."""
         room = GIB << 20 if self.piece.smoke else torch.cuda.get_device_properties(0).total_memory
         tokens = 128 if self.piece.smoke else 16_384
-        for micro_batch in (choice.micro_batch,) if choice.micro_batch else halves(tokens // choice.seq_len):
+        for micro_batch in halves(tokens // choice.seq_len):
             config = config_of(self.settings(choice, micro_batch))
             peak = training_memory(memory_model(config), config).peak
             if peak + RESERVE <= room:
-                return config, peak / GIB
+                return micro_batch, peak / GIB
         return None
+
+    def architecture(self, choice: Choice) -> dict[str, Any]:
+        return self.shapes | {"num_hidden_layers": choice.layers}
 
     def settings(self, choice: Choice, micro_batch: int) -> dict[str, Any]:
         full = choice.layers == self.depth
         tokens = 256 if self.piece.smoke else FULL_TOKENS if full else RANKING_TOKENS
         return {
-            "architecture": self.shapes | {"num_hidden_layers": choice.layers},
+            "architecture": self.architecture(choice),
             "mixture.ratios": {"raw": 0.5, "instruction": 0.5},
             "mixture.seq_len": choice.seq_len,
             "mixture.document_mask": choice.masked,
@@ -163,8 +176,7 @@ def measure(piece: Piece) -> None:
         best = rank(trainings, replace(first, layers=layers), kernels)
         for choice in at_full_depth(replace(best, layers=trainings.depth), long):
             headline(trainings, choice)
-        for seq_len in (long,):  # the rest of the table
-            rank(trainings, replace(best, seq_len=seq_len), kernels)
+        rank(trainings, replace(best, seq_len=long), kernels)
     reached = [float(row["MFU"]) for row in piece.tables.get(title(True), []) if row.get("MFU")]
     piece.note(f"MFU: {CONVENTION}")
     piece.note(f"goal at full depth: {GOAL:.0%} MFU; best here: {f'{max(reached):.1%}' if reached else 'none'}")
@@ -189,23 +201,14 @@ def headline(trainings: Trainings, choice: Choice) -> None:
 
 
 def rank(trainings: Trainings, base: Choice, kernels: list[str]) -> Choice:
-    """Of attention, compilation and checkpointing the fastest, each tried from the best so far, with few layers."""
-    best = base
+    """The fastest of `base` and what differs from it in attention, checkpointing or compilation."""
     # `packed` cannot be compiled: its documents are a list, and each new list would be a new program.
-    attentions = [replace(base, attention=name, compile=base.compile and name != "packed") for name in kernels]
-    compiled = [replace(base, compile=False)] if base.compile else []
-    for options in (attentions, compiled, checkpointed(base)):
-        speeds = {option: trainings.run(option) for option in options}
-        done = {option: speed for option, speed in speeds.items() if speed}
-        fastest = max(done, key=lambda option: done[option], default=best)
-        if done and done[fastest] > (trainings.speeds.get(best) or 0):
-            best = fastest
-    return best
-
-
-def checkpointed(base: Choice) -> list[Choice]:
-    modes = ("selective", "full", "budget") if base.compile else ("selective", "full")
-    return [replace(base, checkpointing=mode) for mode in modes]
+    options = [replace(base, attention=name, compile=base.compile and name != "packed") for name in kernels]
+    options += [replace(base, checkpointing=mode) for mode in ("selective", "full")]
+    options += [replace(base, compile=False), replace(base, checkpointing="budget")] if base.compile else []
+    for option in options:
+        trainings.run(option)
+    return max([base, *options], key=lambda option: trainings.speeds.get(option, 0.0))
 
 
 def at_full_depth(best: Choice, longer: int) -> Iterator[Choice]:
@@ -215,20 +218,8 @@ def at_full_depth(best: Choice, longer: int) -> Iterator[Choice]:
     yield replace(best, masked=False)
     yield replace(best, seq_len=longer, masked=False)
     yield replace(best, weights="fp32")
-    yield replace(best, checkpointing="full")
-
-
-def cells(choice: Choice) -> dict[str, Any]:
-    return {
-        "layers": choice.layers,
-        "tokens": choice.seq_len,
-        "attention": choice.attention,
-        "compiled": choice.compile,
-        "checkpointing": choice.checkpointing,
-        "documents": "apart" if choice.masked else "one a sequence",
-        "weights": choice.weights,
-        "optimizer": choice.optimizer,
-    }
+    for checkpointing in ("selective", "full", "none"):
+        yield replace(best, checkpointing=checkpointing)
 
 
 def title(full: bool) -> str:

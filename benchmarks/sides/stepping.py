@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
+
 
 class Stepping:
     """Requests: {"steps": how many, "memory": whether to measure that instead of time}. The first step is taken without one.
@@ -29,7 +31,8 @@ class Stepping:
         self._losses = losses
         self._answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # what libraries print goes where errors go
-        self._left, self._memory, self._started = 1, None, time.monotonic()
+        self._left, self._started = 1, time.monotonic()
+        self._memory: MicroBatchMemory | None = None
         register_optimizer_step_post_hook(self._after_step)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -56,6 +59,7 @@ class MicroBatchMemory:
     _before: int | None = None
 
     def __init__(self, optimizer: Optimizer) -> None:
+        return_memory_beyond(1 << 17)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._without_gradient = len(parameters)
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._begin) for parameter in parameters]
@@ -65,6 +69,7 @@ class MicroBatchMemory:
         assert self._before is not None, "a step must have more than one micro-batch"
         for hook in self._hooks:
             hook.remove()
+        return_memory_beyond(1 << 25)
         return status("VmHWM") - self._before
 
     def _begin(self, _: Tensor) -> None:
@@ -73,6 +78,12 @@ class MicroBatchMemory:
             ctypes.CDLL(None).malloc_trim(0)  # what was freed is no part of it
             Path("/proc/self/clear_refs").write_text("5")
             self._before = status("VmRSS")
+
+
+def return_memory_beyond(size: int) -> None:
+    """Have glibc give freed blocks of more bytes back at once, so that resident memory is what tensors take; 2**25 is where it ends up."""
+    for option, value in ((MMAP_THRESHOLD, size), (TRIM_THRESHOLD, 2 * size)):
+        ctypes.CDLL(None).mallopt(option, value)
 
 
 def status(field: str) -> int:

@@ -12,6 +12,7 @@ from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data.base import DataModule
 from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
 from stepping import Stepping
+from torch.utils.data import DataLoader
 
 
 class GivenRows(DataModule):
@@ -24,11 +25,11 @@ class GivenRows(DataModule):
     def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None, **options: Any) -> None:
         """There is nothing to prepare."""
 
-    def train_dataloader(self) -> list[torch.Tensor]:
-        return self.batches
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches, batch_size=None)
 
-    def val_dataloader(self) -> list[torch.Tensor]:
-        return self.batches[:1]  # it validates before it trains
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches[:1], batch_size=None)  # it validates before it trains
 
 
 def main() -> None:

@@ -1,16 +1,19 @@
 """Tasks of kind `choice`: which of several continuations of a prompt does the model find most likely?"""
 
 import math
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from jinja2 import meta
 from numpy.typing import NDArray
 
 from ipt.evaluation import encoding, statistics
-from ipt.evaluation.data import Row, check_ids, read_rows, render, row_id, text_hash
+from ipt.evaluation.data import ENVIRONMENT, Row, check_ids, phrasing, read_rows, render, render_prompt, row_id, text_hash
+from ipt.evaluation.shots import with_shots
 from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
 
@@ -22,50 +25,88 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("prompt_hash", pa.string()),
         ("options", pa.list_(pa.string())),
-        ("gold", pa.int32()),
-        ("scores", pa.list_(pa.float64())),  # mean log-probability (nats) per token of each option: the paper's score
+        ("gold", pa.int32()),  # the right option; of several the first
+        ("right", pa.list_(pa.int32())),  # all right options
+        ("group", pa.string()),  # of tasks with groups
+        ("scores", pa.list_(pa.float64())),  # mean log-probability (nats) per token of each option
+        ("published", pa.list_(pa.float64())),  # the same over the tokens that the published scorer takes for the option's
         ("sums", pa.list_(pa.float64())),  # log-probability of each option
         ("per_byte", pa.list_(pa.float64())),  # log-probability per UTF-8 byte of each option
+        (
+            "unconditional",
+            pa.list_(pa.float64()),
+        ),  # log-probability of each option after the task's prompt that says nothing, if it has one
         ("tokens", pa.list_(pa.int32())),  # scored tokens of each option
         ("truncated", pa.bool_()),  # the prompt did not fit and lost its beginning
     ]
 )
 
 
+F1S = ("macro_f1", "weighted_f1")  # of classes: which option, by its index
+METRICS = ("accuracy", "micro_f1", *F1S, "multi_label")
+
+
 class Question(NamedTuple):
+    """A text of the model's is `prompt`, what `contexts` has for the option if prompts differ by option, and the option."""
+
     id: str
     prompt: str
     options: list[str]
-    gold: int
+    gold: int  # the right option; of several the first
+    shots: int = 0  # characters at the beginning of the prompt that are demonstrations
+    right: tuple[int, ...] = ()  # all right options, if there are several
+    contexts: tuple[str, ...] = ()
+    unconditional: str | None = None  # a prompt that says nothing
+    group: str | None = None
 
     @property
     def text(self) -> str:
-        """The question with its right option."""
-        return self.prompt + self.options[self.gold]
+        """The question with its right option, without demonstrations."""
+        return (self.prompt + (self.contexts[self.gold] if self.contexts else ""))[self.shots :] + self.options[self.gold]
+
+    @property
+    def prompts(self) -> str | list[str]:
+        """The prompt, or that of each option."""
+        return [self.prompt + context for context in self.contexts] or self.prompt
 
     @property
     def prompt_hash(self) -> str:
         """Hash of all that the model reads: two predictions of one hash answer the same question."""
-        return text_hash("\x00".join([self.prompt, *self.options]))
+        more = [] if self.unconditional is None else [self.unconditional]
+        return text_hash("\x00".join([self.prompt, *self.contexts, *self.options, *more]))
 
 
 def read(task: Task, corpus: Path | None) -> list[Question]:
     """The questions of a task; raises a one-line error that names the row."""
+    if task.metric not in METRICS:
+        raise ValueError(f"task {task.name}: metric is {task.metric!r}, expected {' or '.join(METRICS)}")
     questions = [_question(task, row) for row in read_rows(task, corpus)]
+    if task.metric in F1S:
+        _check_classes(task, questions)
     check_ids(task, questions)
-    return questions
+    return with_shots(task, questions, corpus, read)
 
 
 def score(task: Task, questions: list[Question], backend: "Backend") -> list[dict[str, Any]]:
-    """One prediction for each question; all options of a question go through the model together where it allows that."""
-    encoded = [backend.encoder.question(question.prompt, question.options) for question in questions]
-    rows = [row for question in encoded for row in backend.option_rows(question)]
-    logprobs = np.concatenate(backend.logprobs(rows, task.name))
-    lengths = [len(option) for question in encoded for option in question.options]
-    sums = iter(np.add.reduceat(logprobs, [0, *accumulate(lengths[:-1])]))
+    """One prediction for each question; all options of a question go through the model together where it allows that.
+
+    After the prompt that says nothing each different option is scored once.
+    """
+    encoded = [backend.encoder.question(question.prompts, question.options) for question in questions]
+    alone = {
+        (question.unconditional, option): backend.encoder.question(question.unconditional, [option])
+        for question in questions
+        if question.unconditional is not None
+        for option in dict.fromkeys(question.options)
+    }
+    everything = [*encoded, *alone.values()]
+    logprobs = np.concatenate(backend.logprobs([row for one in everything for row in backend.option_rows(one)], task.name))
+    parts = iter(np.split(logprobs, np.cumsum([length for one in everything for length in one.lengths])[:-1]))
+    scored = [[next(parts) for _ in one.options] for one in encoded]
+    unconditional: dict[tuple[str | None, str], float] = {pair: float(next(parts).sum()) for pair in alone}
     return [
-        _prediction(question, tokens, [float(next(sums)) for _ in question.options])
-        for question, tokens in zip(questions, encoded, strict=True)
+        _prediction(question, one, values, [unconditional[question.unconditional, option] for option in question.options if alone])
+        for question, one, values in zip(questions, encoded, scored, strict=True)
     ]
 
 
@@ -77,37 +118,82 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     """What the predictions amount to.
 
-    - accuracy: the right option has the highest mean log-probability per token (paper section 7.3)
-    - accuracy_sum: the right option has the highest log-probability
-    - logprob: mean log-probability per token of the right option (nats)
-    - probability: of the right option, from a softmax over the options' mean log-probabilities per token
-    - bits_per_byte: of the right option
+    - paper: the task's metric as published: the option with the highest mean log-probability per token answers (paper section
+      7.3), and of several right options it need only be one
+    - correct: the same with all tokens that the option adds or changes scored; several right options by micro-F1
+    - accuracy, accuracy_sum, accuracy_bytes: a right option has the highest log-probability per token, in all, per byte
+    - accuracy_unconditional: it gains most over its log-probability after a prompt that says nothing
+    - logprob: mean log-probability per token of the right options (nats)
+    - probability: of the right options, from a softmax over the options' mean log-probabilities per token
+    - bits_per_byte: of the right options
     """
-    gold = [row["gold"] for row in predictions]
-    scores = [np.array(row["scores"]) for row in predictions]
-    sums = [np.array(row["sums"]) for row in predictions]
-    per_byte = [row["per_byte"][row["gold"]] for row in predictions]
-    return {
-        "accuracy": statistics.proportion([int(s.argmax() == g) for s, g in zip(scores, gold, strict=True)]),
-        "accuracy_sum": statistics.proportion([int(s.argmax() == g) for s, g in zip(sums, gold, strict=True)]),
-        "logprob": statistics.mean([s[g] for s, g in zip(scores, gold, strict=True)]),
-        "probability": statistics.mean([_softmax(s)[g] for s, g in zip(scores, gold, strict=True)]),
-        "bits_per_byte": statistics.mean([-value / math.log(2) for value in per_byte]),
+    right = [row["right"] for row in predictions]
+    answers = {key: [int(np.argmax(row[key])) for row in predictions] for key in ("scores", "published", "sums", "per_byte")}
+    found = {
+        "paper": _by_group(task, predictions, lambda rows: _published(task, answers["published"], right, rows)),
+        "correct": _by_group(task, predictions, lambda rows: _correct(task, answers["scores"], right, rows)),
+        "accuracy": _share(answers["scores"], right),
+        "accuracy_sum": _share(answers["sums"], right),
+        "accuracy_bytes": _share(answers["per_byte"], right),
     }
+    if predictions[0]["unconditional"]:
+        gains = [np.subtract(row["sums"], row["unconditional"]) for row in predictions]
+        found["accuracy_unconditional"] = _share([int(gain.argmax()) for gain in gains], right)
+    scores = [np.array(row["scores"]) for row in predictions]
+    per_byte = [np.array(row["per_byte"]) for row in predictions]
+    found["logprob"] = statistics.mean([s[r].mean() for s, r in zip(scores, right, strict=True)])
+    found["probability"] = statistics.mean([_softmax(s)[r].sum() for s, r in zip(scores, right, strict=True)])
+    found["bits_per_byte"] = statistics.mean([-s[r].mean() / math.log(2) for s, r in zip(per_byte, right, strict=True)])
+    return found
 
 
-def _prediction(question: Question, encoded: encoding.Question, sums: list[float]) -> dict[str, Any]:
-    tokens = [len(option) for option in encoded.options]
+# What the predictions amount to --------------------------------------------------------------------------------------
+
+Measure = Callable[[Sequence[int]], Metric]  # of the predictions of these indices
+
+
+def _by_group(task: Task, predictions: list[dict[str, Any]], measure: Measure) -> Metric:
+    if not task.group:
+        return measure(range(len(predictions)))
+    return statistics.mean_of_groups([row["group"] for row in predictions], measure)
+
+
+def _published(task: Task, answers: Sequence[int], right: Sequence[list[int]], rows: Sequence[int]) -> Metric:
+    if task.metric in F1S:
+        return statistics.f1([answers[row] for row in rows], [right[row][0] for row in rows], task.metric.removesuffix("_f1"))
+    return _share([answers[row] for row in rows], [right[row] for row in rows])
+
+
+def _correct(task: Task, answers: Sequence[int], right: Sequence[list[int]], rows: Sequence[int]) -> Metric:
+    if task.metric != "multi_label":
+        return _published(task, answers, right, rows)
+    hits = [2.0 * (answers[row] in right[row]) for row in rows]
+    return statistics.ratio(hits, [1.0 + len(right[row]) for row in rows])
+
+
+def _share(answers: Iterable[int], right: Iterable[list[int]]) -> Metric:
+    return statistics.proportion([int(answer in allowed) for answer, allowed in zip(answers, right, strict=True)])
+
+
+def _prediction(
+    question: Question, encoded: encoding.Question, logprobs: list[NDArray[np.float64]], unconditional: list[float]
+) -> dict[str, Any]:
     n_bytes = [len(option.encode()) for option in question.options]
+    published = encoded.published or encoded.lengths
+    sums = [float(values.sum()) for values in logprobs]
     return {
         "id": question.id,
         "prompt_hash": question.prompt_hash,
         "options": question.options,
         "gold": question.gold,
-        "scores": [total / n for total, n in zip(sums, tokens, strict=True)],
+        "right": list(question.right or [question.gold]),
+        "group": question.group,
+        "scores": [total / n for total, n in zip(sums, encoded.lengths, strict=True)],
+        "published": [float(values[-n:].mean()) for values, n in zip(logprobs, published, strict=True)],
         "sums": sums,
         "per_byte": [total / n for total, n in zip(sums, n_bytes, strict=True)],
-        "tokens": tokens,
+        "unconditional": unconditional or None,
+        "tokens": encoded.lengths,
         "truncated": encoded.truncated,
     }
 
@@ -123,10 +209,47 @@ def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 def _question(task: Task, row: Row) -> Question:
     raw = _raw_options(task, row)
     options = [render(task, "option", task.option, row, option=option) for option in raw]
-    if len(options) < 2 or "" in options or len(set(options)) < len(options):
+    contexts = [render_prompt(task, row, option=option) for option in raw] if _differs(task, row) else []
+    texts = set(zip(contexts, options, strict=True) if contexts else options)
+    if len(options) < 2 or "" in options or len(texts) < len(options):
         raise ValueError(f"{row.where}: options are {options!r}, expected at least two different texts, none empty")
-    prompt = render(task, "prompt", task.prompt, row)
-    return Question(row_id(task, row), prompt, options, _gold(task, row, raw))
+    if task.group and row.fields.get(task.group) is None:
+        raise ValueError(
+            f"{row.where}: there is no field {task.group}, which the task's key `group` names; there are {', '.join(row.fields)}"
+        )
+    right = _right(task, row, raw)
+    return Question(
+        row_id(task, row),
+        "" if contexts else render_prompt(task, row),
+        options,
+        right[0],
+        right=right if len(right) > 1 else (),
+        contexts=tuple(contexts),
+        unconditional=render(task, "unconditional", task.unconditional, row) if task.unconditional else None,
+        group=str(row.fields[task.group]) if task.group else None,
+    )
+
+
+def _differs(task: Task, row: Row) -> bool:
+    """Whether each option has its own prompt: the template speaks of `option`, and no field of the row is meant."""
+    return "option" not in row.fields and _speaks_of_option(phrasing(task, row_id(task, row)))
+
+
+@lru_cache
+def _speaks_of_option(template: str) -> bool:
+    return "option" in template and "option" in meta.find_undeclared_variables(ENVIRONMENT.parse(template))
+
+
+def _check_classes(task: Task, questions: list[Question]) -> None:
+    """F1s are of classes, which are the same options for every item, and an item is of one of them."""
+    for question in questions:
+        if question.options != questions[0].options:
+            raise ValueError(
+                f"task {task.name}: metric {task.metric} needs the same options for all items, "
+                f"but item {question.id} has {question.options!r} and the first one {questions[0].options!r}"
+            )
+        if question.right:
+            raise ValueError(f"task {task.name}: item {question.id} has several right options: use metric multi_label for {task.metric}")
 
 
 def _raw_options(task: Task, row: Row) -> list[str]:
@@ -140,13 +263,22 @@ def _raw_options(task: Task, row: Row) -> list[str]:
     return found
 
 
-def _gold(task: Task, row: Row, options: list[str]) -> int:
-    """The index of the right option, which the row gives as an index or as the option's text."""
-    found = row.fields.get(task.gold)
+def _right(task: Task, row: Row, options: list[str]) -> tuple[int, ...]:
+    """The indices of the right options, in the order in which the row gives them: as indices or texts, one or a list."""
+    found = render(task, "gold", task.gold, row) if "{" in task.gold else row.fields.get(task.gold)
+    indices = [_index(one, options) for one in (found if isinstance(found, list) else [found])]
+    right = tuple(dict.fromkeys(index for index in indices if index is not None))
+    if not right or None in indices:
+        raise ValueError(
+            f"{row.where}: field {task.gold} is {found!r}, expected an index from 0 to {len(options) - 1} or the text of an option"
+            " (or a list of them)"
+        )
+    return right
+
+
+def _index(found: Any, options: list[str]) -> int | None:
     if isinstance(found, str) and found in options:
         return options.index(found)
-    if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < len(options):
-        return found
-    raise ValueError(
-        f"{row.where}: field {task.gold} is {found!r}, expected an index from 0 to {len(options) - 1} or the text of an option"
-    )
+    if isinstance(found, str) and found.isdecimal():  # what a template writes, or a cell of a table
+        found = int(found)
+    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < len(options) else None

@@ -1,30 +1,21 @@
 """Rows of a task's data, and templates over them."""
 
-import gzip
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
-from ipt.evaluation.task import CORPUS, Task
+from ipt.corpus.files import CorpusFile
+from ipt.evaluation.distractors import with_distractors
+from ipt.evaluation.draws import text_hash
+from ipt.evaluation.formats import Row, as_fields, read_file, read_hub
+from ipt.evaluation.task import CORPUS, HUB, Task
 from ipt.stage import read_parts
 
 ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-
-
-class Row(NamedTuple):
-    """One row of a file: where it is, for messages, and its fields."""
-
-    where: str
-    number: int
-    fields: dict[str, Any]
 
 
 class Item(Protocol):
@@ -39,35 +30,38 @@ class Item(Protocol):
 
 
 def read_rows(task: Task, corpus: Path | None) -> list[Row]:
-    """The rows that the task's `where` selects; `corpus` is the folder of a finished corpus stage.
+    """The rows that the task's `where` and `keep` select; `corpus` is the folder of a finished corpus stage.
 
     Raises FileNotFoundError or ValueError in one line that names the file and what to do.
     """
-    path = data_path(task, corpus)
     found: dict[str, None] = {}
     rows = []
-    for row in _read_all(path):
+    for row in _joined(task, _all_rows(task, corpus)):
         values = {key: row.fields.get(key) for key in task.where}
         found[", ".join(f"{key}={value}" for key, value in values.items())] = None
-        if values == task.where:
+        if values == task.where and _is_kept(task, row):
             rows.append(row)
     if not rows:
-        wanted = ", ".join(f"{key}={value}" for key, value in task.where.items())
+        place = data_path(task, corpus) or task.data
+        wanted = ", ".join([*(f"{key}={value}" for key, value in task.where.items()), *([f"keep={task.keep!r}"] if task.keep else [])])
+        others = "; ".join(list(found)[:6]) if task.where else f"{len(found)} kinds of others"
         raise ValueError(
-            f"task {task.name}: {path} holds no row with {wanted}: found {'; '.join(list(found)[:6]) or 'no rows'}"
-            if task.where
-            else f"task {task.name}: {path} holds no rows"
+            f"task {task.name}: {place} holds no row with {wanted}: found {others or 'no rows'}"
+            if wanted and found
+            else f"task {task.name}: {place} holds no rows"
         )
-    return rows
+    return with_distractors(task, rows) if task.distractors else rows
 
 
-def data_path(task: Task, corpus: Path | None) -> Path:
-    """The file or folder that the task reads."""
+def data_path(task: Task, corpus: Path | None) -> Path | None:
+    """The file or folder that the task reads; None where it reads a hub or a URL."""
     if path := task.path:
         if not path.exists():
-            raise FileNotFoundError(f"task {task.name}: data file {path} does not exist (paths are relative to the task's YAML file)")
+            place = f"data_dir={task.data_dir}" if task.data_dir in path.parents else "the folder of the task's YAML file"
+            raise FileNotFoundError(f"task {task.name}: data file {path} does not exist (its path begins at {place})")
         return path
-    assert task.needs_corpus, f"data of {task.name} is not read from files"
+    if not task.needs_corpus:
+        return None
     name = task.data.removeprefix(CORPUS)
     if corpus is None:
         raise ValueError(f"task {task.name} reads {name} of a corpus, but there is none: name a corpus, or leave the task out")
@@ -87,10 +81,6 @@ def subset(items: list[Any], limit: int | None) -> list[Any]:
     return [items[index] for index in sorted(chosen)]
 
 
-def text_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def row_id(task: Task, row: Row) -> str:
     value = row.fields.get(task.id)
     return str(row.number) if value is None else str(value)
@@ -105,8 +95,22 @@ def check_ids(task: Task, items: Iterable[Item]) -> None:
         seen.add(item.id)
 
 
+def render_prompt(task: Task, row: Row, **more: Any) -> str:
+    """The task's prompt for a row. Of several phrasings the one that the hash of the row's id chooses, so no model gets another."""
+    return render(task, "prompt", phrasing(task, row_id(task, row)), row, **more)
+
+
+def phrasing(task: Task, item: str) -> str:
+    """The template of the prompt of the item of this id."""
+    if isinstance(task.prompt, str):
+        return task.prompt
+    return task.prompt[int(text_hash(item), 16) % len(task.prompt)]
+
+
 def render(task: Task, key: str, template: str, row: Row, **more: Any) -> str:
     """The task's template for `key` filled with the row's fields; a field that is null counts as missing."""
+    if "{" not in template:
+        return template
     try:
         compiled = _compile(template)
     except TemplateSyntaxError as error:
@@ -123,39 +127,61 @@ def _compile(template: str) -> Template:
     return ENVIRONMENT.from_string(template)
 
 
-def _read_all(path: Path) -> list[Row]:
-    try:
-        return list(_read(path))
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+# Which rows ----------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> Iterator[Row]:
-    if path.is_dir():
-        for number, fields in enumerate(read_parts(path)):
-            yield Row(f"{path} row {number + 1}", number, fields)
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _read_jsonl(path)
-    elif path.suffix == ".parquet":
-        number = 0
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-            for fields in batch.to_pylist():
-                yield Row(f"{path} row {number + 1}", number, fields)
-                number += 1
+def _all_rows(task: Task, corpus: Path | None) -> Iterator[Row]:
+    path = data_path(task, corpus)
+    if path is not None and path.is_dir():
+        rows: Iterator[Row] = (Row(f"{path} row {number + 1}", number, fields) for number, fields in enumerate(read_parts(path)))
+    elif path is not None:
+        rows = read_file(task, CorpusFile(str(path), path.name))
+    elif task.data.startswith(HUB):
+        rows = read_hub(task)
     else:
-        raise ValueError(f"{path}: expected a .jsonl, .jsonl.gz or .parquet file")
+        file = task.file
+        assert file is not None, f"data of {task.name} is not read from files"
+        rows = read_file(task, file)
+    if not task.records:
+        return rows
+    records = (record for row in rows for record in _records(task, row, task.records.split(".")))
+    return (record._replace(number=number) for number, record in enumerate(records))
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            if not line.strip():
-                continue
-            where = f"{path} line {number + 1}"
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not valid JSON: {error}") from None
-            if not isinstance(fields, dict):
-                raise ValueError(f"{where}: found {type(fields).__name__}, expected an object with fields")
-            yield Row(where, number, fields)
+def _records(task: Task, row: Row, path: list[str]) -> Iterator[Row]:
+    """The rows inside a row; they have its other fields too."""
+    if not path:
+        yield row
+        return
+    name, *further = path
+    outer = {key: value for key, value in row.fields.items() if key != name}
+    entries = row.fields.get(name)
+    if not isinstance(entries, list | dict):
+        raise ValueError(f"{row.where}: {name} of records={task.records} is {str(entries)[:40]!r}, expected a list or an object")
+    for number, entry in enumerate([entries] if isinstance(entries, dict) else entries):
+        inner = Row(f"{row.where}, {name} {number + 1}", 0, {**outer, **as_fields(entry)})
+        yield from _records(task, inner, further)
+
+
+def _joined(task: Task, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows with the fields that `join` has for their ids."""
+    if (source := task.joined) is None:
+        yield from rows
+        return
+    more = {row_id(source, row): row.fields for row in _all_rows(source, None)}
+    matched = 0
+    for row in rows:
+        fields = more.get(row_id(task, row))
+        matched += fields is not None
+        yield row._replace(fields={**(fields or {}), **row.fields})
+    if not matched:
+        raise ValueError(f"task {task.name}: none of the {len(more)} rows of join={task.join} has the {task.id} of a row of {task.data}")
+
+
+def _is_kept(task: Task, row: Row) -> bool:
+    if not task.keep:
+        return True
+    said = render(task, "keep", task.keep, row).strip()
+    if said not in ("True", "False"):
+        raise ValueError(f"{row.where}: keep of task {task.name} reads {said!r}, expected True or False")
+    return said == "True"

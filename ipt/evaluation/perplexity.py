@@ -1,4 +1,4 @@
-"""Tasks of kind `perplexity`: how well does the model predict documents that it has not seen?"""
+"""Tasks of kind `perplexity`: how well does the model predict documents that it has not seen, or the end of a text?"""
 
 import math
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from ipt.evaluation import statistics
+from ipt.evaluation import encoding, statistics
 from ipt.evaluation.data import check_ids, read_rows, render, row_id, text_hash
 from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
@@ -22,6 +22,8 @@ SCHEMA = pa.schema(
         ("tokens", pa.int64()),  # scored tokens
         ("bytes", pa.int64()),  # UTF-8 bytes of the scored text
         ("windows", pa.int32()),  # more than one: the document is longer than the model's context
+        ("truncated", pa.bool_()),  # what stands before the text did not fit and lost its beginning
+        ("greedy", pa.bool_()),  # the model goes on from the task's `context` with the text; null without one
     ]
 )
 
@@ -29,25 +31,37 @@ SCHEMA = pa.schema(
 class Document(NamedTuple):
     id: str
     text: str
+    begin: int = 0  # characters of the text that are read and not scored: the task's `context`
 
     @property
     def prompt_hash(self) -> str:
         return text_hash(self.text)
 
+    @property
+    def scored(self) -> str:
+        return self.text[self.begin :]
+
 
 def read(task: Task, corpus: Path | None) -> list[Document]:
     """The documents of a task; a row of the corpus stage is identified by its doc_id."""
-    documents = [Document(row_id(task, row), render(task, "text", task.text, row)) for row in read_rows(task, corpus)]
+    documents = []
+    for row in read_rows(task, corpus):
+        context = render(task, "context", task.context, row) if task.context else ""
+        text = render(task, "text", task.text, row)
+        if context and not text:
+            raise ValueError(f"{row.where}: text is empty: after a context something must be scored")
+        documents.append(Document(row_id(task, row), context + text, len(context)))
     check_ids(task, documents)
     return documents
 
 
 def score(task: Task, documents: list[Document], backend: "Backend") -> list[dict[str, Any]]:
     """One prediction for each document; one of less than two tokens (BOS counts) has nothing to score: tokens = 0."""
-    encoded = [backend.encoder.document(document.text) for document in documents]
-    logprobs = iter(backend.logprobs([window for document in encoded for window in document.windows], task.name))
+    encoded = [_encode(backend.encoder, document) for document in documents]
+    logprobs = iter(backend.logprobs([window for document, _ in encoded for window in document.windows], task.name))
+    greedy = iter(_greedy(task, documents, backend) if task.context else [])
     predictions = []
-    for document, (windows, n_bytes) in zip(documents, encoded, strict=True):
+    for document, ((windows, n_bytes), truncated) in zip(documents, encoded, strict=True):
         scored = [next(logprobs) for _ in windows]
         predictions.append(
             {
@@ -57,6 +71,8 @@ def score(task: Task, documents: list[Document], backend: "Backend") -> list[dic
                 "tokens": sum(map(len, scored)),
                 "bytes": n_bytes,
                 "windows": len(windows),
+                "truncated": truncated,
+                "greedy": next(greedy, None),
             }
         )
     if not any(row["tokens"] for row in predictions):
@@ -67,7 +83,8 @@ def score(task: Task, documents: list[Document], backend: "Backend") -> list[dic
 def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
     """Documents that were not scored as they stand, by reason."""
     windowed = sum(row["windows"] > 1 for row in predictions)
-    return {"windowed_documents": windowed, "empty_documents": sum(not row["tokens"] for row in predictions)}
+    empty = sum(not row["tokens"] for row in predictions)
+    return {"windowed_documents": windowed, "empty_documents": empty, "truncated_contexts": sum(row["truncated"] for row in predictions)}
 
 
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
@@ -76,13 +93,38 @@ def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     - nll: negative log-likelihood per token (nats), every token weighing the same
     - perplexity: exp(nll)
     - bits_per_byte: of the text, comparable between tokenizers
+
+    Tasks with a `context`, as LAMBADA's last words, also have the measures that are usual there:
+
+    - accuracy: the model itself, taking its likeliest token each time, goes on with the text
+    - text_perplexity: exp of the mean negative log-likelihood per text, however many tokens it has
     """
     scored = [row for row in predictions if row["tokens"]]
     nll = [row["nll"] for row in scored]
     per_token = statistics.ratio(nll, [row["tokens"] for row in scored])
     bits = [value / math.log(2) for value in nll]
-    return {
+    found = {
         "nll": per_token,
         "perplexity": statistics.exponential(per_token),
         "bits_per_byte": statistics.ratio(bits, [row["bytes"] for row in scored]),
     }
+    if task.context:
+        found["accuracy"] = statistics.proportion([int(row["greedy"]) for row in scored])
+        found["text_perplexity"] = statistics.exponential(statistics.mean(nll))
+    return found
+
+
+def _encode(encoder: encoding.Encoder, document: Document) -> tuple[encoding.Document, bool]:
+    """The rows that score a document, and whether what stands before the scored text lost its beginning."""
+    if not document.begin:
+        return encoder.document(document.text), False
+    question = encoder.question(document.text[: document.begin], [document.scored])
+    return encoding.Document(encoding.plain_rows(question), len(document.scored.encode())), question.truncated
+
+
+def _greedy(task: Task, documents: list[Document], backend: "Backend") -> list[bool]:
+    """For each document whether the model goes on from its context with the scored text."""
+    questions = [backend.encoder.question(document.text[: document.begin], [document.scored]) for document in documents]
+    room = max(len(question.options[0]) for question in questions)
+    said = backend.generate([question.prompt for question in questions], [], room, task.name)
+    return [answer.text.startswith(document.scored) for answer, document in zip(said, documents, strict=True)]

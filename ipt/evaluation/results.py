@@ -1,30 +1,24 @@
-"""What finished evaluations say: predictions and results of a folder, two models compared, a table of several."""
+"""What finished evaluations say: predictions and results of a folder, two models compared, several averaged."""
 
 import json
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
 
 from ipt.evaluation.kinds import kind_of
-from ipt.evaluation.statistics import difference
-from ipt.evaluation.task import Task
+from ipt.evaluation.statistics import Z95, Metric, difference, standard_error
+from ipt.evaluation.task import Task, load_tasks, task_names
 
 RESULTS, PREDICTIONS = "results.json", "predictions"
+SCORES = "scores"  # folder of a training run: step-NUMBER, each a finished evaluation
 Results = dict[str, dict[str, dict[str, Any]]]  # task -> metric -> value, stderr, ci95, n
-
-# What the table shows of each metric: how a value and its standard error read, and whether more is better.
-COLUMNS = {
-    "accuracy": ("{:.1%} ±{:.1%}", "↑"),
-    "logprob": ("{:.3f} ±{:.3f}", "↑"),
-    "probability": ("{:.3f} ±{:.3f}", "↑"),
-    "nll": ("{:.3f} ±{:.3f}", "↓"),
-    "perplexity": ("{:.2f} ±{:.2f}", "↓"),
-}
+# The figures that a task is known by: from each line the first that it has.
+MAIN_METRICS = (("correct", "accuracy", "acc_norm", "acc", "exact_match", "f1", "perplexity"), ("logprob", "bits_per_byte"))
 
 
 def predictions_path(folder: Path, task: str) -> Path:
@@ -35,6 +29,11 @@ def read_predictions(folder: Path, task: str) -> list[dict[str, Any]]:
     return pq.read_table(predictions_path(folder, task)).to_pylist()
 
 
+def read_task(folder: Path, task: str) -> Task:
+    """The task as it was when its predictions were made."""
+    return Task(**json.loads(pq.read_schema(predictions_path(folder, task)).metadata[b"task"]))
+
+
 def load_results(folder: Path) -> Results:
     """results.json of a finished evaluation stage."""
     try:
@@ -43,59 +42,102 @@ def load_results(folder: Path) -> Results:
         raise FileNotFoundError(f"{folder} holds no {RESULTS}: it is no finished evaluation") from None
 
 
-def compare(a: Path, b: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def main_metrics(metrics: Iterable[str]) -> list[str]:
+    """Of a task's metrics those that it is known by, `paper` first where it has that."""
+    present = dict.fromkeys(metrics)
+    chosen = [next((name for name in names if name in present), None) for names in MAIN_METRICS]
+    return [name for name in ("paper", *chosen) if name in present] or list(present)[:1]
+
+
+def compare(a: Path, b: Path) -> Results:
     """Model `a` minus model `b`: task -> metric -> difference, stderr, ci95, p, n, paired over the items that both answered.
 
     Both are folders of finished evaluations; tasks that only one has are left out. p is two-sided: exact (McNemar) for
     accuracies, else by normal approximation. nll and perplexity compare only between models of one tokenizer.
     Raises ValueError if there is no common task, no common item, or one id stands for two different items.
     """
-    tasks = [task for task in load_results(a) if task in load_results(b)]
+    compared = {}
+    for task in _common_tasks([a, b]):
+        ours, theirs = _paired_metrics(task, [a, b])
+        compared[task] = {name: difference(ours[name], theirs[name]).as_dict() for name in ours if name in theirs}
+    return compared
+
+
+def average(folders: Sequence[Path], last: int = 5) -> Results:
+    """Scores averaged over models: task -> metric -> value, stderr, ci95, n, spread, runs.
+
+    A folder is a finished evaluation, or a training run, of whose scores on the way the `last` are averaged first. `stderr` is that of
+    the average over the n items that all have answered: an item's share in it is the mean of its shares. `spread` is the standard
+    deviation over the folders, or with one training run over its scores, and null for one model. Raises what `compare` does.
+    """
+    members = [late_scores(folder, last) for folder in folders]
+    everything = [folder for member in members for folder in member]
+    averaged: Results = {}
+    for task in _common_tasks(everything):
+        metrics = iter(_paired_metrics(task, everything))
+        of_members = [[next(metrics) for _ in member] for member in members]
+        averaged[task] = {name: _average([[found[name] for found in member] for member in of_members]) for name in of_members[0][0]}
+    return averaged
+
+
+def late_scores(folder: Path, last: int) -> list[Path]:
+    """The newest `last` evaluations of a training run, oldest first; or the folder itself, which is an evaluation."""
+    steps = sorted(path.parent for path in (folder / SCORES).glob(f"step-*/{RESULTS}"))
+    return steps[-last:] or [folder]
+
+
+def groups_of(tasks: Iterable[str], names: Iterable[str] = (), data_dir: str | Path = "data") -> dict[str, list[str]]:
+    """Name -> tasks of each group, of `names` and of those that ship, that has two tasks or more, all among `tasks`."""
+    known, groups = set(tasks), {}
+    for name in dict.fromkeys([*names, *task_names()]):
+        members = [task.name for task in load_tasks([name], data_dir)]
+        if len(members) > 1 and known.issuperset(members):
+            groups[Path(name).stem] = members
+    return groups
+
+
+def group_average(results: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str], metric: str) -> dict[str, Any] | None:
+    """The unweighted mean of a metric over tasks, which are independent: an entry as in results.json; None if a task lacks it."""
+    entries = [results[task].get(metric, {}) for task in tasks]
+    values = [float(entry["value"]) for entry in entries if entry.get("value") is not None]
+    if len(values) < len(tasks):
+        return None
+    errors = [math.nan if entry["stderr"] is None else entry["stderr"] for entry in entries]
+    return _entry(statistics.fmean(values), math.hypot(*errors) / len(tasks), sum(entry["n"] for entry in entries))
+
+
+def _common_tasks(folders: Sequence[Path]) -> list[str]:
+    results = [load_results(folder) for folder in folders]
+    tasks = [task for task in results[0] if all(task in result for result in results)]
     if not tasks:
-        raise ValueError(f"{a} and {b} have no task in common: evaluate both models on the same tasks")
-    return {task: _compare_task(task, a, b) for task in tasks}
+        named = " and ".join(map(str, folders))
+        raise ValueError(f"{named} have no task in common: evaluate all models on the same tasks")
+    return tasks
 
 
-def table(results: Mapping[str, Path]) -> Table:
-    """Tasks and metrics down, models across (their names -> folders of finished evaluations), for the terminal."""
-    loaded = {model: load_results(folder) for model, folder in results.items()}
-    tasks = list(dict.fromkeys(task for result in loaded.values() for task in result))
-    view = Table(box=SIMPLE, pad_edge=False, caption="± one standard error, n items; ↑ more is better, ↓ less", caption_justify="left")
-    view.add_column("task", no_wrap=True)
-    for model in loaded:
-        view.add_column(escape(model), justify="right")
-    for task in tasks:
-        scores = [result.get(task, {}) for result in loaded.values()]
-        view.add_row(f"[bold]{task}[/]", *(f"[dim]n = {_items(score)}[/]" for score in scores))
-        for metric, (form, arrow) in COLUMNS.items():
-            if any(metric in score for score in scores):
-                view.add_row(f"  {metric} {arrow}", *(_cell(score.get(metric), form) for score in scores))
-        view.add_section()
-    return view
-
-
-def _compare_task(task: str, a: Path, b: Path) -> dict[str, dict[str, Any]]:
-    first, second = ({row["id"]: row for row in read_predictions(folder, task)} for folder in (a, b))
-    common = [name for name in first if name in second]
+def _paired_metrics(task: str, folders: Sequence[Path]) -> list[dict[str, Metric]]:
+    """The metrics of each folder over the items that all have answered, in the same order."""
+    rows = [{row["id"]: row for row in read_predictions(folder, task)} for folder in folders]
+    common = [name for name in rows[0] if all(name in others for others in rows)]
     if not common:
-        raise ValueError(f"task {task}: {a} and {b} have no item in common: evaluate both with the same data and limit")
-    changed = next((name for name in common if first[name]["prompt_hash"] != second[name]["prompt_hash"]), None)
-    if changed is not None:
-        raise ValueError(f"task {task}: item {changed} is another one in {a} than in {b}: evaluate both with the same data")
-    definition = Task(**json.loads(pq.read_schema(predictions_path(a, task)).metadata[b"task"]))
-    ours, theirs = (kind_of(definition).metrics(definition, [rows[name] for name in common]) for rows in (first, second))
-    return {name: difference(ours[name], theirs[name]).as_dict() for name in ours}
+        named = " and ".join(map(str, folders))
+        raise ValueError(f"task {task}: {named} have no item in common: evaluate all with the same data and limit")
+    for folder, others in zip(folders, rows, strict=True):
+        changed = next((name for name in common if rows[0][name]["prompt_hash"] != others[name]["prompt_hash"]), None)
+        if changed is not None:
+            raise ValueError(f"task {task}: item {changed} is another one in {folders[0]} than in {folder}: use the same data for all")
+    definition = read_task(folders[0], task)
+    return [kind_of(definition).metrics(definition, [others[name] for name in common]) for others in rows]
 
 
-def _items(score: Mapping[str, Mapping[str, Any]]) -> str:
-    return next((str(entry["n"]) for entry in score.values()), "0")
+def _average(members: Sequence[Sequence[Metric]]) -> dict[str, Any]:
+    """Of one metric of each model, first within a member, then over them."""
+    values = [statistics.fmean(metric.value for metric in member) for member in members]
+    influence = np.mean([np.mean([metric.influence for metric in member], axis=0) for member in members], axis=0)
+    spread_over = values if len(values) > 1 else [metric.value for metric in members[0]]
+    spread = statistics.stdev(spread_over) if len(spread_over) > 1 else None
+    return {**_entry(statistics.fmean(values), standard_error(influence), len(influence)), "spread": spread, "runs": len(spread_over)}
 
 
-def _cell(entry: Mapping[str, Any] | None, form: str) -> str:
-    if entry is None or entry["value"] is None:
-        return "–"
-    if entry["value"] >= 1000:  # perplexity of an untrained model
-        form = "{:.0f} ±{:.0f}"
-    if entry["stderr"] is None:
-        return form.split(" ±")[0].format(entry["value"])
-    return form.format(entry["value"], entry["stderr"])
+def _entry(value: float, stderr: float, n: int) -> dict[str, Any]:
+    return Metric(value, stderr, (value - Z95 * stderr, value + Z95 * stderr), n, np.empty(0)).as_dict()

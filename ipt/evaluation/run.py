@@ -3,42 +3,68 @@
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.config import EvaluationConfig
+from ipt.console import progress
+from ipt.evaluation.contamination import FILE, Contaminated, clean_metrics
 from ipt.evaluation.data import Item, subset
 from ipt.evaluation.kinds import kind_of
-from ipt.evaluation.results import RESULTS, predictions_path, read_predictions
+from ipt.evaluation.results import RESULTS, Results, predictions_path, read_predictions
+from ipt.evaluation.tables import write_markdown
 from ipt.evaluation.task import Task, load_tasks
 from ipt.models import check_model
-from ipt.stage import write_json, write_parquet
+from ipt.stage import rank, write_json, write_parquet
+
+if TYPE_CHECKING:
+    from ipt.evaluation.backend import Backend
+
+Work = tuple[Task, list[Any]]  # a task and its items
+Row = dict[str, Any]  # a prediction
+Scored = tuple[Task, list[Row], float]  # a task, its predictions, the seconds that they took
 
 
 def evaluate(
-    config: EvaluationConfig, model: str, tasks: list[str], corpus: Path | None, output: Path, data_dir: str | Path = "data"
+    config: EvaluationConfig,
+    model: str,
+    tasks: list[str],
+    corpus: Path | None,
+    output: Path,
+    data_dir: str | Path = "data",
+    contaminated: Contaminated | None = None,
 ) -> dict[str, Any]:
     """Score `model` on `tasks` and return the stage's statistics.
 
     `data_dir` holds the data sets that tasks read from data:PATH; `corpus` is the folder of a finished corpus stage, or None
-    where no task reads one. A task whose predictions lie in `output` from an interrupted run is not scored again. Whatever is
+    where no task reads one; `contaminated` names the items that are known to be in training data (`ipt.evaluation.contamination`).
+    A task whose predictions lie in `output` from an interrupted run is not scored again. Whatever is
     wrong in config, tasks and their data raises ValueError or FileNotFoundError in one line before the model is loaded.
     """
     check_model(model)
     check_config(config)
-    work = [(task, subset(kind_of(task).read(task, corpus), config.limit)) for task in load_tasks(tasks, data_dir)]
-    unfinished = [(task, items) for task, items in work if not _is_finished(predictions_path(output, task.name), items)]
-    seconds = _score(config, model, unfinished, output) if unfinished else {}
-    predictions = {task.name: read_predictions(output, task.name) for task, _ in work}
-    results = {
-        task.name: {name: metric.as_dict() for name, metric in kind_of(task).metrics(task, predictions[task.name]).items()}
-        for task, _ in work
-    }
-    write_json(output / RESULTS, results)
+    work = read_work(tasks, config.limit, corpus, data_dir)
+    finished = {task.name for task, items in work if _is_finished(predictions_path(output, task.name), items)}
+    predictions = {name: read_predictions(output, name) for name in finished}
+    seconds = {}
+    if unfinished := [(task, items) for task, items in work if task.name not in finished]:
+        from ipt.evaluation.backend import load_backend
+
+        with load_backend(config, model) as backend:
+            for task, found, took in score_tasks(unfinished, backend, output):
+                predictions[task.name], seconds[task.name] = found, took
+    if rank() == 0:
+        results = results_of([task for task, _ in work], predictions)
+        if contaminated is not None:
+            for task, _ in work:
+                results[task.name] |= clean_metrics(task, predictions[task.name], contaminated[task.name])
+            write_json(output / FILE, contaminated)
+        write_json(output / RESULTS, results)
+        write_markdown(output, model, tasks, data_dir)
     return {
         "model": model,
         "items": sum(len(items) for _, items in work),
@@ -51,6 +77,33 @@ def evaluate(
             }
             for task, items in work
         },
+    }
+
+
+def read_work(tasks: list[str], limit: int | None, corpus: Path | None, data_dir: str | Path) -> list[Work]:
+    """Each task with its items, at most `limit` of them. Raises a one-line error that names the file and the row."""
+    return [(task, subset(kind_of(task).read(task, corpus), limit)) for task in load_tasks(tasks, data_dir)]
+
+
+def score_tasks(work: Sequence[Work], backend: "Backend", output: Path) -> Iterator[Scored]:
+    """Score one task after another. Of several processes, which all score, the first writes the predictions to `output`."""
+    with progress("evaluation", sum(len(items) for _, items in work), hidden=rank() > 0) as bar:
+        for task, items in work:
+            started = time.monotonic()
+            kind = kind_of(task)
+            predictions = kind.score(task, items, backend)
+            if rank() == 0:
+                schema = kind.SCHEMA.with_metadata({"task": json.dumps(task.definition)})
+                write_parquet(predictions_path(output, task.name), predictions, schema)
+            bar.advance(len(items))
+            yield task, predictions, round(time.monotonic() - started, 3)
+
+
+def results_of(tasks: Iterable[Task], predictions: Mapping[str, list[Row]]) -> Results:
+    """What the predictions of each task amount to, as results.json has it."""
+    return {
+        task.name: {name: metric.as_dict() for name, metric in kind_of(task).metrics(task, predictions[task.name]).items()}
+        for task in tasks
     }
 
 
@@ -69,30 +122,24 @@ def check_tasks(config: EvaluationConfig, tasks: list[str], corpus: Path | None 
 
 def check_config(config: EvaluationConfig) -> None:
     """Raise ValueError in one line for a value that cannot work."""
-    for name, known in {"dtype": ("fp32", "bf16"), "scoring": ("auto", "tree", "plain")}.items():
+    for name, known in {
+        "backend": ("hf", "vllm"),
+        "dtype": ("fp32", "bf16", "fp16"),
+        "scoring": ("auto", "tree", "plain"),
+        "quantize": (None, "4bit", "8bit"),
+    }.items():
         if getattr(config, name) not in known:
-            raise ValueError(f"evaluation.{name} is {getattr(config, name)!r}, expected {' or '.join(known)}")
+            raise ValueError(f"evaluation.{name} is {getattr(config, name)!r}, expected {' or '.join(map(str, known))}")
     for name, least in {"batch_tokens": 1, "limit": 1, "max_length": 2}.items():
         value = getattr(config, name)
         if value is not None and value < least:
             raise ValueError(f"evaluation.{name} is {value}, expected {least} or more")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
-        raise ValueError(f"evaluation.device is {config.device!r}, expected auto, cpu, mps, cuda or cuda:NUMBER")
+    if not re.fullmatch(r"auto|sharded|cpu|mps|cuda(:\d+)?", config.device):
+        raise ValueError(f"evaluation.device is {config.device!r}, expected auto, cpu, mps, cuda, cuda:NUMBER or sharded")
+    if config.backend == "vllm":
+        from ipt.evaluation.vllm import check_vllm
 
-
-def _score(config: EvaluationConfig, model: str, work: Sequence[tuple[Task, list[Any]]], output: Path) -> dict[str, float]:
-    """Write the predictions of each task as it finishes; return the seconds that each took."""
-    from ipt.evaluation.backend import load_backend
-
-    backend = load_backend(config, model)
-    seconds = {}
-    for task, items in work:
-        started = time.monotonic()
-        kind = kind_of(task)
-        predictions = kind.score(task, items, backend)
-        write_parquet(predictions_path(output, task.name), predictions, kind.SCHEMA.with_metadata({"task": json.dumps(task.definition)}))
-        seconds[task.name] = round(time.monotonic() - started, 3)
-    return seconds
+        check_vllm(config)
 
 
 def _is_finished(path: Path, items: Sequence[Item]) -> bool:

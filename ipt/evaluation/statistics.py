@@ -6,6 +6,7 @@ linearised share of one item, with mean zero), because a paired difference needs
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -80,6 +81,39 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Metric:
     return _normal(value, (x - value * weight) / weight.mean())
 
 
+def f1(answers: ArrayLike, gold: ArrayLike, average: str) -> Metric:
+    """F1 of each class, averaged over the classes that occur: each the same (`macro`) or by its share of `gold` (`weighted`).
+
+    One class (any number) for each item; the values are scikit-learn's f1_score.
+    """
+    assert average in ("macro", "weighted"), "an F1 of classes is averaged in one of two ways"
+    answered, right = np.asarray(answers), np.asarray(gold)
+    classes = np.union1d(answered, right)[:, None]
+    is_answer, is_gold = (answered == classes).astype(np.float64), (right == classes).astype(np.float64)  # (classes, n)
+    total = (is_answer + is_gold).mean(1, keepdims=True)
+    values = 2 * (is_answer * is_gold).mean(1, keepdims=True) / total
+    influence = (2 * is_answer * is_gold - values * (is_answer + is_gold)) / total
+    weights = is_gold.mean(1, keepdims=True) if average == "weighted" else np.full_like(values, 1 / len(classes))
+    combined = (weights * influence).sum(0)
+    if average == "weighted":  # the weights are means over items too
+        combined += ((is_gold - weights) * values).sum(0)
+    return _normal(float((weights * values).sum()), combined)
+
+
+def mean_of_groups(groups: Sequence[Any], measure: Callable[[list[int]], Metric]) -> Metric:
+    """The unweighted mean of what `measure` gives for the items of each group, whose sizes are taken as given."""
+    members: dict[Any, list[int]] = {}
+    for item, group in enumerate(groups):
+        members.setdefault(group, []).append(item)
+    influence = np.zeros(len(groups))
+    values = []
+    for items in members.values():
+        part = measure(items)
+        influence[items] = part.influence * len(groups) / (len(items) * len(members))
+        values.append(part.value)
+    return _normal(float(np.mean(values)), influence)
+
+
 def exponential(metric: Metric) -> Metric:
     """exp(metric): the interval is the exponential of the metric's interval, so never negative."""
     with np.errstate(over="ignore"):  # a diverged model has no finite perplexity
@@ -93,10 +127,10 @@ def difference(a: Metric, b: Metric) -> Difference:
     p is from the normal approximation; of two proportions it is the exact McNemar (sign) test on the items that only one
     of the two got right.
     """
-    assert a.n == b.n and a.binary == b.binary, "paired metrics are of the same kind on the same items"
+    assert a.n == b.n, "paired metrics are of the same items"
     value = a.value - b.value
     stderr = standard_error(a.influence - b.influence)
-    p = _exact_p(a, b) if a.binary else normal_p(value, stderr)
+    p = _exact_p(a, b) if a.binary and b.binary else normal_p(value, stderr)
     return Difference(value, stderr, (value - Z95 * stderr, value + Z95 * stderr), p, a.n)
 
 

@@ -5,38 +5,46 @@ A file with the key `tasks` is a group: a name for several tasks. What ships is 
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ipt.stage import hash_file, hash_json
+from ipt.corpus.files import CorpusFile, first_line
+from ipt.stage import hash_folder, hash_json
 
 SHIPPED = Path(__file__).parent / "tasks"
+LISTED = "`python -m ipt.evaluation tasks` lists those that ship"
 CORPUS, DATA, HUB = "corpus:", "data:", "hub:"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked, of which items. What is called a template is one of Jinja over the fields of an item's row."""
+    """What is asked, of which items. What is called a template is one of Jinja over the fields of an item's row.
+
+    Which keys a kind uses: `USES`. A file that gives another one is refused.
+    """
 
     name: str
     kind: str  # choice | generation | perplexity | pairs | harness
-    data: str = ""  # corpus:NAME of the corpus stage, data:PATH below data_dir, hub:OWNER/NAME, or a path beside the YAML file
+    data: str = ""  # corpus:NAME of the corpus stage, data:PATH below data_dir, hub:OWNER/NAME, a URL, or a path beside the YAML file
     description: str = ""
     # Rows of the data.
     subset: str = ""  # hub: configuration
     split: str = ""  # hub: split; empty: test
     format: str = ""  # jsonl | json | csv | tsv | conll | parquet; empty: by the name's ending
     columns: list[str] = field(default_factory=list)  # csv, tsv: names of the columns where the file has no header
+    sentences: int = 1  # conll: so many sentences are a row; none goes on from one document into the next
     records: str = ""  # the field (dots lead inwards) whose entries are the rows; they inherit the other fields
+    join: str = ""  # a second file (as in data); fields of its row of the same id are added
     where: dict[str, Any] = field(default_factory=dict)  # only rows whose fields have these values
     keep: str = ""  # template: only rows for which it reads True
-    id: str = "id"  # the field that identifies an item; without it, the number of its row does
+    id: str = "id"  # the field that identifies an item; empty or without such a field, the number of its row does
+    distractors: dict[str, Any] = field(default_factory=dict)  # choice: wrong options from other rows: see ipt.evaluation.distractors
     shots: dict[str, Any] = field(default_factory=dict)  # demonstrations before each prompt: see ipt.evaluation.shots
     # How an item reads.
-    prompt: str = "{{ prompt }}"  # template
+    prompt: str | list[str] = "{{ prompt }}"  # template, or several phrasings: the hash of an item's id chooses its one
     options: str | list[str] = "options"  # choice: the field that lists the options, or a template for each of them
     option: str = "{{ option }}"  # choice: template around each option; what is scored is prompt + option
     gold: str = "gold"  # choice: the field with the right option (its index from 0 or its text; several: a list), or a template
@@ -44,8 +52,15 @@ class Task:
     answer: str = "{{ answer }}"  # generation: template of the right answer
     stop: list[str] = field(default_factory=lambda: ["\n"])  # generation: texts that end an answer
     max_new_tokens: int = 100  # generation
+    published_length: int = 0  # generation: the published scorer reads the last so many tokens of a prompt; 0: all. `paper` does as it
     parse: str = "text"  # generation: what an answer is: text | number | entities
     text: str = "{{ text }}"  # perplexity: template
+    context: str = ""  # perplexity: template of what stands before the text; it is read and not scored. pairs: of the context
+    measure: str = "pairs"  # pairs: what is written for a context: its pairs, or (responses) the response to each of its questions
+    pair_format: str = "ipt"  # pairs: prompt format: ipt (the synthesizer's) | chat (through the chat template)
+    reader: str = ""  # pairs: the file is one of the sets that synthesizers are tuned on (ipt.synthesis.tuning.READERS)
+    pairs: str = ""  # pairs: the field that lists the right pairs; empty: the row is one
+    question: str = "{{ question }}"  # pairs: template over an entry of `pairs` and the row; the response is `answer`
     # How answers are scored.
     metric: str = "accuracy"  # accuracy | micro_f1 | macro_f1 | weighted_f1 | multi_label; what `paper` and `correct` report
     group: str = ""  # field: the metric is taken for each of its values, and the mean of those is reported
@@ -60,10 +75,29 @@ class Task:
 
     @property
     def path(self) -> Path | None:
-        """The file of a task that reads one; None where it reads a corpus stage, a hub or the harness's data."""
-        if not self.data or self.data.startswith((CORPUS, HUB)):
+        """The file of a task that reads one from this machine; None where it reads a corpus stage, a hub, a URL or the harness's data."""
+        if not self.data or self.data.startswith((CORPUS, HUB)) or "://" in self.data:
             return None
         return self.data_dir / self.data.removeprefix(DATA) if self.data.startswith(DATA) else self.folder / self.data
+
+    @property
+    def file(self) -> CorpusFile | None:
+        """The one file that the task reads, on this machine or behind a URL; else None."""
+        if path := self.path:
+            return CorpusFile(str(path), path.name)
+        return remote_file(self.data) if "://" in self.data else None
+
+    @property
+    def joined(self) -> "Task | None":
+        """Where `join` is read from: every row of it."""
+        return Task(self.name, self.kind, self.join, id=self.id, folder=self.folder, data_dir=self.data_dir) if self.join else None
+
+    @property
+    def demonstrations(self) -> "Task | None":
+        """Where `shots` are read from: what they do not say of their data is as in the task."""
+        if not self.shots or self.kind == "harness":
+            return None
+        return replace(self, shots={}, **{key: value for key, value in self.shots.items() if key in ROWS})
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -76,15 +110,29 @@ class Group:
     name: str
     tasks: list[str]
     description: str = ""
+    published: dict[str, Any] = field(default_factory=dict)  # model -> published average, where those of the tasks are unknown
 
 
+ROWS = ("data", "subset", "split", "format", "columns", "sentences", "records", "join", "where", "keep", "id")
+_PROMPTED = {*ROWS, "shots", "prompt"}
+USES: dict[str, set[str]] = {  # kind -> the keys that mean something to it, beside those of every task
+    "choice": {*_PROMPTED, "distractors", "options", "option", "gold", "unconditional", "metric", "group"},
+    "generation": {*_PROMPTED, "answer", "stop", "max_new_tokens", "published_length", "parse"},
+    "perplexity": {*ROWS, "text", "context"},
+    "pairs": {*ROWS, "shots", "context", "measure", "pair_format", "reader", "pairs", "question", "answer", "max_new_tokens"},
+    "harness": {"harness", "data", "shots", "metric"},
+}
+EVERY = {"name", "kind", "description", "published"}
 KEYS = {
     "task": {key.name: key.type for key in fields(Task) if key.name not in ("folder", "data_dir")},
     "group": {key.name: key.type for key in fields(Group)},
 }
+SHOTS = {"number": int, "per_class": bool, "order": str, "separator": str, "seed": int, "vary": bool}
+DISTRACTORS = {"number": int, "field": str, "near": str}
 REQUIRED = {"harness": "harness"}  # kind -> the key that it needs; of all others: data
 EXPECTED: dict[Any, str] = {
     str: "a text",
+    bool: "true or false",
     int: "a whole number above 0",
     list[str]: "a list of texts",
     dict[str, Any]: "a mapping",
@@ -103,7 +151,7 @@ def load_tasks(names: Iterable[str], data_dir: str | Path = "data") -> list[Task
             if known != task:
                 raise ValueError(f"tasks: {name} is called {task.name} like another task: give one of the two another name")
     if not tasks:
-        raise ValueError(f"tasks is empty: name at least one of {', '.join(task_names())}, or the path of a .yaml file")
+        raise ValueError(f"tasks is empty: name at least one, or the path of a .yaml file ({LISTED})")
     return list(tasks.values())
 
 
@@ -112,9 +160,41 @@ def task_names() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
+def read_group(name: str) -> Group | None:
+    """The group of this name or file; None if that is a task."""
+    path = _find(name, Path())
+    content = _load_yaml(path)
+    return _group(content, path) if "tasks" in content else None
+
+
 def task_digests(tasks: Iterable[Task]) -> dict[str, str]:
-    """Task name -> digest of its definition and of its own data file: inputs of the evaluation stage beside model and corpus."""
-    return {task.name: hash_json([task.definition, hash_file(task.path) if task.path else None]) for task in tasks}
+    """Task name -> digest of its definition and of the files that it reads: inputs of the evaluation stage beside model and corpus.
+
+    A data set of a hub has only its name.
+    """
+    return {task.name: hash_json([task.definition, *map(_file_digest, sources(task))]) for task in tasks}
+
+
+def sources(task: Task) -> list[Task]:
+    """The task, and what else it reads rows from: `join`, the shots' data and their `join`."""
+    return [source for part in (task, task.demonstrations) if part for source in (part, part.joined) if source]
+
+
+def remote_file(url: str) -> CorpusFile:
+    """The file behind an http(s) or fsspec URL; nothing is read yet."""
+    import fsspec
+
+    try:
+        system, path = fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{url}: no such kind of file system, or a package for it is missing ({first_line(error)})") from None
+    return CorpusFile(path, path.partition("?")[0].rpartition("/")[2], system)
+
+
+def _file_digest(source: Task) -> str | None:
+    if source.path and source.path.is_dir():  # of the harness's own task files
+        return hash_json(hash_folder(source.path))
+    return source.file.digest() if source.file else None
 
 
 def _resolve(name: str, folder: Path, data_dir: Path, inside: tuple[Path, ...]) -> list[Task]:
@@ -125,7 +205,7 @@ def _resolve(name: str, folder: Path, data_dir: Path, inside: tuple[Path, ...]) 
     content = _load_yaml(path)
     if "tasks" not in content:
         return [_task(content, path, data_dir)]
-    group = Group(**{"name": path.stem, **_checked(content, "group", path)})
+    group = _group(content, path)
     return [task for member in group.tasks for task in _resolve(member, path.parent, data_dir, (*inside, path))]
 
 
@@ -133,15 +213,13 @@ def _find(name: str, folder: Path) -> Path:
     if name.endswith((".yaml", ".yml")):
         path = folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"tasks: {name} is no file: give the path of a task's YAML file, or one of {', '.join(task_names())}")
+            raise FileNotFoundError(f"tasks: {name} is no file: give the path of a task's YAML file, or a name ({LISTED})")
         return path.resolve()
     path = SHIPPED / f"{name}.yaml"
     if "/" in name or not path.is_file():
-        known = task_names()
-        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-        raise ValueError(
-            f"tasks: no task or group is called {name!r}: did you mean {' or '.join(nearest)}? Own tasks: the path of a .yaml file"
-        )
+        nearest = " or ".join(difflib.get_close_matches(name, task_names(), n=3, cutoff=0.5))
+        guess = f"did you mean {nearest}? " if nearest else ""
+        raise ValueError(f"tasks: no task or group is called {name!r}: {guess}Own tasks: the path of a .yaml file ({LISTED})")
     return path
 
 
@@ -155,6 +233,10 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def _group(content: dict[str, Any], path: Path) -> Group:
+    return Group(**{"name": path.stem, **_checked(content, "group", path)})
+
+
 def _task(content: dict[str, Any], path: Path, data_dir: Path) -> Task:
     values = {"name": path.stem, **_checked(content, "task", path)}
     needed = ("kind", REQUIRED.get(values.get("kind", ""), "data"))
@@ -163,27 +245,54 @@ def _task(content: dict[str, Any], path: Path, data_dir: Path) -> Task:
         raise ValueError(f"{path}: the key {missing[0]} is missing: a task needs {' and '.join(needed)}")
     if "/" in values["name"]:
         raise ValueError(f"{path}: name is {values['name']!r}, but it names a file of predictions: leave out the slash")
+    _check_use(values, path)
     return Task(**values, folder=path.parent, data_dir=data_dir)
+
+
+def _check_use(values: dict[str, Any], path: Path) -> None:
+    """Refuse keys that the task's kind would ignore, and keys inside `shots` and `distractors` that nobody knows."""
+    kind = values["kind"]
+    ignored = [key for key in values if key not in USES[kind] | EVERY] if kind in USES else []
+    if ignored:
+        raise ValueError(f"{path}: {ignored[0]} means nothing to a task of kind {kind}: leave it out (it is for {_users(ignored[0])})")
+    shots: dict[str, Any] = {"number": int} if kind == "harness" else {**SHOTS, **{key: KEYS["task"][key] for key in ROWS}}
+    for name, types, needed in (("shots", shots, ["number"]), ("distractors", DISTRACTORS, ["number", "field"])):
+        if given := values.get(name):
+            _check_types(given, types, path, f"{name}.")
+            if missing := [key for key in needed if key not in given]:
+                raise ValueError(f"{path}: {name}.{missing[0]} is missing")
+
+
+def _users(key: str) -> str:
+    return " or ".join(kind for kind, used in USES.items() if key in used) or "other kinds"
 
 
 def _checked(content: dict[str, Any], what: str, path: Path) -> dict[str, Any]:
     """`content` with known keys and values of the right type."""
-    types = KEYS[what]
+    _check_types(content, KEYS[what], path)
+    return content
+
+
+def _check_types(content: dict[str, Any], types: dict[str, Any], path: Path, within: str = "") -> None:
     for key, value in content.items():
         if key not in types:
             nearest = difflib.get_close_matches(str(key), types, n=1) or list(types)
-            raise ValueError(f"{path}: unknown key {key!r}: did you mean {', '.join(nearest)}?")
-        wanted = EXPECTED.get(types[key], "a text or a list of texts")
+            raise ValueError(f"{path}: unknown key {within + str(key)!r}: did you mean {', '.join(nearest)}?")
+        wanted = "a whole number" if key == "seed" else EXPECTED.get(types[key], "a text or a list of texts")
         if not _is(value, wanted):
-            raise ValueError(f"{path}: {key} is {value!r}, expected {wanted}")
-    return content
+            booleans = isinstance(value, list) and bool in map(type, value)
+            hint = " (yes and no are true and false in YAML: put them in quotes)" if booleans else ""
+            raise ValueError(f"{path}: {within}{key} is {value!r}, expected {wanted}{hint}")
 
 
 def _is(value: Any, wanted: str) -> bool:
     texts = isinstance(value, list) and bool(value) and all(isinstance(entry, str) for entry in value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
     return {
         "a text": isinstance(value, str),
-        "a whole number above 0": isinstance(value, int) and not isinstance(value, bool) and value > 0,
+        "true or false": isinstance(value, bool),
+        "a whole number": whole,
+        "a whole number above 0": whole and value > 0,
         "a list of texts": texts,
         "a mapping": isinstance(value, dict),
     }.get(wanted, isinstance(value, str) or texts)

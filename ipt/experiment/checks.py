@@ -2,7 +2,10 @@
 
 from ipt.config import Config, SourceConfig
 from ipt.corpus.build import check_corpus
-from ipt.evaluation.run import check_tasks
+from ipt.evaluation import chat
+from ipt.evaluation.contamination import check_data
+from ipt.evaluation.during_training import check_during_training
+from ipt.evaluation.run import check_config, check_tasks
 from ipt.evaluation.task import load_tasks
 from ipt.experiment.pipeline import arm_config
 from ipt.experiment.sources import SOURCE_TEXTS, source_corpus
@@ -30,14 +33,21 @@ def check_train(config: Config) -> None:
     check_training(config)
     check_launch(config.trainer)
     if config.tasks:
-        check_tasks(config.evaluation, config.tasks, data_dir=config.data_dir)
+        _check_tasks(config)
+    check_during_training(config)
 
 
 def check_evaluate(config: Config) -> None:
     check_model(config.model)
     if not config.tasks:
         raise ValueError("tasks=[]: name at least one task or group, for example tasks=[ontology]")
-    check_tasks(config.evaluation, config.tasks, data_dir=config.data_dir)
+    _check_tasks(config)
+
+
+def check_chat(config: Config) -> None:
+    check_model(config.model)
+    check_config(config.evaluation)
+    chat.check_chat(config.chat, config.evaluation)
 
 
 def check_reproduce(config: Config) -> None:
@@ -81,6 +91,12 @@ def _check_mixture(config: Config) -> None:
         check_rendering(config.rendering)
     for name in sorted(set(sources) - {"raw", "instruction"}):
         check_source(name, config)
+
+
+def _check_tasks(config: Config) -> None:
+    check_tasks(config.evaluation, config.tasks, data_dir=config.data_dir)
+    for path in config.evaluation.contamination:
+        check_data(path, config.model)
 
 
 def check_source(name: str, config: Config) -> None:

@@ -10,11 +10,14 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ipt.config import Config, conf_dir
+from ipt.experiment.job import obey_launcher
 
 # Ours to read, theirs to ignore: set before any library that would ask the network or print at import.
 QUIET = {"TOKENIZERS_PARALLELISM": "true", "WANDB_SILENT": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -32,10 +35,15 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
         os.environ.setdefault(name, value)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us instead of Hydra's own many lines
 
+    obey_launcher()
     failures: list[BaseException] = []
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)
-    def main(config: DictConfig) -> None:
+    def main(config: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # under a launcher that is not ours, such as submitit's
+            from ipt.experiment.process import launch_of, run_here
+
+            return run_here(launch_of(HydraConfig.get()), HydraConfig.get().job.num)
         try:
             work(to_config(config))
         except BaseException as error:  # carried past Hydra, which would print it in its own way too

@@ -22,12 +22,19 @@ def _work(command: str, config: Config) -> None:
         "synthesize": (checks.check_synthesize, pipeline.synthesize),
         "train": (checks.check_train, pipeline.train),
         "evaluate": (checks.check_evaluate, pipeline.evaluate),
+        "chat": (checks.check_chat, _chat),
         "reproduce": (checks.check_reproduce, reproduce.reproduce),
     }[command]
     check(config)
     work(config)
 
 
+def _chat(config: Config) -> None:
+    from ipt.evaluation.chat import chat
+
+    chat(config.chat, config.evaluation, config.model)
+
+
 COMMANDS: dict[str, Callable[[], None]] = {
-    command: partial(run_command, command, partial(_work, command)) for command in ("synthesize", "train", "evaluate", "reproduce")
+    command: partial(run_command, command, partial(_work, command)) for command in ("synthesize", "train", "evaluate", "chat", "reproduce")
 }

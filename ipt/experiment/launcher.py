@@ -1,102 +1,131 @@
-"""Sweeps: each job of a Hydra multirun is a process of its own, and one table at the end shows them all."""
+"""The jobs of a sweep, each a process of its own, side by side, until all have ended or the sweep is told to stop."""
 
-import json
 import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
 
-from hydra import compose
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from ipt.experiment.job import Job
+from ipt.experiment.live import Live
+from ipt.experiment.process import TRY_AGAIN, Launch, Run, planned_run
+from ipt.experiment.slots import Slots, gpu_share, visible_gpus
 
-RESULT_FILE = "IPT_RESULT_FILE"  # a job writes what it did to the file that this environment variable names
+POLL = 0.2  # seconds
 
 
-def run_sweep(command: str, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
-    """Run `python -m ipt <command> <overrides>` for each job, one after another, and print one table of what came out.
+@dataclass(frozen=True)
+class LaunchSettings:
+    """How jobs are run on this machine."""
 
-    A job recognises what is finished by its key, so the same sweep run again does only what is missing. A failed job does
-    not stop the others; the sweep then ends with a ValueError. Runs of a sweep share a W&B group.
+    n_jobs: int = 1  # side by side
+    gpus_per_job: float | None = None  # below 1: so many jobs share a GPU; null: as many as the config asks for
+    retries: int = 0  # further tries of a job that fails
+
+
+def run_jobs(launch: Launch, numbers: Sequence[int], settings: LaunchSettings) -> list[Job]:
+    """Run the planned jobs of these numbers and return what came of each.
+
+    Finished ones are recognised and not started. One that fails is tried again `settings.retries` times and does not stop the others.
+    At SIGINT or SIGTERM the running jobs are told to save and to end; at a second one they are killed. Raises
+    KeyboardInterrupt after SIGINT, SystemExit(75) after SIGTERM, and ValueError for settings that cannot be met.
     """
-    group = [] if _has_group(job_overrides) else [f"logger.group={_sweep_name(job_overrides)}"]
-    results = [_run_job(command, [*overrides, *group]) for overrides in job_overrides]
-    _print_table(job_overrides, results)
-    failed = sum(result is None for result in results)
-    if failed:
-        raise ValueError(f"{failed} of {len(results)} jobs failed; run the same command again to redo only those")
-    return [_job_return(overrides, result) for overrides, result in zip(job_overrides, results, strict=True)]
+    runs = [planned_run(launch, number) for number in numbers]
+    queue = _Queue(runs, _slots(runs, settings), settings)
+    with _stop_signals() as stop, Live(runs) as live:
+        try:
+            while queue.running or (queue.waiting and not stop.received):
+                queue.collect(stopped=stop.received > 0)
+                if not stop.received:
+                    queue.begin()
+                stop.pass_on(queue.running)
+                live.show(stop.received)
+                time.sleep(POLL if queue.running else 0)
+        finally:
+            for run in queue.running:
+                run.kill()
+    if stop.received:
+        raise KeyboardInterrupt if stop.first == signal.SIGINT else SystemExit(TRY_AGAIN)
+    return [run.job for run in runs]
 
 
-def report_result(folder: Path, figures: dict[str, Any]) -> None:
-    """Called by a job at its end: tell the sweep it belongs to, if any, what came out."""
-    if RESULT_FILE in os.environ:
-        Path(os.environ[RESULT_FILE]).write_text(json.dumps({"folder": str(folder), **figures}))
+@dataclass
+class _Queue:
+    """Which jobs wait, and which run."""
+
+    waiting: list[Run]
+    slots: Slots
+    settings: LaunchSettings
+
+    def __post_init__(self) -> None:
+        self.waiting, self.running = list(self.waiting), list[Run]()
+
+    def begin(self) -> None:
+        """Start what there is room for; what turns out to be finished needs none."""
+        for run in list(self.waiting):
+            if run.tries == 0 and run.was_finished():
+                self.waiting.remove(run)
+                continue
+            taken = self.slots.take(run.share)
+            if taken is not None:
+                run.gpus = taken
+                run.start(self.settings.n_jobs)
+                self.waiting.remove(run)
+                self.running.append(run)
+
+    def collect(self, stopped: bool) -> None:
+        """Keep what came of the jobs that have ended; those that failed wait for their next try if they have one."""
+        for run in list(self.running):
+            assert run.process is not None
+            if run.process.poll() is None:
+                continue
+            run.finish(stopped)
+            self.slots.give(run.gpus, run.share)
+            self.running.remove(run)
+            if run.job.status == "failed" and run.tries <= self.settings.retries:
+                self.waiting.append(run)
 
 
-def _run_job(command: str, overrides: Sequence[str]) -> dict[str, Any] | None:
-    """Figures that the job reported, or None if it failed. Success is what the job says, not its exit code alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        start = [sys.executable, *_processes(command, overrides), "-m", "ipt", command, *overrides]
-        process = subprocess.run(start, env={**os.environ, RESULT_FILE: str(result)}, check=False)
-        if process.returncode or not result.exists():
-            return None
-        return json.loads(result.read_text())
+def _slots(runs: Sequence[Run], settings: LaunchSettings) -> Slots:
+    """The room there is; says of each run how much of it it needs."""
+    if settings.n_jobs < 1:
+        raise ValueError(f"hydra.launcher.n_jobs={settings.n_jobs}: must be at least 1")
+    shares_out = settings.n_jobs > 1 or settings.gpus_per_job is not None  # else each job may use all there is
+    gpus = visible_gpus(os.environ) if shares_out else []
+    for run in runs:
+        run.share = gpu_share(run.launch.command, run.config, settings.gpus_per_job) if gpus else 0.0
+        if run.share > len(gpus):
+            wish = f"job {run.job.name} wants {run.share:g} GPUs"
+            raise ValueError(f"{wish} and there are {len(gpus)}: set trainer.devices or hydra.launcher.gpus_per_job")
+    return Slots(settings.n_jobs, dict.fromkeys(gpus, 1.0))
 
 
-def _processes(command: str, overrides: Sequence[str]) -> list[str]:
-    """What starts a job's processes: torchrun where its config wants more than one. A config that is wrong is told by the job itself."""
+class _Stop:
+    """Signals that tell the sweep to stop: at the first the jobs are told too, at the second they are killed."""
+
+    def __init__(self) -> None:
+        self.received, self.first = 0, 0
+        self._passed_on = 0
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.first = self.first or number
+        self.received += 1
+
+    def pass_on(self, running: Sequence[Run]) -> None:
+        if self._passed_on < self.received:
+            self._passed_on = self.received
+            for run in running:
+                run.ask_to_end() if self.received == 1 else run.kill()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    previous = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        trainer = compose(command, list(overrides)).trainer  # Hydra is set up: this is its launcher
-    except (HydraException, OmegaConfBaseException):
-        return []
-    if command != "train" or trainer.devices * trainer.num_nodes == 1:
-        return []
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={trainer.devices}"]
-
-
-def _has_group(job_overrides: Sequence[Sequence[str]]) -> bool:
-    return any(override.startswith("logger.group=") for override in job_overrides[0])
-
-
-def _sweep_name(job_overrides: Sequence[Sequence[str]]) -> str:
-    names = sorted({override.split("=")[0].lstrip("+") for overrides in job_overrides for override in _varying(overrides, job_overrides)})
-    return "sweep-" + "-".join(name.replace(".", "_") for name in names)
-
-
-def _varying(overrides: Sequence[str], job_overrides: Sequence[Sequence[str]]) -> list[str]:
-    """The overrides in which a job differs from the others."""
-    common = set(job_overrides[0]).intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
-    return [override for override in overrides if override not in common]
-
-
-def _print_table(job_overrides: Sequence[Sequence[str]], results: Sequence[dict[str, Any] | None]) -> None:
-    from rich.table import Table
-
-    from ipt.console import console
-
-    columns = list(dict.fromkeys(name for result in results if result for name in result if name != "folder"))
-    table = Table(title="Sweep", title_justify="left")
-    for name in ("job", *columns, "result in"):
-        table.add_column(name, justify="left" if name in ("job", "result in") else "right", overflow="fold")
-    for overrides, result in zip(job_overrides, results, strict=True):
-        cells = ["failed", *[""] * len(columns)] if result is None else [*(_cell(result.get(name)) for name in columns), result["folder"]]
-        table.add_row(" ".join(_varying(overrides, job_overrides)), *cells)
-    console.print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value if value is not None else "")
-
-
-def _job_return(overrides: Sequence[str], result: dict[str, Any] | None) -> JobReturn:
-    job = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-    job.return_value = result
-    return job
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -12,27 +12,34 @@ from omegaconf import OmegaConf
 from ipt.config import Config, CorpusConfig, SourceConfig
 from ipt.console import console
 from ipt.corpus.overlap import Overlap
-from ipt.experiment.launcher import report_result
+from ipt.evaluation import ranks
+from ipt.experiment.job import job_result, report_result, report_training
 from ipt.experiment.sources import SOURCE_TEXTS, source_corpus
 from ipt.mixture.schedule import schedule_points
 from ipt.models import model_identity
-from ipt.stage import Stage, hash_file, rank, run_stage
+from ipt.stage import Stage, find_stage, hash_file, rank, run_stage
 from ipt.training.identity import trainer_settings
 
 if TYPE_CHECKING:
     from ipt.corpus.documents import RowText
+    from ipt.evaluation.during_training import DuringTraining
     from ipt.evaluation.task import Task
     from ipt.tokens.source import GivenStore
 
 Json = dict[str, Any]
 
 
+class Unfinished(Exception):
+    """There is work to do, and it was not to be done."""
+
+
 @dataclass
 class Stages:
-    """Runs the stages of one config; remembers them, in order, for the report."""
+    """Runs the stages of one config; remembers them, in order, for the report. `reuse_only`: raises Unfinished instead of working."""
 
     config: Config
     done: list[tuple[str, Stage]] = field(default_factory=list)
+    reuse_only: bool = False
 
     def _run(
         self,
@@ -47,16 +54,13 @@ class Stages:
         known = next((stage for known, stage in self.done if known == (label or name)), None)
         if known is not None:
             return known
-        stage = run_stage(
-            name,
-            folder,
-            work,
-            config=config,
-            inputs=inputs,
-            stages_dir=Path(self.config.stages_dir),
-            seed=self.config.seed,
-            collective=collective,
-        )
+        identity: Json = {"config": config, "inputs": inputs, "stages_dir": Path(self.config.stages_dir), "seed": self.config.seed}
+        if self.reuse_only:
+            stage = find_stage(name, folder, **identity)
+            if stage is None:
+                raise Unfinished(name)
+        else:
+            stage = run_stage(name, folder, work, **identity, collective=collective)
         self.done.append((label or name, stage))
         return stage
 
@@ -137,9 +141,10 @@ class Stages:
             from ipt.training.logger import build_loggers
             from ipt.training.run import train
 
+            report_training(output)
             pairs = self.pairs().folder / "pairs" if "instruction" in stores else None
             folders = {source: store.folder for source, store in stores.items()}
-            return train(config, folders, output, lambda: build_loggers(config, name, output, pairs))
+            return train(config, folders, output, lambda: build_loggers(config, name, output, pairs), self._during_training(output))
 
         settings: Json = {"model": config.model, "architecture": config.architecture}
         settings |= {part: asdict(getattr(config, part)) for part in ("mixture", "optimizer", "schedule", "lora")}
@@ -149,19 +154,57 @@ class Stages:
         inputs = {source: store.digest for source, store in stores.items()} | {"model": model_identity(config.model)}
         return self._run("training", work, settings, inputs, folder, label=name, collective=True)
 
-    def evaluation(self, model: str, identity: str, name: str = "evaluation", folder: Path | None = None) -> Stage:
+    def contamination(self, data: str, corpus: Stage | None) -> Stage:
+        """Which items of the tasks are in the token store or the texts at the path `data`."""
+        from ipt.evaluation.contamination import data_digest, find_contamination, is_looked_for
+        from ipt.evaluation.kinds import kind_of
+        from ipt.evaluation.task import load_tasks, task_digests
+
+        tasks = [task for task in load_tasks(self.config.tasks, self.config.data_dir) if is_looked_for(task)]
+        ngram = self.config.decontamination.ngram
+
+        def work(output: Path) -> Json:
+            items = {task.name: kind_of(task).read(task, corpus.folder if corpus else None) for task in tasks}
+            return find_contamination(items, data, self.config.model, output, ngram)
+
+        inputs = {"data": data_digest(data), **task_digests(tasks), **({"corpus": corpus.digest} if corpus else {})}
+        return self._run("contamination", work, {"ngram": ngram}, inputs, label=f"contamination {data}")
+
+    def evaluation(self, model: str, identity: str, name: str = "evaluation", folder: Path | None = None, trained: bool = False) -> Stage:
+        """`trained`: the model comes from this config's training, so its token stores are looked through for the tasks' items."""
         from ipt.evaluation.task import load_tasks, task_digests
 
         config, tasks = self.config.evaluation, load_tasks(self.config.tasks, self.config.data_dir)
         corpus = self.corpus() if any(task.needs_corpus for task in tasks) else None
+        data = [*config.contamination, *(self._trained_on() if trained else ())]
+        found = [self.contamination(path, corpus) for path in data]
 
         def work(output: Path) -> Json:
+            from ipt.evaluation.contamination import load_contaminated
             from ipt.evaluation.run import evaluate
 
-            return evaluate(config, model, self.config.tasks, corpus.folder if corpus else None, output, self.config.data_dir)
+            folder = corpus.folder if corpus else None
+            contaminated = load_contaminated([stage.folder for stage in found], tasks) if found else None
+            return evaluate(config, model, self.config.tasks, folder, output, self.config.data_dir, contaminated)
 
         inputs = {"model": identity, **task_digests(tasks), **({"corpus": corpus.digest} if corpus else {})}
-        return self._run("evaluation", work, asdict(config), inputs, folder, label=name)
+        inputs |= {f"contamination {number}": stage.digest for number, stage in enumerate(found)}
+        settings = {key: value for key, value in asdict(config).items() if key not in ("during_training", "contamination")}
+        return self._run("evaluation", work, settings, inputs, folder, label=name, collective=True)
+
+    def _during_training(self, output: Path) -> "DuringTraining | None":
+        """What scores the model of a training while it goes on, if the config asks for that. It changes nothing in the training."""
+        from ipt.evaluation.during_training import DuringTraining, scored_tasks
+        from ipt.evaluation.task import load_tasks
+
+        if self.config.evaluation.during_training.steps is None:
+            return None
+        needs_corpus = any(task.needs_corpus for task in load_tasks(scored_tasks(self.config), self.config.data_dir))
+        return DuringTraining(self.config, self.corpus().folder if needs_corpus else None, output)
+
+    def _trained_on(self) -> list[str]:
+        """Where the token stores are that the training reads."""
+        return [str(self.store(source).folder) for source in schedule_points(self.config.mixture)[0].ratios]
 
     def _texts(self, source: str) -> tuple[Path, str]:
         """Folder of part-*.parquet with the texts of a source, and its digest."""
@@ -234,33 +277,71 @@ class Stages:
 
 
 def synthesize(config: Config) -> None:
-    stages = Stages(config)
-    stages.synthesis(_folder(config))
-    stage = stages.pairs(_below(_folder(config), "filtered"))
-    console.print(f"pairs: {stage.folder / 'pairs'}")
-    report_result(stage.folder, {name: stage.stats[name] for name in ("documents", "pairs") if name in stage.stats})
+    result = _synthesized(Stages(config))
+    console.print(f"pairs: {Path(result['folder']) / 'pairs'}")
+    report_result(result)
 
 
 def train(config: Config) -> None:
     stages = Stages(config)
     stage = stages.training(folder=_folder(config))
+    ranks.leave()
     if rank() > 0:
         return
     console.print(f"model: {stage.folder / 'export'}")
-    figures = {"steps": stage.stats["steps"], "tokens": stage.stats["tokens"], "final loss": stage.stats["final_loss"]}
-    if config.tasks:
-        scores = stages.evaluation(str(stage.folder / "export"), stage.digest, folder=_below(_folder(config), "evaluation"))
-        figures |= _main_scores(scores.folder)
-    report_result(stage.folder, figures)
+    report_result(_trained(stages))
 
 
 def evaluate(config: Config) -> None:
-    from ipt.evaluation.results import table
+    from ipt.evaluation.tables import table
+    from ipt.experiment.evaluation_log import log_evaluation
 
-    stage = Stages(config).evaluation(config.model, model_identity(config.model), folder=_folder(config))
-    console.print(table({config.model: stage.folder}))
-    console.print(f"results: {stage.folder / 'results.json'}")
-    report_result(stage.folder, _main_scores(stage.folder))
+    ranks.join()
+    result = _evaluated(Stages(config))
+    ranks.leave()
+    if rank() > 0:
+        return
+    folder = Path(result["folder"])
+    console.print(table({config.model: folder}))
+    console.print(f"results: {folder / 'results.md'}, {folder / 'results.json'}")
+    log_evaluation(config, folder, model_identity(config.model))
+    report_result(result)
+
+
+def finished_result(command: str, config: Config) -> Json | None:
+    """What the command would report of this config if all of its stages are finished; None if there is something to do."""
+    results = {"synthesize": _synthesized, "train": _trained, "evaluate": _evaluated}
+    if command not in results:
+        return None
+    try:
+        return results[command](Stages(config, reuse_only=True))
+    except (Unfinished, ValueError, OSError):  # what is wrong the command itself tells better
+        return None
+
+
+def _synthesized(stages: Stages) -> Json:
+    folder = _folder(stages.config)
+    stages.synthesis(folder)
+    stage = stages.pairs(_below(folder, "filtered"))
+    return job_result(stage.folder, {name: stage.stats[name] for name in ("documents", "pairs") if name in stage.stats})
+
+
+def _trained(stages: Stages) -> Json:
+    """The training of a config and, where it has tasks, the scores of its model."""
+    folder = _folder(stages.config)
+    stage = stages.training(folder=folder)
+    figures = {"steps": stage.stats["steps"], "tokens": stage.stats["tokens"], "final loss": stage.stats["final_loss"]}
+    if not stages.config.tasks:
+        return job_result(stage.folder, figures, training=stage.folder)
+    export = str(stage.folder / "export")
+    scores = stages.evaluation(export, stage.digest, folder=_below(folder, "evaluation"), trained=True).folder
+    return job_result(stage.folder, figures | _scores(scores), training=stage.folder, evaluation=scores)
+
+
+def _evaluated(stages: Stages) -> Json:
+    config = stages.config
+    scores = stages.evaluation(config.model, model_identity(config.model), folder=_folder(config)).folder
+    return job_result(scores, _scores(scores), evaluation=scores)
 
 
 def arm_config(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -288,11 +369,19 @@ def _below(folder: Path | None, name: str) -> Path | None:
     return folder / name if folder else None
 
 
+def _scores(folder: Path) -> dict[str, float]:
+    """All scores of an evaluation, the main one of each task first."""
+    results = json.loads((folder / "results.json").read_text())
+    scores = {f"{task} {name}": metric["value"] for task, metrics in results.items() for name, metric in metrics.items()}
+    return _main_scores(folder) | scores
+
+
 def _main_scores(folder: Path) -> dict[str, float]:
-    """One figure a task, for a sweep's table: the log-probability of the right answer, or what the task has instead."""
+    """One figure a task, for a sweep's table: the log-probability of the right answer, which tells small models apart, or what the
+    task has instead."""
     results = json.loads((folder / "results.json").read_text())
     scores = {}
     for task, metrics in results.items():
-        name = next(metric for metric in ("logprob", "nll", *metrics) if metric in metrics)
+        name = next(metric for metric in ("logprob", "nll", "correct", "paper", *metrics) if metric in metrics)
         scores[f"{task} {name}"] = metrics[name]["value"]
     return scores

@@ -30,7 +30,7 @@ def reproduce(config: Config) -> None:
     for name, changes in config.arms.items():
         stages = Stages(arm_config(config, changes))  # what it shares with other arms is recognised by its key
         training = stages.training(f"training {name}")
-        scores = stages.evaluation(str(training.folder / "export"), training.digest, f"evaluation {name}")
+        scores = stages.evaluation(str(training.folder / "export"), training.digest, f"evaluation {name}", trained=True)
         arms.append(Arm(name, training.folder, scores.folder))
         for label, stage in stages.done:
             if label in ("synthesis", "filters"):
@@ -109,6 +109,6 @@ def _facts(config: Config) -> dict[str, Any]:
 
 
 def _scores_table(arms: list[Arm]) -> Any:
-    from ipt.evaluation.results import table
+    from ipt.evaluation.tables import table
 
     return table({arm.name: arm.evaluation for arm in arms})

@@ -55,16 +55,20 @@ class Measure:
 
 
 MEASURES = {
+    "correct": Measure("score", 1, percent=True, detail="accuracy or F1, as is right for the task"),
+    "paper": Measure("score by the published rule", 1, percent=True),
     "accuracy": Measure("accuracy", 1, percent=True),
     "accuracy_sum": Measure("accuracy by sum", 1, percent=True, detail="options compared by their whole log-probability"),
+    "accuracy_bytes": Measure("accuracy by bytes", 1, percent=True, detail="options compared by their log-probability per byte"),
     "logprob": Measure("log-probability", 1, unit="nats per token", detail="of the right answer"),
     "probability": Measure("probability", 1, percent=True, detail="of the right answer"),
     "bits_per_byte": Measure("bits per byte", -1),
     "nll": Measure("negative log-likelihood", -1, unit="nats per token"),
     "perplexity": Measure("perplexity", -1),
+    "contaminated": Measure("contaminated", percent=True, detail="items that are in the training data"),
 }
 # The main measures of a task: from each line the first metric that the task has. The last line counts for tasks without an answer.
-MAIN_ANSWER_METRICS = (("accuracy", "exact_match", "f1"), ("logprob", "probability"))
+MAIN_ANSWER_METRICS = (("correct", "accuracy", "exact_match", "f1"), ("logprob", "probability"))
 MAIN_TEXT_METRICS = ("bits_per_byte", "nll", "perplexity")
 
 
@@ -73,7 +77,7 @@ def measure_of(metric: str) -> Measure:
     if metric in MEASURES:
         return MEASURES[metric]
     label = spaced(metric)
-    if any(part in metric for part in ("accuracy", "exact_match", "f1")):
+    if any(part in metric for part in ("accuracy", "exact_match", "f1", "correct", "paper")):
         return Measure(label, 1, percent=True)
     if any(part in metric for part in ("log_prob", "logprob", "log_likelihood")):
         return Measure(label, 1)
@@ -261,10 +265,13 @@ def _main_metrics(metrics: Iterable[str]) -> list[str]:
 
 def main_scores(scores: list[Score]) -> dict[tuple[str, str], dict[str, Score]]:
     """(task, metric) -> arm -> score, for the main measures only."""
-    metrics: dict[str, list[str]] = {}
+    metrics: dict[str, dict[str, list[float | None]]] = {}
     for score in scores:
-        metrics.setdefault(score.task, []).append(score.metric)
-    main = {task: _main_metrics(names) for task, names in metrics.items()}
+        metrics.setdefault(score.task, {}).setdefault(score.metric, []).append(score.value)
+    for values in metrics.values():
+        if values.get("accuracy") == values.get("correct"):
+            values.pop("correct", None)  # the same by its better-known name
+    main = {task: _main_metrics(values) for task, values in metrics.items()}
     table: dict[tuple[str, str], dict[str, Score]] = {}
     for score in scores:
         if score.metric in main[score.task]:

@@ -97,6 +97,19 @@ def data_sets(name: str, config: SourceConfig) -> dict[str, list[Path]]:
     return {data_set: found[data_set] for data_set in config.include or found}
 
 
+def distinct_pairs(pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
+    """Pairs that a synthesizer's output could hold: both sides said, and no question twice."""
+    kept: dict[str, Pair] = {}
+    for pair in pairs:
+        if not pair.question or not pair.answer:
+            dropped["empty_question_or_answer"] += 1
+        elif pair.question.lower() in kept:
+            dropped["doubled_question"] += 1
+        else:
+            kept[pair.question.lower()] = pair
+    return list(kept.values())
+
+
 def _all_texts(
     config: SourceConfig, name: str, seed: int, lengths: Lengths | None, counts: dict[str, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
@@ -166,7 +179,7 @@ def _read_collection(path: Path, random_: random.Random, dropped: Counter[str]) 
             context, sides = row["context"].strip(), [(pair["Q"].strip(), pair["A"].strip()) for pair in row["QA_list"]]
         except (KeyError, TypeError, AttributeError):
             raise ValueError(f"{path}, line {number + 1}: expected `context` (text) and `QA_list` (objects with texts Q and A)") from None
-        pairs = _distinct([Pair(*side) for side in sides], dropped)
+        pairs = distinct_pairs([Pair(*side) for side in sides], dropped)
         if not pairs:
             dropped["context_without_pairs"] += 1
         elif parse(pairs_text(pairs)).pairs != pairs:
@@ -329,26 +342,13 @@ def _kept(id: str, context: str, pairs: list[Pair], dropped: Counter[str]) -> It
     """The example, if it has enough pairs left after those with an empty side, over-long answers and doubled questions are counted out."""
     short = [pair for pair in pairs if _words(pair.answer) <= MAX_ANSWER_WORDS]
     dropped["long_answer"] += len(pairs) - len(short)
-    kept = _distinct(short, dropped)
+    kept = distinct_pairs(short, dropped)
     if len(kept) < MIN_PAIRS:
         dropped["context_with_few_pairs"] += 1
     elif _words(context) > MAX_CONTEXT_WORDS:
         dropped["long_context"] += 1
     else:
         yield Example(id, context, kept)
-
-
-def _distinct(pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
-    """Pairs that a synthesizer's output could hold: both sides said, and no question twice."""
-    kept: dict[str, Pair] = {}
-    for pair in pairs:
-        if not pair.question or not pair.answer:
-            dropped["empty_question_or_answer"] += 1
-        elif pair.question.lower() in kept:
-            dropped["doubled_question"] += 1
-        else:
-            kept[pair.question.lower()] = pair
-    return list(kept.values())
 
 
 def _grounded(context: str, pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:

@@ -36,14 +36,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
-        return (
-            None if grad_hidden_TD is None else grad_hidden_TD * grad_loss,
-            None if grad_weight_VD is None else grad_weight_VD * grad_loss,
-            None,
-            None,
-            None,
-        )
+        grads = [None if grad is None else grad.mul_(grad_loss) for grad in ctx.saved_tensors]  # in place: a weight's is large
+        return grads[0], grads[1], None, None, None
 
 
 def chunked_cross_entropy(

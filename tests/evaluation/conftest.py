@@ -73,3 +73,22 @@ def write_corpus(folder):
     ]
     (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Writes a folder laid out as a data set of the hub: a file `test.json` for each configuration."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def write(configurations):
+        folder = tmp_path / "hub"
+        for name, rows in configurations.items():
+            (folder / name).mkdir(parents=True)
+            (folder / name / "test.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        configs = [{"config_name": name, "data_files": [{"split": "test", "path": f"{name}/test.json"}]} for name in configurations]
+        (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+        return folder
+
+    return write

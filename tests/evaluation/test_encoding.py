@@ -70,8 +70,47 @@ def test_a_long_prompt_loses_its_beginning(tokenizer):
 
 
 def test_an_option_that_fills_the_context(tokenizer):
-    with pytest.raises(ValueError, match=r"an option after 'Count:' fills all 4 tokens: raise evaluation.max_length"):
+    with pytest.raises(ValueError, match=r"the option that ends in .* two three four' fills all 4 tokens: raise evaluation.max_length"):
         encoder(tokenizer, max_length=4).question("Count:", [" one two three four", " no"])
+
+
+def test_an_option_as_the_answer_of_a_chat(tokenizer):
+    chat = Encoder(tokenizer, [], 64, chat=True)
+    turn = tokenizer.apply_chat_template([{"role": "user", "content": "Is it?"}], tokenize=False, add_generation_prompt=True)
+    question = chat.question("Is it?", [" yes", " no"])
+    whole = [question.prompt + option for option in question.options]
+    assert whole == [tokenizer(turn + option, add_special_tokens=False)["input_ids"] for option in ("yes", "no")]
+    assert tokenizer.eos_token_id in question.prompt and tokenizer.decode(question.prompt).startswith(turn.split("Is it?")[0])
+    assert chat.prompt("Is it?", 10) == (tokenizer(turn, add_special_tokens=False)["input_ids"], False)
+
+
+def test_chat_without_a_template():
+    class Plain:
+        chat_template = None
+
+    assert encoding.check_chat(Plain(), False) is False
+    with pytest.raises(ValueError, match=r"evaluation.chat is true, but the model's tokenizer has no chat template"):
+        encoding.check_chat(Plain(), True)
+
+
+def test_prompts_that_differ_by_option(tokenizer):
+    prompts, options = ["It is good to", "It is bad, very bad, to"], [" run", " run away"]
+    question = encoder(tokenizer).question(prompts, options)
+    texts = [prompt + option for prompt, option in zip(prompts, options, strict=True)]
+    assert [question.prompt + rest for rest in question.options] == tokenizer(texts)["input_ids"]
+    assert tokenizer.decode(question.prompt) == "It is" and question.scored == question.published == [1, 2]
+    row = encoding.tree_row(question)
+    assert row.targets == tokenizer([" run", " run away"])["input_ids"][0] + tokenizer(" run away")["input_ids"]
+
+
+def test_a_prompt_to_be_continued(tokenizer):
+    text = "one two three four five six seven eight nine ten"
+    whole = tokenizer(text)["input_ids"]
+    assert encoder(tokenizer, bos=True).prompt(text, 10) == ([tokenizer.bos_token_id, *whole], False)
+    assert encoder(tokenizer, bos=True, max_length=12).prompt(text, 7) == ([tokenizer.bos_token_id, *whole[-4:]], True)
+    assert encoder(tokenizer).prompt("", 10) == ([tokenizer.bos_token_id], False)
+    with pytest.raises(ValueError, match=r"12 new tokens leave no room for a prompt in 12"):
+        encoder(tokenizer, max_length=12).prompt(text, 12)
 
 
 def test_tree_row_by_hand():
@@ -81,6 +120,8 @@ def test_tree_row_by_hand():
     assert row.segments == [0, 0, 1, 1, 3]
     assert row.reads == [1, 2, 3, 1, 1, 4]
     assert row.targets == [1, 2, 3, 4, 5, 6]
+    partly = encoding.tree_row(Question([10, 11], [[1, 2, 3], [4]], truncated=False, scored=[2, 1]))  # token 1 belongs to the prompt
+    assert (partly.reads, partly.targets) == ([2, 3, 1], [2, 3, 4])
 
 
 @given(st.lists(st.lists(st.integers(0, 1), max_size=5), min_size=1, max_size=4))

@@ -9,8 +9,9 @@ from rich.console import Console
 from ipt.config import EvaluationConfig
 from ipt.evaluation import scorer as scorer_module
 from ipt.evaluation.choice import SCHEMA
-from ipt.evaluation.results import compare, load_results, read_predictions, table
+from ipt.evaluation.results import compare, load_results, read_predictions
 from ipt.evaluation.run import check_tasks, evaluate
+from ipt.evaluation.tables import table
 from ipt.models import load_model, load_tokenizer
 from ipt.stage import write_parquet
 
@@ -41,7 +42,7 @@ def test_results_predictions_and_statistics(evaluated):
     results = load_results(folder)
     assert list(results) == list(statistics["tasks"])
     assert statistics["items"] == 20 and all(not entry["reused"] for entry in statistics["tasks"].values())
-    assert set(results["is_a_recall"]) == {"accuracy", "accuracy_sum", "logprob", "probability", "bits_per_byte"}
+    assert set(results["is_a_recall"]) >= {"paper", "correct", "accuracy", "logprob", "probability", "bits_per_byte"}
     assert set(results["held_out_perplexity"]) == {"nll", "perplexity", "bits_per_byte"}
     for scores in results.values():
         for entry in scores.values():
@@ -148,13 +149,14 @@ def test_the_table_fits_a_hundred_columns(evaluated, tmp_path):
     (row,) = [line for line in lines if "perplexity ↓" in line]
     value = load_results(folder)["held_out_perplexity"]["perplexity"]["value"]
     assert row.count(f"{value:.0f} ±") == 3 and "–" in row
-    assert "definition_to_term_generalisation" in text
+    assert "definition_to_term_generalisation" in shown({"start": folder})
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"dtype": "fp16"}, r"evaluation.dtype is 'fp16', expected fp32 or bf16"),
+        ({"dtype": "fp8"}, r"evaluation.dtype is 'fp8', expected fp32 or bf16 or fp16"),
+        ({"quantize": "2bit"}, r"evaluation.quantize is '2bit', expected None or 4bit or 8bit"),
         ({"scoring": "fast"}, r"evaluation.scoring is 'fast', expected auto or tree or plain"),
         ({"batch_tokens": 0}, r"evaluation.batch_tokens is 0, expected 1 or more"),
         ({"limit": 0}, r"evaluation.limit is 0"),

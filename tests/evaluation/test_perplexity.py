@@ -6,6 +6,7 @@ from evaluation_cases import DOCUMENTS, TASK, make_scorer
 
 from ipt.evaluation import perplexity
 from ipt.evaluation.perplexity import Document
+from ipt.evaluation.task import Task
 
 
 @torch.no_grad()
@@ -42,14 +43,14 @@ def test_a_long_document_is_read_in_windows(model, tokenizer):
 
     assert row["tokens"] == len(ids) - 1
     assert row["nll"] == pytest.approx(loop_nll(model, ids, context), abs=1e-3)
-    assert perplexity.counts([row]) == {"windowed_documents": 1, "empty_documents": 0}
+    assert perplexity.counts([row]) == {"windowed_documents": 1, "empty_documents": 0, "truncated_contexts": 0}
 
 
 def test_metrics_by_hand():
     rows = [
-        {"nll": 6.0, "tokens": 2, "bytes": 10, "windows": 1},
-        {"nll": 4.0, "tokens": 3, "bytes": 8, "windows": 1},
-        {"nll": 0.0, "tokens": 0, "bytes": 0, "windows": 0},
+        {"nll": 6.0, "tokens": 2, "bytes": 10, "windows": 1, "truncated": True},
+        {"nll": 4.0, "tokens": 3, "bytes": 8, "windows": 1, "truncated": False},
+        {"nll": 0.0, "tokens": 0, "bytes": 0, "windows": 0, "truncated": False},
     ]
     found = perplexity.metrics(TASK, rows)
     assert found["nll"].value == pytest.approx(10 / 5)
@@ -58,7 +59,7 @@ def test_metrics_by_hand():
     # Clusters: residuals 6 - 2 * 2 and 4 - 2 * 3 around the ratio, over five tokens.
     assert found["nll"].stderr == pytest.approx(math.sqrt(2 / 1 * (2**2 + 2**2)) / 5)
     assert {metric.n for metric in found.values()} == {2}
-    assert perplexity.counts(rows) == {"windowed_documents": 0, "empty_documents": 1}
+    assert perplexity.counts(rows) == {"windowed_documents": 0, "empty_documents": 1, "truncated_contexts": 1}
 
 
 def test_documents_with_nothing_to_score(scorer):
@@ -66,3 +67,19 @@ def test_documents_with_nothing_to_score(scorer):
     assert (rows[0]["tokens"], rows[0]["nll"]) == (0, 0.0) and rows[1]["tokens"] > 0
     with pytest.raises(ValueError, match=r"task test: none of its 1 documents has two tokens or more"):
         perplexity.score(TASK, [Document("a", "")], scorer)
+
+
+def test_the_end_of_a_text_behind_its_context(model, tokenizer, scorer):
+    context, ends = "Cells that carry oxygen through the vessels are called", [" red blood cells", " red", " neurons"]
+    task = Task("test", "perplexity", "x.jsonl", context="{{ c }}", text="{{ t }}")
+    said = scorer.generate([tokenizer(context)["input_ids"]], [], 2, "greedy")[0].text
+    rows = perplexity.score(task, [Document(end, context + end, len(context)) for end in [*ends, said]], scorer)
+    begin = len(tokenizer(context)["input_ids"])
+    for row in rows:
+        ids = tokenizer(context + row["id"])["input_ids"]
+        whole, before = (loop_nll(model, part, lambda position: 0) for part in (ids, ids[:begin]))
+        assert row["nll"] == pytest.approx(whole - before, abs=1e-3) and row["tokens"] == len(ids) - begin
+        assert row["bytes"] == len(row["id"].encode()) and row["greedy"] is (row["id"] == said)
+    found = perplexity.metrics(task, rows)
+    assert found["accuracy"].value == pytest.approx(1 / 4)
+    assert found["text_perplexity"].value == pytest.approx(math.exp(sum(row["nll"] for row in rows) / 4))

@@ -116,3 +116,44 @@ def test_against_scipy():
     assert statistics.mcnemar(8, 3) == pytest.approx(scipy.binomtest(3, 11).pvalue)
     interval = scipy.binomtest(6, 20).proportion_ci(method="wilson")
     assert statistics.wilson(6, 20) == pytest.approx((interval.low, interval.high))
+
+
+# F1 of classes -------------------------------------------------------------------------------------------------------
+
+classes = st.integers(0, 3)
+
+
+@given(st.lists(st.tuples(classes, classes), min_size=1, max_size=30), st.sampled_from(["macro", "weighted"]))
+def test_f1_is_scikit_learns(pairs, average):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    answers, gold = zip(*pairs, strict=True)
+    metric = statistics.f1(answers, gold, average)
+    assert metric.value == pytest.approx(sklearn.f1_score(gold, answers, average=average, zero_division=0.0))
+    assert metric.influence.mean() == pytest.approx(0, abs=1e-12)
+
+
+def drawn_classes(n=300, seed=0):
+    """Answers that are right two times in three, for classes of different sizes."""
+    rng = np.random.default_rng(seed)
+    gold = rng.choice(4, n, p=[0.5, 0.3, 0.15, 0.05])
+    return np.where(rng.random(n) < 0.67, gold, rng.integers(0, 4, n)), gold
+
+
+@pytest.mark.parametrize("average", ["macro", "weighted"])
+def test_f1_influence_is_that_of_a_jackknife(average):
+    answers, gold = drawn_classes()
+    metric, n = statistics.f1(answers, gold, average), len(gold)
+    without = [statistics.f1(np.delete(answers, item), np.delete(gold, item), average).value for item in range(n)]
+    assert metric.influence == pytest.approx((n - 1) * (metric.value - np.array(without)), rel=0.2, abs=0.02)
+    rng = np.random.default_rng(1)
+    boot = [statistics.f1(answers[drawn], gold[drawn], average).value for drawn in rng.integers(0, n, (1000, n))]
+    assert metric.stderr == pytest.approx(np.std(boot), rel=0.1)
+
+
+def test_mean_of_groups_by_hand():
+    values = np.array([1.0, 3.0, 10.0, 0.0, 20.0, 30.0])
+    metric = statistics.mean_of_groups(["a", "a", "b", "b", "b", "b"], lambda items: statistics.mean(values[items]))
+    assert metric.value == pytest.approx((2 + 15) / 2) and metric.n == 6
+    # Each group a sample of its own: the variances of their means add up (here with n, not n - 1, in each).
+    expected = math.sqrt(6 / 5 * (1 / 2 + values[2:].var() / 4)) / 2
+    assert metric.stderr == pytest.approx(expected)

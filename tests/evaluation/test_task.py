@@ -54,7 +54,7 @@ def test_unknown_names_get_the_nearest():
         load_tasks(["is_a_recal"])
     with pytest.raises(FileNotFoundError, match=r"nowhere.yaml is no file"):
         load_tasks(["nowhere.yaml"])
-    with pytest.raises(ValueError, match=r"tasks is empty: name at least one of corpus_questions"):
+    with pytest.raises(ValueError, match=r"tasks is empty: name at least one, or the path of a .yaml file"):
         load_tasks([])
 
 
@@ -65,8 +65,20 @@ def test_unknown_names_get_the_nearest():
         ({"kind": "choice"}, r"mine.yaml: the key data is missing"),
         ({"kind": "choice", "data": 3}, r"mine.yaml: data is 3, expected a text"),
         ({"kind": "choice", "data": "x", "options": []}, r"mine.yaml: options is \[\], expected a text or a list of texts"),
+        ({"kind": "choice", "data": "x", "options": [True, False]}, r"mine.yaml: options is \[True, False\], .*put them in quotes"),
         ({"kind": "choice", "data": "x", "where": "a"}, r"mine.yaml: where is 'a', expected a mapping"),
         ({"kind": "choice", "data": "x", "name": "a/b"}, r"mine.yaml: name is 'a/b'.*leave out the slash"),
+        (
+            {"kind": "choice", "data": "x", "stop": ["."]},
+            r"mine.yaml: stop means nothing to a task of kind choice: .* \(it is for generation\)",
+        ),
+        ({"kind": "perplexity", "data": "x", "shots": {}}, r"mine.yaml: shots means nothing to a task of kind perplexity"),
+        (
+            {"kind": "harness", "harness": "a", "shots": {"number": 2, "seed": 1}},
+            r"mine.yaml: unknown key 'shots.seed': did you mean number",
+        ),
+        ({"kind": "choice", "data": "x", "distractors": {"number": 3}}, r"mine.yaml: distractors.field is missing"),
+        ({"kind": "choice", "data": "x", "distractors": {"near": 3}}, r"mine.yaml: distractors.near is 3, expected a text"),
         ({"tasks": "one"}, r"mine.yaml: tasks is 'one', expected a list of texts"),
         ({"tasks": ["mine.yaml"]}, r"mine.yaml: the group contains itself"),
         (["a"], r"mine.yaml: found list, expected keys"),
@@ -90,7 +102,7 @@ def test_a_file_that_is_no_yaml(tmp_path):
 
 def test_an_unknown_kind(tmp_path):
     (loaded,) = load_tasks([write_task(tmp_path, kind="choise", data="x")])
-    with pytest.raises(ValueError, match=r"task mine: kind is 'choise', expected choice or perplexity"):
+    with pytest.raises(ValueError, match=r"task mine: kind is 'choise', expected choice or generation or"):
         kind_of(loaded)
 
 
@@ -108,6 +120,11 @@ def test_digests_follow_definition_and_data(tmp_path):
     assert digest() == first != digest(prompt="{{ a }}")
     write_rows(tmp_path / "x.jsonl", {"a": 2})
     assert digest() != first
+    (tmp_path / "own").mkdir()
+    folder = load_tasks([write_task(tmp_path, "two", kind="harness", harness="two", data="own")])
+    before = task_digests(folder)
+    (tmp_path / "own" / "two.yaml").write_text("task: two")
+    assert task_digests(folder) != before
     assert set(task_digests(load_tasks(["ontology"]))) == {entry.name for entry in load_tasks(["ontology"])}
 
 
@@ -128,20 +145,20 @@ def test_templates_and_fields_of_a_users_file(tmp_path):
         gold="answer",
     )
     (question,) = choice.read(load_tasks([path])[0], None)
-    assert question == ("q7", "Question: Cost ${{5}} of what?\nAnswer:", [" TEA", " SALT"], 1)
+    assert question[:4] == ("q7", "Question: Cost ${{5}} of what?\nAnswer:", [" TEA", " SALT"], 1)
 
 
 def test_options_may_be_fixed_or_spread_over_fields(tmp_path):
     write_rows(tmp_path / "x.jsonl", {"prompt": "p", "a": "one", "b": "two", "gold": 1})
     path = write_task(tmp_path, kind="choice", data="x.jsonl", options=[" {{ a }}", " {{ b }}", " neither"])
     (question,) = choice.read(load_tasks([path])[0], None)
-    assert question == ("0", "p", [" one", " two", " neither"], 1)
+    assert question[:4] == ("0", "p", [" one", " two", " neither"], 1)
 
 
 def test_documents_of_a_users_file(tmp_path):
     write_rows(tmp_path / "x.jsonl", {"id": "a", "body": "text", "lang": "en"}, {"id": "b", "body": "Text", "lang": "de"})
     path = write_task(tmp_path, kind="perplexity", data="x.jsonl", text="{{ body }}", where={"lang": "de"})
-    assert perplexity.read(load_tasks([path])[0], None) == [("b", "Text")]
+    assert perplexity.read(load_tasks([path])[0], None) == [("b", "Text", 0)]
 
 
 GOOD = {"id": "a", "prompt": "p", "options": ["x", "y"], "gold": 0}
@@ -175,7 +192,7 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"x.jsonl line 2: not valid JSON"):
         read_rows(loaded, None)
     (tmp_path / "x.jsonl").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(ValueError, match=r"x.jsonl cannot be read: .*can't decode byte 0xff"):
+    with pytest.raises(ValueError, match=r"x.jsonl cannot be read as jsonl: .*can't decode byte 0xff"):
         read_rows(loaded, None)
     (tmp_path / "x.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"task mine: .*x.jsonl holds no rows"):

@@ -85,8 +85,9 @@ def choice_predictions(right: list[bool], margin: float) -> list[dict]:
     for number, is_right in enumerate(right):
         gold = -1.0 - 0.01 * number
         scores = [gold, gold - margin if is_right else gold + margin, -9.0, -9.0]
-        common = {"id": f"q{number}", "prompt_hash": str(number), "options": [" a", " b", " c", " d"], "gold": 0, "truncated": False}
-        rows.append({**common, "scores": scores, "sums": scores, "per_byte": [s / 2 for s in scores], "tokens": [1] * 4})
+        common = {"id": f"q{number}", "prompt_hash": str(number), "options": [" a", " b", " c", " d"], "gold": 0, "right": [0]}
+        figures = {"scores": scores, "published": scores, "sums": scores, "per_byte": [s / 2 for s in scores], "unconditional": None}
+        rows.append({**common, **figures, "group": None, "tokens": [1] * 4, "truncated": False})
     return rows
 
 
@@ -386,7 +387,7 @@ def test_every_score_is_shown_as_it_was_measured(page, arms):
                 row = shown[(words(task), measure_of(metric).label, arm.name)]
                 assert float(row[3][1]) == entry["value"] and float(row[4][1]) == entry["ci95"][0] and int(row[5][1]) == entry["n"]
                 expected += 1
-    assert len(shown) == expected == 39
+    assert len(shown) == expected == 57
 
 
 def words(task: str) -> str:
@@ -420,7 +421,7 @@ def test_a_difference_of_the_start_is_turned_around(page):
 def test_results_csv_holds_full_precision_and_the_paired_differences(table, arms):
     by_name = {arm.name: arm for arm in arms}
     results = {name: json.loads((arm.evaluation / "results.json").read_text()) for name, arm in by_name.items()}
-    assert len(table) == 39
+    assert len(table) == 57
     for row in table:
         entry = results[row["arm"]][row["task"]][row["metric"]]
         assert [float(row["value"]), float(row["stderr"])] == [entry["value"], entry["stderr"]]
@@ -513,7 +514,7 @@ def test_statistics_count_what_was_written(written):
     assert statistics == {
         "arms": 3,
         "tasks": 3,
-        "scores": 39,
+        "scores": 57,
         "figures": ["losses", "scores", "sources", "lengths", "kinds", "stages"],
         "main_differences": {"better": 1, "no difference shown": 3, "worse": 1},
     }

@@ -1,11 +1,13 @@
 """Runs that are scored on the way, against the same runs left alone, and their scores against those of what they export."""
 
+import csv
 import json
 import signal
 import time
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from ipt.config import EvaluationConfig
 from ipt.evaluation.during_training import DuringTraining, as_in_inference, check_during_training
@@ -32,7 +34,8 @@ def tasks(tmp_path_factory):
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": f"{text}. " * 5}) + "\n" for text in texts))
     (folder / "choices.yaml").write_text("kind: choice\ndata: choices.jsonl\n")
     (folder / "texts.yaml").write_text("kind: perplexity\ndata: texts.jsonl\n")
-    return [str(folder / f"{name}.yaml") for name in ("choices", "texts")]
+    (folder / "answers.yaml").write_text("kind: generation\ndata: texts.jsonl\nprompt: '{{ text }}'\nanswer: bone\nmax_new_tokens: 4\n")
+    return [str(folder / f"{name}.yaml") for name in ("choices", "texts", "answers")]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def test_the_last_scores_are_those_of_the_export(run, tasks, tmp_path, request):
     output = request.getfixturevalue(run)
     evaluate(EvaluationConfig(), str(output / "export"), tasks, None, tmp_path / "after")
     found, expected = load_results(output / "scores" / "step-00000006"), load_results(tmp_path / "after")
-    assert found.keys() == expected.keys() == {"choices", "texts"}
+    assert found.keys() == expected.keys() == {"choices", "texts", "answers"}
     for task, metrics in expected.items():
         for name, entry in metrics.items():
             assert found[task][name]["n"] == entry["n"]
@@ -160,13 +163,16 @@ def state_of(module):
     return modes, forwards, module.model.config._attn_implementation, random_state()
 
 
-def test_time_for_scores_counts_for_no_step(stores, make_config, tmp_path):
+def test_time_for_scores_counts_for_no_step_and_loggers_get_all_of_them(stores, make_config, tmp_path):
     def slow(module, step):
         time.sleep(1)
         return {"eval/pause/one": 1.0}
 
-    train(make_config("trainer.max_steps=3"), stores, tmp_path / "run", score=slow)
+    config = make_config("trainer.max_steps=3", "trainer.log_every=2")
+    train(config, stores, tmp_path / "run", lambda: [CSVLogger(tmp_path, name="logged")], score=slow)
     steps = read_metrics(tmp_path / "run")
+    with next(tmp_path.glob("logged/*/metrics.csv")).open() as file:
+        assert [row["eval/pause/one"] for row in csv.DictReader(file)] == ["1.0"] * 3
     assert all(step["eval/pause/one"] == 1.0 for step in steps)
     assert all(step["tokens_per_second"] > 128 for step in steps[1:])  # 128 tokens a step, which takes much less than the pause
     assert all(step["data_wait"] < 0.9 for step in steps[1:])

@@ -1,0 +1,115 @@
+"""`python -m ipt.evaluation COMMAND ...`: which tasks there are, what a model reads of them, and what finished evaluations say."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Each command is a subparser whose default `run` takes the parsed options."""
+    parser = argparse.ArgumentParser(prog="python -m ipt.evaluation", description="Tasks, and what finished evaluations say.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    tasks = commands.add_parser("tasks", help="list tasks and groups, and say whether their data is there")
+    tasks.add_argument("names", nargs="*", metavar="NAME", help="tasks, groups or .yaml files (default: all that ship)")
+    tasks.set_defaults(run=_tasks)
+    show = commands.add_parser("show", help="print items of a task as a model reads them, the right answer marked")
+    show.add_argument("task", metavar="TASK", help="name of a task, or path of its .yaml file")
+    show.add_argument("number", metavar="N", nargs="?", type=int, default=3, help="items (default: 3)")
+    show.add_argument("--corpus", type=Path, help="folder of a finished corpus stage, for tasks that ask about it")
+    show.set_defaults(run=_show)
+    export = commands.add_parser("export", help="write tasks as files that lm-evaluation-harness runs (lm_eval --include_path FOLDER)")
+    export.add_argument("names", nargs="+", metavar="NAME", help="tasks, groups or .yaml files")
+    export.add_argument("folder", metavar="FOLDER", type=Path, help="where the files go")
+    export.add_argument("--corpus", type=Path, help="folder of a finished corpus stage, for tasks that ask about it")
+    export.set_defaults(run=_export)
+    _add_results(commands)
+    for command in (tasks, show, export):
+        command.add_argument("--data-dir", type=Path, default=Path("data"), help="where data sets lie that you fetched (default: data)")
+    return parser
+
+
+def _add_results(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Commands that read the folders of finished evaluations."""
+    table = commands.add_parser("table", help="print the main figures of one or several evaluations side by side")
+    compare = commands.add_parser("compare", help="print the differences of two evaluations, paired over the items of both")
+    average = commands.add_parser("average", help="print scores averaged over evaluations or training runs, with their spread")
+    table.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a finished evaluation")
+    compare.add_argument("folders", nargs=2, type=Path, metavar="FOLDER", help="of a finished evaluation: the first minus the second")
+    average.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="of an evaluation, or of a run that was scored in training"
+    )
+    average.add_argument("--last", type=int, default=5, metavar="K", help="of a training run, so many of the newest scores (default: 5)")
+    for command, run in ((table, _table), (compare, _compare), (average, _average)):
+        command.add_argument("--json", action="store_true", help="all metrics as JSON instead of a table")
+        command.set_defaults(run=run)
+
+
+def _tasks(options: argparse.Namespace) -> None:
+    from ipt.evaluation.preview import list_tasks
+
+    list_tasks(options.names, options.data_dir, Console())
+
+
+def _show(options: argparse.Namespace) -> None:
+    from ipt.evaluation.preview import show_task
+
+    show_task(options.task, options.number, options.data_dir, options.corpus, Console())
+
+
+def _export(options: argparse.Namespace) -> None:
+    from ipt.evaluation.export import export
+
+    names = export(options.names, options.folder, options.corpus, options.data_dir)
+    print(f"lm_eval --include_path {options.folder} --tasks {','.join(names)} --model hf --model_args pretrained=MODEL")
+
+
+def _table(options: argparse.Namespace) -> None:
+    from ipt.evaluation.results import load_results
+    from ipt.evaluation.tables import scores_table
+
+    folders = [folder.resolve() for folder in options.folders]
+    common = os.path.commonpath(folders) if len(set(folders)) > 1 else "."
+    found = {os.path.relpath(folder, common): load_results(folder) for folder in folders}
+    _print(found, scores_table(found), options.json)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from ipt.evaluation.results import compare
+    from ipt.evaluation.tables import differences_table
+
+    found = compare(*options.folders)
+    _print(found, differences_table(found), options.json)
+
+
+def _average(options: argparse.Namespace) -> None:
+    from ipt.evaluation.results import average
+    from ipt.evaluation.tables import scores_table
+
+    if options.last < 1:
+        raise ValueError(f"--last is {options.last}, expected 1 or more")
+    found = average(options.folders, options.last)
+    _print(found, scores_table({"average": found}), options.json)
+
+
+def _print(found: Any, table: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

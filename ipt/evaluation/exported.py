@@ -1,0 +1,147 @@
+"""A task of ours as one of lm-evaluation-harness: what the files that `export` writes are run by, under the harness's own command.
+
+The harness's model answers; what the answers are worth is said by the same code as under our command.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task as HarnessTask
+from lm_eval.config.task import TaskConfig
+from lm_eval.filters import build_filter_ensemble
+from numpy.typing import NDArray
+
+from ipt.evaluation import encoding
+from ipt.evaluation.backend import Generation
+from ipt.evaluation.encoding import Encoder, start_tokens
+from ipt.evaluation.export import ITEMS
+from ipt.evaluation.kinds import kind_of
+from ipt.evaluation.scorer import UNLIMITED
+from ipt.evaluation.task import Task
+from ipt.models import load_tokenizer
+
+MODEL = ("tokenizer", "pretrained", "model")  # arguments of the harness's models that name the tokenizer
+OUTPUT_TYPES = {"choice": "loglikelihood", "generation": "generate_until", "perplexity": "loglikelihood"}
+FEWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte")
+
+
+class ExportedTask(HarnessTask):
+    """A task whose items lie beside the YAML file that names it."""
+
+    VERSION = 1
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        metadata = config["metadata"]
+        model = next((metadata[name] for name in MODEL if metadata.get(name)), None)
+        if model is None:
+            raise ValueError(f"task {config['task']} needs the model's tokenizer: give --model_args pretrained=MODEL, or tokenizer=MODEL")
+        self.task = Task(**metadata["definition"])
+        self.kind = kind_of(self.task)
+        lines = Path(metadata["config_source"]).with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+        self.items = [ITEMS[self.task.kind](**json.loads(line)) for line in lines]
+        tokenizer = load_tokenizer(model)
+        self.encoder = Encoder(tokenizer, start_tokens(tokenizer, None), UNLIMITED)
+        # The harness reads a text without context behind BOS or EOS in any case.
+        self.prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.OUTPUT_TYPE = OUTPUT_TYPES[self.task.kind]
+        self._config = TaskConfig(task=config["task"], num_fewshot=0, metadata=metadata, output_type=self.OUTPUT_TYPE)
+        if self.task.kind == "generation":
+            self._config.generation_kwargs = {"until": self.task.stop, "max_gen_toks": self.task.max_new_tokens, "do_sample": False}
+        self._filters = [build_filter_ensemble("none", [["take_first", None]])]
+        blank = "" if self.task.kind == "generation" else (0.0, False)
+        predictions = [self._prediction(item, [blank] * len(self._requests(item))) for item in self.items]
+        self.names = list(self.kind.metrics(self.task, predictions))
+
+    # What the harness asks of a task
+
+    def has_training_docs(self) -> bool:
+        return False
+
+    def has_validation_docs(self) -> bool:
+        return False
+
+    def has_test_docs(self) -> bool:
+        return True
+
+    def test_docs(self) -> list[Any]:
+        return [item._asdict() for item in self.items]
+
+    def doc_to_text(self, doc: dict[str, Any]) -> str:
+        return str(doc.get("prompt", ""))
+
+    def doc_to_target(self, doc: dict[str, Any]) -> str:
+        item = self._item(doc)
+        return str(item.options[item.gold] if self.task.kind == "choice" else doc.get("answer", doc.get("text")))
+
+    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **_: Any) -> str:
+        """Demonstrations are part of the prompts already."""
+        return self.doc_to_text(doc)
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, metadata: tuple[Any, ...], **_: Any) -> list[Instance]:
+        requests = enumerate(self._requests(self._item(doc)))
+        return [Instance(kind, doc, arguments, index, metadata=metadata) for index, (kind, arguments) in requests]
+
+    def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
+        """The prediction, which every metric is made of."""
+        return dict.fromkeys(self.names, self._prediction(self._item(doc), results))
+
+    def aggregation(self) -> dict[str, Callable[[list[dict[str, Any]]], float]]:
+        return {name: partial(self._value, name) for name in self.names}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        return {name: name not in FEWER_IS_BETTER for name in self.names}
+
+    # From an item to requests, and from answers to a prediction
+
+    def _item(self, doc: dict[str, Any]) -> Any:
+        return ITEMS[self.task.kind](**doc)
+
+    def _requests(self, item: Any) -> list[tuple[Any, tuple[Any, ...]]]:
+        if self.task.kind == "generation":
+            return [("generate_until", (item.prompt, dict(self.config.generation_kwargs)))]
+        if self.task.kind == "perplexity":
+            parts = (item.text[: item.begin], item.scored)
+            return [("loglikelihood", parts)] if item.begin else [("loglikelihood_rolling", (item.text,))]
+        prompts = repeat(item.prompts) if isinstance(item.prompts, str) else item.prompts
+        alone = [] if item.unconditional is None else [(item.unconditional, option) for option in item.options]
+        return [("loglikelihood", pair) for pair in [*zip(prompts, item.options, strict=False), *alone]]
+
+    def _prediction(self, item: Any, results: Sequence[Any]) -> dict[str, Any]:
+        whole_text = self.task.kind == "perplexity" and not item.begin
+        encoder = replace(self.encoder, start=[self.prefix]) if whole_text else self.encoder
+        (prediction,) = self.kind.score(self.task, [item], _Answers(encoder, results, getattr(item, "scored", "")))
+        return prediction
+
+    def _value(self, name: str, predictions: list[dict[str, Any]]) -> float:
+        return self.kind.metrics(self.task, predictions)[name].value
+
+
+class _Answers:
+    """A backend that knows its answers: those of the harness's model to the requests of one item."""
+
+    def __init__(self, encoder: Encoder, results: Sequence[Any], scored: str) -> None:
+        self.encoder, self._results, self._scored = encoder, results, scored
+
+    def option_rows(self, question: encoding.Question) -> list[encoding.Row]:
+        return encoding.plain_rows(question)
+
+    def logprobs(self, rows: Sequence[encoding.Row], description: str) -> list[NDArray[np.float64]]:
+        """The harness gives a sum for each row; it is spread over the row's tokens."""
+        return [np.full(len(row.targets), total / len(row.targets)) for row, total in zip(rows, self._sums(), strict=True)]
+
+    def generate(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_new_tokens: int, description: str) -> list[Generation]:
+        (answer,) = self._results
+        text = answer if isinstance(answer, str) else self._scored if answer[1] else ""
+        tokens = len(self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [Generation(text, tokens, "stop")] * len(prompts)
+
+    def _sums(self) -> Iterator[float]:
+        for answer in self._results:
+            yield float(answer[0] if isinstance(answer, (tuple, list)) else answer)

@@ -1,0 +1,200 @@
+"""Rows of data files and of hub data sets, whatever their format."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ipt.corpus.files import CorpusFile, first_line
+from ipt.evaluation.task import HUB, Task
+
+if TYPE_CHECKING:
+    from _csv import Reader
+
+CELL = 1 << 30  # characters that a cell of a .csv file may have
+
+
+class Row(NamedTuple):
+    """One row of a file: where it is, for messages, its number from 0, and its fields."""
+
+    where: str
+    number: int
+    fields: dict[str, Any]
+
+
+def read_file(task: Task, file: CorpusFile) -> Iterator[Row]:
+    """The rows of a .jsonl, .json, .csv, .tsv, .conll (each also .gz or .zst) or .parquet file.
+
+    - json: a list of objects, or one object, of which each key is a row with the key in the field `key`; what is no object
+      is in the field `value`. An object that has the field which `records` begins with is one row.
+    - conll: a token and its tag in the first and the last column, empty lines between sentences. A row has `tokens`, `tags`,
+      `text` (the tokens with spaces between) and `entities` (a list of `text` and `type`).
+
+    Raises ValueError in one line that names file and row.
+    """
+    kind = _format(task, file)
+    for key, kinds in {"columns": ("csv", "tsv"), "sentences": ("conll",)}.items():
+        if kind not in kinds and getattr(task, key) != getattr(Task("", ""), key):
+            raise ValueError(f"task {task.name}: {key} is for {' and '.join(kinds)} files, but {file.path} is read as {kind}")
+    try:
+        if kind == "parquet":
+            yield from _parquet(file)
+            return
+        with file.open_lines() as data:
+            yield from FORMATS[kind](task, file.path, io.TextIOWrapper(data, encoding="utf-8-sig", newline=""))
+    except (UnicodeDecodeError, pa.ArrowInvalid, csv.Error) as error:
+        raise ValueError(f"{file.path} cannot be read as {kind}: {' '.join(str(error).split())}") from None
+
+
+def read_hub(task: Task) -> Iterator[Row]:
+    """The rows of a data set of the Hugging Face hub, or of its cached copy where the hub cannot be reached."""
+    from datasets import load_dataset  # takes seconds to import
+
+    name, split = task.data.removeprefix(HUB), task.split or "test"
+    called = "/".join(part for part in (name, task.subset) if part)
+    try:
+        rows = load_dataset(name, task.subset or None, split=split)
+        for number, fields in enumerate(rows):
+            yield Row(f"{called} split {split} row {number + 1}", number, fields)
+    except Exception as error:  # network, server, format: a hub raises whatever its clients do
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"task {task.name}: data set {called}, split {split}, cannot be read from the hub ({reason})") from None
+
+
+def _format(task: Task, file: CorpusFile) -> str:
+    name = file.name.removesuffix(".gz").removesuffix(".zst")
+    found = task.format or name.rpartition(".")[2]
+    known = [*FORMATS, "parquet"]
+    if found in known and (found != "parquet" or name == file.name):
+        return found
+    if task.format:
+        raise ValueError(f"task {task.name}: format is {task.format!r}, expected {', '.join(known)}")
+    endings = ", ".join(f".{kind}" for kind in known)
+    raise ValueError(f"{file.path}: expected a file that ends in {endings} (.parquet aside, also .gz or .zst), or the task's key `format`")
+
+
+# One format each -----------------------------------------------------------------------------------------------------
+
+
+def _jsonl(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines):
+        if line.strip():
+            where = f"{path} line {number + 1}"
+            fields = _parse(line, where)
+            if not isinstance(fields, dict):
+                raise ValueError(f"{where}: found {type(fields).__name__}, expected an object with fields")
+            yield Row(where, number, fields)
+
+
+def _json(task: Task, path: str, lines: io.TextIOWrapper) -> Iterator[Row]:
+    content = _parse(lines.read(), path)
+    if isinstance(content, list):
+        for number, entry in enumerate(content):
+            yield Row(f"{path} entry {number + 1}", number, as_fields(entry))
+    elif isinstance(content, dict) and task.records and task.records.split(".")[0] in content:
+        yield Row(path, 0, content)
+    elif isinstance(content, dict):
+        for number, (key, entry) in enumerate(content.items()):
+            yield Row(f"{path} key {key}", number, {"key": key, **as_fields(entry)})
+    else:
+        raise ValueError(f"{path}: found {type(content).__name__}, expected a list or an object")
+
+
+def as_fields(entry: Any) -> dict[str, Any]:
+    """An entry of a list as the fields of a row."""
+    return entry if isinstance(entry, dict) else {"value": entry}
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid JSON: {first_line(error)}") from None
+
+
+def _csv(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
+    yield from _table(task, path, csv.reader(lines, strict=True))
+
+
+def _tsv(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
+    """Quotes stand for themselves."""
+    yield from _table(task, path, csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _table(task: Task, path: str, cells: "Reader") -> Iterator[Row]:
+    csv.field_size_limit(CELL)
+    columns = task.columns or next(cells, [])
+    for number, row in enumerate(filter(None, cells)):
+        where = f"{path} line {cells.line_num}"
+        if len(row) != len(columns):
+            raise ValueError(f"{where}: {len(row)} cells, expected {len(columns)}: {', '.join(columns)}")
+        yield Row(where, number, dict(zip(columns, row, strict=True)))
+
+
+def _parquet(file: CorpusFile) -> Iterator[Row]:
+    number = 0
+    with file.open_anywhere() as data, pq.ParquetFile(data) as table:
+        for batch in table.iter_batches(batch_size=1024):
+            for fields in batch.to_pylist():
+                yield Row(f"{file.path} row {number + 1}", number, fields)
+                number += 1
+
+
+# CoNLL ---------------------------------------------------------------------------------------------------------------
+
+
+def _conll(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
+    number = 0
+    for first, document in _documents(path, lines):
+        for begin in range(0, len(document), task.sentences):
+            words = [word for sentence in document[begin : begin + task.sentences] for word in sentence]
+            tokens, tags = [token for token, _ in words], [tag for _, tag in words]
+            entities = [entity for sentence in document[begin : begin + task.sentences] for entity in _entities(sentence)]
+            fields = {"tokens": tokens, "tags": tags, "text": " ".join(tokens), "entities": entities}
+            yield Row(f"{path} sentence {first + begin + 1}", number, fields)
+            number += 1
+
+
+def _documents(path: str, lines: Iterable[str]) -> Iterator[tuple[int, list[list[tuple[str, str]]]]]:
+    """Each document as sentences of tokens and tags, behind the number of sentences before it."""
+    before, document, sentence = 0, [], []
+    for number, line in enumerate([*lines, "", "-DOCSTART-"]):
+        cells = line.split()
+        if cells and cells[0] != "-DOCSTART-":
+            if len(cells) < 2:
+                raise ValueError(f"{path} line {number + 1}: {line.strip()!r}, expected a token and its tag")
+            sentence.append((cells[0], cells[-1]))
+            continue
+        if sentence:
+            document.append(sentence)
+            sentence = []
+        if cells and document:
+            yield before, document
+            before, document = before + len(document), []
+
+
+def _entities(sentence: list[tuple[str, str]]) -> list[dict[str, str]]:
+    """Runs of tokens of one type; B- and S- begin another one, E- and S- end theirs (IO, BIO and BIOES)."""
+    found: list[tuple[list[str], str]] = []
+    ended = True
+    for token, tag in sentence:
+        prefix, _, kind = tag.partition("-")
+        if kind and not ended and prefix not in ("B", "S") and kind == found[-1][1]:
+            found[-1][0].append(token)
+        elif kind:
+            found.append(([token], kind))
+        ended = not kind or prefix in ("E", "S")
+    return [{"text": " ".join(tokens), "type": kind} for tokens, kind in found]
+
+
+FORMATS: dict[str, Callable[[Task, str, io.TextIOWrapper], Iterator[Row]]] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": _csv,
+    "tsv": _tsv,
+    "conll": _conll,
+}

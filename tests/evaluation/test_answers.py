@@ -1,0 +1,178 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipt.evaluation import answers
+from ipt.evaluation.answers import Entity, contains, entities, exact_match, first_number, number_right, word_f1
+
+
+def python_says(number):
+    """The released rule itself, on strings of digits, signs and commas that the test makes; as a float, which is what is compared."""
+    try:
+        return float(eval(number.replace("%", "/100").replace(",", "")))
+    except Exception:
+        return math.inf
+
+
+@given(st.from_regex(answers.RELEASED_NUMBER, fullmatch=True))
+def test_a_released_number_is_what_python_evaluates(number):
+    assert answers.released_value(number) == python_says(number)
+
+
+@given(st.text(st.sampled_from("0123456789.,%-+eE \nx٣")))
+def test_all_numbers_of_the_first_line(text):
+    found = answers.released_numbers(text)
+    assert found == [python_says(number) for number in answers.RELEASED_NUMBER.findall(text.split("\n")[0].strip())]
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "right"),
+    [
+        ("0.034", "0.042", True),  # any small share matches any other
+        ("4.2%", "0.042", True),
+        ("5 or 0.04", "0.042", True),  # any number counts
+        ("4.2", "4.2%", False),
+        ("1,234.005", "1234", True),
+        ("007", "08", True),  # neither is a number to Python: infinity is infinity
+        ("\n0.042", "0.042", False),  # the first line is empty
+        ("none", "0.042", False),
+        ("5", "yes", False),
+        ("", "yes", False),
+    ],
+)
+def test_the_released_rule_for_numbers(output, answer, right):
+    assert answers.released_number_right(output, answer) is right
+
+
+def test_a_number_that_crashed_the_released_scorer_is_wrong():
+    assert not answers.released_number_right("1" * 400, "5")
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "step", "unit"),
+    [
+        ("-12.6", "-12.6", "0.1", None),
+        ("−12.60", "-12.60", "0.01", None),
+        ("It fell by $(114) million", "-114", "1", "1e6"),
+        ("($12.6 million)", "-12.6", "0.1", "1e6"),
+        ("(12.6)%", "-12.6", "0.1", "0.01"),
+        ("(in 2019)", "2019", "1", None),
+        ("(2019: 5)", "2019", "1", None),
+        ("-$1,234.5", "-1234.5", "0.1", None),
+        ("US$ 1.2bn.", "1.2", "0.1", "1e9"),
+        ("about 13 percent", "13", "1", "0.01"),
+        ("25 basis points", "25", "1", "0.0001"),
+        ("from 2018-2019", "2018", "1", None),
+        ("FY-18 was 7", "18", "1", None),  # a dash behind a word is no sign
+        ("- 5 apples", "5", "1", None),  # nor is a bullet
+        (".5", ".5", "0.1", None),
+        ("1.5e-3", "0.0015", "0.0001", None),
+        ("12 months", "12", "1", None),  # m is million only by itself
+        ("Q4: 8", "8", "1", None),
+        ("no figure", None, None, None),
+    ],
+)
+def test_the_first_number_of_a_text(text, value, step, unit):
+    found = first_number(text)
+    if value is None:
+        assert found is None
+    else:
+        assert [str(float(part)) if part is not None else None for part in found] == [
+            str(float(part)) if part is not None else None for part in (value, step, unit)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "right"),
+    [
+        ("0.034", "0.042", False),  # the released scorer's leniency
+        ("0.0418", "0.042", True),  # rounds to the answer
+        ("0.0426", "0.042", False),
+        ("4.2%", "0.04187", True),  # rounded to two digits, within 0.5%
+        ("4.1%", "0.04187", False),
+        ("4.2", "4.2%", True),  # one of the two leaves the unit out
+        ("0.042", "4.2%", True),
+        ("42%", "4.2%", False),
+        ("$12.6 million", "12.6", True),
+        ("12,600,000", "12.6 million", True),
+        ("12.6 thousand", "12.6 million", False),
+        ("12.64 million", "12.6 million", True),
+        ("-12.6", "12.6", False),
+        ("5 or 12.6", "12.6", False),  # the first number is the answer
+        ("2018", "2019", False),  # a whole number is exact
+        ("2019.", "2019", True),
+        ("40%", "0", False),
+        ("3,728.0", "3728", True),
+        ("it is not known", "3", False),
+        ("Yes.", "yes", True),  # an answer without a number is compared as text
+        ("no", "yes", False),
+    ],
+)
+def test_the_right_rule_for_numbers(output, answer, right):
+    assert number_right(output, answer) is right
+
+
+@given(st.decimals(min_value=-10000, max_value=10000, places=3))
+def test_a_number_is_right_where_it_says_itself(value):
+    assert number_right(f"The answer is {value:,}.", str(value))
+    assert not number_right(str(-value), str(value)) or value == 0
+
+
+# The defects of the released rule for entities, as nereval 0.2.5 has shown them (paper section 7.3).
+NER = [
+    ("Ann (PER), Bob (PER)", "Ann (PER), Bob (PER)", 0.75),
+    ("Ann (PER), Bob (PER), Cid (PER)", "Ann (PER), Bob (PER), Cid (PER)", 2 / 3),
+    ("Ann (PER)", "Ann (PER), Bob (PER), Cid (PER)", 1.0),
+    ("Zoe (PER)", "Ann (PER), Bob (PER), Cid (PER)", 0.75),
+    ("Xia (PER), Yam (ORG)", "Ann (PER), Acme (ORG)", 0.5),
+    ("nothing", "none", 0.0),
+    # Further ones, recorded from the same package.
+    ("Lee (PER)", "Bob Lee (PER)", 1.0),  # only the last word of a name is read
+    ("Ann (PER), Ann (PER)", "Ann (PER)", 1.0),  # duplicates are dropped
+    ("Ann (ORG)", "Ann (PER)", 0.5),
+    ("Rome (LOC)", "Ann (PER)", 0.0),
+    ("Ann (PER), Acme (ORG), Rome (LOC)", "Ann (PER), Acme (ORG)", 0.8),
+]
+
+
+@pytest.mark.parametrize(("output", "answer", "f1"), NER)
+def test_the_released_rule_for_entities(output, answer, f1):
+    assert answers.released_entity_f1(output, answer) == pytest.approx(f1, abs=1e-12)
+
+
+def test_how_the_released_scorer_reads_entities():
+    read = answers.released_entities("Acme  (ORG), Bob Lee (PER) and Ann(PER) Ann (PER).x (A)(B)")
+    assert read == [("Acme ", "ORG"), ("Lee", "PER"), ("Ann", "PER"), (".x", "A)(B")]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "Silicium de Provence SAS (ORG), Evergreen Solar, Inc (ORG)",
+            [("Silicium de Provence SAS", "ORG"), ("Evergreen Solar, Inc", "ORG")],
+        ),
+        ("Ann  Lee (PER) Rome (LOC)", [("Ann Lee", "PER"), ("Rome", "LOC")]),
+        ("Ann (PER); Ann (PER)", [("Ann", "PER"), ("Ann", "PER")]),
+        ("(PER)", [("", "PER")]),  # a type without a name is an answer, and wrong
+        ("no entities", []),
+        ("Ann (see 2019)", []),
+    ],
+)
+def test_entities(text, found):
+    assert entities(text) == [Entity(*entity) for entity in found]
+
+
+def test_entities_count_as_often_as_both_say_them():
+    assert answers.entities_right("Ann (PER), Ann (PER), Bob (PER)", "Ann (PER), Ann (PER), Ann (PER), Lee (PER)") == 2
+    assert answers.entities_right("Lee (PER)", "Bob Lee (PER)") == 0
+    assert answers.entities_right("Ann (ORG)", "Ann (PER)") == 0
+
+
+def test_words():
+    assert exact_match("The Heart!", "heart") and not exact_match("a heart attack", "heart")
+    assert word_f1("the heart attack", "heart") == pytest.approx(2 / 3)
+    assert (word_f1("", ""), word_f1("heart", ""), word_f1("lung", "heart")) == (1.0, 0.0, 0.0)
+    assert contains("It is the heart, of course", "the heart") and not contains("hearts", "heart") and not contains("it", "")

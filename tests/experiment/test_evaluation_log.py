@@ -1,0 +1,40 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ipt.config import Config, EvaluationConfig, LoggerConfig
+from ipt.evaluation.results import load_results
+from ipt.evaluation.run import evaluate
+from ipt.experiment.evaluation_log import log_evaluation
+
+
+@pytest.fixture
+def evaluation(tmp_path, tiny_model):
+    rows = [{"prompt": f"Question {number}:", "options": [" yes", " no"], "gold": 0} for number in range(3)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.yaml").write_text("kind: choice\ndata: own.jsonl\n")
+    evaluate(EvaluationConfig(), tiny_model, [str(tmp_path / "own.yaml")], None, tmp_path / "scores")
+    return tmp_path / "scores"
+
+
+def test_an_evaluation_is_in_wandb(evaluation, tmp_path):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / ".wandb_id").write_text("abc123")
+    config = Config(name="test", model=str(tmp_path / "training" / "export"), logger=LoggerConfig(name="wandb", offline=True))
+    log_evaluation(config, evaluation, "identity")
+    (log,) = evaluation.glob("wandb/offline-run-*/*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
+    inspected = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    for entry in ('"trained_by":"abc123"', '"model_identity":"identity"', "own/logprob", "results.md"):
+        assert entry in inspected, entry
+    tables = {path.name.split("_")[0]: json.loads(path.read_text()) for path in evaluation.glob("wandb/*/files/media/table/*.json")}
+    assert len(tables["predictions"]["data"]) == 3
+    value = load_results(evaluation)["own"]["logprob"]["value"]
+    assert any(row[:3] == ["own", "logprob", pytest.approx(value)] for row in tables["results"]["data"])
+
+
+def test_without_a_logger_nothing_is_logged(evaluation):
+    log_evaluation(Config(), evaluation, "identity")
+    assert not (evaluation / "wandb").exists()
