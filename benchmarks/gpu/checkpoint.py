@@ -1,5 +1,6 @@
 """Runs that are killed and go on, to the bit; and how long a step waits for a checkpoint, written beside the training or before it."""
 
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from ipt.training.checkpoint import whole_checkpoints
 STEPS, EVERY, KILLED = 8, 2, 7  # at the kill the checkpoint of step 4 is whole, since that of step 6 has waited for it
 SAME = ("loss", "grad_norm", "lr", "tokens/raw")
 STALLS, STALL_EVERY = 13, 4
-LLAMA = {"model_type": "llama", "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 32_000}
+LLAMA: dict[str, Any] = {"model_type": "llama", "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 32_000}
 SMALL = LLAMA | {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
 LARGE = LLAMA | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 8}  # 0.6 billion weights
 TINY = LLAMA | {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 512}
@@ -25,13 +26,14 @@ def measure(piece: Piece) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         vocabulary = (TINY if piece.smoke else LLAMA)["vocab_size"]
-        stores = make_stores(folder / "stores", int(vocabulary), 20_000 if piece.smoke else 2_000_000)
+        stores = make_stores(folder / "stores", vocabulary, 20_000 if piece.smoke else 2_000_000)
         for optimizer, weights in variants():
             if piece.reach(f"kill and resume with {optimizer}, {weights} weights", 120):
                 resume(piece, folder / f"{optimizer}-{weights}", stores, {"optimizer.name": optimizer, "trainer.weights": weights})
         for beside in (True, False):
             if piece.reach(f"stalls, async_checkpoint={beside}".lower(), 60):
                 stall(piece, folder / f"stall-{beside}", stores, beside)
+                shutil.rmtree(folder / f"stall-{beside}")  # gigabytes
 
 
 def variants() -> Iterator[tuple[str, str]]:
@@ -51,7 +53,12 @@ def resume(piece: Piece, folder: Path, stores: dict[str, str], settings: dict[st
     resumed = train(piece, Job(settings, stores, str(folder / "killed"), deterministic=True))
     itself, off = difference(whole, again), difference(whole, resumed)
     names = f"{settings['optimizer.name']}, {settings['trainer.weights']} weights"
-    cells = {"optimizer": settings["optimizer.name"], "weights": settings["trainer.weights"], "killed after step": KILLED, "went on from": newest}
+    cells = {
+        "optimizer": settings["optimizer.name"],
+        "weights": settings["trainer.weights"],
+        "killed after step": KILLED,
+        "went on from": newest,
+    }
     piece.row("Kill and resume: largest relative difference of a step's figures", cells | {"resumed": off, "the same run twice": itself})
     piece.check(f"{names}: resumed against uninterrupted", off, itself)
     piece.check(f"{names}: the same run twice", itself, 0)
@@ -62,7 +69,7 @@ def stall(piece: Piece, folder: Path, stores: dict[str, str], beside: bool) -> N
     steps = train(piece, Job(settings | {"trainer.max_steps": STALLS}, stores, str(folder / "run")))
     seconds = [1 / step["tokens_per_second"] for step in steps]  # of a token: all steps have as many
     tokens = steps[0]["tokens"]
-    behind = [number for number in range(STALL_EVERY, STALLS, STALL_EVERY)]  # the step after a save has waited for it
+    behind = range(STALL_EVERY, STALLS, STALL_EVERY)  # the step after a save has waited for it
     plain = median(value for number, value in enumerate(seconds) if number not in behind and number)
     first, *others = [(seconds[number] - plain) * tokens for number in behind]
     newest = list(whole_checkpoints(folder / "run" / "checkpoints"))[-1]

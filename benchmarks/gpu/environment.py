@@ -2,7 +2,9 @@
 
 import shutil
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 import torch
 
@@ -11,17 +13,19 @@ from ipt.config import TrainerConfig
 from ipt.training.attention import resolve_attention
 from ipt.training.flops import named_peak
 
-PACKAGES = ("torch", "triton", "transformers", "lightning", "bitsandbytes", "flash-attn", "flash-attn-3", "flash-attn-4", "liger-kernel")
-PACKAGES += ("vllm", "ray", "hydra-core", "wandb", "pytest")
+PACKAGES = (
+    "torch triton transformers lightning bitsandbytes flash-attn flash-attn-3 flash-attn-4 liger-kernel vllm ray hydra-core wandb pytest"
+)
 KERNELS = ("auto", "packed", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
 def measure(piece: Piece) -> None:
-    for package in PACKAGES:
+    for package in PACKAGES.split():
         try:
             piece.row("Packages", {"package": package, "version": version(package)})
         except PackageNotFoundError:
             piece.row("Packages", {"package": package, "version": "not installed"})
+    imports(piece)
     for name in KERNELS:
         try:
             config = TrainerConfig(accelerator="cpu" if piece.smoke else "gpu", precision="bf16", attention=name)
@@ -35,13 +39,25 @@ def measure(piece: Piece) -> None:
     rates(piece)
 
 
+def imports(piece: Piece) -> None:
+    """Whether what is compiled for a GPU can be loaded: each in a process of its own, since some end it when they cannot."""
+    for module in ("bitsandbytes",) if piece.smoke else ("bitsandbytes", "flash_attn", "flash_attn.cute", "liger_kernel", "vllm"):
+        if find_spec(module.partition(".")[0]) is None or not piece.reach(f"import {module}", 60):
+            continue
+        done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+        said = done.stderr.strip().splitlines() or [""]
+        piece.row("Imports", {"module": module, "exit code": done.returncode, "last words": said[-1] if done.returncode else ""})
+
+
 def rates(piece: Piece) -> None:
     """Matrix products in bf16 and copies within the device: what no training can be faster than."""
     size, numbers = (256, 1 << 20) if piece.smoke else (8192, 1 << 31)
     left, right = (torch.randn(size, size, device=piece.device, dtype=torch.bfloat16) for _ in range(2))
     flops = 2 * size**3 / milliseconds(lambda: left @ right, piece.device) * 1000
     peak = named_peak("" if piece.smoke else torch.cuda.get_device_name())
-    piece.row("Rates", {"what": f"{size} x {size} matrix product, bf16", "TFLOP/s": flops / 1e12, "of the peak": flops / peak if peak else None})
+    piece.row(
+        "Rates", {"what": f"{size} x {size} matrix product, bf16", "TFLOP/s": flops / 1e12, "of the peak": flops / peak if peak else None}
+    )
     source = torch.randint(0, 100, (numbers,), dtype=torch.int8, device=piece.device)
     target = torch.empty_like(source)
     copied = 2 * numbers / milliseconds(lambda: target.copy_(source), piece.device) * 1000

@@ -20,7 +20,7 @@ def measure(piece: Piece) -> None:
     torch.manual_seed(0)
     sizes = (32, 48, 2, 2, 1) if piece.smoke else (1024, 4096, 12, 16, 4)
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **dict(zip(names, sizes, strict=True)))).eval()
+    model = LlamaForCausalLM(LlamaConfig.from_dict({"vocab_size": len(tokenizer), **dict(zip(names, sizes, strict=True))})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -83,7 +83,9 @@ def make_stores(folder: Path, vocabulary: int, tokens: int) -> dict[str, str]:
     for seed, (name, mean) in enumerate((("raw", 700), ("instruction", 1400))):
         random = np.random.default_rng(seed)
         sizes = lengths(tokens, mean, seed)
-        write_store(folder / name, (EncodedDocument(random.integers(0, vocabulary, size, dtype=np.uint32)) for size in sizes), "made up", 1 << 26)
+        write_store(
+            folder / name, (EncodedDocument(random.integers(0, vocabulary, size, dtype=np.uint32)) for size in sizes), "made up", 1 << 26
+        )
         stores[name] = str(folder / name)
     return stores
 

@@ -28,7 +28,9 @@ def measure(piece: Piece) -> None:
 
 def shape(piece: Piece) -> argparse.Namespace:
     sizes = (256, 32, 512, 64) if piece.smoke else (8192, 4096, 128256, 1024)
-    return argparse.Namespace(**dict(zip(("tokens", "width", "vocabulary", "chunk"), sizes, strict=True)), device=str(piece.device), repeats=5)
+    return argparse.Namespace(
+        **dict(zip(("tokens", "width", "vocabulary", "chunk"), sizes, strict=True)), device=str(piece.device), repeats=5
+    )
 
 
 def equal_chunks(piece: Piece) -> None:

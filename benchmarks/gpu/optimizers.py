@@ -75,7 +75,13 @@ def rows(piece: Piece) -> Iterator[tuple[Contender, bool]]:
 def show(piece: Piece, what: str, contender: Contender, mesh: DeviceMesh | None, expected: float) -> None:
     losses, state_bytes, parameters = train(piece, contender, mesh)
     found = sum(losses) / len(losses)
-    figures = {"first loss": losses[0], "last": losses[-1], "mean": found, "of fp32 AdamW's": found / expected, "bytes of state a weight": state_bytes / parameters}
+    figures = {
+        "first loss": losses[0],
+        "last": losses[-1],
+        "mean": found,
+        "of fp32 AdamW's": found / expected,
+        "bytes of state a weight": state_bytes / parameters,
+    }
     sharded = {"under": "FSDP2" if mesh else "one plain process"}
     piece.row(f"{len(losses)} steps from the same start", {"optimizer": contender.name, "weights": contender.weights} | sharded | figures)
     piece.check(f"{what}: mean loss as a share of fp32 AdamW's", found / expected, contender.limit)
@@ -103,14 +109,22 @@ def train(piece: Piece, contender: Contender, mesh: DeviceMesh | None) -> tuple[
 
 
 def config_of(piece: Piece, contender: Contender) -> Config:
-    architecture = {"model_type": "llama", "vocab_size": VOCABULARY, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    architecture = {
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     architecture |= {"hidden_size": 256, "intermediate_size": 512}
-    trainer = TrainerConfig(accelerator=piece.device.type.replace("cuda", "gpu"), precision="bf16", weights=contender.weights, attention="packed")
+    trainer = TrainerConfig(
+        accelerator=piece.device.type.replace("cuda", "gpu"), precision="bf16", weights=contender.weights, attention="packed"
+    )
     return Config(architecture=architecture, trainer=trainer, optimizer=OptimizerConfig(name=contender.name, lr=contender.lr))
 
 
 def batch(step: int, device: torch.device) -> dict[str, object]:
-    """Sequences in which each token follows from the one before, but for a tenth that is drawn: a small model learns them in tens of steps."""
+    """Sequences in which each token follows from the one before, but for a tenth that is drawn: learnt in tens of steps."""
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH + 1), generator=generator)
     drawn = torch.rand(ids.shape, generator=generator) < 0.1

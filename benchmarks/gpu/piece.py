@@ -20,7 +20,7 @@ PASSED, FAILED, SKIPPED, RUNNING = "passed", "failed", "skipped", "cut off"
 
 @dataclass
 class Piece:
-    """One piece while it runs. Everything that is told to it is written to its folder at once, so a piece that is killed leaves what it has."""
+    """One piece while it runs. What it is told is written to its folder at once, so a piece that is killed leaves what it has."""
 
     name: str
     folder: Path
@@ -147,7 +147,9 @@ def shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 10_000 else f"{value:,.0f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.4g}" if isinstance(value, float) and abs(value) < 10_000 else f"{value:,.0f}" if isinstance(value, float) else str(value)
+    )
 
 
 def milliseconds(work: Callable[[], Any], device: torch.device, repeats: int = 10) -> float:

@@ -35,8 +35,8 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFL
 mkdir -p "$folder"
 for piece in "${pieces[@]}"; do
   rm -f "$folder/$piece".{json,md,log}
-  timeout --kill-after=10 $((seconds + 50)) "$python" -m "benchmarks.gpu.$piece" --folder "$folder" --seconds $seconds "${options[@]}" 2>&1 |
-    tee "$folder/$piece.log"
+  timeout --kill-after=10 $((seconds + 50)) \
+    "$python" -m "benchmarks.gpu.$piece" --folder "$folder" --seconds "$seconds" "${options[@]}" 2>&1 | tee "$folder/$piece.log"
 done
 echo
 "$python" -m benchmarks.gpu.summary "$folder" "${pieces[@]}"

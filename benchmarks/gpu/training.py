@@ -23,7 +23,7 @@ from ipt.training.attention import resolve_attention
 from ipt.training.flops import CONVENTION, named_peak
 from ipt.training.memory import GIB, RESERVE, memory_model, training_memory
 
-LLAMA_3_8B = {
+LLAMA_3_8B: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 128256,
     "hidden_size": 4096,
@@ -82,9 +82,9 @@ class Trainings:
     def __init__(self, piece: Piece, folder: Path) -> None:
         self.piece, self.folder = piece, folder
         self.shapes = TINY if piece.smoke else LLAMA_3_8B
-        self.depth = self.shapes["num_hidden_layers"]
+        self.depth: int = self.shapes["num_hidden_layers"]
         self.optimizer = "adamw_8bit" if find_spec("bitsandbytes") else "adamw"
-        self.stores = make_stores(folder / "stores", int(self.shapes["vocab_size"]), 20_000 if piece.smoke else 2_000_000)
+        self.stores = make_stores(folder / "stores", self.shapes["vocab_size"], 20_000 if piece.smoke else 2_000_000)
         self.speeds: dict[Choice, float] = {}
         self.longest = {True: 0.0, False: 0.0}  # seconds of a run at full depth, and with few layers
 
@@ -106,8 +106,10 @@ class Trainings:
         if outcome.code == 0:
             self.tell(choice, known, outcome)
             return
-        why = "out of memory" if outcome.code == OUT_OF_MEMORY else "time was up" if outcome.code is None else "failed"
-        self.piece.row(title(full), known | {"tokens/s": why})
+        if outcome.code is None:
+            self.piece.not_reached.append(choice.label)
+            return
+        self.piece.row(title(full), known | {"tokens/s": "out of memory" if outcome.code == OUT_OF_MEMORY else "failed"})
         self.piece.check(f"{choice.label}: ended with an error, though it was predicted to fit", 1, 0)
         print(outcome.error, flush=True)
 
