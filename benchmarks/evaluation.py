@@ -139,7 +139,8 @@ def harness(scorer: Scorer, batch_size: int) -> Side:
 def real_questions(arguments: argparse.Namespace) -> dict[str, list[Question]]:
     chemprot, arc = load_tasks(["chemprot_local", "arc_easy_local"], Path(arguments.data))
     own = replace(chemprot, shots={**chemprot.shots, "vary": True})
-    tasks = {"ChemProt, 13 demonstrations of its own": own, "ChemProt, 13 shared demonstrations": chemprot, "ARC-easy": arc}
+    alone = replace(arc, unconditional="")  # a figure that the other sides do not compute
+    tasks = {"ChemProt, 13 demonstrations of its own": own, "ChemProt, 13 shared demonstrations": chemprot, "ARC-easy": alone}
     return {title: subset(choice.read(task, None), arguments.items) for title, task in tasks.items()}
 
 

@@ -1,7 +1,7 @@
 """Training steps on a CPU: this project's against Hugging Face Trainer's and litgpt's, on the same weights and documents.
 
-    python benchmarks/training.py                       # fp32 and bf16, two cores: about ten minutes
-    python benchmarks/training.py --quick               # fp32 only, small steps: two minutes
+    python benchmarks/training.py                       # fp32 and bf16, two cores: about ten minutes, the first time more
+    python benchmarks/training.py --quick               # fp32, small steps, without litgpt: two minutes
     python benchmarks/training.py --texts 'data/*.parquet' --seq-len 1024 --precision bf16
     python benchmarks/training.py --model FOLDER --litgpt ''   # without litgpt, which knows models by its own names only
 
@@ -86,12 +86,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--accumulate", type=int, default=2, help="micro-batches of a step, at least 2")
     parser.add_argument("--steps", type=int, default=1, help="steps of a pass")
     parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="fp32, 256 tokens x 2 x 2, two passes")
+    parser.add_argument("--quick", action="store_true", help="fp32, sequences of 256, two passes, without litgpt")
     arguments = parser.parse_args()
     if arguments.accumulate < 2:
         parser.error(f"--accumulate {arguments.accumulate}: must be at least 2, memory is measured in the second micro-batch")
     if arguments.quick:
-        arguments.precision, arguments.seq_len, arguments.micro_batch, arguments.accumulate, arguments.passes = ["fp32"], 256, 2, 2, 2
+        arguments.precision, arguments.seq_len, arguments.passes, arguments.litgpt = ["fp32"], 256, 2, ""
     return arguments
 
 
@@ -245,8 +245,11 @@ def make_jobs(arguments: argparse.Namespace, data: Data, precision: str) -> dict
         PADDED: {**trainer, "packed": False},
     }
     if arguments.litgpt:
-        python = str(environment(SIDES / "litgpt.txt"))
-        jobs[LITGPT] = {**shared, "script": "with_litgpt.py", "python": python, "name": arguments.litgpt, "rows": data.rows}
+        from transformers import AutoConfig
+
+        python, tied = environment(SIDES / "litgpt.txt"), AutoConfig.from_pretrained(shared["model"]).tie_word_embeddings
+        litgpt = {"script": "with_litgpt.py", "python": str(python), "name": arguments.litgpt, "tied": tied, "rows": data.rows}
+        jobs[LITGPT] = {**shared, **litgpt}
     return jobs
 
 

@@ -23,8 +23,12 @@ class CorpusConfig:
     subset: str | None = None  # hub: dataset configuration
     split: str = "train"  # hub: dataset split
     text_field: str = "text"  # column that holds the text
+    # files, hub: Jinja template that makes a text of all of a row's fields, in place of text_field; empty: text_field
+    template: str = ""
     id_field: str | None = None  # column that holds the id; null: a hash of file and row
     held_out: float = 0.05  # share of documents (ontology: of terms) that never enter training
+    # files, hub: field such as chapter: documents with the same value are held out together, those without one never; null: each alone
+    held_out_by: str | None = None
     limit: int | None = None  # at most so many training documents; null: all
     min_characters: int = 0  # files, hub: shorter documents are left out
     max_characters: int | None = None  # files, hub: longer documents are left out; null: none
@@ -162,6 +166,7 @@ class SourceConfig:
     subset: str | None = None  # its configuration
     split: str = "train"
     text_field: str = "text"
+    template: str = ""  # texts: Jinja template that makes a text of all of a row's fields, in place of text_field
     shots: int | None = 3  # tuning sets: at most so many examples in one text; null: as many as max_tokens allows
     include: list[str] = field(default_factory=list)  # collection: which folders of path, each a data set; empty: all
     max_contexts: int | None = None  # tuning sets: at most so many contexts of a data set, those with most pairs
@@ -306,12 +311,26 @@ class ChatConfig:
 
 
 @dataclass
+class PlaygroundConfig:
+    """A page in the browser to try a synthesizer and to talk to models."""
+
+    host: str = "127.0.0.1"  # address to listen at; any other than this machine's own lets others use the page, without a password
+    port: int | None = None  # null: the first free one from 7860 on
+    models: list[str] = field(default_factory=list)  # to talk to, beside `model` and what is in `exports`
+    exports: str = "outputs"  # every export/ below this folder is a model to talk to
+    max_characters: int = 50_000  # of a text
+    max_file_mib: int = 16  # of a file that is dropped on the page
+
+
+@dataclass
 class LoggerConfig:
     name: str = "none"  # none | wandb
     project: str = "ipt"
     group: str | None = None  # null: the experiment, or the sweep's folder
     tags: list[str] = field(default_factory=list)
     offline: bool | None = None  # null: offline when no key is configured
+    upload: bool = False  # artifacts hold the data themselves, weights included; false: where they are, and their digests
+    timeout: float = 20.0  # seconds that W&B may take to begin a run, or to end it; then the run is offline, or what is left is
 
 
 @dataclass
@@ -338,11 +357,13 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
+    playground: PlaygroundConfig = field(default_factory=PlaygroundConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     arms: dict[str, Any] = field(default_factory=dict)  # reproduce: name -> what the arm changes in this config
     seeds: list[int] = field(default_factory=list)  # reproduce: train each arm once for each of them; empty: once, with trainer.seed
     stages: list[str] = field(default_factory=list)  # reproduce: synthesis | tokens | training | evaluation | report; empty: all
-    published: str = ""  # the model of the paper whose figures this arm's are put beside
+    only: list[str] = field(default_factory=list)  # reproduce: names of the arms to work on; empty: all
+    published: str = ""  # the model of the paper whose figures an arm's are put beside; outside of arms: the start's
     dry_run: bool = False  # train: only say what the training needs: data, memory, time, disk; no GPU, weights or network
     dry_run_gpu: str = "H100"  # the GPU that a dry run reckons with: H100 | H200 | B200 | A100 | A100-40 | RTX4090 | RTX3090 | L4
     dry_run_mfu: float = 0.5  # and the share of its peak rate that is reached (model FLOPs utilisation)

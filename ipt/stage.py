@@ -253,13 +253,13 @@ def hash_file(path: Path) -> str:
 
 
 def hash_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """Relative path -> size and SHA-256 of every file below `folder`, hidden files and checkpoints left out."""
+    """Relative path -> size and SHA-256 of every file below `folder`, hidden files, checkpoints and the logs of W&B left out."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     relative = {path.relative_to(folder): path for path in files}
     return {
         str(name): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
         for name, path in relative.items()
-        if not any(part.startswith(".") for part in name.parts) and name.parts[0] not in ("checkpoints", MANIFEST, STATS)
+        if not any(part.startswith(".") for part in name.parts) and name.parts[0] not in ("checkpoints", "wandb", MANIFEST, STATS)
     }
 
 

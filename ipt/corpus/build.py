@@ -39,11 +39,11 @@ def build_corpus(
 ) -> dict[str, Any]:
     """Write `documents/part-*.parquet`, `held_out/part-*.parquet` and perhaps `questions.jsonl` to `output`; return statistics.
 
-    files and hub: what `build_filters` names is left out, of training and held-out documents alike, so that no held-out one
-    has a duplicate in training. A seeded hash of its id holds a document out; `limit` stops reading at so many training
-    documents; a questions.jsonl beside the user's files is checked and taken over. What was read is what was written and what
-    was dropped. ontology: a seeded hash holds terms out before pages are made; `limit` keeps the first pages of a seeded
-    shuffle of all. Training documents that share an n-gram with an item of `overlap` are counted and, with `remove`, dropped.
+    files and hub: what `build_filters` names is left out, of training and held-out documents alike, so that no held-out one has a
+    duplicate in training. A seeded hash of its id, or of what it has in the field `held_out_by`, holds a document out; `limit` stops
+    reading at so many training documents; a questions.jsonl beside the user's files is checked and taken over. What was read is what
+    was written and what was dropped. ontology: a seeded hash holds terms out before pages are made; `limit` keeps the first pages of a
+    seeded shuffle of all. Training documents that share an n-gram with an item of `overlap` are counted and, with `remove`, dropped.
     Raises what `check_corpus` and `read_documents` raise.
     """
     _check_values(config)
@@ -124,7 +124,7 @@ def _build_documents(
     config: CorpusConfig, seed: int, output: Path, decontamination: _Decontamination, row_text: RowText | None
 ) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
-    filters = build_filters(config)
+    filters, groups = build_filters(config), _Groups(config, seed)
     with (
         _Parts(output / "documents") as training,
         _Parts(output / "held_out") as held_out,
@@ -135,7 +135,7 @@ def _build_documents(
             if reason:
                 dropped[reason] += 1
                 continue
-            if unit_hash(seed, "held out document", document.doc_id) < config.held_out:
+            if groups.hold_out(document):
                 held_out.add(document)
                 continue
             if decontamination.drops(document.text):
@@ -147,6 +147,7 @@ def _build_documents(
                 break
         if not training.documents:
             raise ValueError(_nothing_left(config, held_out.documents, dropped))
+    groups.check()
     questions = _write_questions(output, _user_questions(config))
     return {
         "kind": config.kind,
@@ -155,8 +156,38 @@ def _build_documents(
         "dropped": dict(dropped),
         "stopped_at_limit": training.documents == config.limit,
         "questions": questions,
+        **groups.report(),
         **decontamination.report(),
     }
+
+
+class _Groups:
+    """Says which documents are held out: each by itself, or all of one value of a field together."""
+
+    def __init__(self, config: CorpusConfig, seed: int) -> None:
+        self._field, self._share, self._seed = config.held_out_by, config.held_out, seed
+        self._held_out, self._training, self._without = set[str](), set[str](), 0
+
+    def hold_out(self, document: Document) -> bool:
+        if self._field is None:
+            return unit_hash(self._seed, "held out document", document.doc_id) < self._share
+        if self._field not in document.meta:
+            self._without += 1
+            return False
+        group = document.meta[self._field]
+        held_out = unit_hash(self._seed, "held out group", group) < self._share
+        (self._held_out if held_out else self._training).add(group)
+        return held_out
+
+    def check(self) -> None:
+        if self._field and self._share and not self._held_out | self._training:
+            raise ValueError(f"corpus.held_out_by={self._field}: no document has such a field, so none can be held out: name another")
+
+    def report(self) -> dict[str, Any]:
+        if self._field is None:
+            return {}
+        groups = {"by": self._field, "training": len(self._training), "held_out": sorted(self._held_out)}
+        return {"held_out_groups": {**groups, "documents_without": self._without}}
 
 
 def _nothing_left(config: CorpusConfig, held_out: int, dropped: Counter[str]) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2.sandbox import SandboxedEnvironment
 
 from ipt.config import CorpusConfig
 from ipt.corpus.files import CorpusFile, find_files, first_line
@@ -56,13 +58,16 @@ class Row:
 def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None, row_text: RowText | None = None) -> Iterator[Document]:
     """The documents of `config` (kind files or hub) in a fixed order: files by name, rows as they stand.
 
-    A row's text is its `text_field`, or what `row_text` makes of all its fields; that may raise ValueError for a row it cannot
-    read, or LeftOut. A .txt file is one document. Texts that are empty, white space only or null are left out and counted by
-    reason in `dropped`. With `id_field` ids are taken as they are, and one that comes twice is an error: two texts under one id cannot
-    be told apart later. Without it (and for .txt) the id is a hash of file name and row, so it is unique and stable.
+    A row's text is its `text_field`, or what `row_text` or else `template` makes of all its fields; `row_text` may raise ValueError
+    for a row it cannot read, or LeftOut. What a row has in the field `held_out_by` is kept in the document's `meta`. A .txt file is
+    one document. Texts that are empty, white space only or null are left out and counted by reason in `dropped`. With `id_field` ids
+    are taken as they are, and one that comes twice is an error: two texts under one id cannot be told apart later. Without it (and for
+    .txt) the id is a hash of file name and row, so it is unique and stable.
     Raises FileNotFoundError for a missing file, ValueError for a row that cannot be read and for a corpus without any text.
     """
     dropped = Counter() if dropped is None else dropped
+    if row_text is None and config.template:
+        row_text = _template_text(config.template)
     seen: set[bytes] = set()
     documents = 0
     for row in _hub_rows(config) if config.kind == "hub" else _file_rows(config, all_fields=row_text is not None):
@@ -74,7 +79,7 @@ def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None, ro
             dropped[str(reason)] += 1
             continue
         documents += 1
-        yield Document(_doc_id(row, config.id_field, seen), text, row.source, {"row": row.number})
+        yield Document(_doc_id(row, config.id_field, seen), text, row.source, {"row": row.number, **_group(row, config.held_out_by)})
     if not documents:
         raise ValueError(
             f"{_corpus_name(config)}: the corpus is empty, it holds no document with text ({sum(dropped.values())} empty ones)"
@@ -82,6 +87,31 @@ def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None, ro
 
 
 # One row -------------------------------------------------------------------------------------------------------------
+
+
+def _template_text(template: str) -> RowText:
+    try:
+        compiled = SandboxedEnvironment(undefined=StrictUndefined).from_string(template)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"corpus.template is no valid template: {error.message}") from None
+
+    def text(values: Mapping[str, Any]) -> str:
+        try:
+            return compiled.render(values)
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"corpus.template cannot be filled: {error}; the row has {', '.join(values)}") from None
+
+    return text
+
+
+def _group(row: Row, field_name: str | None) -> dict[str, str]:
+    """The row's value of the field that documents are held out by, if it has one."""
+    value = row.values.get(field_name) if field_name else None
+    if field_name is None or value is None or row.whole_file:
+        return {}
+    if not isinstance(value, str | int):
+        raise ValueError(f"{row.where}: field {field_name!r} is {str(value)[:40]!r}, expected a name or a number: see corpus.held_out_by")
+    return {field_name: str(value)}
 
 
 def _made_text(row: Row, row_text: RowText) -> str:
@@ -142,7 +172,7 @@ def _corpus_name(config: CorpusConfig) -> str:
 def _file_rows(config: CorpusConfig, all_fields: bool) -> Iterator[Row]:
     if not config.path:
         raise ValueError("corpus.path is not set: name a .parquet, .jsonl or .txt file, a folder or a glob")
-    columns = None if all_fields else [name for name in (config.text_field, config.id_field) if name]
+    columns = None if all_fields else [config.text_field, config.id_field, config.held_out_by]
     for file in find_files(config.path):
         if file.name.endswith(".parquet"):
             yield from _parquet_rows(file, columns)
@@ -152,13 +182,14 @@ def _file_rows(config: CorpusConfig, all_fields: bool) -> Iterator[Row]:
             yield from _json_rows(file)
 
 
-def _parquet_rows(file: CorpusFile, columns: list[str] | None) -> Iterator[Row]:
+def _parquet_rows(file: CorpusFile, columns: list[str | None] | None) -> Iterator[Row]:
     with file.open_anywhere() as data:
         try:
             with pq.ParquetFile(data, pre_buffer=False, buffer_size=READ_BYTES) as table:
                 _check_columns(file.path, table.schema_arrow, columns or [])
+                known = columns and [name for name in columns if name in table.schema_arrow.names]
                 number = 0
-                for batch in table.iter_batches(batch_size=256, columns=columns):
+                for batch in table.iter_batches(batch_size=256, columns=known):
                     for values in batch.to_pylist():
                         number += 1
                         yield Row(f"{file.path}, row {number}", file.name, number, values)
@@ -166,9 +197,9 @@ def _parquet_rows(file: CorpusFile, columns: list[str] | None) -> Iterator[Row]:
             raise ValueError(f"{file.path}: not a readable Parquet file ({first_line(error)})") from None
 
 
-def _check_columns(path: str, schema: pa.Schema, columns: list[str]) -> None:
+def _check_columns(path: str, schema: pa.Schema, columns: list[str | None]) -> None:
     for name, key in zip(columns, ("corpus.text_field", "corpus.id_field"), strict=False):
-        if name not in schema.names:
+        if name and name not in schema.names:
             raise ValueError(f"{path}: no column {name!r}, only {', '.join(map(repr, schema.names))}: set {key} to the right one")
 
 

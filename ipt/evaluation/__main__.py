@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--corpus", type=Path, help="folder of a finished corpus stage, for tasks that ask about it")
     export.set_defaults(run=_export)
     _add_results(commands)
+    _add_pairs(commands)
     for command in (tasks, show, export):
         command.add_argument("--data-dir", type=Path, default=Path("data"), help="where data sets lie that you fetched (default: data)")
     return parser
@@ -55,6 +56,22 @@ def _add_results(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     for command, run in ((table, _table), (compare, _compare), (average, _average)):
         command.add_argument("--json", action="store_true", help="all metrics as JSON instead of a table")
         command.set_defaults(run=run)
+
+
+def _add_pairs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The command that looks at pairs instead of a model."""
+    pairs = commands.add_parser("pairs", help="judge sampled pairs of an augmented corpus, beside the paper's figures")
+    pairs.add_argument("folder", type=Path, metavar="FOLDER", help="of a finished synthesis or filters stage")
+    pairs.add_argument("--judge", metavar="MODEL", help="with --base-url the server's name for it, else a model that is loaded here")
+    pairs.add_argument("--base-url", metavar="URL", help="a server that speaks OpenAI's protocol")
+    pairs.add_argument("--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable that holds the server's key")
+    pairs.add_argument("--sample", type=int, default=500, metavar="N", help="pairs, drawn at random (default: 500)")
+    pairs.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    pairs.add_argument("--backend", default="hf", choices=["hf", "vllm"], help="what loads a model here (default: hf)")
+    pairs.add_argument("--dtype", default="fp32", choices=["fp32", "bf16", "fp16"], help="of a model here (default: fp32)")
+    pairs.add_argument("--output", type=Path, metavar="DIR", help="where verdicts go (default: outputs/judged/KEY)")
+    pairs.add_argument("--json", action="store_true", help="all figures as JSON instead of a table")
+    pairs.set_defaults(run=_pairs)
 
 
 def _tasks(options: argparse.Namespace) -> None:
@@ -102,6 +119,25 @@ def _average(options: argparse.Namespace) -> None:
         raise ValueError(f"--last is {options.last}, expected 1 or more")
     found = average(options.folders, options.last)
     _print(found, scores_table({"average": found}), options.json)
+
+
+def _pairs(options: argparse.Namespace) -> None:
+    from ipt.config import EvaluationConfig, JudgeConfig
+    from ipt.evaluation.judging import default_output, judge_corpus, judged_table
+    from ipt.synthesis.engines import EngineDied
+
+    judge = JudgeConfig(model=options.judge, sample=options.sample, api_key_env=options.api_key_env)
+    here: EvaluationConfig | None = None
+    if options.base_url:
+        judge.base_url = options.base_url
+    else:
+        here = EvaluationConfig(backend=options.backend, dtype=options.dtype)
+    output = options.output or default_output(options.folder, judge, here, options.seed)
+    try:
+        found = judge_corpus(options.folder, judge, here, options.seed, output)
+    except EngineDied as error:
+        raise ValueError(str(error)) from None
+    _print(found, judged_table(found), options.json)
 
 
 def _print(found: Any, table: Any, as_json: bool) -> None:

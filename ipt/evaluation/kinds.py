@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from ipt.evaluation import choice, generation, harness, perplexity
+from ipt.evaluation import choice, generation, harness, pairs, perplexity
 from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
 
@@ -33,7 +33,7 @@ class Kind(Protocol):
     def metrics(self) -> Callable[[Task, list[dict[str, Any]]], dict[str, Metric]]: ...
 
 
-KINDS: dict[str, Kind] = {"choice": choice, "generation": generation, "harness": harness, "perplexity": perplexity}
+KINDS: dict[str, Kind] = {"choice": choice, "generation": generation, "harness": harness, "pairs": pairs, "perplexity": perplexity}
 
 
 def item_texts(task: Task, corpus: Path | None) -> list[str]:

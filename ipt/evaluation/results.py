@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ipt.evaluation.kinds import kind_of
 from ipt.evaluation.statistics import Z95, Metric, difference, standard_error
-from ipt.evaluation.task import Task, load_tasks, task_names
+from ipt.evaluation.task import Task, load_tasks, read_group, task_names
 
 RESULTS, PREDICTIONS = "results.json", "predictions"
 SCORES = "scores"  # folder of a training run: step-NUMBER, each a finished evaluation
@@ -56,11 +56,13 @@ def compare(a: Path, b: Path) -> Results:
     accuracies, else by normal approximation. nll and perplexity compare only between models of one tokenizer.
     Raises ValueError if there is no common task, no common item, or one id stands for two different items.
     """
-    compared = {}
-    for task in _common_tasks([a, b]):
-        ours, theirs = _paired_metrics(task, [a, b])
-        compared[task] = {name: difference(ours[name], theirs[name]).as_dict() for name in ours if name in theirs}
-    return compared
+    return {task: compare_task(a, b, task) for task in _common_tasks([a, b])}
+
+
+def compare_task(a: Path, b: Path, task: str) -> dict[str, dict[str, Any]]:
+    """As `compare`, in one task that both have."""
+    ours, theirs = paired_metrics(task, [a, b])
+    return {name: difference(ours[name], theirs[name]).as_dict() for name in ours if name in theirs}
 
 
 def average(folders: Sequence[Path], last: int = 5) -> Results:
@@ -74,7 +76,7 @@ def average(folders: Sequence[Path], last: int = 5) -> Results:
     everything = [folder for member in members for folder in member]
     averaged: Results = {}
     for task in _common_tasks(everything):
-        metrics = iter(_paired_metrics(task, everything))
+        metrics = iter(paired_metrics(task, everything))
         of_members = [[next(metrics) for _ in member] for member in members]
         averaged[task] = {name: _average([[found[name] for found in member] for member in of_members]) for name in of_members[0][0]}
     return averaged
@@ -87,11 +89,12 @@ def late_scores(folder: Path, last: int) -> list[Path]:
 
 
 def groups_of(tasks: Iterable[str], names: Iterable[str] = (), data_dir: str | Path = "data") -> dict[str, list[str]]:
-    """Name -> tasks of each group, of `names` and of those that ship, that has two tasks or more, all among `tasks`."""
+    """Name -> tasks of each group, of `names` and of those that ship, that has two tasks or more, all among `tasks`, and an average."""
     known, groups = set(tasks), {}
     for name in dict.fromkeys([*names, *task_names()]):
         members = [task.name for task in load_tasks([name], data_dir)]
-        if len(members) > 1 and known.issuperset(members):
+        group = read_group(name)
+        if len(members) > 1 and known.issuperset(members) and (group is None or group.average):
             groups[Path(name).stem] = members
     return groups
 
@@ -115,7 +118,7 @@ def _common_tasks(folders: Sequence[Path]) -> list[str]:
     return tasks
 
 
-def _paired_metrics(task: str, folders: Sequence[Path]) -> list[dict[str, Metric]]:
+def paired_metrics(task: str, folders: Sequence[Path]) -> list[dict[str, Metric]]:
     """The metrics of each folder over the items that all have answered, in the same order."""
     rows = [{row["id"]: row for row in read_predictions(folder, task)} for folder in folders]
     common = [name for name in rows[0] if all(name in others for others in rows)]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOGITS = 2**25  # of them at a time: 128 MiB in fp32
 KEYS = 16  # keys of a batch per token of `batch_tokens`: rows behind a shared prefix attend to more than they hold
+ALIKE = 0.8  # of the longest row's length: shorter ones would mostly be padding
 UNLIMITED = 2**20  # context of a model that states no limit
 # How far two ways of computing one log-probability may lie apart by rounding alone.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
@@ -89,14 +90,14 @@ class Scorer:
         found: dict[int, NDArray[np.float64]] = {}
         jobs = self._jobs(rows)
         with progress(description, len(rows), hidden=place()[0] > 0) as bar:
-            for job, values in self._run(jobs):
+            for job, values, done in self._run(jobs):
                 if not np.isfinite(values).all():
                     raise ValueError(
                         f"{description}: the model's log-probabilities are not finite: its weights are broken, or training diverged"
                     )
                 ends = np.cumsum([len(row.targets) for row in job.rows])
                 found |= zip(job.indices, np.split(values, ends[:-1]), strict=True)
-                bar.advance(len(job.indices) * place()[1])
+                bar.advance(done)
         found = gathered(found)
         return [found[index] for index in range(len(rows))]
 
@@ -126,11 +127,11 @@ class Scorer:
         """How many tokens at its beginning a row may leave to others: none that is read from, none of a branch."""
         if max(row.positions) >= self.prefix_length:
             return 0
-        return min(*row.reads, len(row.ids) if 1 not in row.segments else row.segments.index(1))
+        return min(*row.reads, row.segments.count(0))
 
     @torch.no_grad()  # not inference_mode: what a live model gathers must stay fit for training
-    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, NDArray[np.float64]]]:
-        """This process's share of the jobs, with the log-probabilities of all targets of each, row after row."""
+    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, NDArray[np.float64], int]]:
+        """This process's share of the jobs, the log-probabilities of all targets of each, and how many rows all processes did meanwhile."""
         rank, size = place()
         cache, held = None, [list[int]()] * size  # the prefix that each process holds
         for first in range(0, len(jobs), size):
@@ -143,7 +144,8 @@ class Scorer:
                     self._idle()
                 held = wanted
             if rank < len(turn):
-                yield turn[rank], self._score(turn[rank].rows, cache if turn[rank].prefix else None)
+                values = self._score(turn[rank].rows, cache if turn[rank].prefix else None)
+                yield turn[rank], values, sum(len(job.rows) for job in turn)
             else:
                 self._idle()
 
@@ -247,12 +249,14 @@ def without(row: Row, length: int) -> Row:
 def batches(lengths: Sequence[int], batch_tokens: int, prefix: int = 0) -> Iterator[list[int]]:
     """Indices of rows that go through the model together: longest first, at most `batch_tokens` with padding, or one row.
 
-    Behind a shared prefix of so many tokens, rows have as many more keys each, which are limited too.
+    Once a batch has an eighth of that, rows much shorter than its longest begin another one. Behind a shared prefix of so many
+    tokens, rows have as many more keys each, which are limited too.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         rows, longest = len(batch) + 1, lengths[batch[0]] if batch else 0
-        if batch and (rows * longest > batch_tokens or rows * (longest + prefix) > KEYS * batch_tokens):
+        is_full = rows * longest > batch_tokens or rows * (longest + prefix) > KEYS * batch_tokens
+        if batch and (is_full or (len(batch) * longest > batch_tokens / 8 and lengths[index] < ALIKE * longest)):
             yield batch
             batch = []
         batch.append(index)

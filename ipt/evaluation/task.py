@@ -49,9 +49,9 @@ class Task:
     option: str = "{{ option }}"  # choice: template around each option; what is scored is prompt + option
     gold: str = "gold"  # choice: the field with the right option (its index from 0 or its text; several: a list), or a template
     unconditional: str = ""  # choice: template of a prompt that says nothing, for likelihoods in relation to it
-    answer: str = "{{ answer }}"  # generation: template of the right answer
+    answer: str = "{{ answer }}"  # generation, pairs: template of the right answer
     stop: list[str] = field(default_factory=lambda: ["\n"])  # generation: texts that end an answer
-    max_new_tokens: int = 100  # generation
+    max_new_tokens: int = 100  # generation, pairs
     published_length: int = 0  # generation: the published scorer reads the last so many tokens of a prompt; 0: all. `paper` does as it
     parse: str = "text"  # generation: what an answer is: text | number | entities
     text: str = "{{ text }}"  # perplexity: template
@@ -111,6 +111,7 @@ class Group:
     tasks: list[str]
     description: str = ""
     published: dict[str, Any] = field(default_factory=dict)  # model -> published average, where those of the tasks are unknown
+    average: bool = True  # false: its tasks measure different things, and a mean over them would say nothing
 
 
 ROWS = ("data", "subset", "split", "format", "columns", "sentences", "records", "join", "where", "keep", "id")
@@ -128,6 +129,7 @@ KEYS = {
     "group": {key.name: key.type for key in fields(Group)},
 }
 SHOTS = {"number": int, "per_class": bool, "order": str, "separator": str, "seed": int, "vary": bool}
+SHOTS_OF = {"harness": ("number",), "pairs": ("number", "seed")}  # kind -> what it knows of SHOTS, where that is not all
 DISTRACTORS = {"number": int, "field": str, "near": str}
 REQUIRED = {"harness": "harness"}  # kind -> the key that it needs; of all others: data
 EXPECTED: dict[Any, str] = {
@@ -255,7 +257,8 @@ def _check_use(values: dict[str, Any], path: Path) -> None:
     ignored = [key for key in values if key not in USES[kind] | EVERY] if kind in USES else []
     if ignored:
         raise ValueError(f"{path}: {ignored[0]} means nothing to a task of kind {kind}: leave it out (it is for {_users(ignored[0])})")
-    shots: dict[str, Any] = {"number": int} if kind == "harness" else {**SHOTS, **{key: KEYS["task"][key] for key in ROWS}}
+    rows = {} if kind == "harness" else {key: KEYS["task"][key] for key in ROWS}
+    shots: dict[str, Any] = {**{key: SHOTS[key] for key in SHOTS_OF.get(kind, SHOTS)}, **rows}
     for name, types, needed in (("shots", shots, ["number"]), ("distractors", DISTRACTORS, ["number", "field"])):
         if given := values.get(name):
             _check_types(given, types, path, f"{name}.")

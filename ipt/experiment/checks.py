@@ -1,5 +1,7 @@
 """Everything that can be known to be wrong before a model is loaded, in one line each."""
 
+import os
+
 from ipt.config import Config, SourceConfig
 from ipt.corpus.build import check_corpus
 from ipt.evaluation import chat
@@ -7,10 +9,11 @@ from ipt.evaluation.contamination import check_data
 from ipt.evaluation.during_training import check_during_training
 from ipt.evaluation.run import check_config, check_tasks
 from ipt.evaluation.task import load_tasks
-from ipt.experiment.pipeline import arm_config
+from ipt.experiment.pipeline import PHASES, arm_config
 from ipt.experiment.sources import SOURCE_TEXTS, source_corpus
 from ipt.mixture.schedule import used_sources
 from ipt.models import check_model
+from ipt.playground.server import check_page
 from ipt.rendering.run import check_rendering
 from ipt.synthesis.filtering import OVERLAP_MODES, check_filters
 from ipt.synthesis.prompts import RULE_BASED
@@ -28,10 +31,14 @@ def check_synthesize(config: Config) -> None:
 
 
 def check_train(config: Config) -> None:
+    _check_training_stage(config)
+    check_launch(config.trainer)
+
+
+def _check_training_stage(config: Config) -> None:
     check_model(config.model)
     _check_mixture(config)
     check_training(config)
-    check_launch(config.trainer)
     if config.tasks:
         _check_tasks(config)
     check_during_training(config)
@@ -50,11 +57,50 @@ def check_chat(config: Config) -> None:
     chat.check_chat(config.chat, config.evaluation)
 
 
-def check_reproduce(config: Config) -> None:
+def check_playground(config: Config) -> None:
+    check_synthesis_stage(config)
+    check_rendering(config.rendering)
+    check_chat(config)
+    check_page(config.playground)
+
+
+def check_arms(config: Config) -> None:
+    """The keys that say what of a recipe with arms is to be done."""
     if not config.arms:
         raise ValueError(f"experiment {config.name} has no arms: train it with `python train.py experiment={config.name}`")
-    for changes in config.arms.values():
-        check_train(arm_config(config, changes))
+    if "start" in config.arms:
+        raise ValueError("arms.start: this name is that of the model that training starts from: give the arm another")
+    for key, known in (("stages", list(PHASES)), ("only", list(config.arms))):
+        if unknown := [name for name in getattr(config, key) if name not in known]:
+            raise ValueError(f"{key}=[{unknown[0]}]: there is none of this name, only {', '.join(known)}")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ValueError(f"seeds={config.seeds}: each seed once")
+
+
+def check_reproduce(config: Config) -> None:
+    check_arms(config)
+    phases = config.stages or list(PHASES)
+    scored = {"evaluation", "report"} & set(phases)
+    for name in config.only or config.arms:
+        arm = arm_config(config, config.arms[name])
+        _check_training_stage(arm)
+        if scored and not arm.tasks:
+            raise ValueError("tasks=[]: name what to score the arms on, as tasks=[medicine], or stages=[synthesis,tokens,training]")
+        if arm.tasks:
+            _check_tasks(arm)
+        if "training" in phases:
+            _check_processes(arm, phases)
+
+
+def _check_processes(config: Config, phases: list[str]) -> None:
+    """Several processes train together; whatever else there is to do is for one."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and set(phases) - {"tokens", "training"}:
+        raise ValueError(f"stages=[{','.join(phases)}]: several processes were started, which is for stages=[training] alone")
+    try:
+        check_launch(config.trainer)
+    except ValueError as error:
+        command = "-m ipt reproduce … stages=[training], others with one process"
+        raise ValueError(str(error).replace("train.py …", command)) from None
 
 
 def check_synthesis_stage(config: Config) -> None:

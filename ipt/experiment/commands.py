@@ -6,16 +6,14 @@ from functools import partial
 from ipt.config import Config
 from ipt.experiment.cli import run_command
 
-DRY = ("train", "reproduce")  # both describe the recipe's training; its arms differ in their data alone
+DRY = ("train", "reproduce")  # both describe the recipe's training, reproduce the stages of its arms too
 
 
 def _work(command: str, config: Config) -> None:
     if config.dry_run:
         if command not in DRY:
             raise ValueError(f"dry_run=true describes a training: use it with {' or '.join(DRY)}, not with {command}")
-        from ipt.experiment.dry_run import dry_run
-
-        return dry_run(config)
+        return _dry_run(command, config)
     from ipt.experiment import checks, pipeline, reproduce
 
     check, work = {
@@ -23,10 +21,23 @@ def _work(command: str, config: Config) -> None:
         "train": (checks.check_train, pipeline.train),
         "evaluate": (checks.check_evaluate, pipeline.evaluate),
         "chat": (checks.check_chat, _chat),
+        "playground": (checks.check_playground, _playground),
         "reproduce": (checks.check_reproduce, reproduce.reproduce),
     }[command]
     check(config)
     work(config)
+
+
+def _dry_run(command: str, config: Config) -> None:
+    from ipt.experiment.dry_run import dry_run
+
+    dry_run(config)
+    if command == "reproduce" and config.arms:
+        from ipt.experiment.checks import check_arms
+        from ipt.experiment.dry_run_arms import dry_run_arms
+
+        check_arms(config)
+        dry_run_arms(config)
 
 
 def _chat(config: Config) -> None:
@@ -35,6 +46,36 @@ def _chat(config: Config) -> None:
     chat(config.chat, config.evaluation, config.model)
 
 
-COMMANDS: dict[str, Callable[[], None]] = {
-    command: partial(run_command, command, partial(_work, command)) for command in ("synthesize", "train", "evaluate", "chat", "reproduce")
-}
+def _playground(config: Config) -> None:
+    from ipt.playground.server import serve
+
+    serve(config)
+
+
+def _verify() -> None:
+    from ipt.experiment.verify import main
+
+    main()
+
+
+def _report() -> None:
+    from ipt.experiment.report_command import main
+
+    main()
+
+
+def _dashboard() -> None:
+    from ipt.experiment.dashboard import main
+
+    main()
+
+
+def _runs() -> None:
+    from ipt.experiment.runs import main
+
+    main()
+
+
+CONFIGURED = ("synthesize", "train", "evaluate", "chat", "playground", "reproduce")  # each has a file of its name in conf/
+COMMANDS: dict[str, Callable[[], None]] = {command: partial(run_command, command, partial(_work, command)) for command in CONFIGURED}
+COMMANDS |= {"report": _report, "verify": _verify, "runs": _runs, "dashboard": _dashboard}  # those that take no config

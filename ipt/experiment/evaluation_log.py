@@ -2,29 +2,46 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ipt.config import Config
 from ipt.evaluation.results import PREDICTIONS, RESULTS, load_results, read_predictions
 from ipt.evaluation.tables import MARKDOWN
+from ipt.experiment.lineage import artifact_name, stage_artifact, use
+from ipt.stage import MANIFEST
 from ipt.training.logger import build_loggers
+
+if TYPE_CHECKING:
+    import wandb
 
 SHOWN = 100  # predictions of a task in the table; all of them are in the artifact
 
 
-def log_evaluation(config: Config, folder: Path, identity: str) -> None:
+def log_evaluation(config: Config, folder: Path, identity: str, name: str = "evaluation") -> None:
     """With `logger=wandb`: figures, a table of them, one of predictions, and an artifact with results.md and all predictions.
 
     `identity` is what tells the model from others. Where it was trained with W&B, that run is named in `trained_by` of this
-    one's config. The same evaluation given again goes on under the same run. Offline all of it is on disk.
+    one's config, and the model's artifact is the run's input. The same evaluation given again goes on under the same run.
+    Offline all of it is on disk.
     """
-    loggers = build_loggers(config, "evaluation", folder, None)
-    if not loggers:
-        return
+    trained = Path(config.model).parent
+    trained_by = trained / ".wandb_id"
+    lineage: dict[str, Any] = {"model": config.model, "model_identity": identity}
+    lineage["trained_by"] = trained_by.read_text() if trained_by.exists() else None
+    model = trained if (trained / MANIFEST).exists() else None
+    lineage["made_from"] = [artifact_name(model)] if model else []
+    for logger in build_loggers(config, name, folder, None):
+        logger.send(_log_results, folder, lineage)
+        if model:
+            logger.send(lambda run: use(run, stage_artifact(model, config.logger.upload)))
+        logger.send(_log_artifact, folder, lineage)
+        logger.close()
+
+
+def _log_results(run: "wandb.Run", folder: Path, lineage: dict[str, Any]) -> None:
     import wandb
 
-    run, results = loggers[0].experiment, load_results(folder)
-    trained_by = Path(config.model).parent / ".wandb_id"
-    lineage = {"model_identity": identity, "trained_by": trained_by.read_text() if trained_by.exists() else None}
+    results = load_results(folder)
     run.config.update(lineage, allow_val_change=True)
     entries = [(task, metric, entry) for task, metrics in results.items() for metric, entry in metrics.items()]
     run.summary.update({f"{task}/{metric}": entry["value"] for task, metric, entry in entries})
@@ -36,9 +53,13 @@ def log_evaluation(config: Config, folder: Path, identity: str) -> None:
             "predictions": wandb.Table(["task", "id", "prediction"], shown),
         }
     )
-    artifact = wandb.Artifact(f"evaluation-{run.id}", type="evaluation", metadata={"model": config.model, **lineage})
+
+
+def _log_artifact(run: "wandb.Run", folder: Path, lineage: dict[str, Any]) -> None:
+    import wandb
+
+    artifact = wandb.Artifact(f"evaluation-{run.id}", type="evaluation", metadata=lineage)
     for name in (MARKDOWN, RESULTS):
         artifact.add_file(str(folder / name))
     artifact.add_dir(str(folder / PREDICTIONS), name=PREDICTIONS)
     run.log_artifact(artifact)
-    run.finish()

@@ -1,179 +1,43 @@
-"""The figures of a report, drawn once: as PNG on a white ground, and as inline SVG for the page.
+"""The bars and scores of a report, and the list of all its figures.
 
-The colours of the SVG are CSS variables, so that it follows the reader's light or dark setting.
+Curves are in ipt/experiment/curves.py, the law of a ratio in ipt/experiment/ratio_figure.py.
 """
 
-import io
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
-from ipt.experiment.scores import Run, Score, column, main_scores, measure_of
+from ipt.experiment.curves import course_figure, loss_figure, way_figure
+from ipt.experiment.drawing import STYLE, Drawing, colour, render
+from ipt.experiment.ratio import RatioStudy
+from ipt.experiment.ratio_figure import law_figure
+from ipt.experiment.scores import Run, Score, main_scores, measure_of
 from ipt.experiment.wording import duration, finite, listed, spaced, task_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Role -> colour on a light and on a dark page. Arms differ in lightness too, so that they stay apart under the three forms of colour
-# blindness, and have a contrast of 4.5:1 against the ground, for their labels.
-PALETTE = {
-    "ink": ("#1b2330", "#e8ebf0"),
-    "muted": ("#596273", "#a3adbb"),
-    "rule": ("#d8dde5", "#363f4c"),
-    "bar": ("#7d8ca3", "#8091ab"),
-    "bar-pale": ("#d3dae4", "#3d4857"),
-    "arm-0": ("#5a5f71", "#acadb6"),
-    "arm-1": ("#026ee6", "#538dfd"),
-    "arm-2": ("#b45c06", "#fc7508"),
-    "arm-3": ("#01432f", "#96f8ac"),
-    "arm-4": ("#520260", "#b078b1"),
-    "arm-5": ("#575100", "#f0f23b"),
-    "arm-6": ("#5523b7", "#e6bbfc"),
-}
-STYLE: Any = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "text.color": PALETTE["ink"][0],
-    "text.parse_math": False,
-    "axes.edgecolor": PALETTE["rule"][0],
-    "axes.labelcolor": PALETTE["muted"][0],
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": PALETTE["rule"][0],
-    "grid.linewidth": 0.7,
-    "xtick.color": PALETTE["rule"][0],
-    "ytick.color": PALETTE["rule"][0],
-    "xtick.labelcolor": PALETTE["muted"][0],
-    "ytick.labelcolor": PALETTE["ink"][0],
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "svg.fonttype": "none",
-}
-CURVE_POINTS = 1000  # at most so many points of a curve are drawn
 
-
-@dataclass(frozen=True)
-class Drawing:
-    svg: Markup
-    png: bytes
-
-
-def draw_figures(runs: list[Run], scores: list[Score], stages: list[dict[str, Any]], quality: Mapping[str, Any]) -> dict[str, Drawing]:
+def draw_figures(
+    runs: list[Run], scores: list[Score], stages: list[dict[str, Any]], quality: Mapping[str, Any], study: RatioStudy | None = None
+) -> dict[str, Drawing]:
     """Name -> drawing, for each figure that has something to show."""
     import matplotlib
 
-    drawings = {}
     with matplotlib.rc_context(STYLE):
         drawn = {
-            "losses": _loss_figure(runs),
+            "losses": loss_figure(runs),
+            "course": course_figure(runs),
+            "way": way_figure(runs),
             "scores": _score_figure(runs, scores),
+            "ratio": law_figure(study) if study else None,
             "sources": _source_figure(runs),
             "lengths": _length_figure(quality.get("histograms") or {}),
             "kinds": _kind_figure(quality.get("kinds") or {}),
             "stages": _stage_figure(stages),
         }
-        for name, found in drawn.items():
-            if found is not None:
-                figure, description = found
-                with matplotlib.rc_context({"svg.hashsalt": name}):  # ids are the same in every run, and no two figures share one
-                    svg = _inline_svg(figure, description)
-                figure.set_layout_engine("none")  # it is laid out now, and the PNG is the same drawing
-                drawings[name] = Drawing(svg, _png(figure))
-    return drawings
-
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _inline_svg(figure: "Figure", description: str) -> Markup:
-    """The figure as an SVG element for the page: colours by role, the page's font, nothing that HTML does not need."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = re.sub(r"<!--.*?-->|<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
-    opening, drawing = svg[svg.index("<svg") :].split(">", 1)
-    view = re.search(r'viewBox="[^"]*"', opening)
-    assert view is not None
-    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing).replace("xlink:href", "href")
-    drawing = re.sub(r" font-family: [^;\"]*;?", "", drawing)
-    for role, (light, _) in PALETTE.items():
-        drawing = drawing.replace(light, f"var(--{role})")
-    label = Markup.escape(description)
-    return Markup(f'<svg role="img" aria-label="{label}" {view.group()}>{drawing}')  # matplotlib has escaped what it drew
-
-
-def _colour(role: str) -> str:
-    return PALETTE[role][0]
-
-
-def _loss_figure(runs: list[Run]) -> "tuple[Figure, str] | None":
-    """Loss against trained tokens: of all tokens, and of each source alone."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
-    trained = [run for run in runs if run.steps]
-    sources = dict.fromkeys(name for run in trained for step in run.steps for name in step if name.startswith("loss/"))
-    names = ["loss", *sources] if len(sources) > 1 else ["loss"]
-    if not trained:
-        return None
-    columns = min(3, len(names))
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(10, 0.4 + 2.9 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for axes, name in zip(grid.flat, names, strict=False):
-        ends = [end for run in trained if (end := _draw_loss(axes, run, name)) is not None]
-        axes.set_title("all trained tokens" if name == "loss" else f"source: {name.removeprefix('loss/')}")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.tick_params(length=0, labelleft=True)
-        axes.set_xlabel("trained tokens")
-        axes.margins(x=0)
-        axes.set_xlim(left=0)
-        _label_ends(axes, ends)
-    for axes in list(grid.flat)[len(names) :]:
-        axes.remove()
-    for axes in grid[:, 0]:
-        axes.set_ylabel("loss, nats per token")
-    last = [f"{run.name} {column(run.steps, 'loss')[1][-1]:.3f}" for run in trained if column(run.steps, "loss")[1]]
-    return figure, f"Training loss against trained tokens. Loss of the last step: {', '.join(last)}."
-
-
-def _draw_loss(axes: "Axes", run: Run, name: str) -> tuple[float, str, str] | None:
-    """Draw one curve, single steps pale and their trailing mean in full colour; return where it ends."""
-    import numpy as np
-
-    tokens, losses = column(run.steps, name)
-    if not losses:
-        return None
-    colour, window = _colour(run.colour), max(1, len(losses) // 20)
-    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    stride = math.ceil(len(losses) / CURVE_POINTS)  # counted from the end, so that the last step is always drawn
-    if window > 1:
-        axes.plot(tokens[::-stride], losses[::-stride], color=colour, alpha=0.22, linewidth=0.9)
-    axes.plot(tokens[window - 1 :][::-stride], smooth[::-stride], color=colour)
-    return float(smooth[-1]), run.name, colour
-
-
-def _label_ends(axes: "Axes", ends: list[tuple[float, str, str]]) -> None:
-    """Write each curve's name beside its end, kept apart where curves meet."""
-    low, high = axes.get_ylim()
-    gap = (high - low) * 0.065
-    heights: list[float] = []
-    for height, name, colour in sorted(ends):
-        heights.append(max(height, heights[-1] + gap) if heights else height)
-        axes.text(1.02, heights[-1], name, color=colour, transform=axes.get_yaxis_transform(), va="center", fontweight="bold", fontsize=8.5)
+        return {name: render(name, *found) for name, found in drawn.items() if found is not None}
 
 
 def _score_figure(runs: list[Run], scores: list[Score]) -> "tuple[Figure, str] | None":
@@ -214,7 +78,7 @@ def _draw_scores(axes: "Axes", metric: str, tasks: dict[str, dict[str, Score]], 
     levels = next((run.chance for run in runs if run.chance), {}) if "accuracy" in metric else {}
     for row, task in enumerate(tasks):
         if task in levels:
-            axes.plot([levels[task]] * 2, [row - 0.4, row + 0.4], color=_colour("muted"), linewidth=1, linestyle=(0, (2, 2)))
+            axes.plot([levels[task]] * 2, [row - 0.4, row + 0.4], color=colour("muted"), linewidth=1, linestyle=(0, (2, 2)))
     axes.set_title(f"{measure.label} {measure.detail}")
     axes.set_xlabel("; ".join(filter(None, [measure.unit, measure.direction, "dotted: guessing" if levels else ""])))
     axes.set_yticks(range(len(tasks)), [task_label(task) for task in tasks])
@@ -232,7 +96,7 @@ def _draw_arm(axes: "Axes", run: Run, placed: list[tuple[float, Score]]) -> None
     if known:
         below = [0.0 if score.low is None else max(0.0, value - score.low) for _, score, value in known]
         above = [0.0 if score.high is None else max(0.0, score.high - value) for _, score, value in known]
-        style: dict[str, Any] = {"color": _colour(run.colour), "fmt": run.marker, "markersize": 5.5, "elinewidth": 1.8}
+        style: dict[str, Any] = {"color": colour(run.colour), "fmt": run.marker, "markersize": 5.5, "elinewidth": 1.8}
         axes.errorbar([value for *_, value in known], [height for height, *_ in known], xerr=[below, above], label=run.name, **style)
 
 
@@ -247,10 +111,10 @@ def _source_figure(runs: list[Run]) -> "tuple[Figure, str] | None":
     axes = figure.subplots()
     widest = max(max(row["tokens"], _requested_tokens(run, row) or 0) for run, _, row in rows)
     for place, (run, _, row) in enumerate(rows):
-        axes.barh(place, row["tokens"], height=0.5, color=_colour(run.colour))
+        axes.barh(place, row["tokens"], height=0.5, color=colour(run.colour))
         requested = _requested_tokens(run, row)
         if requested is not None:
-            axes.plot([requested] * 2, [place - 0.38, place + 0.38], color=_colour("ink"), linewidth=1.6, solid_capstyle="butt")
+            axes.plot([requested] * 2, [place - 0.38, place + 0.38], color=colour("ink"), linewidth=1.6, solid_capstyle="butt")
         realised = "" if row.get("realised") is None else f", {row['realised']:.2%} of the run"
         asked = "" if row.get("requested") is None else f" (requested {row['requested']:.2%})"
         end = max(row["tokens"], requested or 0) + widest * 0.012
@@ -282,7 +146,7 @@ def _length_figure(histograms: Mapping[str, Mapping[str, list[int]]]) -> "tuple[
         last = max(place for place, count in enumerate(histogram["counts"]) if count)
         shares = [count / total for count in histogram["counts"][: last + 1]]
         labels = [_bin_label(low, high) for low, high in zip(edges, [*edges[1:], None], strict=True)]
-        axes.bar(range(last + 1), shares, width=0.86, color=_colour("bar"))
+        axes.bar(range(last + 1), shares, width=0.86, color=colour("bar"))
         axes.set_title(spaced(name).replace("per row", "per document"))
         axes.set_xticks(
             range(last + 1), [label.replace("–", "–\n") if len(label) > 6 else label for label in labels[: last + 1]], fontsize=7.5
@@ -316,7 +180,7 @@ def _kind_figure(kinds: Mapping[str, int]) -> "tuple[Figure, str] | None":
     figure = Figure(figsize=(10, 0.3 + 0.26 * len(ranked)), layout="constrained")
     axes = figure.subplots()
     for place, (_, count) in enumerate(ranked):
-        axes.barh(place, count, height=0.6, color=_colour("bar"))
+        axes.barh(place, count, height=0.6, color=colour("bar"))
         axes.text(count + ranked[0][1] * 0.012, place, f"{count:,}, {count / total:.1%}", va="center")
     _plain_bars(axes, [spaced(name) for name, _ in ranked])
     axes.set_xlim(0, ranked[0][1] * 1.18)
@@ -335,7 +199,7 @@ def _stage_figure(stages: list[dict[str, Any]]) -> "tuple[Figure, str] | None":
     widest = max(max(stage["seconds"] for stage in timed), 1e-3)
     for place, stage in enumerate(timed):
         reused = bool(stage.get("reused"))
-        axes.barh(place, stage["seconds"], height=0.5, color=_colour("bar-pale" if reused else "bar"))
+        axes.barh(place, stage["seconds"], height=0.5, color=colour("bar-pale" if reused else "bar"))
         note = f"{duration(stage['seconds'])}{', reused' if reused else ''}"
         axes.text(stage["seconds"] + widest * 0.012, place, note, va="center")
     _plain_bars(axes, [str(stage.get("name", "")) for stage in timed])

@@ -42,7 +42,7 @@ def run_jobs(launch: Launch, numbers: Sequence[int], settings: LaunchSettings) -
                     queue.begin()
                 stop.pass_on(queue.running)
                 live.show(stop.received)
-                time.sleep(POLL if queue.running else 0)
+                time.sleep(POLL)
         finally:
             for run in queue.running:
                 run.kill()

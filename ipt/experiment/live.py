@@ -70,8 +70,9 @@ class Live:
         for run in self.runs:
             state = _state(run)
             metrics = last_metrics(run.folder) if state == "running" else {}
-            note = run.job.error if state == "failed" else "" if metrics or state != "running" else _last_line(run.folder / LOG)
-            table.add_row(run.job.name, state, *_progress(run, metrics), escape(note))
+            trains = metrics and metrics["step"] < run.config.trainer.max_steps
+            note = run.job.error if state == "failed" else _last_line(run.folder / LOG) if state == "running" and not trains else ""
+            table.add_row(escape(run.job.name), state, *_progress(run, metrics), escape(note))
         return table
 
 

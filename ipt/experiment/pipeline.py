@@ -1,8 +1,8 @@
 """The way through the house: each stage takes the finished stages before it, and is skipped when its key is known."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from ipt.console import console
 from ipt.corpus.overlap import Overlap
 from ipt.evaluation import ranks
 from ipt.experiment.job import job_result, report_result, report_training
+from ipt.experiment.records import arm_record
 from ipt.experiment.sources import SOURCE_TEXTS, source_corpus
 from ipt.mixture.schedule import schedule_points
 from ipt.models import model_identity
@@ -25,8 +26,16 @@ if TYPE_CHECKING:
     from ipt.evaluation.during_training import DuringTraining
     from ipt.evaluation.task import Task
     from ipt.tokens.source import GivenStore
+    from ipt.training.wandb_run import WandbRun
 
 Json = dict[str, Any]
+PHASES: dict[str, tuple[str, ...]] = {  # what `stages` may name -> stages that are worked on
+    "synthesis": ("corpus", "synthesis", "filters"),
+    "tokens": ("corpus", "texts", "rendering", "tokens"),
+    "training": ("training",),
+    "evaluation": ("corpus", "contamination", "evaluation"),
+    "report": (),
+}
 
 
 class Unfinished(Exception):
@@ -35,11 +44,14 @@ class Unfinished(Exception):
 
 @dataclass
 class Stages:
-    """Runs the stages of one config; remembers them, in order, for the report. `reuse_only`: raises Unfinished instead of working."""
+    """Runs the stages of one config; remembers them, in order, for the report.
+
+    `only`: names of the stages that may be worked on; of others that are not finished it raises Unfinished. None: all.
+    """
 
     config: Config
     done: list[tuple[str, Stage]] = field(default_factory=list)
-    reuse_only: bool = False
+    only: Collection[str] | None = None
 
     def _run(
         self,
@@ -50,18 +62,23 @@ class Stages:
         folder: Path | None = None,
         label: str = "",
         collective: bool = False,
+        seed: int | None = None,
     ) -> Stage:
         known = next((stage for known, stage in self.done if known == (label or name)), None)
         if known is not None:
             return known
-        identity: Json = {"config": config, "inputs": inputs, "stages_dir": Path(self.config.stages_dir), "seed": self.config.seed}
-        if self.reuse_only:
-            stage = find_stage(name, folder, **identity)
-            if stage is None:
-                raise Unfinished(name)
-        else:
-            stage = run_stage(name, folder, work, **identity, collective=collective)
+        identity: Json = {"config": config, "inputs": inputs, "stages_dir": Path(self.config.stages_dir)}
+        identity["seed"] = self.config.seed if seed is None else seed
+        stage = self._stage(name, folder, identity, work, collective)
         self.done.append((label or name, stage))
+        return stage
+
+    def _stage(self, name: str, folder: Path | None, identity: Json, work: Callable[[Path], Json], collective: bool) -> Stage:
+        if self.only is None or name in self.only:
+            return run_stage(name, folder, work, **identity, collective=collective)
+        stage = find_stage(name, folder, **identity)
+        if stage is None:
+            raise Unfinished(name)
         return stage
 
     def corpus(self) -> Stage:
@@ -133,9 +150,10 @@ class Stages:
         return self._run("tokens", work, store_settings(config), inputs, label=f"tokens {self._label(source)}")
 
     def training(self, name: str = "training", folder: Path | None = None) -> Stage:
-        config = self.config
+        config = _with_own_seed(self.config)
         points = schedule_points(config.mixture)
         stores = {source: self.store(source) for source in points[0].ratios}
+        loggers: list[WandbRun] = []
 
         def work(output: Path) -> Json:
             from ipt.training.logger import build_loggers
@@ -144,7 +162,12 @@ class Stages:
             report_training(output)
             pairs = self.pairs().folder / "pairs" if "instruction" in stores else None
             folders = {source: store.folder for source, store in stores.items()}
-            return train(config, folders, output, lambda: build_loggers(config, name, output, pairs), self._during_training(output))
+
+            def make_loggers() -> "list[WandbRun]":
+                loggers.extend(build_loggers(config, name, output, pairs))
+                return loggers
+
+            return train(config, folders, output, make_loggers, self._during_training(output))
 
         settings: Json = {"model": config.model, "architecture": config.architecture}
         settings |= {part: asdict(getattr(config, part)) for part in ("mixture", "optimizer", "schedule", "lora")}
@@ -152,7 +175,13 @@ class Stages:
         # What the sources hold is in the inputs; ratios are kept as they were resolved.
         settings["mixture"] |= {"ratios": {}, "schedule": [point._asdict() for point in points], "sources": {}}
         inputs = {source: store.digest for source, store in stores.items()} | {"model": model_identity(config.model)}
-        return self._run("training", work, settings, inputs, folder, label=name, collective=True)
+        stage = self._run("training", work, settings, inputs, folder, label=name, collective=True, seed=config.seed)
+        if loggers:
+            from ipt.experiment.lineage import log_training
+
+            record = arm_record(name, config, self.done, stage)
+            log_training(loggers, [made for _, made in self.done], stage, record, config.logger.upload)
+        return stage
 
     def contamination(self, data: str, corpus: Stage | None) -> Stage:
         """Which items of the tasks are in the token store or the texts at the path `data`."""
@@ -190,7 +219,12 @@ class Stages:
         inputs = {"model": identity, **task_digests(tasks), **({"corpus": corpus.digest} if corpus else {})}
         inputs |= {f"contamination {number}": stage.digest for number, stage in enumerate(found)}
         settings = {key: value for key, value in asdict(config).items() if key not in ("during_training", "contamination")}
-        return self._run("evaluation", work, settings, inputs, folder, label=name, collective=True)
+        stage = self._run("evaluation", work, settings, inputs, folder, label=name, collective=True)
+        if self.config.logger.name != "none" and not stage.reused and rank() == 0:
+            from ipt.experiment.evaluation_log import log_evaluation
+
+            log_evaluation(replace(_with_own_seed(self.config), model=model), stage.folder, identity, name)
+        return stage
 
     def _during_training(self, output: Path) -> "DuringTraining | None":
         """What scores the model of a training while it goes on, if the config asks for that. It changes nothing in the training."""
@@ -294,17 +328,17 @@ def train(config: Config) -> None:
 
 def evaluate(config: Config) -> None:
     from ipt.evaluation.tables import table
-    from ipt.experiment.evaluation_log import log_evaluation
 
     ranks.join()
-    result = _evaluated(Stages(config))
+    stages = Stages(config)
+    _evaluation(stages)
     ranks.leave()
     if rank() > 0:
         return
+    result = _evaluated(stages)
     folder = Path(result["folder"])
     console.print(table({config.model: folder}))
     console.print(f"results: {folder / 'results.md'}, {folder / 'results.json'}")
-    log_evaluation(config, folder, model_identity(config.model))
     report_result(result)
 
 
@@ -314,7 +348,7 @@ def finished_result(command: str, config: Config) -> Json | None:
     if command not in results:
         return None
     try:
-        return results[command](Stages(config, reuse_only=True))
+        return results[command](Stages(config, only=()))
     except (Unfinished, ValueError, OSError):  # what is wrong the command itself tells better
         return None
 
@@ -339,9 +373,13 @@ def _trained(stages: Stages) -> Json:
 
 
 def _evaluated(stages: Stages) -> Json:
-    config = stages.config
-    scores = stages.evaluation(config.model, model_identity(config.model), folder=_folder(config)).folder
+    scores = _evaluation(stages).folder
     return job_result(scores, _scores(scores), evaluation=scores)
+
+
+def _evaluation(stages: Stages) -> Stage:
+    config = stages.config
+    return stages.evaluation(config.model, model_identity(config.model), folder=_folder(config))
 
 
 def arm_config(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -350,6 +388,13 @@ def arm_config(config: Config, changes: Mapping[str, Any]) -> Config:
     result = OmegaConf.to_object(merged)
     assert isinstance(result, Config)
     return result
+
+
+def _with_own_seed(config: Config) -> Config:
+    """The config as a training sees it: `trainer.seed`, where it is set, is the seed."""
+    if config.trainer.seed is None:
+        return config
+    return replace(config, seed=config.trainer.seed, trainer=replace(config.trainer, seed=None))
 
 
 def _corpus_inputs(config: CorpusConfig) -> dict[str, str]:
@@ -373,10 +418,10 @@ def _scores(folder: Path) -> dict[str, float]:
     """All scores of an evaluation, the main one of each task first."""
     results = json.loads((folder / "results.json").read_text())
     scores = {f"{task} {name}": metric["value"] for task, metrics in results.items() for name, metric in metrics.items()}
-    return _main_scores(folder) | scores
+    return main_scores_of(folder) | scores
 
 
-def _main_scores(folder: Path) -> dict[str, float]:
+def main_scores_of(folder: Path) -> dict[str, float]:
     """One figure a task, for a sweep's table: the log-probability of the right answer, which tells small models apart, or what the
     task has instead."""
     results = json.loads((folder / "results.json").read_text())

@@ -89,11 +89,12 @@ class Run:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # what it may have left behind
         code, result = self.process.returncode, self.folder / RESULT
-        job = replace(self.job, seconds=round(time.monotonic() - self.started, 1))
+        seconds = round(time.monotonic() - self.started, 1)
+        job = Job(self.job.name, self.job.overrides, seconds=seconds, number=self.job.number, key=self.job.key)
         if code == 0 and result.exists():
             self._keep(with_result(job, json.loads(result.read_text()), "finished"))
         elif stopped or code == TRY_AGAIN:
-            self._keep(replace(job, status="interrupted", error=""))
+            self._keep(job)
         else:
             error = _last_error(self.folder / LOG, self.log_start) or f"exit code {code}"
             self._keep(replace(job, status="failed", error=error))

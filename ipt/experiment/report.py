@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,12 @@ from typing import Any
 import jinja2
 import pyarrow.parquet as pq
 
-from ipt.experiment.figures import PALETTE, draw_figures
+from ipt.experiment.drawing import PALETTE
+from ipt.experiment.figures import draw_figures
+from ipt.experiment.job import Job
+from ipt.experiment.paper_cells import paper_table
+from ipt.experiment.ratio import ratio_study
+from ipt.experiment.records import Record
 from ipt.experiment.scores import Arm, Run, Score, against_baseline, all_scores, column, load_runs, main_scores, measure_of, median
 from ipt.experiment.wording import SPLITS, duration, finite, listed, plain, plural, spaced, task_label, thousands
 from ipt.stage import atomic, hash_json, read_parts
@@ -23,6 +28,7 @@ from ipt.synthesis.quality import examples
 
 SHOWN_DOCUMENTS, SHOWN_TEXTS = 4, 2
 SHOWN_CHARACTERS, FOLDED_CHARACTERS = 1200, 20_000  # of one text: in sight, and at most so many more behind a fold
+JOB_FIGURES = 6  # of a job in the table; sweep.json has all
 SAMPLED_ROWS = 50_000  # rows among which the shown texts are drawn; keeps the report quick on large corpora
 
 
@@ -37,23 +43,34 @@ def write_report(
     stages: list[dict[str, Any]],
     quality: dict[str, Any],
     facts: dict[str, Any],
+    records: Sequence[Record] = (),
+    jobs: Sequence[Job] = (),
+    over_ratios: bool = False,
 ) -> dict[str, Any]:
     """Write `report.html`, `results.csv` and `figures/*.png` to `output` and return counts for the stage's statistics.
 
     `pairs` and `texts` are the synthesis and rendering stages' folders, or None where there is nothing to show. `stages` holds
     one {"name", "folder", "seconds", "reused", "stats"} per stage; every field of `stages`, `quality` and `facts` is optional.
-    Differences are measured against the arm called "vanilla", else against the first trained one.
-    Raises FileNotFoundError if an arm has no results.json, ValueError if two arms have the same name.
+    `records` are the run records of arms, `jobs` those of a sweep, and with `over_ratios` the arms are a sweep over a ratio.
+    Arms of one name are seeds of one model. Differences are measured against the arm called "vanilla", else against the first trained one.
+    Raises FileNotFoundError if an arm has no results.json, ValueError if two arms have the same name and seed.
     """
     runs = load_runs(arms)
     baseline = next((run for run in runs if run.name == "vanilla"), next((run for run in runs if run.is_trained), None))
-    scores = all_scores(runs, baseline)
-    figures = draw_figures(runs, scores, stages, quality)
+    unpaired: list[str] = []
+    scores = all_scores(runs, baseline, unpaired.append)
+    study = ratio_study(runs, scores, over_ratios)
+    figures = draw_figures(runs, scores, stages, quality, study)
     page = {
         "title": title,
         "facts": facts,
         "palette": PALETTE,
         **_findings(runs, scores, baseline),
+        "unpaired": unpaired,
+        "paper": paper_table(runs),
+        "study": study,
+        "jobs": _job_table(jobs),
+        "records": _record_table(records),
         "figures": figures,
         "documents": _example_documents(pairs),
         "texts": _example_texts(texts),
@@ -71,6 +88,7 @@ def write_report(
     readings = Counter(difference.reading for difference in differences if difference is not None)
     return {
         "arms": len(runs),
+        "runs": len(arms),
         "tasks": len({score.task for score in scores}),
         "scores": len(scores),
         "figures": list(figures),
@@ -80,7 +98,7 @@ def write_report(
 
 def _write_csv(path: Path, scores: list[Score], baseline: Run | None) -> None:
     names = ["arm", "task", "metric", "value", "stderr", "ci95_low", "ci95_high", "n"]
-    names += ["baseline", "difference", "difference_ci95_low", "difference_ci95_high", "difference_p"]
+    names += ["baseline", "difference", "difference_ci95_low", "difference_ci95_high", "difference_p", "seeds", "spread"]
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(names)
@@ -88,7 +106,8 @@ def _write_csv(path: Path, scores: list[Score], baseline: Run | None) -> None:
             row = [score.arm, score.task, score.metric, score.value, score.stderr, score.low, score.high, score.n]
             if (difference := score.difference) is not None and baseline is not None:
                 row += [baseline.name, difference.value, difference.low, difference.high, difference.p]
-            writer.writerow(row + [None] * (len(names) - len(row)))
+            row += [None] * (len(names) - 2 - len(row))
+            writer.writerow([*row, score.seeds, score.spread])
 
 
 # What it says --------------------------------------------------------------------------------------------------------
@@ -103,9 +122,10 @@ def _findings(runs: list[Run], scores: list[Score], baseline: Run | None) -> dic
         "compared": against_baseline(runs, baseline),
         "sentences": _sentences(runs, scores, baseline),
         "verdict": _verdict(runs, scores, baseline),
-        "notes": _notes(scores),
+        "notes": _notes(runs, scores),
         "training": _training_table(runs),
         "scores": scores,
+        "main": [score for by_arm in main_scores(scores).values() for score in by_arm.values()],
     }
 
 
@@ -162,7 +182,7 @@ def _spelled_out(scores: list[Score]) -> str:
 
 
 def _lead(runs: list[Run], scores: list[Score], baseline: Run | None) -> str:
-    trained = [run.name for run in runs if run.is_trained]
+    trained = [run.name + (f" ({len(run.arms)} seeds)" if len(run.arms) > 1 else "") for run in runs if run.is_trained]
     others = [run.name for run in runs if not run.is_trained]
     scored = f"scored on {plural(len({score.task for score in scores}), 'task')}"
     if not trained:
@@ -176,14 +196,11 @@ def _lead(runs: list[Run], scores: list[Score], baseline: Run | None) -> str:
     return lead + (f" Every difference is measured against {baseline.name}." if baseline and len(runs) > 1 else "")
 
 
-def _notes(scores: list[Score]) -> list[str]:
+def _notes(runs: list[Run], scores: list[Score]) -> list[str]:
     """What a reader must keep in mind before believing the table."""
     main = [score for by_arm in main_scores(scores).values() for score in by_arm.values()]
     tested = sum(score.difference is not None and score.difference.low is not None for score in main)
-    notes = [
-        "Intervals are 95% and cover the choice of questions and documents. They do not cover the training seed: "
-        "one training run stands behind each arm."
-    ]
+    notes = _interval_notes(runs)
     if tested:
         notes.append(
             f"The intervals are not corrected for the number of comparisons: of {plural(tested, 'difference')} in the main measures, "
@@ -193,6 +210,27 @@ def _notes(scores: list[Score]) -> list[str]:
         notes.append("Some tasks have fewer than 30 items; their intervals are rough.")
     splits = {suffix for suffix in SPLITS if any(score.task.endswith(f"_{suffix}") for score in scores)}
     return [f"{suffix.capitalize()}: {SPLITS[suffix]}." for suffix in SPLITS if suffix in splits] + notes
+
+
+def _interval_notes(runs: list[Run]) -> list[str]:
+    """What the intervals cover, which depends on how often each arm was trained."""
+    several = [run.name for run in runs if len(run.arms) > 1]
+    if not several:
+        return [
+            "Intervals are 95% and cover the choice of questions and documents. They do not cover the training seed: "
+            "one training run stands behind each arm."
+        ]
+    notes = [
+        f"Scores of {listed(several)} are means over training seeds. The interval below such a score is 95% and covers the choice of "
+        "questions and documents alone; what the seeds differ by (their standard deviation) stands apart.",
+        "Intervals of differences cover both: items are paired, seeds too where both models have the same ones; the variances of items and "
+        "of seeds are added, without what they share (crossed random effects), each with its own quantile of Student's t. With two or "
+        "three seeds that is wide, as it must be.",
+    ]
+    single = [run.name for run in runs if run.is_trained and len(run.arms) == 1]
+    return notes + (
+        [f"{listed(single)}: one seed, whose spread is taken to be that of the others where they are compared."] if single else []
+    )
 
 
 def _training_table(runs: list[Run]) -> list[tuple[str, list[tuple[str, float | None, str]]]]:
@@ -216,6 +254,41 @@ def _training_table(runs: list[Run]) -> list[tuple[str, list[tuple[str, float | 
         if any(value is not None for _, value in values):
             table.append((heading, [(name, value, "–" if value is None else show(value)) for name, value in values]))
     return table
+
+
+def _job_table(jobs: Sequence[Job]) -> dict[str, Any] | None:
+    """Columns and rows of the jobs of a sweep: what varies, how it ended, its main figures, and of a failed one why."""
+    if not jobs:
+        return None
+    figures = list(dict.fromkeys(name for job in jobs for name in job.figures))
+    rows = []
+    for job in jobs:
+        values = [finite(job.figures.get(name)) for name in figures[:JOB_FIGURES]]
+        result = job.error if job.status == "failed" else str(job.folder or "")
+        rows.append({"name": job.name, "status": job.status, "seconds": job.seconds, "figures": values, "result": result})
+    states = Counter(job.status for job in jobs)
+    failed = [job.name for job in jobs if job.status == "failed"]
+    return {
+        "figures": figures[:JOB_FIGURES],
+        "rows": rows,
+        "states": states,
+        "failed": failed,
+        "left_out": max(0, len(figures) - JOB_FIGURES),
+    }
+
+
+def _record_table(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """One row for each source of each arm and seed, and the costs with the first of them."""
+    seeds = Counter(record.arm for record in records)
+    return [
+        {
+            "arm": record.arm,
+            "label": f"{record.arm}, seed {record.seed}" if seeds[record.arm] > 1 else record.arm,
+            "record": record,
+            "sources": list(record.sources.items()),
+        }
+        for record in records
+    ]
 
 
 QUALITY = {  # statistic of the synthesis stage -> what it is called and what it means

@@ -2,7 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,6 +125,8 @@ class Score:
     high: float | None
     n: int | None
     difference: Difference | None
+    spread: float | None = None  # standard deviation over the arm's seeds
+    seeds: int = 1
 
     @property
     def measure(self) -> Measure:
@@ -140,6 +143,17 @@ class Score:
         return f"{self.measure.show(self.low)} to {self.measure.show(self.high)}"
 
     @property
+    def spread_shown(self) -> str:
+        """SD of 3 seeds 0.8; empty for one seed."""
+        if self.spread is None:
+            return ""
+        return f"SD of {self.seeds} seeds {self.spread_alone}"
+
+    @property
+    def spread_alone(self) -> str:
+        return "–" if self.spread is None else self.measure.show(self.spread, signed=True).removeprefix("+")
+
+    @property
     def difference_shown(self) -> str:
         if self.difference is None:
             return ""
@@ -154,14 +168,18 @@ class Score:
 
 @dataclass(frozen=True)
 class Run:
-    """An arm with its files read."""
+    """An arm with its files read; with several seeds, all arms of its name. `results`, `summary` and `steps` are means over seeds."""
 
-    arm: Arm
+    arms: tuple[Arm, ...]
     results: dict[str, dict[str, dict[str, Any]]]
     summary: dict[str, Any]
-    steps: list[dict[str, Any]]
+    courses: tuple[list[dict[str, Any]], ...]  # the records of each seed's steps
     colour: str
     marker: str
+
+    @property
+    def arm(self) -> Arm:
+        return self.arms[0]
 
     @property
     def name(self) -> str:
@@ -175,6 +193,18 @@ class Run:
     def sources(self) -> dict[str, dict[str, Any]]:
         return self.summary.get("sources") or {}
 
+    @property
+    def evaluations(self) -> dict[int, Path]:
+        """Seed -> folder of its evaluation."""
+        return {arm.seed: arm.evaluation for arm in self.arms}
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """A record for each step that all seeds have."""
+        if len(self.courses) == 1:
+            return self.courses[0]
+        return [_mean_record(records) for records in zip(*self.courses, strict=False)]
+
     @cached_property
     def chance(self) -> dict[str, float]:
         """Task -> accuracy of guessing, from the number of options of each item."""
@@ -184,20 +214,53 @@ class Run:
 
 
 def load_runs(arms: list[Arm]) -> list[Run]:
-    names = [arm.name for arm in arms]
-    if len(set(names)) < len(names):
-        raise ValueError(f"report: two arms have the same name ({', '.join(names)}): give each its own")
-    trained = 0
-    runs = []
-    for arm in arms:
-        results = arm.evaluation / "results.json"
-        if not results.exists():
-            raise FileNotFoundError(f"report: arm {arm.name} has no {results}: evaluate it first")
-        trained += arm.training is not None
-        number = 0 if arm.training is None else 1 + (trained - 1) % 6
-        steps, summary = _training_files(arm.training)
-        runs.append(Run(arm, json.loads(results.read_text()), summary, steps, f"arm-{number}", MARKERS[number]))
+    """Each name's arms as one run. Raises ValueError for two arms of one name and seed, FileNotFoundError for one without scores."""
+    twice = next((arm for arm, count in Counter((arm.name, arm.seed) for arm in arms).items() if count > 1), None)
+    if twice:
+        names = ", ".join(arm.name for arm in arms)
+        raise ValueError(f"report: two arms have the same name and seed ({names}): give each its own name, or its seed")
+    runs: list[Run] = []
+    numbers = {True: 0, False: 0}  # of trained arms and of others
+    for name in dict.fromkeys(arm.name for arm in arms):
+        members = tuple(arm for arm in arms if arm.name == name)
+        trained = members[0].training is not None
+        number = 1 + numbers[True] % 6 if trained else -numbers[False] % 7  # others in the order from the end: the first is grey
+        numbers[trained] += 1
+        files = [_training_files(arm.training) for arm in members]
+        summary = _mean_record([summary for _, summary in files])
+        courses = tuple(steps for steps, _ in files)
+        runs.append(Run(members, _results(members), summary, courses, f"arm-{number}", MARKERS[number]))
     return runs
+
+
+def _results(arms: Sequence[Arm]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Of one evaluation its results, of several their mean over seeds with the items' standard error and the spread apart."""
+    from ipt.evaluation.results import average, load_results
+    from ipt.experiment.seeds import plain_average
+
+    for arm in arms:
+        if not (arm.evaluation / "results.json").exists():
+            raise FileNotFoundError(f"report: arm {arm.name} has no {arm.evaluation / 'results.json'}: evaluate it first")
+    folders = [arm.evaluation for arm in arms]
+    if len(folders) == 1:
+        return load_results(folders[0])
+    try:
+        return average(folders)
+    except (ValueError, FileNotFoundError):  # each seed has items of its own, or no predictions were kept
+        return plain_average(folders)
+
+
+def _mean_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers that differ as means over seeds, without those that not all have; anything else as the first has it."""
+    means = dict(records[0])
+    for name in [name for name in means if any(record.get(name) != means[name] for record in records)]:
+        values = [finite(record.get(name)) for record in records]
+        known = [value for value in values if value is not None]
+        if len(known) == len(records):
+            means[name] = statistics.fmean(known)
+        elif known:
+            del means[name]
+    return means
 
 
 def _training_files(folder: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -216,9 +279,9 @@ def _guessing(predictions: Path) -> float | None:
     return statistics.fmean(1 / count for count in options) if options else None
 
 
-def all_scores(runs: list[Run], baseline: Run | None) -> list[Score]:
-    """All scores in the order of tasks, metrics, arms."""
-    paired = {run.name: _compare(baseline, run) for run in runs}
+def all_scores(runs: list[Run], baseline: Run | None, tell: Callable[[str], None] = lambda text: None) -> list[Score]:
+    """All scores in the order of tasks, metrics, arms. `tell` hears why a task could not be paired."""
+    paired = {run.name: _compare(baseline, run, tell) for run in runs}
     names = dict.fromkeys((task, metric) for run in runs for task, metrics in run.results.items() for metric in metrics)
     order = {task: number for number, task in enumerate(dict.fromkeys(task for task, _ in names))}
     scores = []
@@ -236,27 +299,46 @@ def _score(
 ) -> Score:
     value, better = finite(entry.get("value")), measure_of(metric).better
     low, high = (finite(bound) for bound in entry.get("ci95") or (None, None))
+    if measure_of(metric).percent and low is not None and high is not None:
+        low, high = max(low, 0.0), min(high, 1.0)  # the normal interval of a mean over seeds may go beyond
     difference = None
     if paired is not None:
         below, above = (finite(bound) for bound in paired.get("ci95") or (None, None))
         difference = Difference(paired["difference"], below, above, finite(paired.get("p")), better)
     elif reference is not None and value is not None and (other := finite(reference.get("value"))) is not None:
         difference = Difference(value - other, None, None, None, better)
-    return Score(arm, task, metric, value, finite(entry.get("stderr")), low, high, entry.get("n"), difference)
+    spread, seeds = finite(entry.get("spread")), entry.get("runs", 1)
+    return Score(arm, task, metric, value, finite(entry.get("stderr")), low, high, entry.get("n"), difference, spread, seeds)
 
 
-def _compare(baseline: Run | None, run: Run) -> dict[str, dict[str, dict[str, Any]]]:
+def _compare(baseline: Run | None, run: Run, tell: Callable[[str], None]) -> dict[str, dict[str, dict[str, Any]]]:
     """Paired differences `run` minus `baseline`, where both kept their predictions and share a task."""
-    if baseline is None or run is baseline or not run.results.keys() & baseline.results.keys():
+    if baseline is None or run is baseline:
         return {}
-    if not all((one.arm.evaluation / "predictions").is_dir() for one in (baseline, run)):
+    if not all((arm.evaluation / "predictions").is_dir() for one in (baseline, run) for arm in one.arms):
         return {}
-    from ipt.evaluation.results import compare
+    compared = {}
+    for task in [task for task in run.results if task in baseline.results]:
+        try:
+            compared[task] = _compare_task(baseline, run, task)
+        except ValueError as error:
+            tell(f"{run.name} and {baseline.name} could not be paired: {error}.")
+    return compared
 
-    return compare(run.arm.evaluation, baseline.arm.evaluation)
+
+def _compare_task(baseline: Run, run: Run, task: str) -> dict[str, dict[str, Any]]:
+    from ipt.evaluation.results import compare_task
+    from ipt.experiment.seeds import compare_seeds, compare_within_seeds
+
+    if len(run.arms) == len(baseline.arms) == 1:
+        return compare_task(run.arm.evaluation, baseline.arm.evaluation, task)
+    try:
+        return compare_seeds(run.evaluations, baseline.evaluations, task, fixed=not (run.is_trained and baseline.is_trained))
+    except ValueError:
+        return compare_within_seeds(run.evaluations, baseline.evaluations, task)
 
 
-def _main_metrics(metrics: Iterable[str]) -> list[str]:
+def main_metrics(metrics: Iterable[str]) -> list[str]:
     present = set(metrics)
     chosen = [next((name for name in names if name in present), None) for names in MAIN_ANSWER_METRICS]
     answers = [name for name in chosen if name]
@@ -271,7 +353,7 @@ def main_scores(scores: list[Score]) -> dict[tuple[str, str], dict[str, Score]]:
     for values in metrics.values():
         if values.get("accuracy") == values.get("correct"):
             values.pop("correct", None)  # the same by its better-known name
-    main = {task: _main_metrics(values) for task, values in metrics.items()}
+    main = {task: main_metrics(values) for task, values in metrics.items()}
     table: dict[tuple[str, str], dict[str, Score]] = {}
     for score in scores:
         if score.metric in main[score.task]:

@@ -273,7 +273,8 @@ def _distribution(override: Override, grid: bool) -> "BaseDistribution":
         assert isinstance(sweep, IntervalSweep) and sweep.start is not None and sweep.end is not None
         if grid:
             raise ValueError("hydra.sweeper.sampler=grid needs values, as choice(0,0.5,1)")
-        kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
-        return kind(sweep.start, sweep.end, log="log" in sweep.tags)
+        if isinstance(sweep.start, int):
+            return IntDistribution(sweep.start, int(sweep.end), log="log" in sweep.tags)
+        return FloatDistribution(sweep.start, sweep.end, log="log" in sweep.tags)
     except ValueError as error:
         raise ValueError(f"{override.input_line}: {error}") from None

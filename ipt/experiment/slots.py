@@ -1,5 +1,6 @@
 """The shares of a machine that jobs run on side by side."""
 
+import math
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,16 +20,11 @@ class Slots:
 
     def take(self, share: float) -> list[str] | None:
         """GPUs for a job that needs so many, or a share of one; None if it has to wait."""
-        needed = 1 if share < 1 else round(share)
+        needed = math.ceil(share)
         enough = [gpu for gpu, free in self.free.items() if free >= min(share, 1.0) - 1e-9]
         if self.jobs == 0 or len(enough) < needed:
             return None
-        if share <= 0:
-            taken = []
-        elif share < 1:  # the fullest that will do: whole ones are left for jobs that need them
-            taken = [min(enough, key=lambda gpu: self.free[gpu])]
-        else:
-            taken = enough[:needed]
+        taken = sorted(enough, key=self.free.__getitem__)[:needed]  # begun ones first: whole ones are left for jobs that need them
         self._change(taken, share, -1)
         return taken
 

@@ -18,5 +18,6 @@ def source_corpus(source: str, config: SourceConfig) -> CorpusConfig:
         subset=config.subset,
         split=config.split,
         text_field=config.text_field,
+        template=config.template,
         held_out=0.0,
     )

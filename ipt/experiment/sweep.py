@@ -101,7 +101,7 @@ def sweep_table(jobs: Sequence[Job]) -> Table:
     for job in jobs:
         cells = [_cell(job.figures.get(name)) for name in figures[:COLUMNS]]
         result = str(job.folder or "") if job.status in FINISHED else job.error
-        table.add_row(job.name, job_label(job), *cells, escape(result))
+        table.add_row(escape(job.name), job_label(job), *cells, escape(result))
     return table
 
 

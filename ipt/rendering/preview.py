@@ -39,7 +39,7 @@ def preview(path: Path, config: RenderingConfig, seed: int, number: int, console
     `path` is a Parquet file of pairs, a folder of them (what synthesis writes), or a .jsonl(.gz) file with a text or context and
     its pairs in each line. Raises FileNotFoundError and ValueError, one line that names file and row.
     """
-    settings = replace(Settings.of(config), mark=_mark)
+    settings = replace(Settings.of(config), mark=mark)
     console.print("  ".join(f"[{colour}]{part}[/]" for part, colour in COLOURS.items()), "  template", highlight=False)
     shown = 0
     for chain in islice(filter(_with_pairs, read_chains(read_rows(path))), number):
@@ -54,25 +54,25 @@ def preview(path: Path, config: RenderingConfig, seed: int, number: int, console
         raise ValueError(f"{path}: no document in it has a pair that can be used")
 
 
-def _panel(text: Text) -> Panel:
-    facts = [text.id, text.layout, f"{text.n_shots} shots", f"{text.n_pairs} pairs", *(["inverted"] if text.inverted else [])]
-    return Panel(_coloured(text.text), title=", ".join(facts), title_align="left")
-
-
-def _mark(part: str, text: str) -> str:
-    """`text` between marks, the name of its part before it; marks in the text itself are no marks."""
+def mark(part: str, text: str) -> str:
+    """`text` between marks, the name of its part before it, for `Settings.mark`; marks in the text itself are no marks."""
     return f"{MARKS[0]}{part} {text.translate(dict.fromkeys(map(ord, MARKS), '�'))}{MARKS[1]}"
 
 
-def _coloured(text: str) -> Coloured:
-    result = Coloured()
+def marked_parts(text: str) -> Iterator[tuple[str, str]]:
+    """What a text that was rendered with `mark` consists of: the name of each part, empty for the template's own words, and the part."""
     for piece in _PART.split(text):
         if piece.startswith(MARKS[0]):
             part, _, content = piece[1:-1].partition(" ")
-            result.append(content, COLOURS[part])
-        else:
-            result.append(piece)
-    return result
+            yield part, content
+        elif piece:
+            yield "", piece
+
+
+def _panel(text: Text) -> Panel:
+    facts = [text.id, text.layout, f"{text.n_shots} shots", f"{text.n_pairs} pairs", *(["inverted"] if text.inverted else [])]
+    coloured = Coloured.assemble(*((content, COLOURS.get(part, "")) for part, content in marked_parts(text.text)))
+    return Panel(coloured, title=", ".join(facts), title_align="left")
 
 
 # Reading a user's pairs ----------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ Verdict = dict[str, Any]  # the fields of a reply, and its failure
 OPERATION = ("base_url", "api_key_env", "concurrency", "max_retries")  # settings that do not decide what the verdicts are
 FAILURES = ("malformed", "refused", "unavailable")
 FIELDS = {"reason": str, "about_document": bool, "answer_is_right": bool, "task": str}
+TYPES, WORDS = {str: "string", bool: "boolean"}, {str: "text", bool: "true or false"}
 PAIRS_PER_PART = 10_000
 SHOWN_TASKS = 60
 
@@ -58,13 +59,12 @@ def judge_pairs(config: JudgeConfig, pairs: Path, output: Path, seed: int) -> di
     rejects the request), unavailable (it answers with errors only). Verdicts are kept as they come: the same call goes on from there.
     Raises ValueError where the server wants another key, model or address, EngineDied if it cannot be reached or never answers.
     """
-    total = sum(len(row["pairs"]) for row in read_parts(pairs, ["pairs"]))
-    chosen = None if config.sample is None or config.sample >= total else set(random.Random(seed).sample(range(total), config.sample))
+    number, cases = sample_cases(pairs, config.sample, seed)
     folder = output / "judgements"
     folder.mkdir(parents=True, exist_ok=True)
-    with progress("judge", total if chosen is None else len(chosen)) as bar:
-        asyncio.run(_work_off(config, _cases(pairs, chosen), folder, bar))
-    return _figures(folder)
+    with progress("judge", number) as bar:
+        asyncio.run(_work_off(config, cases, folder, bar))
+    return figures(folder)
 
 
 def check_judge(config: JudgeConfig) -> None:
@@ -91,6 +91,13 @@ class Case:
     @property
     def key(self) -> str:
         return hash_json([self.doc_id, self.question, self.answer])[:32]
+
+
+def sample_cases(pairs: Path, sample: int | None, seed: int) -> tuple[int, Iterator[Case]]:
+    """How many pairs of `pairs/part-*.parquet` are to be judged, and these in order: `sample` of them drawn by `seed`, or all."""
+    total = sum(len(row["pairs"]) for row in read_parts(pairs, ["pairs"]))
+    chosen = None if sample is None or sample >= total else set(random.Random(seed).sample(range(total), sample))
+    return total if chosen is None else len(chosen), _cases(pairs, chosen)
 
 
 def _cases(pairs: Path, chosen: set[int] | None) -> Iterator[Case]:
@@ -122,7 +129,7 @@ class Judge:
                 self._bar.advance(len(block))
             else:
                 verdicts = await self._judge_block(block)
-                write_parquet(path, [_row(case, verdicts[case.key]) for case in block], SCHEMA)
+                write_parquet(path, [verdict_row(case, verdicts[case.key]) for case in block], SCHEMA)
                 self._journal.unlink()
             part += 1
         if not part:  # no pairs, no verdicts, but a file that says so
@@ -152,7 +159,7 @@ class Judge:
         config = self._config
         request: Any = {
             "model": config.model,
-            "messages": _messages(case),
+            "messages": messages(case),
             "temperature": 0,
             "max_tokens": config.max_tokens,
             "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": _reply_schema()}},
@@ -169,11 +176,11 @@ class Judge:
                     f"judge: {config.base_url} refuses filters.judge.model={config.model} ({_line(error)}): check the model's name, the "
                     f"address, and the key in the environment variable {config.api_key_env}"
                 ) from None
-            return _failure("unavailable" if error.status_code == 429 or error.status_code >= 500 else "refused")
-        return _read_reply(completion.choices[0].message.content if completion.choices else None)
+            return failure("unavailable" if error.status_code == 429 or error.status_code >= 500 else "refused")
+        return read_reply(completion.choices[0].message.content if completion.choices else None)
 
 
-def _messages(case: Case) -> list[dict[str, str]]:
+def messages(case: Case) -> list[dict[str, str]]:
     """The prompt with the case filled in; braces in a document are text."""
     values = {"{document}": case.text, "{question}": case.question, "{answer}": case.answer}
     parts = re.split("({document}|{question}|{answer})", _prompt()["user"])
@@ -183,19 +190,30 @@ def _messages(case: Case) -> list[dict[str, str]]:
     ]
 
 
+def spelled_out(case: Case) -> str:
+    """All of the prompt as one text, for a model that is not held to the schema of the reply: the fields are told in words."""
+    fields = [f"- {name} ({WORDS[kind]}): {' '.join(_prompt()['fields'][name].split())}" for name, kind in FIELDS.items()]
+    texts = [message["content"] for message in messages(case)]
+    return "\n\n".join([*texts, "\n".join([_prompt()["reply"], *fields])])
+
+
 def _reply_schema() -> dict[str, Any]:
-    names = {str: "string", bool: "boolean"}
-    fields = {name: {"type": names[kind], "description": _prompt()["fields"][name]} for name, kind in FIELDS.items()}
+    fields = {name: {"type": TYPES[kind], "description": _prompt()["fields"][name]} for name, kind in FIELDS.items()}
     return {"type": "object", "properties": fields, "required": list(FIELDS), "additionalProperties": False}
 
 
-def _read_reply(content: str | None) -> Verdict:
+def read_reply(content: str | None) -> Verdict:
+    """The verdict in a model's reply; a failure if it is none."""
     try:
-        reply = json.loads(content or "")
+        return read_verdict(json.loads(content or ""))
     except ValueError:
-        return _failure("malformed")
+        return failure("malformed")
+
+
+def read_verdict(reply: Any) -> Verdict:
+    """The verdict in a reply's JSON."""
     if not isinstance(reply, dict) or not all(isinstance(reply.get(name), kind) for name, kind in FIELDS.items()):
-        return _failure("malformed")
+        return failure("malformed")
     task = " ".join(words_of(reply["task"]))
     return {**{name: reply[name] for name in FIELDS}, "task": task, "failure": ""}
 
@@ -204,11 +222,13 @@ def _line(error: Exception) -> str:
     return " ".join(str(error.__cause__ or error).split())[:300]
 
 
-def _failure(reason: str) -> Verdict:
+def failure(reason: str) -> Verdict:
+    """No verdict, for one of FAILURES."""
     return {**dict.fromkeys(FIELDS), "failure": reason}
 
 
-def _row(case: Case, verdict: Verdict) -> dict[str, Any]:
+def verdict_row(case: Case, verdict: Verdict) -> dict[str, Any]:
+    """A row of SCHEMA."""
     return {"number": case.number, "doc_id": case.doc_id, "question": case.question, "answer": case.answer, **verdict}
 
 
@@ -234,7 +254,8 @@ def _prompt() -> dict[str, Any]:
 # Figures -------------------------------------------------------------------------------------------------------------
 
 
-def _figures(folder: Path) -> dict[str, Any]:
+def figures(folder: Path) -> dict[str, Any]:
+    """What the verdicts in `folder/part-*.parquet` amount to: see `judge_pairs`."""
     counts: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     tasks = FrequentCount()

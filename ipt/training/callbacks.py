@@ -86,7 +86,9 @@ class StepMetrics(Callback):
                 file.write(json.dumps(record) + "\n")
             self._bar.advance(1, step_note(record, trainer.world_size))
         if trainer.loggers and (self._step % self.log_every == 0 or scores):
-            module.log_dict({name: value for name, value in record.items() if value is not None and name != "step"})
+            known = {name: value for name, value in record.items() if value is not None and name != "step"}
+            for logger in trainer.loggers:  # not by log_dict, whose float32 does not count tokens beyond 2^24
+                logger.log_metrics(known, self._step)
 
 
 def step_note(record: dict[str, Any], devices: int) -> str:

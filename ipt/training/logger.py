@@ -5,7 +5,7 @@ import netrc
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from uuid import uuid4
 
@@ -13,32 +13,34 @@ from ipt.config import Config, LoggerConfig
 from ipt.stage import STATS, rank
 from ipt.training.checkpoint import read_facts, whole_checkpoints
 
+if TYPE_CHECKING:
+    from ipt.training.wandb_run import WandbRun
 
-def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -> list[Any]:
+
+def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -> "list[WandbRun]":
     """The loggers of a training run. With `logger=wandb`: config, curves over tokens, a table of pairs, and their figures.
 
     The run's id is kept in `output`, so a resumed run goes on in W&B too. Without a key the run is offline, complete on
-    disk, and `wandb sync` uploads it later.
+    disk, and `wandb sync` uploads it later. Only the first process has a logger.
     """
-    if config.logger.name == "none":
+    if config.logger.name == "none" or rank() > 0:
         return []
-    from lightning.pytorch.loggers import WandbLogger
+    from ipt.training.wandb_run import open_run
 
-    logger = WandbLogger(
-        project=config.logger.project,
-        name=f"{config.name} {name}",
-        id=run_id(output),
-        resume="allow",
-        group=config.logger.group or config.name,
-        tags=config.logger.tags,
-        save_dir=output,
-        mode="offline" if _offline(config.logger) else "online",
-        config=asdict(config),
-    )
-    logger.experiment.define_metric("*", step_metric="tokens")
+    identity = {"name": f"{config.name} {name}", "id": run_id(output), "group": config.logger.group or config.name}
+    job_type = name.partition(" ")[0]
+    run = open_run(config.logger, output, _offline(config.logger), **identity, job_type=job_type, config=asdict(config))
+    if run is None:
+        return []
+    run.send(lambda run: run.define_metric("*", step_metric="tokens"))
     if pairs is not None:
-        _log_pairs(logger.experiment, pairs, config.seed)
-    return [logger]
+        run.send(_log_pairs, pairs, config.seed)
+    return [run]
+
+
+def log_figures(run: Any, values: dict[str, Any], prefix: str) -> None:
+    """The numbers among nested `values`, by their path below `prefix`, in the run's summary."""
+    run.summary.update(_figures(values, prefix))
 
 
 def _log_pairs(run: Any, pairs: Path, seed: int) -> None:
@@ -54,7 +56,7 @@ def _log_pairs(run: Any, pairs: Path, seed: int) -> None:
     run.log({"pairs": wandb.Table(["doc_id", "document", "question", "answer", "rewrite"], rows)})
     stats = pairs.parent / STATS
     if stats.exists():
-        run.summary.update(_figures(json.loads(stats.read_text()), "synthesis"))
+        log_figures(run, json.loads(stats.read_text()), "synthesis")
 
 
 def _figures(stats: dict[str, Any], prefix: str) -> dict[str, float]:
@@ -84,10 +86,10 @@ def run_id(output: Path) -> str | None:
 
 
 def _offline(config: LoggerConfig) -> bool:
-    return not _has_key() if config.offline is None else config.offline
+    return not has_key() if config.offline is None else config.offline
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     """Whether a key is configured, told without asking W&B, which would read its settings too early."""
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:

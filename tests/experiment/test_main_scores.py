@@ -2,7 +2,7 @@
 
 import json
 
-from ipt.experiment.pipeline import _main_scores
+from ipt.experiment.pipeline import main_scores_of
 from ipt.experiment.scores import Score, main_scores, measure_of
 
 
@@ -34,4 +34,4 @@ def test_one_figure_a_task_in_a_sweep(tmp_path):
         "other": {"similarity": {"value": 0.1}},
     }
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert _main_scores(tmp_path) == {"choice logprob": -1.0, "generation correct": 0.2, "perplexity nll": 2.0, "other similarity": 0.1}
+    assert main_scores_of(tmp_path) == {"choice logprob": -1.0, "generation correct": 0.2, "perplexity nll": 2.0, "other similarity": 0.1}

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from ipt.config import Config, compose_config, conf_dir
+from ipt.evaluation.task import load_tasks
 from ipt.experiment.dry_run import Needs, dry_run, remedies, training_needs
+from ipt.experiment.dry_run_arms import dry_run_arms, plan_arms
 from ipt.experiment.inputs import FETCHED, HERE, MISSING, training_inputs
 from ipt.experiment.pipeline import arm_config
 from ipt.mixture.schedule import resolve_ratios, used_sources
@@ -26,6 +28,14 @@ PUBLISHED = {  # recipe: tokens of a step, steps, sequence length, peak learning
     "general_1b3": (2**20, 100_000, 2048, 2e-4, 2000),
     "synthesizer_mistral_7b": (16_384, 61_000, 4096, 5e-6, 1000),
 }
+TABLES = {  # recipe of a table of the paper: the recipe that it is built on
+    "table1": "general_500m",
+    "table1_1b3": "general_1b3",
+    "table3_medicine": "medicine_llama3_8b",
+    "table3_finance": "finance_llama3_8b",
+    "table4_ablation": "medicine_llama3_8b",
+}
+WITH_ARMS = [name for name in RECIPES if "arms:" in (conf_dir() / "experiment" / f"{name}.yaml").read_text()]
 CONTINUAL, SCRATCH = ("medicine_llama3_8b", "finance_llama3_8b"), ("general_500m", "general_1b3")
 
 
@@ -62,6 +72,52 @@ def test_every_recipe_dry_runs_and_leaves_nothing_behind(name, offline, capsys, 
         assert part in text
     assert "does not fit" not in text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", WITH_ARMS)
+def test_every_recipe_with_arms_is_planned_without_a_network(name, offline, capsys, tmp_path):
+    config = compose_config("reproduce", [f"experiment={name}", "seeds=[]"])
+    labels = [step.label for step in plan_arms(config)]
+    assert [label for label in labels if label.startswith("training")] == [f"training {arm}" for arm in config.only or config.arms]
+    assert ("evaluation start" in labels) == (not config.architecture)
+    dry_run_arms(config)
+    text = said(capsys)
+    assert "Stages of all arms" in text and f"{len(labels)} of {len(labels)} left" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "base"), TABLES.items())
+def test_recipes_of_the_papers_tables_are_their_bases_with_scores(name, base):
+    table, config = recipe(name), recipe(base)
+    for key in ("name", "title", "tasks", "only", "published", "evaluation", "arms"):
+        setattr(table, key, getattr(config, key))
+    assert table == config
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_published_names_are_those_of_the_tasks_and_arms_those_of_the_base(name):
+    config = recipe(name)
+    known = {model for task in load_tasks(config.tasks) for model in task.published}
+    named = [config.arms[arm].get("published") for arm in config.only]
+    assert known.issuperset(filter(None, [config.published, *named])) and any(named)
+    base = recipe(TABLES[name]).arms
+    assert {arm: {**changes, "published": None} for arm, changes in config.arms.items()} == {
+        arm: {**changes, "published": None} for arm, changes in base.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["mini_medicine", "mini_medicine_cpu"])
+def test_arms_of_mini_medicine_have_one_budget_and_change_what_they_are_named_for(name):
+    config = recipe(name)
+    arms = {arm: arm_config(config, changes) for arm, changes in config.arms.items()}
+    assert set(config.only) <= set(arms)
+    for arm in arms.values():
+        assert (arm.trainer, arm.schedule, arm.model, arm.corpus) == (config.trainer, config.schedule, config.model, config.corpus)
+        assert sum(resolve_ratios(arm.mixture.ratios).values()) == pytest.approx(1)
+    changed = {arm for arm, changes in arms.items() if changes.optimizer != config.optimizer}
+    assert changed == {"vanilla_repeated_decay_1", "vanilla_repeated_decay_3"}
+    assert used_sources(arms["vanilla_repeated"].mixture) == ["raw"]
+    assert config.seeds == [0, 1, 2] and config.corpus.held_out_by == "chapter"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

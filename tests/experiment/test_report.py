@@ -3,7 +3,6 @@ import csv
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,145 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt.evaluation import choice, perplexity
 from ipt.evaluation.results import compare
-from ipt.evaluation.task import Task
-from ipt.experiment.figures import PALETTE
+from ipt.experiment.drawing import PALETTE
 from ipt.experiment.report import write_report
 from ipt.experiment.scores import Arm, Difference, measure_of
 from ipt.experiment.wording import duration
 from ipt.rendering.run import SCHEMA as TEXT_SCHEMA
 from ipt.synthesis.shards import SCHEMA as PAIR_SCHEMA
+from tests.experiment.report_cases import Page, evaluation, training
 
 HOSTILE = "</p><script>alert('pair')</script><img src=x onerror=alert(1)>"
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """The page as a browser's parser would see it, and whether its tags are balanced."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.source = path.read_text(encoding="utf-8")
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self.tables: dict[str, list[list[tuple[str, str | None]]]] = {}
-        self._region = ""
-        self.feed(self.source)
-        self.close()
-        assert self.open == [], f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.tags.append((tag, attributes))
-        if tag not in VOID:
-            self.open.append(tag)
-        if attributes.get("class") == "table":
-            self._region = attributes["aria-label"]
-            self.tables[self._region] = []
-        if tag == "tr":
-            self.tables[self._region].append([])
-        if tag in ("td", "th"):
-            self.tables[self._region][-1].append(("", attributes.get("data-value")))
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        for tag in set(self.open):
-            self.texts.setdefault(tag, []).append(data)
-        if "td" in self.open or "th" in self.open:
-            text, value = self.tables[self._region][-1][-1]
-            self.tables[self._region][-1][-1] = (" ".join(f"{text} {data}".split()), value)
-
-    def text(self, tag: str = "body") -> str:
-        return " ".join("".join(self.texts.get(tag, [])).split())
-
-    def rows(self, region: str) -> list[list[tuple[str, str | None]]]:
-        return self.tables[region][1:]
 
 
 # A small run that has everything -------------------------------------------------------------------------------------
-
-
-def choice_predictions(right: list[bool], margin: float) -> list[dict]:
-    rows = []
-    for number, is_right in enumerate(right):
-        gold = -1.0 - 0.01 * number
-        scores = [gold, gold - margin if is_right else gold + margin, -9.0, -9.0]
-        common = {"id": f"q{number}", "prompt_hash": str(number), "options": [" a", " b", " c", " d"], "gold": 0, "right": [0]}
-        figures = {"scores": scores, "published": scores, "sums": scores, "per_byte": [s / 2 for s in scores], "unconditional": None}
-        rows.append({**common, **figures, "group": None, "tokens": [1] * 4, "truncated": False})
-    return rows
-
-
-def document_predictions(nll: float) -> list[dict]:
-    return [
-        {"id": f"d{i}", "prompt_hash": str(i), "nll": (nll + 0.1 * (i % 3)) * 100, "tokens": 100, "bytes": 400, "windows": 1}
-        for i in range(30)
-    ]
-
-
-def evaluation(folder: Path, right: float, nll: float) -> Path:
-    """Recall depends on `right`; generalisation is the same for every arm; documents depend on `nll`."""
-    tasks = {
-        "definition_to_term_recall": (choice, choice_predictions([i < right * 40 for i in range(40)], margin=0.3)),
-        "definition_to_term_generalisation": (choice, choice_predictions([i % 2 == 0 for i in range(40)], margin=0.3)),
-        "held_out_perplexity": (perplexity, document_predictions(nll)),
-    }
-    results = {}
-    for task, (kind, rows) in tasks.items():
-        definition = Task(task, kind.__name__.rpartition(".")[2])
-        results[task] = {name: metric.as_dict() for name, metric in kind.metrics(definition, rows).items()}
-        schema = kind.SCHEMA.with_metadata({"task": json.dumps(definition.definition)})
-        (folder / "predictions").mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "predictions" / f"{task}.parquet")
-    (folder / "results.json").write_text(json.dumps(results))
-    return folder
-
-
-def training(folder: Path, sources: dict[str, float], steps: int = 40) -> Path:
-    folder.mkdir()
-    curve = [
-        {
-            "step": n,
-            "tokens": n * 64,
-            "loss": 4 - n / 40,
-            **{f"loss/{s}": 4 - n / 50 for s in sources},
-            "tokens_per_second": 100.0 + n,
-            "mfu": None,
-            "skipped": 0,
-        }
-        for n in range(1, steps + 1)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in curve))
-    table = {
-        name: {
-            "unique_tokens": 1000,
-            "requested": share,
-            "realised": share,
-            "tokens": round(steps * 64 * share),
-            "repeats": 2.56 * share,
-            "truncated": 3,
-        }
-        for name, share in sources.items()
-    }
-    summary = {
-        "tokens": steps * 64,
-        "steps": steps,
-        "seconds": 75.0,
-        "sources": table,
-        "final_loss": 3.0,
-        "parameters": 12345,
-        "flops": 1.5e9,
-    }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
 
 
 def stage_with_pairs(folder: Path) -> Path:
@@ -308,7 +181,7 @@ def test_headings_tables_and_pictures_can_be_heard(page):
     assert counts["table"] == counts["caption"] == counts["thead"] == 5
     assert all(attributes.get("scope") in ("row", "col") for tag, attributes in page.tags if tag == "th")
     pictures = [attributes for tag, attributes in page.tags if tag == "svg" and "aria-hidden" not in attributes]
-    assert len(pictures) == 6 and all(attributes["role"] == "img" and len(attributes["aria-label"]) > 30 for attributes in pictures)
+    assert len(pictures) == 7 and all(attributes["role"] == "img" and len(attributes["aria-label"]) > 30 for attributes in pictures)
     assert any("instruct instruction 1,280 tokens" in attributes["aria-label"] for attributes in pictures)
 
 
@@ -324,11 +197,11 @@ def test_figures_follow_the_readers_colours(page, output):
 
 @pytest.mark.parametrize("mode", [0, 1])
 def test_colours_have_contrast(page, mode):
-    card = re.findall(r"--card: (#\w{6})", page.source)[mode]
+    card, wash = (re.findall(rf"--{name}: (#\w{{6}})", page.source)[mode] for name in ("card", "wash"))
     washes = [re.findall(rf"--{name}: (#\w{{6}})", page.source)[mode] for name in ("good", "good-wash", "bad", "bad-wash")]
     inks = [colours[mode] for role, colours in PALETTE.items() if role in ("ink", "muted") or role.startswith("arm")]
     assert len(inks) == 9
-    for ink, ground in [*((ink, card) for ink in inks), (washes[0], washes[1]), (washes[2], washes[3])]:
+    for ink, ground in [*((ink, ground) for ink in inks for ground in (card, wash)), (washes[0], washes[1]), (washes[2], washes[3])]:
         assert contrast(ink, ground) >= 4.5, (ink, ground)
 
 
@@ -513,16 +386,17 @@ def test_statistics_count_what_was_written(written):
     statistics = written[1]
     assert statistics == {
         "arms": 3,
+        "runs": 3,
         "tasks": 3,
         "scores": 57,
-        "figures": ["losses", "scores", "sources", "lengths", "kinds", "stages"],
+        "figures": ["losses", "course", "scores", "sources", "lengths", "kinds", "stages"],
         "main_differences": {"better": 1, "no difference shown": 3, "worse": 1},
     }
     json.dumps(statistics)
 
 
 def test_wrong_arms_are_refused_in_one_line(tmp_path, arms):
-    with pytest.raises(ValueError, match=r"two arms have the same name \(start, start\)"):
+    with pytest.raises(ValueError, match=r"two arms have the same name and seed \(start, start\)"):
         write_bare(tmp_path, [arms[0], arms[0]])
     with pytest.raises(FileNotFoundError, match=r"arm lost has no .*results.json: evaluate it first"):
         write_bare(tmp_path, [Arm("lost", None, tmp_path / "nowhere")])

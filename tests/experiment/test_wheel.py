@@ -17,6 +17,7 @@ def test_the_wheel_carries_conf_adapter_and_templates_and_runs_from_anywhere(tmp
         assert f"ipt/{path.relative_to(ROOT)}" in names
     assert "ipt/synthesis/adapter/adapter_model.safetensors" in names
     assert "ipt/rendering/templates/default.yaml" in names
+    assert "hydra_plugins/ipt_sweeps/__init__.py" in names
     assert not [name for name in names if name.startswith("tests/")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     script = "import ipt, sys; sys.argv = ['ipt', 'train', '--cfg', 'job']; print(ipt.__file__); from ipt.__main__ import main; main()"

@@ -134,11 +134,11 @@ def serving(*answers, **options):
             thread.join()
 
 
-def generate(server, config, prompt_format, vocabulary, prompt=None):
+def generate(server, config, prompt_format, vocabulary, prompt=None, watch=None):
     async def run():
         engine = start_engine(replace(config, base_url=server.url), "", vocabulary, prompt_format, 0)
         try:
-            return await engine.generate(prompt or prompt_format.begin("A heart. <|im_end|>"), priority=0, lane=0)
+            return await engine.generate(prompt or prompt_format.begin("A heart. <|im_end|>"), priority=0, lane=0, watch=watch)
         finally:
             engine.close()
 
@@ -162,6 +162,13 @@ def test_token_ids_go_out_and_the_text_is_encoded_anew(vocabulary, ipt, streamed
     known = {"model", "prompt", "max_tokens", "temperature", "stream", "stream_options"}
     assert set(request) <= known  # nothing that a server might not know and refuse
     assert bool(request.get("stream")) == streamed
+
+
+def test_whoever_watches_sees_the_text_grow(vocabulary, ipt):
+    text, seen = pairs_text(PAIRS[:2]), []
+    with serving([text[:20], text[20:33], text[33:]]) as server:
+        generation = generate(server, replace(CONFIG, stop_at_repetition=False), ipt, vocabulary, watch=seen.append)
+    assert generation.text == text and list(dict.fromkeys(seen)) == [text[:20], text[:33], text]
 
 
 def test_vllm_is_asked_for_more(vocabulary, ipt):

@@ -30,7 +30,7 @@ def pairs(tmp_path):
 def test_pairs_and_their_figures_are_in_wandb(pairs, tmp_path):
     config = Config(name="test", logger=LoggerConfig(name="wandb", offline=True))
     (logger,) = build_loggers(config, "training", tmp_path, pairs)
-    logger.experiment.finish()
+    logger.close()
     (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
     inspected = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
@@ -42,3 +42,14 @@ def test_pairs_and_their_figures_are_in_wandb(pairs, tmp_path):
         ["a", "The heart pumps blood.", "What pumps blood?", "The heart", ""],
         ["b", "Kidneys.", "", "", "Kidneys filter."],
     ]
+
+
+def test_without_it_nothing_is_imported():
+    code = (
+        "import sys; from pathlib import Path; from ipt.config import Config; from ipt.training.logger import build_loggers;"
+        "import ipt.training.run, ipt.experiment.pipeline, ipt.experiment.lineage, ipt.experiment.evaluation_log, ipt.experiment.dashboard;"
+        "build_loggers(Config(), 'training', Path(), None);"
+        "print([name for name in sys.modules if name.partition('.')[0] in ('wandb', 'wandb_workspaces')])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.strip() == "[]"

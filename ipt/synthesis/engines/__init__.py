@@ -1,6 +1,6 @@
 """Engines: what runs the synthesizer model. One module for each; none is imported before it is started."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -27,13 +27,17 @@ class Generation(NamedTuple):
     cached_tokens: int  # prompt tokens whose keys and values were in the engine's prefix cache
 
 
+Watch = Callable[[str], None]  # told an output so far whenever more of it is there, from whatever thread
+
+
 class Engine(Protocol):
     """Generates for many prompts at once: callers await `generate` concurrently, and the engine forms its batches."""
 
-    async def generate(self, prompt: Prompt, *, priority: int, lane: int) -> Generation:
+    async def generate(self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None) -> Generation:
         """The output for `prompt`; of waiting prompts the one with the lowest `priority` goes first.
 
         Prompts that are generated at the same time have different lanes, small numbers; those of one chain have the same lane.
+        Whoever gives a `watch` sees the output grow, and ends it by cancelling.
         Raises PromptRefused if this prompt cannot be run, EngineDied if none can any more.
         """
         ...

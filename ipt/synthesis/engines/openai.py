@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
-from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions
+from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions, Watch
 from ipt.synthesis.prompts import Prompt, PromptFormat, Vocabulary
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ class OpenAIEngine:
         self._repetitions = Repetitions(vocabulary, prompt_format)
         self._client = new_client(config.base_url, config.api_key_env, config.max_retries)
 
-    async def generate(self, prompt: Prompt, *, priority: int, lane: int) -> Generation:
+    async def generate(self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None) -> Generation:
         """See `Engine`. The server knows no priority; with `stop_at_repetition` what it generates is streamed and broken off."""
         import openai
 
         create, request = self._request(prompt)
         with _errors(self._config):
-            if self._config.stop_at_repetition:
+            if watch or self._config.stop_at_repetition:
                 stream = await create(**request, stream=True, stream_options={"include_usage": True})
                 try:
                     async with stream:
-                        return await self._read(stream)
+                        return await self._read(stream, watch)
                 except openai.APIConnectionError:
                     pass  # the library does not try again what breaks off midway: asked for once more below, as a whole
             return await self._read(_alone(await create(**request)))
@@ -73,7 +73,7 @@ class OpenAIEngine:
         extra = {**VLLM_OPTIONS, "stop_token_ids": self._format.stop_ids, **shape} if self._is_vllm else {}
         return self._client.completions.create, {**request, "prompt": prompt.ids, "extra_body": extra}
 
-    async def _read(self, events: AsyncIterator[Any]) -> Generation:
+    async def _read(self, events: AsyncIterator[Any], watch: Watch | None = None) -> Generation:
         """Put an output together, up to its first repetition. The text is encoded anew where the server does not tell token ids."""
         ids: list[int] = []
         text, finish_reason, cached_tokens = "", None, 0
@@ -88,6 +88,8 @@ class OpenAIEngine:
             text += chunk.text
             if not ids and self._repeats(chunk.text, text):
                 return Generation(self._vocabulary.encode_continuation(text), text, "repetition", cached_tokens)
+            if watch:
+                watch(text)
         if finish_reason not in ("stop", "length"):
             raise PromptRefused(f"the server ended the request with finish_reason={finish_reason}")
         if ids:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ipt.synthesis.engines import Generation
+from ipt.synthesis.engines import Generation, Watch
 from ipt.synthesis.format import END, Parsed, pairs_text, parse
 from ipt.synthesis.prompts import Message, Prompt
 from ipt.synthesis.rules import mine
@@ -36,7 +36,7 @@ class RuleEngine:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    async def generate(self, prompt: Prompt, *, priority: int, lane: int) -> Generation:
+    async def generate(self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None) -> Generation:
         document = prompt.messages[0].content
         return Generation([], pairs_text(mine(document, self._seed)), "stop", 0)
 

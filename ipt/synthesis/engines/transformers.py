@@ -8,6 +8,7 @@ import asyncio
 import heapq
 import itertools
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
@@ -16,7 +17,7 @@ import torch
 from transformers import GenerationConfig
 
 from ipt.models import load_model
-from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions
+from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions, Watch
 from ipt.synthesis.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class _Request(NamedTuple):
     order: int  # decides between equal priorities: first come, first served
     prompt_ids: list[int]
     result: "asyncio.Future[Generation]"
+    watch: Watch | None
 
 
 class TransformersEngine:
@@ -50,12 +52,12 @@ class TransformersEngine:
         self._order = itertools.count()
         self._runner: asyncio.Task[None] | None = None
 
-    async def generate(self, prompt: Prompt, *, priority: int, lane: int) -> Generation:
+    async def generate(self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None) -> Generation:
         length, new = len(prompt.ids), self._config.max_new_tokens
         if not length or length + new > self._config.max_model_len:
             raise PromptRefused(f"{length} prompt tokens and {new} new ones, max_model_len={self._config.max_model_len}")
         result: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, _Request(priority, next(self._order), prompt.ids, result))
+        heapq.heappush(self._waiting, _Request(priority, next(self._order), prompt.ids, result, watch))
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
         return await result
@@ -100,9 +102,25 @@ class TransformersEngine:
                 eos_token_id=self._format.stop_ids,
                 pad_token_id=self._format.stop_ids[0],
                 logits_processor=self._held_to_schema(),
+                stopping_criteria=[self._show(batch, longest)] if any(request.watch for request in batch) else None,
                 **sampling,
             )
         return [self._cut(ids) for ids in output_BT[:, longest:].tolist()]
+
+    def _show(self, batch: list[_Request], start: int) -> Callable[[torch.Tensor, Any], torch.Tensor]:
+        """Called after each token: shows outputs to those who watch them, and says which need not go on: repeated or cancelled ones."""
+
+        def show(ids_BT: torch.Tensor, scores: Any) -> torch.Tensor:
+            ended = torch.zeros(len(batch), dtype=torch.bool, device=ids_BT.device)
+            for row, (request, ids) in enumerate(zip(batch, ids_BT[:, start:].tolist(), strict=True)):
+                if request.watch is None:
+                    continue
+                output = self._cut(ids)
+                request.watch(output.text)
+                ended[row] = request.result.cancelled() or output.finish_reason == "repetition"
+            return ended
+
+        return show
 
     def _compile_schema(self) -> Any:
         """The format's JSON schema as a grammar over tokens. None without a schema or without xgrammar, which comes with vLLM."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from ipt.console import console
-from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions
+from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions, Watch
 from ipt.synthesis.engines.keeper import Keeper
 from ipt.synthesis.engines.output import EngineLog
 from ipt.synthesis.prompts import Prompt, PromptFormat, Vocabulary
@@ -55,14 +55,15 @@ class VllmEngine:
             raise EngineDied(f"synthesis.engine=vllm did not start with synthesis.model={config.model}: {message}") from error
         self._vocabulary_size = self._engines[0].model_config.get_vocab_size()
 
-    async def generate(self, prompt: Prompt, *, priority: int, lane: int) -> Generation:
+    async def generate(self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None) -> Generation:
         from vllm import TokensPrompt
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._check(prompt)
+        sampling, request_id = self._sampling(prompt, watch is not None), str(next(self._request_ids))
         request = self._engines[lane % len(self._engines)].generate(
-            TokensPrompt(prompt_token_ids=prompt.ids), self._sampling(prompt), request_id=str(next(self._request_ids)), priority=priority
+            TokensPrompt(prompt_token_ids=prompt.ids), sampling, request_id=request_id, priority=priority
         )
         ids: list[int] = []
         try:
@@ -73,6 +74,8 @@ class VllmEngine:
                         if self._config.stop_at_repetition and self._repetitions.ended_by_last(ids):
                             text = self._vocabulary.decode_continuation(ids)
                             return Generation(ids, text, "repetition", output.num_cached_tokens or 0)
+                    if watch:
+                        watch(self._vocabulary.decode_continuation(ids))
         except VLLMClientError as error:
             raise PromptRefused(str(error)) from error
         except (EngineDeadError, EngineGenerateError) as error:
@@ -131,7 +134,7 @@ class VllmEngine:
         if length + new > self._config.max_model_len:  # vLLM would silently generate less
             raise PromptRefused(f"{length} prompt tokens and {new} new ones, max_model_len={self._config.max_model_len}")
 
-    def _sampling(self, prompt: Prompt) -> Any:
+    def _sampling(self, prompt: Prompt, watched: bool) -> Any:
         from vllm import SamplingParams
         from vllm.platforms import current_platform
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -146,7 +149,7 @@ class VllmEngine:
             stop_token_ids=self._format.stop_ids,
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA if self._config.stop_at_repetition else RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if watched or self._config.stop_at_repetition else RequestOutputKind.FINAL_ONLY,
         )
 
     def _generation(self, ids: list[int], output: Any) -> Generation:

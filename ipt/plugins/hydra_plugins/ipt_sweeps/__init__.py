@@ -1,4 +1,4 @@
-"""Where Hydra finds our sweepers: it takes plugins from the namespace package `hydra_plugins` only."""
+"""Where Hydra finds our launcher and sweepers: it takes plugins from the namespace package `hydra_plugins` only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,20 +8,30 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
 @dataclass
+class SubprocessLauncherConfig:
+    _target_: str = "hydra_plugins.ipt_sweeps.SubprocessLauncher"
+    n_jobs: int = 1  # jobs side by side
+    gpus_per_job: float | None = None  # below 1: so many jobs share a GPU; null: as many as the config asks for
+    retries: int = 0  # further tries of a job that fails
+
+
+@dataclass
 class GridConfig:
-    _target_: str = "hydra_plugins.ipt_sweeper.GridSweeper"
+    _target_: str = "hydra_plugins.ipt_sweeps.GridSweeper"
     params: dict[str, str] = field(default_factory=dict)  # key -> what it varies over, as on the command line; for recipes
 
 
 @dataclass
 class OptunaConfig:
-    _target_: str = "hydra_plugins.ipt_sweeper.OptunaSweeper"
+    _target_: str = "hydra_plugins.ipt_sweeps.OptunaSweeper"
     params: dict[str, str] = field(default_factory=dict)  # key -> search space, as on the command line; for recipes
     metric: str = "final_loss"  # a figure that the jobs report, as held_out_perplexity.nll
     direction: str = "minimize"  # minimize | maximize
@@ -32,8 +42,27 @@ class OptunaConfig:
     storage: str | None = None  # an Optuna storage's URL; null: study.db in the sweep's folder
 
 
+ConfigStore.instance().store(group="hydra/launcher", name="subprocess", node=SubprocessLauncherConfig, provider="ipt")
 ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridConfig, provider="ipt")
 ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaConfig, provider="ipt")
+
+
+class SubprocessLauncher(Launcher):
+    """`hydra/launcher=subprocess`: see ipt.experiment.launcher."""
+
+    def __init__(self, n_jobs: int, gpus_per_job: float | None, retries: int) -> None:
+        self.settings = {"n_jobs": n_jobs, "gpus_per_job": gpus_per_job, "retries": retries}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from ipt.experiment.launcher import LaunchSettings, run_jobs
+        from ipt.experiment.process import launch_of
+
+        numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+        jobs = run_jobs(launch_of(self.config.hydra), numbers, LaunchSettings(**self.settings))
+        return [JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED, _return_value=job) for job in jobs]
 
 
 class IptSweeper(Sweeper):

@@ -1,0 +1,142 @@
+"""`python -m ipt verify RUN`: whether the files of a run, and of all stages that it leads to, are those that were written."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ipt.stage import MANIFEST, hash_file, hash_json
+
+IDENTITY = ("stage", "config", "inputs", "seed")  # what a stage's key is a hash of
+SHOWN = 10  # broken files of a folder that are named
+
+
+@dataclass
+class Checked:
+    """A folder with a manifest, and how its files compare with it."""
+
+    folder: Path
+    name: str
+    files: int = 0
+    changed: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        return not self.changed and not self.missing
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m ipt verify", description="Check the outputs of finished runs against their manifests.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a reproduced recipe, of a sweep, or of a stage")
+    options = parser.parse_args(arguments)
+    try:
+        checked = [found for folder in options.folders for found in verify(folder)]
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    Console().print(_table(checked))
+    sys.exit(0 if all(found.whole for found in checked) else 1)
+
+
+def verify(folder: Path) -> list[Checked]:
+    """The folder and all that it leads to, each checked once: first what it is made of, as links and the digests of inputs tell.
+
+    Every file is read. Raises FileNotFoundError if the folder is not that of a finished run, ValueError for a manifest that is none.
+    """
+    if not list(_manifests(folder)):
+        raise FileNotFoundError(f"{folder} holds no {MANIFEST}: name the folder of a finished run, sweep or stage")
+    checked: dict[Path, Checked] = {}
+    waiting = list(_manifests(folder))
+    while waiting:
+        place = waiting.pop().resolve()
+        if place in checked:
+            continue
+        manifest = read_manifest(place) if (place / MANIFEST).exists() else None
+        if manifest is None:
+            checked[place] = Checked(place, "", missing=[MANIFEST])
+            continue
+        checked[place] = _checked(place, manifest)
+        waiting += _leads_to(place, manifest)
+    return list(checked.values())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / MANIFEST} is not JSON ({error}): it was changed by hand, or another program wrote it") from None
+    if not isinstance(manifest, dict) or "outputs" not in manifest:
+        raise ValueError(f"{folder / MANIFEST} lists no outputs: it is no manifest of ipt")
+    return manifest
+
+
+def _manifests(folder: Path) -> Iterator[Path]:
+    """The folder itself, or of a sweep and the like all folders in it, linked ones too, that have a manifest."""
+    if (folder / MANIFEST).exists():
+        yield folder
+        return
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_dir():
+            yield from _manifests(path)
+
+
+def _checked(folder: Path, manifest: dict[str, Any]) -> Checked:
+    found = Checked(folder, manifest.get("stage") or manifest.get("name", ""), len(manifest["outputs"]))
+    for name, entry in manifest["outputs"].items():
+        path = folder / name
+        if not path.is_file():
+            found.missing.append(name)
+        elif path.stat().st_size != entry["bytes"] or hash_file(path) != entry["sha256"]:
+            found.changed.append(name)
+    if "key" in manifest and not _is_sound(manifest):
+        found.changed.append(MANIFEST)
+    return found
+
+
+def _is_sound(manifest: dict[str, Any]) -> bool:
+    """Whether the key and the digest of a stage are those of what its manifest says."""
+    identity = {name: manifest.get(name) for name in IDENTITY}
+    digest = hash_json({path: entry["sha256"] for path, entry in manifest["outputs"].items()})
+    return bool(manifest["key"] == hash_json(identity) and manifest["digest"] == digest)
+
+
+def _leads_to(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
+    """The stages that a run names, or those beside a stage whose digests are its inputs."""
+    for stage in manifest.get("stages", []):
+        yield folder / stage["folder"]
+    if "key" not in manifest:
+        return
+    wanted = set(manifest["inputs"].values())
+    for other in folder.parent.glob(f"*/{MANIFEST}"):
+        if json.loads(other.read_text()).get("digest") in wanted:
+            yield other.parent
+
+
+def _table(checked: list[Checked]) -> Table:
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("run or stage", "folder", "files", "state"):
+        table.add_column(name, justify="right" if name == "files" else "left", overflow="fold")
+    for found in checked:
+        state = "[green]whole[/]" if found.whole else "[red]" + escape("; ".join(_broken(found))) + "[/]"
+        table.add_row(escape(found.name), escape(str(found.folder)), str(found.files), state)
+    broken = [found for found in checked if not found.whole]
+    table.caption = f"{len(checked) - len(broken)} of {len(checked)} folders are whole" + (
+        ": what is not, remove and run again" * bool(broken)
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _broken(found: Checked) -> Iterator[str]:
+    for what, names in (("changed", found.changed), ("missing", found.missing)):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            yield f"{what}: {', '.join(names[:SHOWN])}{more}"

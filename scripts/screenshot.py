@@ -1,0 +1,46 @@
+"""Pictures of a report (or any page on disk) in Chromium: light, dark and as a phone shows it.
+
+    python scripts/screenshot.py outputs/ontology/report.html docs/images/report
+    python scripts/screenshot.py outputs/ontology/report.html docs/images/scores --section scores
+
+writes docs/images/report-light.png, -dark.png and -phone.png. Needs the `dev` extra and a Chromium on the path.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+VIEWS = {"light": ("light", 1280, 900), "dark": ("dark", 1280, 900), "phone": ("light", 390, 844)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("output", type=Path, help="beginning of the files' names")
+    parser.add_argument("--section", help="id of a heading whose section is shown alone")
+    parser.add_argument("--full", action="store_true", help="the whole page, not only what is seen first")
+    arguments = parser.parse_args()
+    if not arguments.page.exists():
+        raise SystemExit(f"error: there is no page {arguments.page}")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("error: no chromium on the path: install one")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium)
+        for name, (scheme, width, height) in VIEWS.items():
+            page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
+            page.goto(arguments.page.resolve().as_uri())
+            path = Path(f"{arguments.output}-{name}.png")
+            if arguments.section:
+                page.locator(f"section[aria-labelledby='{arguments.section}']").screenshot(path=path)
+            else:
+                page.screenshot(path=path, full_page=arguments.full)
+            print(path)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""A stage that several processes need at the same time is worked on by one of them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from ipt.stage import find_stage, run_stage
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from ipt.stage import run_stage
+def work(folder):
+    (folder / f"begun-{sys.argv[1]}").touch()
+    print("at work", flush=True)
+    while sys.argv[1] == "first" and not Path("go").exists():
+        time.sleep(0.05)
+    (folder / "data").write_text("done")
+    return {}
+stage = run_stage("slow", Path("slow"), work, config={}, inputs={})
+print("reused" if stage.reused else "made", flush=True)
+"""
+
+
+def _worker(folder: Path, name: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", WORKER, name]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
+
+
+def test_others_say_whom_they_wait_for_and_then_reuse(tmp_path):
+    first = _worker(tmp_path, "first")
+    assert first.stdout.readline() == "at work\n"
+    second = _worker(tmp_path, "second")
+    assert f"slow: waiting for process {first.pid} on " in second.stderr.readline()
+    (tmp_path / "go").touch()
+    assert second.communicate(timeout=60)[0] == "reused\n"
+    assert first.communicate(timeout=60)[0] == "made\n"
+
+
+def test_a_killed_holder_holds_nobody_up(tmp_path):
+    first = _worker(tmp_path, "first")
+    assert first.stdout.readline() == "at work\n"
+    second = _worker(tmp_path, "second")
+    assert "waiting for process" in second.stderr.readline()
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert second.communicate(timeout=60)[0] == "at work\nmade\n"
+    assert (tmp_path / "slow" / "begun-first").exists()  # it went on in the same folder
+
+
+def test_a_stage_is_found_only_when_it_is_finished(tmp_path):
+    identity = {"config": {"a": 1}, "inputs": {}, "stages_dir": tmp_path}
+    assert find_stage("some", None, **identity) is None
+    stage = run_stage("some", None, lambda folder: {}, **identity)
+    assert find_stage("some", None, **identity).folder == stage.folder
+    assert find_stage("some", None, **identity | {"config": {"a": 2}}) is None

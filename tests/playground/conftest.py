@@ -1,0 +1,9 @@
+import pytest
+
+from ipt.models import load_tokenizer
+from ipt.synthesis.prompts import Vocabulary
+
+
+@pytest.fixture(scope="session")
+def vocabulary():
+    return Vocabulary(load_tokenizer("embedded:tiny"))
