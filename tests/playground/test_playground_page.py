@@ -157,14 +157,16 @@ def test_a_text_that_cannot_be_used(page, text, message):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_all_of_it(page, scheme):
-    page.emulate_media(color_scheme=scheme)
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.reload()
+def test_a_phone_shows_all_of_it(browser, address, scheme):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    page.goto(address)
     page.wait_for_selector("#write")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     colour = {"light": "rgb(246, 247, 249)", "dark": "rgb(17, 21, 27)"}[scheme]
     page.wait_for_function(f"getComputedStyle(document.body).backgroundColor == '{colour}'")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
 
 
 def test_a_port_that_is_taken(tmp_path, address):

@@ -61,8 +61,8 @@ def test_a_profile_is_written(steps, stores, make_config, tmp_path, capsys):
 
 
 def test_saving_by_time_and_keeping_for_good(stores, make_config, tmp_path, monkeypatch):
-    """The first step takes two minutes by the clock that checkpoints look at."""
-    now = iter([0.0, *[120.0] * 100])
+    """The first step takes two minutes by the clock that checkpoints look at: twice before it, then again and again."""
+    now = iter([0.0, 0.0, *[120.0] * 100])
     monkeypatch.setattr("ipt.training.saving.monotonic", lambda: next(now))
     seen = []
     tell = StepMetrics.on_train_batch_end
