@@ -15,8 +15,9 @@ from ipt.config import Config
 from ipt.console import console
 from ipt.evaluation import ranks
 from ipt.experiment.cli import DISK_FULL
+from ipt.experiment.job import job_result, report_result
 from ipt.experiment.manifest import provenance, provenance_facts, write_manifest
-from ipt.experiment.pipeline import PHASES, Stages, Unfinished, arm_config
+from ipt.experiment.pipeline import PHASES, Stages, Unfinished, arm_config, main_scores_of
 from ipt.experiment.records import Record, arm_record, write_record, write_records
 from ipt.experiment.scores import Arm
 from ipt.mixture.schedule import used_sources
@@ -72,6 +73,8 @@ def reproduce(config: Config) -> None:
         _report(config, output, runs, records, started)
     if failed := [run for run in runs if run.error]:
         raise RuntimeError(_failures(failed))
+    scores = {run.label: main_scores_of(run.evaluation.folder) for run in runs if run.evaluation}
+    report_result(job_result(output, {f"{label} {name}": value for label, figures in scores.items() for name, value in figures.items()}))
 
 
 def arm_runs(config: Config) -> list[ArmRun]:

@@ -21,10 +21,9 @@ from ipt.synthesis.prompts import RULE_BASED
 
 RECIPE = "as the recipe weighs them"
 SAMPLE = (
-    "A tide pool is a hollow in a rocky shore that stays filled with sea water when the tide goes out. Life in it is hard: within a few "
-    "hours the water may warm by ten degrees, lose most of its oxygen at night and turn nearly fresh in the rain. Limpets clamp "
-    "themselves to the rock and keep a little water under the shell. Sea anemones fold their tentacles inwards. Shore crabs hide under "
-    "weed, where it stays damp and cool. When the sea comes back, all of them begin to feed again."
+    "The heart is a muscular organ in the chest. It pumps blood through the blood vessels of the body. It has four chambers: two atria, "
+    "which receive blood, and two ventricles, which push it out. Four valves keep the blood from flowing back. In a resting adult it "
+    "beats about 70 times a minute."
 )
 EMPTY = notice("Pairs appear here while the synthesizer writes them.")
 NO_DRAWS = draws_view([], RenderingConfig(), 0)
