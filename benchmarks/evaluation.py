@@ -1,6 +1,6 @@
 """Examples scored per second: this scorer, a plain loop that runs each option whole, and lm-evaluation-harness's Hugging Face backend.
 
-    python benchmarks/evaluation.py                             # made-up items of the shape of ChemProt and ARC; two cores: some minutes
+    python benchmarks/evaluation.py                             # made-up items of the shape of ChemProt and ARC; two cores: ten minutes
     python benchmarks/evaluation.py --data ../shared/data       # real ones, in the layout of data_dir
     python benchmarks/evaluation.py --model FOLDER --device cuda --dtype bf16 --items 512 --peer-items 512 --batch-size 64
 
@@ -53,9 +53,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded:smollm2-135m")
     parser.add_argument("--data", metavar="FOLDER", help="data sets, as in data_dir; default: made-up items")
-    parser.add_argument("--items", type=int, default=48, help="of a task")
+    parser.add_argument("--items", type=int, default=24, help="of a task")
     parser.add_argument(
-        "--peer-items", type=int, default=3, help="that the other sides are given of them; four times as many without shots"
+        "--peer-items", type=int, default=2, help="that the other sides are given of them; four times as many without shots"
     )
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=4096, help="of this scorer")

@@ -312,7 +312,7 @@ class Stages:
 
 def synthesize(config: Config) -> None:
     result = _synthesized(Stages(config))
-    console.print(f"pairs: {Path(result['folder']) / 'pairs'}")
+    console.print(f"pairs: {Path(result['folder']) / 'pairs'}", soft_wrap=True)
     report_result(result)
 
 
@@ -322,7 +322,7 @@ def train(config: Config) -> None:
     ranks.leave()
     if rank() > 0:
         return
-    console.print(f"model: {stage.folder / 'export'}")
+    console.print(f"model: {stage.folder / 'export'}", soft_wrap=True)
     report_result(_trained(stages))
 
 
@@ -338,7 +338,7 @@ def evaluate(config: Config) -> None:
     result = _evaluated(stages)
     folder = Path(result["folder"])
     console.print(table({config.model: folder}))
-    console.print(f"results: {folder / 'results.md'}, {folder / 'results.json'}")
+    console.print(f"results: {folder / 'results.md'}, {folder / 'results.json'}", soft_wrap=True)
     report_result(result)
 
 

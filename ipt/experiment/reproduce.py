@@ -200,7 +200,7 @@ def _report(config: Config, output: Path, runs: list[ArmRun], records: list[Reco
     )
     console.print(_scores_table(runs))
     seconds = round(time.monotonic() - started, 1)
-    console.print(f"report: {output / 'report.html'}  ({seconds:.0f} s)")
+    console.print(f"report: {output / 'report.html'}  ({seconds:.0f} s)", soft_wrap=True)
     failed = {run.label: run.error for run in runs if run.error}
     summary = {"seconds": seconds, **statistics, "not_done": failed, "records": [record.as_dict() for record in records]}
     write_json(output / "summary.json", summary)
