@@ -95,7 +95,8 @@ def open_run(logger: LoggerConfig, output: Path, offline: bool, **keywords: Any)
             return WandbRun(wandb.init(**keywords, mode="online", settings=limited), logger.timeout)
         except (wandb.Error, OSError) as error:
             _tell(f"offline ({_line(error)}); `wandb sync {output}/wandb/*` uploads the run later")
-            wandb.teardown()  # what is left of the attempt holds the run's id
+            with suppress(SystemExit):  # it would end this process with the exit code of its own
+        wandb.teardown()  # what is left of the attempt holds the run's id
     try:
         return WandbRun(wandb.init(**keywords, mode="offline", settings=wandb.Settings(**settings)), logger.timeout)
     except (wandb.Error, OSError) as error:
@@ -110,6 +111,7 @@ def _end_service() -> None:
             if child.name() == "wandb-core":
                 child.kill()
     with suppress(Exception):  # its hook at our exit is gone all the same
+        with suppress(SystemExit):  # it would end this process with the exit code of its own
         wandb.teardown()
 
 

@@ -17,7 +17,7 @@ CONFIG = SynthesisConfig(
     model="embedded:tiny-synthesizer", engine="transformers", shots=2, max_model_len=512, max_new_tokens=64, shard_size=8, max_live_chains=4
 )
 TEXTS = [
-    f"Page {number} tells about thing {number * 7}. It has a second sentence." for number in range(240)
+    f"Page {number} tells about thing {number * 7}. It has a second sentence." for number in range(480)
 ]  # so many that work is left when a worker is killed
 
 
@@ -39,6 +39,6 @@ def test_a_worker_is_killed_and_others_do_its_shards(tmp_path):
 def kill_a_worker(pairs):
     """Kill the process of one actor once a shard is finished."""
     while not list(pairs.glob("part-*")):
-        time.sleep(0.05)
+        time.sleep(0.01)
     actor = next(process for process in psutil.Process().children(recursive=True) if "ray::Worker" in " ".join(process.cmdline()))
     actor.kill()
