@@ -95,8 +95,7 @@ def open_run(logger: LoggerConfig, output: Path, offline: bool, **keywords: Any)
             return WandbRun(wandb.init(**keywords, mode="online", settings=limited), logger.timeout)
         except (wandb.Error, OSError) as error:
             _tell(f"offline ({_line(error)}); `wandb sync {output}/wandb/*` uploads the run later")
-            with suppress(SystemExit):  # it would end this process with the exit code of its own
-        wandb.teardown()  # what is left of the attempt holds the run's id
+            wandb.teardown()  # what is left of the attempt holds the run's id
     try:
         return WandbRun(wandb.init(**keywords, mode="offline", settings=wandb.Settings(**settings)), logger.timeout)
     except (wandb.Error, OSError) as error:
@@ -110,8 +109,7 @@ def _end_service() -> None:
         with suppress(psutil.Error):
             if child.name() == "wandb-core":
                 child.kill()
-    with suppress(Exception):  # its hook at our exit is gone all the same
-        with suppress(SystemExit):  # it would end this process with the exit code of its own
+    with suppress(Exception, SystemExit):  # with which it would end us too; its hook at our exit is gone all the same
         wandb.teardown()
 
 
