@@ -160,7 +160,7 @@ class SourceConfig:
 
     path: str = ""  # file, folder, glob or URL; collection: a file or a folder of data sets
     # texts | instructions (instructions with their responses) | store (a token store), or a set of contexts and pairs that
-    # tunes a synthesizer: collection | fairytaleqa | medquad | medquad_pages | squad
+    # tunes a synthesizer: adversarial_qa | collection | fairytaleqa | medquad | medquad_pages | squad
     kind: str = "texts"
     dataset: str | None = None  # texts, instructions: hub name of a data set, in place of path
     subset: str | None = None  # its configuration

@@ -220,7 +220,8 @@ class Stages:
         inputs |= {f"contamination {number}": stage.digest for number, stage in enumerate(found)}
         settings = {key: value for key, value in asdict(config).items() if key not in ("during_training", "contamination")}
         stage = self._run("evaluation", work, settings, inputs, folder, label=name, collective=True)
-        if self.config.logger.name != "none" and not stage.reused and rank() == 0:
+        logged = stage.reused and (stage.folder / ".wandb_id").exists()
+        if self.config.logger.name != "none" and not logged and rank() == 0:
             from ipt.experiment.evaluation_log import log_evaluation
 
             log_evaluation(replace(_with_own_seed(self.config), model=model), stage.folder, identity, name)

@@ -189,13 +189,55 @@ def _read_collection(path: Path, random_: random.Random, dropped: Counter[str]) 
 
 
 def _read_fairytaleqa(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
-    """FairytaleQA: sections of stories; neighbouring short sections of a story are joined, so that a context has more pairs."""
-    pending: Example | None = None
+    """FairytaleQA: sections of stories, as `id` (STORY#SECTION), `context` and `qa` of `question` and `answer`."""
+    sections = []
     for row in _read_jsonl(path):
         pairs = [Pair(_sentence(pair["question"]), _sentence(pair["answer"])) for pair in row["qa"]]
-        section = Example(row["id"], _unwrap(row["context"]), _grounded(row["context"], pairs, dropped))
-        story = section.id.split("#")[0]
-        if pending and pending.id.split("#")[0] == story and _words(pending.context) + _words(section.context) <= MAX_CONTEXT_WORDS:
+        sections.append(Example(row["id"], _unwrap(row["context"]), _grounded(row["context"], pairs, dropped)))
+    yield from _joined(sections, dropped)
+
+
+def _read_squad(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
+    """SQuAD-like files, as COVID-QA and XQuAD: passages of whole sentences, each with the pairs whose answer it holds."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        articles = json.load(file)["data"]
+    passages = []
+    for title, paragraph in ((article.get("title"), paragraph) for article in articles for paragraph in article["paragraphs"]):
+        answered = sorted((qa["answers"][0]["answer_start"], number, qa) for number, qa in enumerate(paragraph["qas"]) if qa["answers"])
+        placed = 0
+        for start, end in _passages(paragraph["context"], [(position, qa) for position, _, qa in answered]):
+            whole = [qa for position, _, qa in answered if start <= position and position + len(qa["answers"][0]["text"]) <= end]
+            placed += len(whole)
+            pairs = [Pair(_sentence(qa["question"]), _sentence(qa["answers"][0]["text"])) for qa in whole]
+            passages.append(Example(f"{title or paragraph.get('document_id')}#{start}", _unwrap(paragraph["context"][start:end]), pairs))
+        dropped["answer_cut_or_missing"] += len(paragraph["qas"]) - placed
+    yield from _joined(passages, dropped)
+
+
+def _read_adversarial_qa(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
+    """AdversarialQA as P3 words it: JSON lines of `template`, `prompt` and `completion`, one for each question, of other data sets too."""
+    passages: dict[str, list[Pair]] = {}
+    for row in _read_jsonl(path):
+        if not re.fullmatch(r"adversarial_qa_\w+_question_context_answer", row["template"]):
+            dropped["other_template"] += 1
+            continue
+        said = re.fullmatch(r'Question: "(.+)"\s+Context: "(.+)"\s+Answer:\s*', row["prompt"], re.DOTALL)
+        if said is None:
+            dropped["prompt_not_understood"] += 1
+            continue
+        answer = row["completion"].removesuffix("<|endoftext|>")
+        passages.setdefault(_unwrap(said[2]), []).append(Pair(_sentence(said[1]), _sentence(answer)))
+    for number, (context, pairs) in enumerate(passages.items()):
+        in_order = sorted(pairs, key=lambda pair: context.lower().find(pair.answer.lower()))
+        yield from _kept(f"adversarial_qa/{number}", context, in_order, dropped)
+
+
+def _joined(sections: Iterable[Example], dropped: Counter[str]) -> Iterator[Example]:
+    """Neighbouring short sections of one work (what `id` has before its #) as one context, which so has more pairs."""
+    pending: Example | None = None
+    for section in sections:
+        work = section.id.split("#")[0]
+        if pending and pending.id.split("#")[0] == work and _words(pending.context) + _words(section.context) <= MAX_CONTEXT_WORDS:
             pending = Example(pending.id, f"{pending.context}\n\n{section.context}", pending.pairs + section.pairs)
             continue
         if pending:
@@ -203,23 +245,6 @@ def _read_fairytaleqa(path: Path, random_: random.Random, dropped: Counter[str])
         pending = section
     if pending:
         yield from _kept(*pending, dropped)
-
-
-def _read_squad(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
-    """SQuAD-like files, as COVID-QA: an article is cut into passages of whole sentences, each with the pairs whose answer it holds."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        articles = json.load(file)["data"]
-    for title, paragraph in ((article.get("title"), paragraph) for article in articles for paragraph in article["paragraphs"]):
-        placed = 0
-        for start, end in _passages(
-            paragraph["context"], [(qa["answers"][0]["answer_start"], qa) for qa in paragraph["qas"] if qa["answers"]]
-        ):
-            inside = [qa for qa in paragraph["qas"] if qa["answers"] and start <= qa["answers"][0]["answer_start"] < end]
-            whole = [qa for qa in inside if qa["answers"][0]["answer_start"] + len(qa["answers"][0]["text"]) <= end]
-            placed += len(whole)
-            pairs = [Pair(_sentence(qa["question"]), _sentence(qa["answers"][0]["text"])) for qa in whole]
-            yield from _kept(f"{title or paragraph.get('document_id')}@{start}", _unwrap(paragraph["context"][start:end]), pairs, dropped)
-        dropped["answer_cut_or_missing"] += len(paragraph["qas"]) - placed
 
 
 def _read_medquad(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
@@ -298,6 +323,7 @@ def _page_entry(row: dict[str, Any], random_: random.Random) -> tuple[str, list[
 
 
 READERS: dict[str, Callable[[Path, random.Random, Counter[str]], Iterator[Example]]] = {
+    "adversarial_qa": _read_adversarial_qa,
     "collection": _read_collection,
     "fairytaleqa": _read_fairytaleqa,
     "medquad": _read_medquad,
@@ -339,10 +365,12 @@ BOILERPLATE = (
 
 
 def _kept(id: str, context: str, pairs: list[Pair], dropped: Counter[str]) -> Iterator[Example]:
-    """The example, if it has enough pairs left after those with an empty side, over-long answers and doubled questions are counted out."""
+    """The example, if it has enough pairs left after those with an empty side, over-long or doubled answers and doubled questions."""
     short = [pair for pair in pairs if _words(pair.answer) <= MAX_ANSWER_WORDS]
     dropped["long_answer"] += len(pairs) - len(short)
-    kept = distinct_pairs(short, dropped)
+    asked = distinct_pairs(short, dropped)
+    kept = list({pair.answer.lower(): pair for pair in reversed(asked)}.values())[::-1]  # whoever asks for it twice learns to repeat
+    dropped["doubled_answer"] += len(asked) - len(kept)
     if len(kept) < MIN_PAIRS:
         dropped["context_with_few_pairs"] += 1
     elif _words(context) > MAX_CONTEXT_WORDS:

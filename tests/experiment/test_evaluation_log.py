@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from ipt.config import Config, EvaluationConfig, LoggerConfig
 from ipt.evaluation.results import load_results
 from ipt.evaluation.run import evaluate
 from ipt.experiment.evaluation_log import log_evaluation
+from ipt.experiment.pipeline import Stages
 
 
 @pytest.fixture
@@ -33,6 +35,17 @@ def test_an_evaluation_is_in_wandb(evaluation, tmp_path):
     assert len(tables["predictions"]["data"]) == 3
     value = load_results(evaluation)["own"]["logprob"]["value"]
     assert any(row[:3] == ["own", "logprob", pytest.approx(value)] for row in tables["results"]["data"])
+
+
+def test_an_evaluation_that_was_finished_without_wandb_is_logged_once(evaluation, tmp_path, tiny_model):
+    config = Config(tasks=[str(tmp_path / "own.yaml")], stages_dir=str(tmp_path / "stages"))
+    with_wandb = replace(config, logger=LoggerConfig(name="wandb", offline=True))
+    logs = []
+    for asked in (config, with_wandb, with_wandb):
+        stage = Stages(asked).evaluation(tiny_model, "identity")
+        logs.append(len(list(stage.folder.glob("wandb/offline-run-*"))))
+    assert stage.reused
+    assert logs == [0, 1, 1]
 
 
 def test_without_a_logger_nothing_is_logged(evaluation):

@@ -160,7 +160,7 @@ def test_what_is_learnt_is_what_synthesis_sends_and_reads():
         ({"path": "nowhere"}, "path=nowhere: no such file or folder"),
         ({"path": ""}, "path=: no such file or folder"),
         ({"kind": "squad"}, "is a folder: kind=squad reads a file"),
-        ({"kind": "web"}, "kind=web: must be texts, instructions, store or one of collection"),
+        ({"kind": "web"}, "kind=web: must be texts, instructions, store or one of adversarial_qa, collection"),
         ({"max_tokens": None}, "shots=null: as many examples as fit need mixture.sources.collection.max_tokens"),
         ({"max_contexts": 0}, "max_contexts=0: must be at least 1"),
     ],
@@ -175,6 +175,60 @@ def test_a_row_of_another_schema_is_named(tmp_path):
     path.write_text(json.dumps(row("Fine.", ("Q?", "A"))) + "\n" + json.dumps({"context": "x", "qa": []}) + "\n")
     with pytest.raises(ValueError, match=r"wrong.jsonl, line 2: expected `context`"):
         built(SourceConfig(str(path), "collection"), tmp_path / "out")
+
+
+def test_short_paragraphs_of_an_article_are_one_context_in_squad_files(tmp_path):
+    def paragraph(context: str, *asked: tuple[str, str]) -> dict:
+        return {"context": context, "qas": [{"question": q, "answers": [{"text": a, "answer_start": context.index(a)}]} for q, a in asked]}
+
+    articles = [
+        {
+            "title": "Cells",
+            "paragraphs": [
+                paragraph("A cell has a wall. It has a core.", ("What is inside?", "core"), ("what has it outside?", "wall")),
+                paragraph("Cells divide in hours.", ("In what time do they divide?", "hours"), ("How long does it take?", "Hours".lower())),
+                paragraph("Long " * 270 + "end.", ("Where does it stop?", "end")),
+            ],
+        },
+        {
+            "title": "Bones",
+            "paragraphs": [paragraph("Bones are hard. Age makes them thin.", ("What are they?", "hard"), ("Why thin?", "Age"))],
+        },
+    ]
+    (tmp_path / "file.json").write_text(json.dumps({"data": articles}))
+    texts, stats = built(SourceConfig(str(tmp_path / "file.json"), "squad", shots=1), tmp_path / "out")
+    shots = [shot for text in texts for shot in text["examples"]]
+    assert sorted(shot["prompt"] for shot in shots) == [
+        context_text("A cell has a wall. It has a core.\n\nCells divide in hours."),
+        context_text("Bones are hard. Age makes them thin."),
+    ]
+    in_order = [Pair("What has it outside?", "Wall"), Pair("What is inside?", "Core"), Pair("In what time do they divide?", "Hours")]
+    assert pairs_text(in_order) in [shot["response"] for shot in shots]
+    assert {reason: n for reason, n in stats["dropped"].items() if n} == {"doubled_answer": 1, "context_with_few_pairs": 1}
+
+
+def test_questions_on_one_passage_are_gathered_from_their_prompts(tmp_path):
+    def asked(question: str, context: str, answer: str, template: str = "adversarial_qa_dbert_question_context_answer") -> dict:
+        prompt = f'Question: "{question}"\n\nContext: "{context}"\n\nAnswer:\n'
+        return {"template": template, "prompt": prompt, "completion": f"{answer}<|endoftext|>"}
+
+    passage = 'The "heart" pumps blood. It has four chambers.'
+    rows = [
+        asked("how many chambers?", passage, "four"),
+        asked("What pumps?", passage, "heart"),
+        asked("Alone?", "Another passage.", "yes"),
+        asked("Of another kind?", passage, "yes", "quoref_Answer_Test"),
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + json.dumps(rows[0] | {"prompt": "Context first"}) + "\n")
+    texts, stats = built(SourceConfig(str(path), "adversarial_qa"), tmp_path / "out")
+    ((shot,),) = [text["examples"] for text in texts]
+    assert shot == {
+        "prompt": context_text(passage),
+        "response": pairs_text([Pair("What pumps?", "Heart"), Pair("How many chambers?", "Four")]),
+    }
+    dropped = {"other_template": 1, "prompt_not_understood": 1, "context_with_few_pairs": 1}
+    assert {reason: n for reason, n in stats["dropped"].items() if n} == dropped
 
 
 def recipe(*overrides: str):
