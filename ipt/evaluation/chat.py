@@ -53,6 +53,8 @@ def chat(config: ChatConfig, evaluation: EvaluationConfig, model: str) -> None:
             for piece in answer(scorer, prompt, config):
                 said.append(piece)
                 print(piece, end="", flush=True)
+            if not "".join(said).strip():
+                console.print(f"[dim]nothing: the model ends at once{_template_unused(config, scorer)}")
         except KeyboardInterrupt:
             console.print("[dim] – stopped")
         print("\n")
@@ -113,6 +115,11 @@ def answer(scorer: "Scorer", prompt: list[int], config: ChatConfig) -> Iterator[
         finally:
             stopped.set()
         done.result()
+
+
+def _template_unused(config: ChatConfig, scorer: "Scorer") -> str:
+    unused = not config.template and scorer.encoder.tokenizer.chat_template
+    return "; it was tuned with a chat template: chat.template=true uses it" if unused else ""
 
 
 def _templated(turns: list[Turn], scorer: "Scorer") -> str:

@@ -58,6 +58,15 @@ def test_a_stopped_answer_stops_the_model(scorer, model, tokenizer, monkeypatch)
     assert len(calls) < 1000
 
 
+def test_an_empty_answer_says_so_and_names_the_template(scorer, model, tokenizer, monkeypatch, capsys):
+    ends_at_once = torch.full((1, 1, len(tokenizer)), -100.0)
+    ends_at_once[..., tokenizer.eos_token_id] = 0
+    monkeypatch.setattr(model.lm_head, "forward", lambda hidden_BTD: ends_at_once.expand(*hidden_BTD.shape[:2], -1))
+    assert "nothing: the model ends at once; it was tuned with a chat template" in said(capsys, monkeypatch, "Who?\n", scorer).err
+    printed = said(capsys, monkeypatch, "Who?\n", scorer, template=True).err
+    assert "nothing: the model ends at once" in printed and "chat.template" not in printed
+
+
 def test_what_the_model_reads(scorer, tokenizer):
     prompt, complete = prompt_of(TURNS, scorer, ChatConfig())
     assert complete and text_of(prompt, tokenizer) == "Which organ pumps the blood? The heart.\n\nWhere is it?"
