@@ -22,6 +22,7 @@ from ipt.experiment.job import obey_launcher
 # Ours to read, theirs to ignore: set before any library that would ask the network or print at import.
 QUIET = {"TOKENIZERS_PARALLELISM": "true", "WANDB_SILENT": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"}
 OPEN_KEYS = ("mixture.ratios", "mixture.sources", "mixture.max_repeats", "mixture.subsample", "architecture", "arms")  # take any name
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # names and values may hold what a terminal obeys
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -77,7 +78,7 @@ def to_config(config: DictConfig) -> Config:
 
 
 def _fail(message: str, code: int = 1) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {CONTROL.sub(' ', message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -105,6 +106,8 @@ def _explain(error: BaseException) -> str:
     if key and missing:
         near = difflib.get_close_matches(key[1], list(_keys(Config)), n=1)
         return f"there is no key {key[1]}" + (f": did you mean {near[0]}?" if near else "; --cfg job prints all keys")
+    if "Ambiguous value for argument" in line or "is not a ListConfig" in text:
+        return f"{line}: write a list in brackets, as KEY=[a,b]; to sweep over values put -m before the keys"
     detail = next((part for part in text.splitlines() if part.startswith("Value ") or "Unsupported" in part or "is not" in part), "")
     return f"{line}: {detail}" if detail and detail != line else line
 

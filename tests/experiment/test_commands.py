@@ -74,6 +74,8 @@ def _broken_model(folder: Path) -> str:
     [
         ("train", ["trainer.max_step=3"], "there is no key trainer.max_step: did you mean trainer.max_steps?"),
         ("train", ["trainer.max_steps=many"], "Value 'many' of type 'str' could not be converted to Integer"),
+        ("train", ["mixture.ratios.instruction=0,1"], "put -m before the keys"),
+        ("evaluate", ["tasks=ontology"], "write a list in brackets, as KEY=[a,b]"),
         ("train", ["corpus=web"], "Could not find 'corpus/web'; there are: files, hub, ontology"),
         ("train", ["mixture.ratios.instruction=-1"], "mixture.ratios.instruction=-1.0: a ratio must be zero or more"),
         ("train", ["mixture.ratios.instruction=0", "mixture.ratios.raw=0"], "mixture.ratios sum to 0"),

@@ -266,9 +266,23 @@ def test_the_hours_in_the_docs_are_those_of_the_dry_run(name):
     assert needs.seconds is not None
     assert f"{needs.seconds / 3600:,.0f} h" in row
     assert f"{config.trainer.devices} A100" in row
+    page = page_of(name)
+    assert f"{needs.seconds * config.trainer.devices / 3600:,.1f} GPU-hours" in page
+    assert f"{PUBLISHED[name][0] * PUBLISHED[name][1]:,}" in page
 
 
-def test_every_recipe_is_in_the_docs():
-    text = (ROOT / "docs" / "recipes.md").read_text()
-    assert [name for name in RECIPES if f"`{name}`" not in text] == []
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_its_section_in_the_docs(name):
+    assert f"\n## `{name}`\n" in page_of(name)
+
+
+def test_the_network_is_off_in_these_tests():
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def page_of(name: str) -> str:
+    """The page that the recipe's row in docs/recipes.md leads to."""
+    row = next(line for line in (ROOT / "docs" / "recipes.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    link = re.search(rf"\((recipes/\w+\.md)#{name}\)", row)
+    assert link, f"the row of {name} leads to no section of a page"
+    return (ROOT / "docs" / link[1]).read_text()
