@@ -14,18 +14,16 @@ that all sides have: mean log-probability per token of each option.
 
 import argparse
 import random
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.results import Comparison, add_json_option, alternate, clocked, named, report
 from ipt.config import EvaluationConfig
 from ipt.evaluation import choice
 from ipt.evaluation.choice import Question
@@ -36,6 +34,7 @@ from ipt.evaluation.task import Task, load_tasks
 Scores = list[list[float]]  # of each option of each question
 Side = Callable[[list[Question]], Scores]
 TASK = Task("benchmark", "choice")
+HARNESS = "lm-evaluation-harness"
 
 
 def main() -> None:
@@ -44,9 +43,9 @@ def main() -> None:
     scorer = load_scorer(
         EvaluationConfig(device=arguments.device, dtype=arguments.dtype, batch_tokens=arguments.batch_tokens), arguments.model
     )
-    sides = {"ipt": our_side(scorer), "plain loop": loop(scorer), "lm-evaluation-harness": harness(scorer, arguments.batch_size)}
-    for title, questions in (real_questions if arguments.data else made_up_questions)(arguments).items():
-        measure(arguments, title, questions, sides)
+    sides = {"ipt": our_side(scorer), "plain loop": loop(scorer), HARNESS: harness(scorer, arguments.batch_size)}
+    tasks = (real_questions if arguments.data else made_up_questions)(arguments)
+    report([row for title, questions in tasks.items() for row in measure(arguments, title, questions, sides)], arguments.json)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -63,29 +62,28 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"))
     parser.add_argument("--threads", type=int, default=0, help="default: torch's")
+    add_json_option(parser)
     return parser.parse_args()
 
 
-def measure(arguments: argparse.Namespace, title: str, questions: list[Question], sides: dict[str, Side]) -> None:
+def measure(arguments: argparse.Namespace, title: str, questions: list[Question], sides: dict[str, Side]) -> list[Comparison]:
     count = arguments.peer_items * (1 if questions[0].shots else 4)
     given = {name: questions if name == "ipt" else questions[:count] for name in sides}
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
     scores: dict[str, Scores] = {}
-    for _ in range(arguments.passes):
-        for name, side in sides.items():
-            started = time.monotonic()
-            scores[name] = side(given[name])
-            speeds[name].append(len(given[name]) / (time.monotonic() - started))
-    table = Table(title=title)
-    table.add_column("")
-    for column in ("examples/s", "from … to", "ipt is faster by", "scores differ by at most"):
-        table.add_column(column, justify="right")
-    for name in sides:
-        ratio = statistics.median(ours / other for ours, other in zip(speeds["ipt"], speeds[name], strict=True))
-        apart = max(np.abs(np.subtract(a, b)).max() for a, b in zip(scores["ipt"], scores[name], strict=False))
-        spread = f"{min(speeds[name]):.3f} … {max(speeds[name]):.3f}"
-        table.add_row(name, f"{statistics.median(speeds[name]):.3f}", spread, f"{ratio:.1f}x", f"{apart:.1e}")
-    Console(width=120).print(table)
+
+    def work(name: str) -> None:
+        scores[name] = sides[name](given[name])
+
+    seconds = alternate({name: clocked(partial(work, name)) for name in sides}, arguments.passes)
+    speeds = {name: [len(given[name]) / one for one in taken] for name, taken in seconds.items()}
+
+    def against(peer: str) -> Comparison:
+        apart = max(np.abs(np.subtract(a, b)).max() for a, b in zip(scores["ipt"], scores[peer], strict=False))
+        note = f"{len(given['ipt'])} and {len(given[peer])} items, scores differ by at most {apart:.1e}"
+        name = named(peer, "lm_eval") if peer == HARNESS else peer
+        return Comparison(title, "examples/s", speeds["ipt"], name, speeds[peer], note=note)
+
+    return [against("plain loop"), against(HARNESS)]
 
 
 # Sides ---------------------------------------------------------------------------------------------------------------

@@ -17,17 +17,17 @@ import argparse
 import itertools
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.results import Comparison, add_json_option, alternate, named, report
 from ipt.config import MixtureConfig
 from ipt.mixture.order import Documents
 from ipt.mixture.plan import Plan, make_plan
@@ -41,11 +41,11 @@ Batches = Callable[[], Iterator[int]]  # an endless loader that gives the tokens
 def main() -> None:
     arguments = parse_arguments()
     if arguments.plan:
-        measure_plans()
+        report(measure_plans(), arguments.json)
         return
     with tempfile.TemporaryDirectory() as folder:
         stores = {name: TokenStore.open(path) for name, path in (pair.split("=", 1) for pair in arguments.stores)}
-        measure_loading(arguments, stores or make_stores(Path(folder)), Path(folder))
+        report(measure_loading(arguments, stores or make_stores(Path(folder)), Path(folder)), arguments.json)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -58,35 +58,37 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each pass, after its first batches")
     parser.add_argument("--passes", type=int, default=3)
+    add_json_option(parser)
     return parser.parse_args()
 
 
 # Loading -------------------------------------------------------------------------------------------------------------
 
 
-def measure_loading(arguments: argparse.Namespace, stores: Mapping[str, TokenStore], folder: Path) -> None:
+def measure_loading(arguments: argparse.Namespace, stores: Mapping[str, TokenStore], folder: Path) -> list[Comparison]:
     sides = {"ipt": our_batches(arguments, stores), **hugging_face_batches(arguments, stores, folder)}
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
-    growth: dict[str, list[int]] = {name: [] for name in sides}
-    for _ in range(arguments.passes):
-        for name, batches in sides.items():
-            speed, grown = one_pass(batches(), arguments.seconds)
-            speeds[name].append(speed)
-            growth[name].append(grown)
-    table = Table(title=f"{arguments.packing}, {arguments.micro_batch} x {arguments.seq_len} tokens, {arguments.workers} workers")
-    table.add_column("")
-    for column in ("tokens/s", "ipt is faster by", "growth of memory", "share of a step"):
-        table.add_column(column, justify="right")
-    for name in sides:
-        # Ratio of neighbouring passes, so that what else the machine does falls on both.
-        ratio = statistics.median(ours / other for ours, other in zip(speeds["ipt"], speeds[name], strict=True))
-        speed = statistics.median(speeds[name])
-        table.add_row(name, f"{speed:,.0f}", f"{ratio:.1f}x", f"{max(growth[name]) / 2**20:.1f} MiB", f"{STEP_TOKENS / speed:.3%}")
-    Console(width=140).print(table)
+    works = {name: partial(one_pass, batches, arguments.seconds) for name, batches in sides.items()}
+    passes = alternate(works, arguments.passes)
+    speeds = {name: [speed for speed, _ in taken] for name, taken in passes.items()}
+    grown = {name: f"{max(growth for _, growth in taken) / 2**20:.1f} MiB" for name, taken in passes.items()}
+    steps = {name: f"{STEP_TOKENS / median(taken):.2%}" for name, taken in speeds.items()}
+    what = f"{arguments.packing}, {arguments.micro_batch} x {arguments.seq_len} tokens, {arguments.workers} workers"
+    return [
+        Comparison(
+            what,
+            "tokens/s",
+            speeds["ipt"],
+            named(peer, "datasets"),
+            speeds[peer],
+            note=f"memory grew by {grown['ipt']}, of the peer by {grown[peer]}; share of a step {steps['ipt']}, of the peer {steps[peer]}",
+        )
+        for peer in list(sides)[1:]
+    ]
 
 
-def one_pass(batches: Iterator[int], seconds: float) -> tuple[float, int]:
+def one_pass(make_batches: Batches, seconds: float) -> tuple[float, int]:
     """Tokens/s, and the bytes by which memory grew at most while they were measured."""
+    batches = make_batches()
     for _ in range(20):  # workers have started, windows are derived
         next(batches)
     started = clock = time.monotonic()
@@ -178,12 +180,9 @@ def log_normal(count: int, mean: float, seed: int) -> np.ndarray:
 # Plans ---------------------------------------------------------------------------------------------------------------
 
 
-def measure_plans() -> None:
-    """Each plan in a process of its own, which touches nothing else."""
-    table = Table(title="Plans: two sources, sequences of 2,048 tokens")
-    table.add_column("")
-    for column in ("seconds", "peak memory"):
-        table.add_column(column, justify="right")
+def measure_plans() -> list[Comparison]:
+    """Plans of two sources in sequences of 2,048 tokens, each in a process of its own, which touches nothing else."""
+    found = []
     with tempfile.TemporaryDirectory() as name:
         for seed, (source, count) in enumerate((("raw", 1_500_000), ("instruction", 500_000))):
             np.save(Path(name) / f"{source}.npy", np.concatenate([[0], np.cumsum(log_normal(count, 500, seed))]))
@@ -191,8 +190,8 @@ def measure_plans() -> None:
             for plan in (plan_of_a_billion, plan_of_a_trillion):
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     for label, seconds, memory in pool.apply(plan, (Path(name), packing)):
-                        table.add_row(f"{packing}: {label}", f"{seconds:.3f}", f"{memory / 2**20:.1f} MiB")
-    Console(width=120).print(table)
+                        found.append(Comparison(f"{packing}: {label}", "s", [seconds], note=f"peak memory {memory / 2**20:.1f} MiB"))
+    return found
 
 
 Row = tuple[str, float, int]  # what was done, seconds, and the bytes at its peak beyond those before there was a plan

@@ -3,7 +3,7 @@
     python benchmarks/loss.py                                    # 2,048 tokens of SmolLM2-135M's shape, fp32 and bf16
     python benchmarks/loss.py --tokens 8192 --width 4096 --vocabulary 128256 --device cuda   # Llama-3-8B's
 
-For each: seconds of a forward and a backward pass (the best of several, alternating), memory that they take beyond their inputs, and
+For each: seconds of a forward and a backward pass (the median of several, alternating), memory that they take beyond their inputs, and
 what is off in the loss (nats/token) and in the gradients (share of their norm) against the same numbers computed in fp64. Operands in
 bf16 are rounded before, so that only the operation's own error is seen. Liger's kernels need a GPU and the package liger-kernel, torch's
 operation torch 2.13.
@@ -12,8 +12,8 @@ operation torch 2.13.
 import argparse
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -26,14 +26,16 @@ from torch.nn.functional import cross_entropy
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.results import Comparison, add_json_option, alternate, clocked, named, report  # noqa: E402
 from ipt.training.loss import chunked_cross_entropy  # noqa: E402
 
+PAGE = 4096  # bytes: the least that resident memory grows by
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Measured(NamedTuple):
     name: str
-    seconds: float
+    seconds: list[float]  # of each pass
     memory: int  # bytes beyond the inputs
     off: list[float]  # loss, gradient of the hidden states, gradient of the table
 
@@ -46,20 +48,34 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=1024, help="trainer.loss_chunk")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
+    add_json_option(parser)
     arguments = parser.parse_args()
-    print(f"{arguments.tokens} tokens x {arguments.width} x {arguments.vocabulary}, {arguments.device}, torch {torch.__version__}")
-    print(f"{'':<28}{'seconds':>9}{'MiB':>9}{'loss off':>11}{'hidden off':>12}{'weight off':>12}")
-    for dtype in (torch.float32, torch.bfloat16):
-        for name, seconds, memory, off in measure(arguments, dtype):
-            print(f"{name + ', ' + str(dtype).removeprefix('torch.'):<28}{seconds:>9.2f}{memory / 2**20:>9.0f}", end="")
-            print(f"{off[0]:>11.1e}{off[1]:>12.1e}{off[2]:>12.1e}", flush=True)
+    report([row for dtype in (torch.float32, torch.bfloat16) for row in compare(arguments, dtype)], arguments.json)
+
+
+def compare(arguments: argparse.Namespace, dtype: torch.dtype) -> Iterator[Comparison]:
+    """Time and memory of ours against each other one's."""
+    measured = {one.name: one for one in measure(arguments, dtype)}
+    ours = measured.pop("ours")
+    what = f"{str(dtype).removeprefix('torch.')}, {arguments.tokens} x {arguments.width} x {arguments.vocabulary}, {arguments.device}"
+    for name, theirs in measured.items():
+        peer = named(name, "liger-kernel" if name == "liger" else "torch")
+        note = f"off in loss, hidden and weight: {shown_errors(ours)}; peer {shown_errors(theirs)}"
+        yield Comparison(what, "s", ours.seconds, peer, theirs.seconds, less_is_better=True, note=note)
+        yield Comparison(what, "MiB", [ours.memory / 2**20], peer, [theirs.memory / 2**20], less_is_better=True)
+    if "liger" not in measured:
+        yield Comparison(what, peer="liger", missing="it needs a GPU and the package liger-kernel")
+
+
+def shown_errors(measured: Measured) -> str:
+    return ", ".join(f"{one:.1e}" for one in measured.off)
 
 
 def measure(arguments: argparse.Namespace, dtype: torch.dtype) -> Iterator[Measured]:
     operands = make_operands(arguments, dtype)
     exact = exact_loss_and_gradients(*operands)
     losses = competitors(arguments)
-    seconds = best_seconds(losses, operands, arguments.repeats)
+    seconds = alternate({name: clocked(partial(run, loss, operands)) for name, loss in losses.items()}, arguments.repeats, warm_up=1)
     for name, loss in losses.items():
         yield Measured(name, seconds[name], peak_memory(loss, operands), errors(loss, operands, exact))
 
@@ -126,16 +142,6 @@ def run(loss: Loss, operands: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Te
     return value.detach(), hidden.grad, weight.grad
 
 
-def best_seconds(losses: dict[str, Loss], operands: tuple[Tensor, Tensor, Tensor], repeats: int) -> dict[str, float]:
-    best = dict.fromkeys(losses, float("inf"))
-    for _ in range(repeats):
-        for name, loss in losses.items():
-            clock = time.monotonic()
-            run(loss, operands)
-            best[name] = min(best[name], time.monotonic() - clock)
-    return best
-
-
 def peak_memory(loss: Loss, operands: tuple[Tensor, Tensor, Tensor]) -> int:
     if operands[0].is_cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -153,11 +159,11 @@ def peak_memory(loss: Loss, operands: tuple[Tensor, Tensor, Tensor]) -> int:
     run(loss, operands)
     done.set()
     watcher.join()
-    return max(0, most[0] - before)
+    return max(PAGE, most[0] - before)
 
 
 def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 
 def errors(loss: Loss, operands: tuple[Tensor, Tensor, Tensor], exact: tuple[Tensor, Tensor, Tensor]) -> list[float]:

@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.results import Comparison, add_json_option, report
+
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("vessel", "instrument", "plant", "river", "method", "mineral", "festival", "custom", "tool", "measure")
 PLACES = ("northern", "coastal", "upper", "eastern", "rural", "central", "lower", "southern", "western", "old")
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, nargs=2, default=[10_000, 1_000_000], metavar=("FEW", "MANY"))
     parser.add_argument("--synthesis", action="store_true", help="run synthesis=rule_based too")
     parser.add_argument("--stage", action="store_true", help=argparse.SUPPRESS)  # a process of this script that is measured
+    add_json_option(parser)
     arguments, settings = parser.parse_known_args()
     if arguments.stage:
         run_corpus(settings)
@@ -45,8 +48,21 @@ def main() -> None:
                 peaks[command, count] = peak_memory(command_of(command, folder, count, settings))
                 print(f"{command:<10} {count:>9} documents  {peaks[command, count] / 2**20:8.1f} MiB  {time.monotonic() - clock:7.1f} s")
     few, many = arguments.documents
-    for command in commands:
-        print(f"{command:<10} ratio {peaks[command, many] / peaks[command, few]:.3f}")
+    report(
+        [
+            Comparison(
+                f"{command} stage, peak memory over {many:,} documents",
+                "MiB",
+                [peaks[command, many] / 2**20],
+                f"ipt over {few:,} documents",
+                [peaks[command, few] / 2**20],
+                less_is_better=True,
+                note="1x means that it does not grow with the corpus",
+            )
+            for command in commands
+        ],
+        arguments.json,
+    )
 
 
 def write_documents(path: Path, count: int) -> None:

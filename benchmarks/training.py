@@ -26,17 +26,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from environments import environment
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.results import Comparison, add_json_option, alternate, named, report  # noqa: E402
 from ipt.config import CorpusConfig, compose_config  # noqa: E402
 from ipt.corpus.documents import read_documents  # noqa: E402
 from ipt.mixture.plan import Plan, make_plan  # noqa: E402
@@ -56,23 +56,29 @@ MicroBatch = list[list[int]]  # tokens of its documents
 
 def main() -> None:
     arguments = parse_arguments()
+    found = []
+    missing = litgpt_missing(arguments)
+    if missing:
+        arguments.litgpt = ""
+        found.append(Comparison("all precisions", peer=LITGPT, missing=missing))
     for precision in arguments.precision:
         with tempfile.TemporaryDirectory() as folder:
-            measure(arguments, precision, Path(folder))
+            found += measure(arguments, precision, Path(folder))
+    report(found, arguments.json)
 
 
-def measure(arguments: argparse.Namespace, precision: str, folder: Path) -> None:
-    """Prints the losses of the first step and the table of one precision."""
-    data, console = prepare(arguments, folder), Console(width=140)
+def measure(arguments: argparse.Namespace, precision: str, folder: Path) -> list[Comparison]:
+    """Prints the losses of the first step."""
+    data = prepare(arguments, folder)
     with ExitStack() as running:
         sides = []
         for name, job in make_jobs(arguments, data, precision).items():  # one after another: the first steps take the most memory
             sides.append(Side(name, job, folder))
             running.callback(sides[-1].stop)
-            console.print(f"{precision}: {name} has begun, loss of its first step {sides[-1].warm_up():.5f}")
+            print(f"{precision}: {name} has begun, loss of its first step {sides[-1].warm_up():.5f}", flush=True)
         check_agreement(sides, data, precision)
-        passes = [{side.name: side.take(arguments.steps) for side in sides} for _ in range(arguments.passes)]
-    console.print(result_table(arguments, data, sides, passes, precision))
+        seconds = alternate({side.name: partial(side.take, arguments.steps) for side in sides}, arguments.passes)
+    return list(comparisons(arguments, data, {side.name: side.memory for side in sides}, seconds, precision))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -87,6 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1, help="steps of a pass")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="fp32, sequences of 256, two passes, without litgpt")
+    add_json_option(parser)
     arguments = parser.parse_args()
     if arguments.accumulate < 2:
         parser.error(f"--accumulate {arguments.accumulate}: must be at least 2, memory is measured in the second micro-batch")
@@ -253,6 +260,17 @@ def make_jobs(arguments: argparse.Namespace, data: Data, precision: str) -> dict
     return jobs
 
 
+def litgpt_missing(arguments: argparse.Namespace) -> str:
+    """Why there will be no litgpt; empty if its environment is there, which is made if need be."""
+    if not arguments.litgpt:
+        return "left out by --quick or --litgpt ''"
+    try:
+        environment(SIDES / "litgpt.txt")
+    except subprocess.CalledProcessError:
+        return "pip could not install what benchmarks/sides/litgpt.txt lists"
+    return ""
+
+
 def check_agreement(sides: list[Side], data: Data, precision: str) -> None:
     """Raises SystemExit if two sides that train on the same targets have found different losses for them."""
     losses = {side.name: side.loss for side in sides}
@@ -267,36 +285,30 @@ def check_agreement(sides: list[Side], data: Data, precision: str) -> None:
 # Result ----------------------------------------------------------------------------------------------------------------
 
 
-def result_table(arguments: argparse.Namespace, data: Data, sides: list[Side], passes: list[dict[str, float]], precision: str) -> Table:
-    sequences = f"{arguments.accumulate} x {arguments.micro_batch} x {arguments.seq_len} tokens a step"
-    table = Table(title=f"{arguments.model}, {precision}, {sequences}, {len(passes)} passes of {arguments.steps}")
-    table.add_column("")
-    for column in ("step, s", "from - to", "tokens/s", "ipt is faster by", "micro-batch, MiB", "share that ipt takes"):
-        table.add_column(column, justify="right")
-    ours = next(side for side in sides if side.name == OURS)
-    for side in sides:
-        seconds = [taken[side.name] / arguments.steps for taken in passes]
-        speeds = speeds_of(arguments, data, passes, side.name)
-        ratios = [own / other for own, other in zip(speeds_of(arguments, data, passes, OURS), speeds, strict=True)]
-        table.add_row(
-            side.name,
-            f"{statistics.median(seconds):.2f}",
-            f"{min(seconds):.2f} - {max(seconds):.2f}",
-            f"{statistics.median(speeds):,.0f}",
-            f"{statistics.median(ratios):.2f}x",
-            f"{side.memory / 2**20:,.0f}",
-            f"{ours.memory / side.memory:.0%}",
-        )
-    return table
+def comparisons(
+    arguments: argparse.Namespace, data: Data, memory: dict[str, int], seconds: dict[str, list[float]], precision: str
+) -> Iterator[Comparison]:
+    """Speed and memory of ours against each peer's, and of ours with recomputation against the Trainer's packing."""
+    what = f"{precision}, {arguments.accumulate} x {arguments.micro_batch} x {arguments.seq_len} tokens a step"
+    speeds = {name: speeds_of(arguments, data, taken, full=name == LITGPT) for name, taken in seconds.items()}
+    steps = {name: f"{statistics.median(taken) / arguments.steps:.2f} s" for name, taken in seconds.items()}
+    for own, peer in ((OURS, PACKED), (OURS, PADDED), (OURS, LITGPT), (RECOMPUTED, PACKED)):
+        if peer not in speeds:
+            continue
+        name = (SIDES / "litgpt.txt").read_text().split()[0] if peer == LITGPT else named(peer, "transformers")
+        note = f"a step {steps[own]}, of the peer {steps[peer]}"
+        yield Comparison(f"{own}: {what}", "tokens/s", speeds[own], name, speeds[peer], note=note)
+        mib = [memory[side] / 2**20 for side in (own, peer)]
+        yield Comparison(f"{own}: a micro-batch, {what}", "MiB", mib[:1], name, mib[1:], less_is_better=True)
 
 
-def speeds_of(arguments: argparse.Namespace, data: Data, passes: list[dict[str, float]], name: str) -> list[float]:
-    """Tokens/s of each pass. litgpt's rows have no room left; the others' micro-batches hold what the documents have."""
+def speeds_of(arguments: argparse.Namespace, data: Data, seconds: list[float], full: bool) -> list[float]:
+    """Tokens/s of each pass. Full rows, which are litgpt's, have no room left; micro-batches hold what the documents have."""
     size = arguments.steps * arguments.accumulate  # micro-batches of a pass, after those of the two first steps
     starts = range(2 * arguments.accumulate, len(data.micro_batches), size)
     tokens = [sum(len(document) for batch in data.micro_batches[start : start + size] for document in batch) for start in starts]
-    full = size * arguments.micro_batch * arguments.seq_len
-    return [(full if name == LITGPT else count) / taken[name] for count, taken in zip(tokens, passes, strict=True)]
+    room = size * arguments.micro_batch * arguments.seq_len
+    return [(room if full else count) / one for count, one in zip(tokens, seconds, strict=True)]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.results import markdown_table
 from ipt.stage import hardware, installed_versions
 
 PASSED, FAILED, SKIPPED, RUNNING = "passed", "failed", "skipped", "cut off"
@@ -134,10 +135,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of a Markdown table; columns are all keys, in the order of their first appearance."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[shown(row.get(name)).replace("|", "\\|") for name in columns] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *cells)]
+    return markdown_table(rows, shown)
 
 
 def shown(value: Any) -> str:
