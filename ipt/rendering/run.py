@@ -1,9 +1,11 @@
 """The rendering stage: pairs in Parquet parts become texts in Parquet parts, by any number of workers."""
 
 import shutil
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ SCHEMA = pa.schema(
 )
 COLUMNS = ["doc_id", "chain_id", "text", "pairs", "inherits_previous", "rewrite"]
 TASK_ROWS, TASK_BYTES = 8_192, 64_000_000  # a worker renders about so much at a time, and writes one part
+LONGEST_CHAIN = 127  # rows: n_shots has 8 bits, and synthesis.shots is at most that
 
 
 class Row(NamedTuple):
@@ -49,13 +52,13 @@ class Group(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The chains that begin in `groups[first:end]`; their last one may go on behind it."""
+    """The chains that begin in the first `own` groups; their last one may go on in the others, as far as a chain can."""
 
     number: int
     groups: list[Group]
-    first: int
-    end: int
+    own: int
     rows: int
+    is_last: bool  # there are no groups behind these
 
 
 def check_rendering(config: RenderingConfig) -> None:
@@ -87,19 +90,27 @@ def plan_tasks(pairs: Path) -> list[Task]:
     if not paths:
         raise FileNotFoundError(f"{pairs} holds no part-*.parquet")
     groups: list[Group] = []
-    tasks: list[Task] = []
-    first = rows = size = 0
+    ends = [0]  # rows before each group, and in all
+    borders = [0]  # groups before each task, and in all
+    size = 0
     for path in paths:
         metadata = pq.read_metadata(path)
         for number in range(metadata.num_row_groups):
             groups.append(Group(path, number))
-            rows, size = rows + metadata.row_group(number).num_rows, size + metadata.row_group(number).total_byte_size
-            if rows >= TASK_ROWS or size >= TASK_BYTES:
-                tasks.append(Task(len(tasks), groups, first, len(groups), rows))
-                first, rows, size = len(groups), 0, 0
-    if rows or not tasks:
-        tasks.append(Task(len(tasks), groups, first, len(groups), rows))
-    return tasks
+            ends.append(ends[-1] + metadata.row_group(number).num_rows)
+            size += metadata.row_group(number).total_byte_size
+            if ends[-1] - ends[borders[-1]] >= TASK_ROWS or size >= TASK_BYTES:
+                borders.append(len(groups))
+                size = 0
+    if ends[-1] > ends[borders[-1]] or len(borders) == 1:
+        borders.append(len(groups))
+    return [_task(number, groups, ends, *border) for number, border in enumerate(pairwise(borders))]
+
+
+def _task(number: int, groups: list[Group], ends: list[int], first: int, end: int) -> Task:
+    """It holds no more groups than it may have to read: it is sent to a worker."""
+    last = min(bisect_left(ends, ends[end] + LONGEST_CHAIN), len(groups))
+    return Task(number, groups[first:last], end - first, ends[end] - ends[first], last == len(groups))
 
 
 class Renderer:
@@ -125,14 +136,17 @@ class Renderer:
 
 def _rows(task: Task) -> Iterator[Row]:
     """The rows of the task's chains: from the first that begins a chain in its groups to the last before one begins behind them."""
-    begun = task.first == 0
-    for number in range(task.first, len(task.groups)):
-        for row in _read_group(task.groups[number]):
+    begun = task.number == 0
+    for number, group in enumerate(task.groups):
+        for row in _read_group(group):
             begun = begun or not row.inherits_previous
-            if number >= task.end and (not begun or not row.inherits_previous):
+            if number >= task.own and (not begun or not row.inherits_previous):
                 return
             if begun:
                 yield row
+    if not task.is_last:
+        where = task.groups[-1].path
+        raise ValueError(f"{where}: a chain of more than {LONGEST_CHAIN} rows goes on here: let inherits_previous be false somewhere in it")
 
 
 def _read_group(group: Group) -> Iterator[Row]:

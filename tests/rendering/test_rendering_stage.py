@@ -14,7 +14,7 @@ import pytest
 from ipt.config import RenderingConfig
 from ipt.parallel import in_order
 from ipt.rendering.pairs import ChainRow
-from ipt.rendering.run import SCHEMA, Row, check_rendering, read_chains, render
+from ipt.rendering.run import SCHEMA, Row, check_rendering, plan_tasks, read_chains, render
 from ipt.stage import read_parts, write_parts
 
 PAIRS_SCHEMA = pa.schema(
@@ -159,6 +159,23 @@ def test_workers_and_chains_across_tasks(tmp_path: Path, monkeypatch: pytest.Mon
         assert rendered == texts
         parts[workers] = [path.read_bytes() for path in sorted((tmp_path / str(workers) / "out/texts").iterdir())], statistics
     assert parts[1] == parts[2] == parts[3] and len(parts[1][0]) > 10
+
+
+def test_a_task_holds_what_it_may_have_to_read_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Tasks are sent to workers: each with all the files would make work that grows with the square of their number."""
+    monkeypatch.setattr("ipt.rendering.run.TASK_ROWS", 20)
+    write_parts(tmp_path / "pairs", synthesized(1000)[:1000], PAIRS_SCHEMA, 10)
+    tasks = plan_tasks(tmp_path / "pairs")
+    assert [task.own for task in tasks] == [2] * 50 and sum(task.rows for task in tasks) == 1000
+    assert {len(task.groups) for task in tasks[:40]} == {2 + 13}  # 13 groups hold the 127 rows that a chain may go on for
+    assert [task.is_last for task in tasks] == [False] * 43 + [True] * 7
+
+
+def test_a_chain_longer_than_any_task_reads_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ipt.rendering.run.TASK_ROWS", 20)
+    rows = [{**synthesized(1)[0], "inherits_previous": number > 0, "round": number % 128} for number in range(300)]
+    with pytest.raises(ValueError, match=r"part-\d+.parquet: a chain of more than 127 rows goes on here"):
+        run(tmp_path, rows, rows_per_part=10, workers=1)
 
 
 def test_a_worker_that_is_killed_is_one_clear_error():
