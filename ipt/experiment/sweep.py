@@ -22,13 +22,17 @@ from ipt.stage import hash_json, write_json
 
 AUTO = "auto"  # hydra.sweep.dir: outputs/sweeps/NAME-KEY
 COLUMNS = 6  # figures in the table; sweep.json has all
+NARROW_COLUMNS, WIDE = 2, 120  # so many on a terminal of fewer characters a line
 
 
 def name_sweep(config: DictConfig) -> Path:
     """The folder of a sweep, by default outputs/sweeps/NAME-KEY: the same command has the same one, whatever its hydra.* keys.
 
     `config` is the sweep's whole config, into which the folder is put as if it had been given, for launchers to find.
+    Raises ValueError for what is no sweep.
     """
+    if config.dry_run:
+        raise ValueError("dry_run=true describes one run: leave out -m, and give each key one value")
     if config.hydra.sweep.dir == AUTO:
         parts = [config.hydra.job.config_name, sorted(config.hydra.overrides.task), config.hydra.sweeper.get("params")]
         parts = [OmegaConf.to_container(part) if OmegaConf.is_config(part) else part for part in parts]
@@ -95,11 +99,12 @@ def close_sweep(folder: Path, numbers: Sequence[int], config: DictConfig, told: 
 def sweep_table(jobs: Sequence[Job]) -> Table:
     """One row for each job: state, figures, and where its result is or why it has none."""
     figures = list(dict.fromkeys(name for job in jobs for name in job.figures))
-    table = Table(title="Sweep", title_justify="left", caption=_left_out(figures), caption_justify="left")
-    for name in ("job", "state", *figures[:COLUMNS], "result in"):
+    shown = figures[: COLUMNS if console.width >= WIDE else NARROW_COLUMNS]
+    table = Table(title="Sweep", title_justify="left", caption=_left_out(len(figures) - len(shown)), caption_justify="left")
+    for name in ("job", "state", *shown, "result in"):
         table.add_column(name, justify="left" if name in ("job", "state", "result in") else "right", overflow="fold")
     for job in jobs:
-        cells = [_cell(job.figures.get(name)) for name in figures[:COLUMNS]]
+        cells = [_cell(job.figures.get(name)) for name in shown]
         result = str(job.folder or "") if job.status in FINISHED else job.error
         table.add_row(escape(job.name), job_label(job), *cells, escape(result))
     return table
@@ -127,8 +132,7 @@ def _write_report(folder: Path, jobs: Sequence[Job], config: DictConfig) -> None
         console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
-def _left_out(figures: Sequence[str]) -> str | None:
-    more = len(figures) - COLUMNS
+def _left_out(more: int) -> str | None:
     return f"{more} more figures in sweep.json" if more > 0 else None
 
 

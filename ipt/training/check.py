@@ -42,7 +42,13 @@ def check_training(config: Config) -> None:
 
 
 def check_launch(trainer: TrainerConfig) -> None:
-    """As many processes must have been started as the config has devices: one must never wait for another that nobody starts."""
+    """The device must be there, and as many processes as the config has devices: one must never wait for another that nobody starts."""
+    if trainer.accelerator in ("gpu", "cuda"):
+        import torch
+
+        if not torch.accelerator.is_available():
+            found = f"torch {torch.__version__} sees no GPU here"
+            raise ValueError(f"trainer.accelerator={trainer.accelerator}: {found}: trainer=cpu does without")
     keys = f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}"
     wanted = trainer.devices * trainer.num_nodes
     is_task = "SLURM_STEP_ID" in os.environ and "SLURM_NTASKS" in os.environ  # of srun, not the batch script itself

@@ -75,6 +75,8 @@ def _broken_model(folder: Path) -> str:
         ("train", ["trainer.max_step=3"], "there is no key trainer.max_step: did you mean trainer.max_steps?"),
         ("train", ["trainer.max_steps=many"], "Value 'many' of type 'str' could not be converted to Integer"),
         ("train", ["mixture.ratios.instruction=0,1"], "put -m before the keys"),
+        ("train", ["-m", "trainer.seed=1,2", "dry_run=true"], "dry_run=true describes one run: leave out -m"),
+        ("train", ["experiment=tiny", "trainer.accelerator=gpu"], "sees no GPU here: trainer=cpu does without"),
         ("evaluate", ["tasks=ontology"], "write a list in brackets, as KEY=[a,b]"),
         ("train", ["corpus=web"], "Could not find 'corpus/web'; there are: files, hub, ontology"),
         ("train", ["mixture.ratios.instruction=-1"], "mixture.ratios.instruction=-1.0: a ratio must be zero or more"),

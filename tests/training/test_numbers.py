@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ipt.config import TrainerConfig
 from ipt.mixture.batches import PackedSequences
@@ -114,6 +115,9 @@ def test_spreading_and_saving_do_not_make_another_run(make_config):
 def test_starting_too_few_or_too_many_processes_is_told(monkeypatch):
     one, four = TrainerConfig(), TrainerConfig(devices=4)
     check_launch(one)
+    if not torch.accelerator.is_available():
+        with pytest.raises(ValueError, match="sees no GPU here: trainer=cpu"):
+            check_launch(TrainerConfig(accelerator="gpu"))
     with pytest.raises(ValueError, match="torchrun --nproc-per-node=4"):
         check_launch(four)
     with pytest.raises(ValueError, match="--nnodes=2 "):
