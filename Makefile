@@ -6,8 +6,9 @@ BIN          := $(VENV)/bin
 REQUIREMENTS := $(shell nvidia-smi -L >/dev/null 2>&1 && echo requirements/gpu.txt || echo requirements/cpu.txt)
 INSTALLED    := $(VENV)/.installed-$(notdir $(basename $(REQUIREMENTS)))
 UV           := $(VENV)/uv/bin/uv
+AUDIT        := $(VENV)/audit/bin/pip-audit
 
-.PHONY: help install reproduce test lint lock clean
+.PHONY: help install reproduce test drill audit lint lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -31,6 +32,13 @@ reproduce: $(INSTALLED)  ## documents -> pairs -> texts -> tokens -> two models 
 
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+drill: $(INSTALLED)  ## faults on every stage: kills, full disks, damaged files, clocks, servers (long; ARGS=--quick: a selection)
+	$(BIN)/python -m scripts.drill $(ARGS)
+
+audit: $(INSTALLED)  ## the pinned packages against known security holes
+	test -x $(AUDIT) || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install -qq pip-audit; }
+	$(BIN)/python scripts/audit.py $(AUDIT)
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .

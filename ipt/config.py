@@ -70,6 +70,7 @@ class SynthesisConfig:
     base_url: str = "http://localhost:8000/v1"  # engine=openai: the server
     api_key_env: str = "OPENAI_API_KEY"  # engine=openai: environment variable that holds the key, if the server wants one
     max_retries: int = 8  # engine=openai: further tries of a failed request, each after a longer pause
+    timeout: float = 600.0  # engine=openai: seconds without a byte from the server after which a request has failed
     shots: int = 3  # M: documents in one chain, each later one sees the earlier ones' pairs
     max_model_len: int = 4096  # context window in tokens, prompt and output together
     max_new_tokens: int = 400  # output tokens for one document
@@ -102,6 +103,7 @@ class JudgeConfig:
     sample: int | None = 500  # pairs that are judged, drawn at random; null: all
     concurrency: int = 16  # requests at the same time
     max_retries: int = 8  # further tries of a failed request, each after a longer pause
+    timeout: float = 600.0  # seconds without a byte from the server after which a request has failed
     max_tokens: int = 300  # output tokens of one verdict
 
 

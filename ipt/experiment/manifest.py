@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from ipt.config import Config
-from ipt.stage import MANIFEST, Stage, git_commit, hardware, hash_file, hash_folder, hash_json, installed_versions, write_json
+from ipt.stage import MANIFEST, Stage, git_commit, hardware, hash_file, hash_folder, hash_json, installed_versions, sealed, write_json
 
 ROOT = Path(__file__).parents[2]
 SHOWN = 8  # hashes of data that are spelled out for readers; of more there is one for all
@@ -60,7 +60,7 @@ def write_manifest(output: Path, found: dict[str, Any], stages: Iterable[tuple[s
         for label, stage in stages
     ]
     outputs = hash_folder(output)
-    write_json(output / MANIFEST, {**more, **found, "stages": leads_to, "outputs": outputs})
+    write_json(output / MANIFEST, sealed({**more, **found, "stages": leads_to, "outputs": outputs}, {}))
 
 
 def _data(stages: Iterable[tuple[str, Stage]]) -> dict[str, str]:

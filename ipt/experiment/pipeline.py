@@ -18,7 +18,7 @@ from ipt.experiment.records import arm_record
 from ipt.experiment.sources import SOURCE_TEXTS, source_corpus
 from ipt.mixture.schedule import schedule_points
 from ipt.models import model_identity
-from ipt.stage import Stage, find_stage, hash_file, rank, run_stage
+from ipt.stage import Stage, check_outputs, find_stage, hash_file, rank, run_stage
 from ipt.training.identity import trainer_settings
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Stages:
     config: Config
     done: list[tuple[str, Stage]] = field(default_factory=list)
     only: Collection[str] | None = None
+    _checked: set[Path] = field(default_factory=set)
 
     def _run(
         self,
@@ -69,9 +70,26 @@ class Stages:
             return known
         identity: Json = {"config": config, "inputs": inputs, "stages_dir": Path(self.config.stages_dir)}
         identity["seed"] = self.config.seed if seed is None else seed
-        stage = self._stage(name, folder, identity, work, collective)
+        stage = self._stage(name, folder, identity, self._on_whole_inputs(work, inputs), collective)
         self.done.append((label or name, stage))
         return stage
+
+    def _on_whole_inputs(self, work: Callable[[Path], Json], inputs: Mapping[str, str]) -> Callable[[Path], Json]:
+        """`work` that first makes sure of the stages it reads: what was finished before may have been damaged since."""
+
+        def checked(output: Path) -> Json:
+            if rank() == 0:
+                self.check(stage for _, stage in self.done if stage.digest in inputs.values())
+            return work(output)
+
+        return checked
+
+    def check(self, stages: Iterable[Stage]) -> None:
+        """Raises ValueError naming the files of reused `stages` that are not what was written; each stage is read once."""
+        for stage in stages:
+            if stage.reused and stage.folder not in self._checked:
+                check_outputs(stage)
+                self._checked.add(stage.folder)
 
     def _stage(self, name: str, folder: Path | None, identity: Json, work: Callable[[Path], Json], collective: bool) -> Stage:
         if self.only is None or name in self.only:

@@ -22,10 +22,11 @@ from ipt.experiment.records import Record, arm_record, write_record, write_recor
 from ipt.experiment.scores import Arm
 from ipt.mixture.schedule import used_sources
 from ipt.models import model_identity
-from ipt.stage import MANIFEST, Stage, atomic, rank, write_json
+from ipt.stage import MANIFEST, Stage, atomic, check_outputs, rank, write_json
 from ipt.synthesis.prompts import RULE_BASED
 
 START = "start"
+SHOWN = ("synthesis", "filters", "rendering", "training", "evaluation")  # stages whose files the report reads
 
 
 @dataclass
@@ -177,6 +178,9 @@ def _report(config: Config, output: Path, runs: list[ArmRun], records: list[Reco
     from ipt.experiment.report import write_report
 
     done = list(_distinct(runs))
+    for label, stage in done:
+        if stage.reused and label.split()[0] in SHOWN:
+            check_outputs(stage)
     with atomic(output / "config.yaml") as temporary:
         temporary.write_text(OmegaConf.to_yaml(asdict(config)))
     rows = [_row(label, stage) for label, stage in done]

@@ -1,7 +1,6 @@
 """`python -m ipt verify RUN`: whether the files of a run, and of all stages that it leads to, are those that were written."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ipt.stage import MANIFEST, hash_file, hash_json
+from ipt.stage import MANIFEST, STATS, changed_outputs, has_seal, hash_json, read_json
 
 IDENTITY = ("stage", "config", "inputs", "seed")  # what a stage's key is a hash of
 SHOWN = 10  # broken files of a folder that are named
@@ -69,11 +68,8 @@ def verify(folder: Path) -> list[Checked]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / MANIFEST} is not JSON ({error}): it was changed by hand, or another program wrote it") from None
-    if not isinstance(manifest, dict) or "outputs" not in manifest:
+    manifest = read_json(folder / MANIFEST)
+    if "outputs" not in manifest:
         raise ValueError(f"{folder / MANIFEST} lists no outputs: it is no manifest of ipt")
     return manifest
 
@@ -89,16 +85,24 @@ def _manifests(folder: Path) -> Iterator[Path]:
 
 
 def _checked(folder: Path, manifest: dict[str, Any]) -> Checked:
-    found = Checked(folder, manifest.get("stage") or manifest.get("name", ""), len(manifest["outputs"]))
-    for name, entry in manifest["outputs"].items():
-        path = folder / name
-        if not path.is_file():
-            found.missing.append(name)
-        elif path.stat().st_size != entry["bytes"] or hash_file(path) != entry["sha256"]:
-            found.changed.append(name)
+    changed, missing = changed_outputs(folder, manifest["outputs"])
+    found = Checked(folder, manifest.get("stage") or manifest.get("name", ""), len(manifest["outputs"]), changed, missing)
     if "key" in manifest and not _is_sound(manifest):
         found.changed.append(MANIFEST)
+    else:
+        _check_seal(found, manifest)
     return found
+
+
+def _check_seal(found: Checked, manifest: dict[str, Any]) -> None:
+    """The statistics of a stage, and what its manifest says beside inputs and outputs."""
+    try:
+        if not has_seal(manifest, read_json(found.folder / STATS) if "key" in manifest else {}):
+            found.changed.append(f"{MANIFEST} or {STATS}" if "key" in manifest else MANIFEST)
+    except FileNotFoundError:
+        found.missing.append(STATS)
+    except ValueError:
+        found.changed.append(STATS)
 
 
 def _is_sound(manifest: dict[str, Any]) -> bool:
@@ -116,7 +120,7 @@ def _leads_to(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
         return
     wanted = set(manifest["inputs"].values())
     for other in folder.parent.glob(f"*/{MANIFEST}"):
-        if json.loads(other.read_text()).get("digest") in wanted:
+        if read_json(other).get("digest") in wanted:
             yield other.parent
 
 

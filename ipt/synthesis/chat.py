@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ipt.stage import parse_yaml
 from ipt.synthesis.format import Pair, Parsed
 from ipt.synthesis.prompts import Message, Prompt, Vocabulary
 
@@ -127,15 +128,9 @@ def prompt_path(name: str) -> Path:
 
 def load_prompt(name: str) -> ChatPrompt:
     """Read and check the prompt `name`. Raises ValueError, one line that names file and key, for one that cannot work."""
-    import yaml
-
     path = prompt_path(name)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: no YAML that can be read: {' '.join(str(error).split())}") from None
-    try:
-        return _checked(content)
+        return _checked(parse_yaml(path.read_bytes(), path))
     except _Mistake as mistake:
         raise ValueError(f"{path}: {mistake}") from None
 
@@ -203,9 +198,10 @@ def _check_template(template: Any, fields: Mapping[str, Any], where: str) -> Non
 
 def _fields_of_items(name: Any, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What may stand in braces where `name`, a list, is gone through: the fields of its items, or {item}."""
-    if name not in fields or fields[name].get("type") != "array" or not isinstance(fields[name].get("items"), dict):
+    field = fields.get(name) if isinstance(name, str) else None
+    if field is None or field.get("type") != "array" or not isinstance(field.get("items"), dict):
         raise _Mistake(f"{where}: {name} must be a list of the output: a field of type array, with items, in the schema")
-    items = fields[name]["items"]
+    items = field["items"]
     return {**fields, **(_properties(items, f"schema, items of {name}") if items.get("type") == "object" else {"item": items})}
 
 

@@ -135,7 +135,7 @@ class _Driver:
         if self._lost[shard] >= MAX_LOST:
             what = "worker" if shard is None else f"shard {shard}"
             raise EngineDied(f"synthesis.cluster=ray: {what} has failed {MAX_LOST} times, the last time with: {reason}")
-        console.print(f"[yellow]synthesis: a worker was lost, its shards go to others: {reason}")
+        console.print(f"synthesis: a worker was lost, its shards go to others: {reason}", style="yellow", markup=False)
         self._start_actor()
 
     def _total(self) -> Figures:

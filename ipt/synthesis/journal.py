@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import zlib
 from array import array
 from pathlib import Path
 from typing import Any
 
+from ipt.console import console
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.prompts import Prompt
 
 
 class Journal:
-    """Generations by chain and round. What an earlier run wrote is read first; a torn last line is cut off."""
+    """Generations by chain and round. What an earlier run wrote is read first; a torn last line is cut off, a damaged one passed over."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -30,7 +32,8 @@ class Journal:
 
     def add(self, chain: int, number: int, prompt: Prompt, generation: Generation) -> None:
         entry = {"chain": chain, "round": number, "prompt": _digest(prompt), **generation._asdict()}
-        self._file.write(json.dumps(entry) + "\n")
+        line = json.dumps(entry)
+        self._file.write(f"{_checksum(line.encode())} {line}\n")
         self._file.flush()
 
     def remove(self) -> None:
@@ -51,7 +54,15 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(content):
         with path.open("rb+") as file:
             file.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    lines = [line.partition(b" ") for line in whole.splitlines()]
+    entries = [json.loads(line) for checksum, _, line in lines if checksum == _checksum(line).encode()]
+    if damaged := len(lines) - len(entries):
+        console.print(f"{path}: {damaged} of {len(lines)} generations are damaged and made again", style="yellow", markup=False)
+    return entries
+
+
+def _checksum(line: bytes) -> str:
+    return f"{zlib.crc32(line):08x}"
 
 
 def _digest(prompt: Prompt) -> str:

@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
     ]
 )
 Verdict = dict[str, Any]  # the fields of a reply, and its failure
-OPERATION = ("base_url", "api_key_env", "concurrency", "max_retries")  # settings that do not decide what the verdicts are
+OPERATION = ("base_url", "api_key_env", "concurrency", "max_retries", "timeout")  # settings that do not decide what the verdicts are
 FAILURES = ("malformed", "refused", "unavailable")
 FIELDS = {"reason": str, "about_document": bool, "answer_is_right": bool, "task": str}
 TYPES, WORDS = {str: "string", bool: "boolean"}, {str: "text", bool: "true or false"}
@@ -73,6 +73,8 @@ def check_judge(config: JudgeConfig) -> None:
         value = getattr(config, key)
         if value is not None and value < least:
             raise ValueError(f"filters.judge.{key}={value}: must be at least {least}")
+    if config.timeout <= 0:
+        raise ValueError(f"filters.judge.timeout={config.timeout}: must be more than 0")
 
 
 # Asking --------------------------------------------------------------------------------------------------------------
@@ -110,7 +112,7 @@ def _cases(pairs: Path, chosen: set[int] | None) -> Iterator[Case]:
 
 
 async def _work_off(config: JudgeConfig, cases: Iterator[Case], folder: Path, bar: Bar) -> None:
-    async with new_client(config.base_url, config.api_key_env, config.max_retries) as client:
+    async with new_client(config.base_url, config.api_key_env, config.max_retries, config.timeout) as client:
         await Judge(config, client, folder, bar).work_off(cases)
 
 
@@ -206,7 +208,7 @@ def read_reply(content: str | None) -> Verdict:
     """The verdict in a model's reply; a failure if it is none."""
     try:
         return read_verdict(json.loads(content or ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         return failure("malformed")
 
 
@@ -240,8 +242,11 @@ def _read_journal(path: Path) -> dict[str, Verdict]:
     whole = content[: content.rfind(b"\n") + 1]
     with path.open("rb+") as file:
         file.truncate(len(whole))
-    entries = [json.loads(line) for line in whole.splitlines()]
-    return {entry["key"]: entry["verdict"] for entry in entries}
+    try:
+        entries = [json.loads(line) for line in whole.splitlines()]
+        return {entry["key"]: entry["verdict"] for entry in entries}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError(f"{path} is damaged: remove it, and what it held is asked for again") from None
 
 
 @cache

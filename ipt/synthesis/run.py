@@ -10,6 +10,7 @@ from typing import Any
 
 from ipt.config import SynthesisConfig
 from ipt.console import Bar, console, progress
+from ipt.stage import NOTE, is_as_noted, remove_notes
 from ipt.synthesis.card import write_card
 from ipt.synthesis.chains import Piece, run_bounded, run_chain
 from ipt.synthesis.engines import Engine, Generation, PromptRefused, check_engine, start_engine
@@ -22,8 +23,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 CLUSTERS = ("none", "ray")
 # Keys that may be changed between a run and its continuation: they do not decide what the pairs are.
 OPERATION = {
-    *("base_url", "api_key_env", "max_retries", "max_live_chains", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_gib"),
-    *("tensor_parallel", "replicas", "cluster", "workers", "ray_address"),
+    *("base_url", "api_key_env", "max_retries", "timeout", "max_live_chains", "max_num_batched_tokens"),
+    *("gpu_memory_utilization", "kv_cache_gib", "tensor_parallel", "replicas", "cluster", "workers", "ray_address"),
 }
 Figures = dict[str, Any]
 
@@ -41,6 +42,7 @@ def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int
     pairs.mkdir(parents=True, exist_ok=True)
     corpus = Documents(documents, config.shard_size)
     _remove_torn(pairs)
+    _remove_damaged(pairs)
     unfinished = [index for index in range(corpus.shards) if not part_path(pairs, index).exists()]
     session: Figures = {}
     if unfinished:
@@ -48,6 +50,7 @@ def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int
             bar.advance(corpus.rows - sum(corpus.size(index) for index in unfinished))
             session = _work_off(config, corpus, pairs, unfinished, seed, bar)
         _remove_torn(pairs)
+    remove_notes(pairs)
     stats = statistics(pairs, max_new_tokens=config.max_new_tokens, parameters=_parameters(config))
     write_card(output, stats, synthesis_settings(config), seed)
     return {**stats, "session": session}
@@ -56,7 +59,16 @@ def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int
 def _remove_torn(pairs: Path) -> None:
     """Remove what a process that was killed had begun to write, in an earlier session or as one of several workers of this one."""
     for torn in pairs.glob(".part-*.parquet.*"):
-        torn.unlink()
+        if torn.suffix != NOTE:
+            torn.unlink()
+
+
+def _remove_damaged(pairs: Path) -> None:
+    """Remove finished shards of an earlier session that are no longer what was written: they are made again."""
+    for path in pairs.glob("part-*.parquet"):
+        if not is_as_noted(path):
+            console.print(f"{path} is damaged and made again", style="yellow", markup=False)
+            path.unlink()
 
 
 def check_synthesis(config: SynthesisConfig) -> None:
@@ -77,6 +89,8 @@ def check_synthesis(config: SynthesisConfig) -> None:
     for key in ("lookup_tokens", "max_retries"):
         if getattr(config, key) < 0:
             raise ValueError(f"synthesis.{key}={getattr(config, key)}: must be 0 or more")
+    if config.timeout <= 0:
+        raise ValueError(f"synthesis.timeout={config.timeout}: must be more than 0")
     if config.workers is not None and config.workers < 1:
         raise ValueError(f"synthesis.workers={config.workers}: must be at least 1, or null for what the cluster has room for")
     if config.shots > 127:
@@ -214,7 +228,8 @@ class Session:
             generation = await self._engine.generate(prompt, priority=-number, lane=lane)
         except PromptRefused as refusal:
             if not self.figures["generations_refused"]:
-                console.print(f"[yellow]synthesis: the engine refuses a prompt; this and further ones are counted as errors: {refusal}")
+                said = f"synthesis: the engine refuses a prompt; this and further ones are counted as errors: {refusal}"
+                console.print(said, style="yellow", markup=False)
             self.figures["generations_refused"] += 1
             generation = Generation([], "", "error", 0)
         shard.journal.add(chain, number, prompt, generation)
@@ -253,7 +268,9 @@ def _check_window(config: SynthesisConfig, model: str | None, prompt_format: Pro
     """The model must have the context window that the config asks for, and the window must have room for documents."""
     from transformers import AutoConfig
 
-    window = model and getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+    window = model and getattr(
+        AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config(), "max_position_embeddings", None
+    )
     if window and config.max_model_len > window:
         raise ValueError(f"synthesis.max_model_len={config.max_model_len}: the model {config.model} was made for at most {window} tokens")
     room = config.max_model_len - config.max_new_tokens - len(prompt_format.begin("").ids)

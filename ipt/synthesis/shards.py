@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.config import SynthesisConfig
-from ipt.stage import write_parquet
+from ipt.stage import note_hash, write_parquet
 from ipt.synthesis.chains import Piece, Round, plan_chains
 from ipt.synthesis.journal import Journal
 from ipt.synthesis.long_documents import fit
@@ -137,6 +137,7 @@ class Shard:
         self._rounds.sort(key=lambda item: (item[0], item[1].number))
         rows = [_row(self.index * CHAINS_PER_SHARD + chain, finished) for chain, finished in self._rounds]
         write_parquet(self._path, rows, SCHEMA.with_metadata({ACCOUNT: json.dumps(self._account(), sort_keys=True).encode()}))
+        note_hash(self._path)
         self.journal.remove()
 
     def _account(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Context-based question answering sets are regrouped so that one example is one c
 Several examples of one set are concatenated to a few-shot text, and only the pairs are trained on.
 """
 
-import gzip
 import json
 import random
 import re
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from ipt.config import SourceConfig
 from ipt.console import progress
+from ipt.corpus.files import CorpusFile, json_lines
 from ipt.stage import write_parts
 from ipt.synthesis.format import Pair, context_text, pairs_text, parse
 
@@ -97,6 +97,17 @@ def data_sets(name: str, config: SourceConfig) -> dict[str, list[Path]]:
     return {data_set: found[data_set] for data_set in config.include or found}
 
 
+def read_examples(kind: str, path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
+    """What the reader `kind` of READERS finds in a file. Raises ValueError that names a file which is not laid out as its data set is."""
+    try:
+        for example in READERS[kind](path, random_, dropped):
+            "".join((example.id, example.context, *("".join(pair) for pair in example.pairs))).encode()  # texts that can be written
+            yield example
+    except (LookupError, TypeError, AttributeError, RuntimeError, RecursionError, json.JSONDecodeError, UnicodeError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not laid out as {kind} is ({cause[:200]}): take the data set's own file, or another kind") from None
+
+
 def distinct_pairs(pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
     """Pairs that a synthesizer's output could hold: both sides said, and no question twice."""
     kept: dict[str, Pair] = {}
@@ -119,7 +130,7 @@ def _all_texts(
         for data_set, files in sources.items():
             random_ = random.Random(f"{seed}/{data_set}")
             dropped: Counter[str] = Counter()
-            examples = [example for file in files for example in READERS[config.kind](file, random_, dropped)]
+            examples = [example for file in files for example in read_examples(config.kind, file, random_, dropped)]
             random_.shuffle(examples)
             chosen = _choose(examples, config, lengths, dropped)
             texts = 0
@@ -199,7 +210,7 @@ def _read_fairytaleqa(path: Path, random_: random.Random, dropped: Counter[str])
 
 def _read_squad(path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
     """SQuAD-like files, as COVID-QA and XQuAD: passages of whole sentences, each with the pairs whose answer it holds."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+    with CorpusFile(str(path), path.name).open_lines() as file:
         articles = json.load(file)["data"]
     passages = []
     for title, paragraph in ((article.get("title"), paragraph) for article in articles for paragraph in article["paragraphs"]):
@@ -441,6 +452,4 @@ def _words(text: str) -> int:
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+    return (row for _, row in json_lines(CorpusFile(str(path), path.name)))

@@ -9,6 +9,7 @@ shard-00000/index.json    what the shard was made from and with, and size and SH
 import hashlib
 import json
 import os
+import re
 import shutil
 from array import array
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ import numpy as np
 FORMAT = 2
 TOKEN, OFFSET, LOSS = np.dtype("<u4"), np.dtype("<i8"), np.dtype("u1")
 TOKENS_FILE, OFFSETS_FILE, LOSS_FILE, INDEX_FILE = "tokens.bin", "offsets.npy", "loss.bin", "index.json"
+SHA256 = re.compile(r"[0-9a-f]{64}")
 FILL = 1 << 20  # tokens of a loss mask that are written at a time
 
 
@@ -67,14 +69,21 @@ def shard_name(number: int) -> str:
 
 def parse_index(text: str | bytes, where: str, shard: str) -> ShardIndex:
     """The index that `where` (for messages) holds of `shard`. Raises ValueError naming it if it is that of another, or none."""
+    damaged = ValueError(f"{where} is not the index of a shard: the shard is damaged, tokenise it again")
     try:
         value = json.loads(text)
-        if value.get("format") != FORMAT:
-            raise ValueError(f"{where} has format {value.get('format')}, this version of ipt reads {FORMAT}: tokenise the texts again")
-        origin = Origin(value["tokenizer"], value["bos"], value["eos"], value["rows"])
-        index = ShardIndex(value["shard"], origin, value["n_docs"], value["n_tokens"], value["files"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError):
-        raise ValueError(f"{where} is not the index of a shard: the shard is damaged, tokenise it again") from None
+    except (ValueError, RecursionError):
+        raise damaged from None
+    if not isinstance(value, dict):
+        raise damaged
+    if value.get("format") != FORMAT:
+        raise ValueError(
+            f"{where} has format {str(value.get('format'))[:20]}, this version of ipt reads {FORMAT}: tokenise the texts again"
+        )
+    if not _is_index(value):
+        raise damaged
+    origin = Origin(value["tokenizer"], value["bos"], value["eos"], value["rows"])
+    index = ShardIndex(value["shard"], origin, value["n_docs"], value["n_tokens"], value["files"])
     if index.shard != shard:
         raise ValueError(f"{where} is the index of {index.shard}, not of {shard}: files of two shards were swapped, put each in its place")
     sizes = {TOKENS_FILE: index.n_tokens * TOKEN.itemsize, LOSS_FILE: index.n_tokens * LOSS.itemsize}
@@ -82,6 +91,25 @@ def parse_index(text: str | bytes, where: str, shard: str) -> ShardIndex:
         if file["bytes"] != sizes.get(name, file["bytes"]):
             raise ValueError(f"{where} contradicts itself: {index.n_tokens} tokens, but {name} of {file['bytes']} bytes: tokenise it again")
     return index
+
+
+def _is_index(value: Mapping[str, Any]) -> bool:
+    """Whether all is there and of the right kind. Names and hashes become paths, so nothing else may stand in their place."""
+    counts, tokens, rows, files = ("n_docs", "n_tokens"), ("bos", "eos"), value.get("rows"), value.get("files")
+    return (
+        all(isinstance(value.get(name), str) for name in ("shard", "tokenizer"))
+        and all(_is_count(value.get(name)) for name in counts)
+        and all(name in value and (value[name] is None or _is_count(value[name])) for name in tokens)
+        and (rows is None or (isinstance(rows, dict) and all(_is_count(rows.get(name)) for name in ("part", "parts"))))
+        and isinstance(files, dict)
+        and {TOKENS_FILE, OFFSETS_FILE} <= set(files) <= {TOKENS_FILE, OFFSETS_FILE, LOSS_FILE}
+        and all(isinstance(file, dict) and _is_count(file.get("bytes")) for file in files.values())
+        and all(isinstance(file.get("sha256"), str) and SHA256.fullmatch(file["sha256"]) for file in files.values())
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class ShardWriter:

@@ -17,6 +17,7 @@ from ipt.tokens.folders import LocalFolder, ShardFolder
 from ipt.tokens.shards import (
     LOSS,
     LOSS_FILE,
+    OFFSET,
     OFFSETS_FILE,
     TOKEN,
     TOKENS_FILE,
@@ -139,10 +140,14 @@ class TokenStore:
         with self._folder.open(index, name) as file:
             if dtype is not None:
                 return _mapped(file, dtype, index.files[name]["bytes"] // dtype.itemsize, 0)
-            assert np.lib.format.read_magic(file) == (1, 0)
-            (count,), _, found = np.lib.format.read_array_header_1_0(file)
-            offsets = _mapped(file, found, count, file.tell())
-        if count != index.n_docs + 1 or offsets[0] != 0 or offsets[-1] != index.n_tokens:
+            count = index.n_docs + 1
+            try:
+                whole = np.lib.format.read_magic(file) == (1, 0)
+                whole = whole and np.lib.format.read_array_header_1_0(file) == ((count,), False, OFFSET)
+                offsets = _mapped(file, OFFSET, count, file.tell()) if whole else None
+            except Exception:  # numpy's reader of headers raises whatever it comes upon
+                offsets = None
+        if offsets is None or offsets[0] != 0 or offsets[-1] != index.n_tokens:
             raise ValueError(f"{self.location}/{index.shard}/{name} is not that of its shard: the shard is damaged, tokenise it again")
         return offsets
 

@@ -9,6 +9,7 @@ from filelock import FileLock
 from ipt.config import TokensConfig
 from ipt.console import progress
 from ipt.parallel import worker_count
+from ipt.stage import hash_file
 from ipt.tokens.encode import Encoding, encoding_of
 from ipt.tokens.folders import LocalFolder
 from ipt.tokens.shards import FORMAT, INDEX_FILE, parse_index, remove_shard, remove_unfinished, shard_name
@@ -79,10 +80,10 @@ def _is_finished(job: Job, encoding: Encoding) -> bool:
     path = job.shard / INDEX_FILE
     try:
         index = parse_index(path.read_bytes(), str(path), job.shard.name)
-        sizes = {name: (job.shard / name).stat().st_size for name in index.files}
+        hashes = {name: hash_file(job.shard / name) for name in index.files}
     except (OSError, ValueError):
         return False
-    return index.origin == origin_of(job.task, encoding) and all(size == index.files[name]["bytes"] for name, size in sizes.items())
+    return index.origin == origin_of(job.task, encoding) and all(hashes[name] == file["sha256"] for name, file in index.files.items())
 
 
 def _first_shard(folder: Path, tasks: Sequence[Task], encoding: Encoding) -> int:

@@ -4,7 +4,7 @@
         shard-*.safetensors   weights and optimizer state, each process its slice (torch.distributed.checkpoint)
         rng-00000.json        random states of a process, one file for each
         metrics.jsonl         the metrics of the steps so far
-        checkpoint.json       everything else, and the sizes of all files; written last
+        checkpoint.json       everything else, and sizes and SHA-256 of all files; written last
 
 A folder gets its name only when all of it is on the disk, and loses it before anything of it is removed. Nothing in it is a pickle, so
 reading a checkpoint of unknown origin runs no code of its author.
@@ -14,9 +14,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch.distributed.checkpoint import save as save_sharded
 from torch.distributed.tensor import DTensor
 
 from ipt.config import TrainerConfig
+from ipt.stage import has_seal, hash_file, read_json, sealed
 
 FORMAT = 1
 FACTS, METRICS = "checkpoint.json", "metrics.jsonl"
@@ -84,9 +85,10 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup 
         save_sharded(snapshot.tensors, storage_writer=writer, process_group=group, no_dist=group is None)
     except CheckpointException as error:  # in all processes if one of them fails
         raise _first_failure(error) from error
+    hashes = _gathered(lambda names: {name: hash_file(temporary / name) for name in names}, temporary, group)
     with _together(group):
         if first:
-            _finish(temporary, folder, snapshot)
+            _finish(temporary, folder, replace(snapshot, facts={**snapshot.facts, "sha256": hashes}))
 
 
 def prune(folder: Path, config: TrainerConfig, spared: Path | None = None) -> None:
@@ -121,11 +123,26 @@ def _finish(temporary: Path, folder: Path, snapshot: Snapshot) -> None:
     """What the first process does once all slices are written: the rest of the files, and the name."""
     _write_file(temporary / METRICS, snapshot.metrics)
     files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-    _write_file(temporary / FACTS, (json.dumps({**snapshot.facts, "files": files}, indent=2, default=str) + "\n").encode())
+    hashes = {**snapshot.facts["sha256"], METRICS: hash_file(temporary / METRICS)}
+    facts = sealed({**snapshot.facts, "files": files, "sha256": hashes}, {})
+    _write_file(temporary / FACTS, (json.dumps(facts, indent=2, default=str) + "\n").encode())
     _sync_folder(temporary)
     remove(folder)  # one of the same step that is not whole, or that a run which went on from an earlier one overtakes
     temporary.rename(folder)
     _sync_folder(folder.parent)
+
+
+def _gathered(work: Callable[[list[str]], dict[str, str]], folder: Path, group: dist.ProcessGroup | None) -> dict[str, str]:
+    """What `work` makes of the names of the files in a folder; each process does a share of them, and all get the whole."""
+    world, rank = (dist.get_world_size(group), dist.get_rank(group)) if group else (1, 0)
+    own: dict[str, str] = {}
+    with _together(group):
+        own = work(sorted(path.name for path in folder.iterdir())[rank::world])
+    if group is None:
+        return own
+    parts: list[dict[str, str]] = [{}] * world
+    dist.all_gather_object(parts, own, group=group)
+    return {name: value for part in parts for name, value in part.items()}
 
 
 @contextmanager
@@ -204,7 +221,7 @@ def is_whole(checkpoint: Path) -> bool:
     try:
         files = read_facts(checkpoint)["files"]
         return NAME.fullmatch(checkpoint.name) is not None and all((checkpoint / name).stat().st_size == files[name] for name in files)
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
@@ -213,10 +230,24 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / FACTS
     if not path.exists():
         raise FileNotFoundError(f"{checkpoint} is no checkpoint: it has no {FACTS}")
-    facts = json.loads(path.read_text())
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+    facts = read_json(path)
+    if facts.get("format") != FORMAT:
         raise ValueError(f"{path}: not a checkpoint of format {FORMAT}, which this version of ipt reads")
+    if not has_seal(facts, {}):
+        raise ValueError(f"{path} is not what was written: remove the checkpoint")
     return facts
+
+
+def check_files(checkpoint: Path, group: dist.ProcessGroup | None) -> None:
+    """Read all files, each process a share. Raises ValueError in all of them, naming those that are not what was written."""
+    written = read_facts(checkpoint).get("sha256", {})  # the first checkpoints of this format have none
+
+    def changed(names: list[str]) -> dict[str, str]:
+        return {name: "" for name in names if name in written and hash_file(checkpoint / name) != written[name]}
+
+    if broken := sorted(_gathered(changed, checkpoint, group)):
+        remedy = "remove this checkpoint, then the same command goes on from the one before it, or else from the beginning"
+        raise ValueError(f"{checkpoint / broken[0]} is not what was written ({len(broken)} of {len(written)} files): {remedy}")
 
 
 def read_random(checkpoint: Path, rank: int) -> dict[str, Any]:
@@ -243,6 +274,7 @@ def read_tensors(checkpoint: Path, tensors: dict[str, Tensor], group: dist.Proce
 
 def read_whole_tensors(checkpoint: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """All tensors whose name begins with `prefix`, without it, put together in one process; floating-point ones as `dtype`."""
+    check_files(checkpoint, None)
     shapes = {name: shape for name, shape in read_facts(checkpoint)["tensors"].items() if name.startswith(prefix)}
     saved: dict[str, Any] = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
     kinds = {name: saved[name].properties.dtype for name in shapes}

@@ -20,6 +20,7 @@ from ipt.training.checkpoint import (
     FORMAT,
     METRICS,
     Snapshot,
+    check_files,
     checkpoint_name,
     prune,
     read_facts,
@@ -101,6 +102,7 @@ class Checkpoints(Callback):
         facts = read_facts(checkpoint)
         if facts["run"] != self.run:
             raise ValueError(f"{checkpoint} is of a run with other data or settings: choose another output_dir, or remove its checkpoints")
+        check_files(checkpoint, self._group)
         self._state.prepare()
         tensors = self._state.tensors()
         read_tensors(checkpoint, tensors, self._group)
@@ -215,7 +217,7 @@ class Checkpoints(Callback):
             upload(checkpoint, url, self._config.trainer)
         except ValueError as error:
             self.failed_uploads += 1
-            console.print(f"[yellow]{checkpoint.name} was not copied: {error}")
+            console.print(f"{checkpoint.name} was not copied: {error}", style="yellow", markup=False)
 
     def _wait_for_writing(self) -> None:
         if self._writing is not None:

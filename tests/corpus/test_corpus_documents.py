@@ -130,7 +130,16 @@ def test_any_text_comes_through(tmp_path_factory, texts):
         ("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 10_000)[:-20], ["cannot be read to its end"]),
         ("a.jsonl.gz", b"not gzip", ["cannot be read to its end"]),
         ("a.jsonl.zst", b"not zstandard", ["cannot be read to its end"]),
-        ("a.jsonl.zst", zstandard.compress(b"".join(b'{"text": "%d"}\n' % (i * i) for i in range(50_000)))[:-9], ["not a line of JSON"]),
+        (
+            "a.jsonl.zst",
+            zstandard.compress(b'{"text": "one"}\n') + zstandard.compress(b'{"text": "two"}\n')[:-5],
+            ["cannot be read to its end"],
+        ),
+        (
+            "a.jsonl.zst",
+            zstandard.compress(b"".join(b'{"text": "%d"}\n' % (i * i) for i in range(50_000)))[:-9],
+            ["cannot be read to its end"],
+        ),
         ("a.parquet", b"not parquet", ["not a readable Parquet file"]),
         ("a.csv", b"text\none\n", ["none of .parquet"]),
     ],

@@ -14,6 +14,7 @@ from ipt.experiment.reproduce import reproduce
 from ipt.experiment.runs import list_runs
 from ipt.experiment.verify import main as verify_main
 from ipt.experiment.verify import verify
+from ipt.stage import load_stage, run_stage
 from ipt.tokens.store import TokenStore
 
 TEXT = "The {organ} is an organ of the body. It is found in animals and it does what a {organ} does. A {organ} can be examined by a doctor."
@@ -179,9 +180,7 @@ def test_verify_finds_a_changed_byte_and_a_missing_file(tmp_path, capsys):
     assert {found.folder for found in checked} == {path.resolve() for path in [run, *stages(tmp_path, "*")]}
     assert all(found.whole and found.files for found in checked)
     tokens = next(stages(tmp_path, "tokens")[0].rglob("tokens.bin"))
-    data = bytearray(tokens.read_bytes())
-    data[0] ^= 1
-    tokens.write_bytes(data)
+    _flip(tokens)
     export = next((stages(tmp_path, "training")[0] / "export").glob("*.safetensors"))
     export.unlink()
     broken = {found.name: found for found in verify(run) if not found.whole}
@@ -203,6 +202,35 @@ def test_verify_notices_a_manifest_that_was_made_to_fit(tmp_path):
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "seed": 7}))
     assert [found.changed for found in verify(path.parent)] == [["manifest.json"]]
+
+
+def test_a_stage_refuses_what_was_damaged_since_it_was_made(tmp_path):
+    reproduce(recipe(tmp_path, "stages=[synthesis]"))
+    (pairs,) = (stages(tmp_path, "synthesis")[0] / "pairs").iterdir()
+    _flip(pairs)
+    with pytest.raises(RuntimeError, match=f"not what the stage wrote: .*{pairs.name}; remove"):
+        reproduce(recipe(tmp_path, "stages=[tokens]", "only=[instruct]"))
+    assert not stages(tmp_path, "rendering")
+
+
+@pytest.mark.parametrize("name", ["stats.json", "manifest.json"])
+def test_what_a_stage_has_noted_of_itself_cannot_change_unseen(tmp_path, name):
+    stage = run_stage("some", tmp_path / "some", lambda folder: {"documents": 123}, config={"a": 1}, inputs={})
+    path = stage.folder / name
+    path.write_text(path.read_text().replace("123", "124").replace('"cpus": ', '"cpus": 9'))
+    key = json.loads((stage.folder / "manifest.json").read_text())["key"]
+    with pytest.raises(ValueError, match="not what the stage wrote"):
+        load_stage(stage.folder, key)
+    assert [found.whole for found in verify(stage.folder)] == [False]
+    path.write_text(path.read_text()[:30])
+    with pytest.raises(ValueError, match=name):
+        load_stage(stage.folder, key)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 def test_runs_are_listed_with_their_state(finished, tmp_path):

@@ -273,7 +273,7 @@ def test_pairs_follow_the_published_conventions(name, vocabulary):
     ("text", "message"),
     [
         ("- a list", "expected the keys"),
-        ("user: [unclosed", "no YAML that can be read"),
+        ("user: [unclosed", "not a YAML file"),
         ("user: '{document}'\nsytem: x", "sytem: no such key"),
         ("user: '{documents}'", "must stand once in user"),
         ("user: '{document} {document}'", "must stand once in user"),

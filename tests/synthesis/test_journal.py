@@ -38,8 +38,17 @@ def test_a_torn_last_line_is_cut_off_at_any_byte(tmp_path):
         assert path.read_bytes() == content
 
 
-def test_a_line_that_is_no_json_is_not_taken_for_a_journal(tmp_path):
+@pytest.mark.parametrize("place", [0, 12, 60, 150])
+def test_a_generation_with_a_changed_byte_is_not_taken_and_the_others_are(tmp_path, capfd, place):
     path = tmp_path / ".journal"
-    path.write_text("spoilt\n")
-    with pytest.raises(ValueError):
-        Journal(path)
+    journal = Journal(path)
+    journal.add(0, 0, Prompt([1]), GENERATION)
+    journal.add(0, 1, Prompt([2]), GENERATION)
+    journal.close()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    damaged = Journal(path)
+    assert damaged.find(0, 0, Prompt([1])) is None
+    assert damaged.find(0, 1, Prompt([2])) == GENERATION
+    assert "1 of 2 generations are damaged and made again" in " ".join(capfd.readouterr().err.split())

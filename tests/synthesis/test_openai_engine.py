@@ -246,6 +246,15 @@ def test_a_server_that_is_not_there_is_told_at_once(vocabulary, ipt):
     assert time.monotonic() - started < 10 and "\n" not in str(raised.value)
 
 
+def test_a_server_that_takes_connections_and_says_nothing_is_told_after_the_timeout(vocabulary, ipt):
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        config = replace(CONFIG, base_url=f"http://127.0.0.1:{silent.getsockname()[1]}/v1", max_retries=0, timeout=0.2)
+        started = time.monotonic()
+        with pytest.raises(EngineDied, match=r"does not answer in time \(synthesis.timeout=0.2 seconds\)"):
+            start_engine(config, "", vocabulary, ipt, 0)
+    assert time.monotonic() - started < 60  # and not the 600 of the library
+
+
 def test_what_is_wrong_at_the_start_is_named(vocabulary, ipt, monkeypatch):
     with (
         serving(models=("one", "two")) as server,

@@ -11,7 +11,9 @@ from ipt.config import TrainerConfig
 from ipt.training import checkpoint as module
 from ipt.training.checkpoint import (
     Snapshot,
+    check_files,
     checkpoint_name,
+    is_whole,
     prune,
     read_facts,
     read_random,
@@ -59,6 +61,25 @@ def test_what_is_written_is_read_and_nothing_is_a_pickle(tmp_path, monkeypatch):
     whole = read_whole_tensors(path, "model.", torch.bfloat16)
     assert {name: tensor.dtype for name, tensor in whole.items()} == {"weight": torch.bfloat16, "half": torch.bfloat16}
     assert torch.equal(whole["weight"], expected["model.weight"].bfloat16())
+
+
+@pytest.mark.parametrize("kind", ["*.safetensors", "rng-*.json", "metrics.jsonl"])
+def test_a_file_with_a_changed_byte_is_refused_by_name(tmp_path, kind):
+    path = _write(tmp_path, 3)
+    check_files(path, None)
+    (file, *_) = path.glob(kind)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert is_whole(path)  # as far as its size tells
+    with pytest.raises(ValueError, match=f"{file.name} is not what was written"):
+        check_files(path, None)
+
+
+def test_a_checkpoint_whose_facts_were_changed_is_not_whole(tmp_path):
+    facts = _write(tmp_path, 3) / "checkpoint.json"
+    facts.write_text(facts.read_text().replace('"step": 3', '"step": 4'))
+    assert whole_checkpoints(tmp_path) == []
 
 
 def test_only_whole_checkpoints_count(tmp_path):

@@ -5,6 +5,7 @@ out as messages, because servers other than vLLM take a JSON schema with those a
 a broken connection) is tried again after longer and longer pauses, by the client library.
 """
 
+import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 NO_KEY = "none"  # for a server that wants no key: the library insists on one
 START_RETRIES = 2  # a server that is not there is told at once, one that hiccups is not
+START_TIMEOUT = 30.0  # seconds to list its models: one that hangs is told before long
 REFUSED = (400, 413, 422)  # this prompt cannot be run, others may
 LISTED_MODELS = 8  # in an error
 # vLLM alone is asked for more than the protocol has, because servers may refuse what they do not know (OpenAI's own does). These put
@@ -38,7 +40,7 @@ class OpenAIEngine:
         self._is_vllm = _find_model(config).owned_by == "vllm"
         self._config, self._vocabulary, self._format, self._seed = config, vocabulary, prompt_format, seed
         self._repetitions = Repetitions(vocabulary, prompt_format)
-        self._client = new_client(config.base_url, config.api_key_env, config.max_retries)
+        self._client = new_client(config.base_url, config.api_key_env, config.max_retries, config.timeout)
 
     async def generate(self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None) -> Generation:
         """See `Engine`. The server knows no priority; with `stop_at_repetition` what it generates is streamed and broken off."""
@@ -105,11 +107,12 @@ class OpenAIEngine:
         return self._format.parse(text).rejected["repeated_question"] > 0
 
 
-def new_client(base_url: str, api_key_env: str, max_retries: int) -> "openai.AsyncOpenAI":
+def new_client(base_url: str, api_key_env: str, max_retries: int, timeout: float) -> "openai.AsyncOpenAI":
     """A client for the server at `base_url`, with the key from the environment variable `api_key_env` if that is set."""
     import openai
 
-    return openai.AsyncOpenAI(base_url=base_url, api_key=os.environ.get(api_key_env) or NO_KEY, max_retries=max_retries)
+    key = os.environ.get(api_key_env) or NO_KEY
+    return openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=max_retries, timeout=timeout)
 
 
 class _Chunk(NamedTuple):
@@ -139,11 +142,9 @@ def _find_model(config: "SynthesisConfig") -> "openai.types.Model":
     """What the server says of `config.model`."""
     import openai
 
-    retries = min(START_RETRIES, config.max_retries)
-    with (
-        _errors(config),
-        openai.OpenAI(base_url=config.base_url, api_key=os.environ.get(config.api_key_env) or NO_KEY, max_retries=retries) as client,
-    ):
+    retries, timeout = min(START_RETRIES, config.max_retries), min(START_TIMEOUT, config.timeout)
+    key = os.environ.get(config.api_key_env) or NO_KEY
+    with _errors(config), openai.OpenAI(base_url=config.base_url, api_key=key, max_retries=retries, timeout=timeout) as client:
         try:
             models = {model.id: model for model in client.models.list()}
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -175,8 +176,12 @@ def _errors(config: "SynthesisConfig") -> Iterator[None]:
         if error.status_code in (401, 403, 404):
             remedy = f"check the address (most end in /v1), synthesis.model={config.model} and the key in {config.api_key_env}"
         raise EngineDied(f"{server} answers {error.status_code} ({_line(error.message)}): {remedy}") from error
+    except openai.APITimeoutError as error:
+        raise EngineDied(f"{server} does not answer in time (synthesis.timeout={config.timeout:g} seconds): {remedy}") from error
     except openai.APIConnectionError as error:
         raise EngineDied(f"{server} cannot be reached ({_line(str(error.__cause__ or error))}): is it running? {remedy}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EngineDied(f"{server} answers with what is no JSON ({_line(str(error))}): does it speak this protocol? {remedy}") from error
     except openai.APIError as error:  # told in the middle of a stream
         raise EngineDied(f"{server} has failed ({_line(error.message)}): {remedy}") from error
 
