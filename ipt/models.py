@@ -104,7 +104,7 @@ def _file_identity(path: Path) -> str:
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(resolve_model(name))
+    return AutoTokenizer.from_pretrained(resolve_model(name), trust_remote_code=False)  # None would ask the user
 
 
 def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
@@ -113,7 +113,7 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=dtype, **options)
+    return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=dtype, trust_remote_code=False, **options)
 
 
 def count_parameters(name: str) -> int:
@@ -122,7 +122,7 @@ def count_parameters(name: str) -> int:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_model(name)))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False))
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2 import StrictUndefined, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from ipt.config import CorpusConfig
-from ipt.corpus.files import CorpusFile, find_files, first_line
+from ipt.corpus.files import CorpusFile, find_files, first_line, json_lines
 from ipt.corpus.hashing import short_hash
 
 SCHEMA = pa.schema([("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())])
@@ -92,14 +92,14 @@ def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None, ro
 def _template_text(template: str) -> RowText:
     try:
         compiled = SandboxedEnvironment(undefined=StrictUndefined).from_string(template)
-    except TemplateSyntaxError as error:
-        raise ValueError(f"corpus.template is no valid template: {error.message}") from None
+    except (TemplateSyntaxError, RecursionError, ValueError) as error:
+        raise ValueError(f"corpus.template is no valid template: {first_line(error)}") from None
 
     def text(values: Mapping[str, Any]) -> str:
         try:
             return compiled.render(values)
-        except (TemplateError, TypeError) as error:
-            raise ValueError(f"corpus.template cannot be filled: {error}; the row has {', '.join(values)}") from None
+        except Exception as error:  # a template raises whatever its expressions do
+            raise ValueError(f"corpus.template cannot be filled: {first_line(error)}; the row has {', '.join(values)}") from None
 
     return text
 
@@ -179,7 +179,7 @@ def _file_rows(config: CorpusConfig, all_fields: bool) -> Iterator[Row]:
         elif file.name.endswith(".txt"):
             yield Row(file.path, file.name, 1, {config.text_field: _read_text(file)}, whole_file=True)
         else:
-            yield from _json_rows(file)
+            yield from (Row(f"{file.path}, line {number}", file.name, number, values) for number, values in json_lines(file))
 
 
 def _parquet_rows(file: CorpusFile, columns: list[str | None] | None) -> Iterator[Row]:
@@ -193,7 +193,7 @@ def _parquet_rows(file: CorpusFile, columns: list[str | None] | None) -> Iterato
                     for values in batch.to_pylist():
                         number += 1
                         yield Row(f"{file.path}, row {number}", file.name, number, values)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{file.path}: not a readable Parquet file ({first_line(error)})") from None
 
 
@@ -201,27 +201,6 @@ def _check_columns(path: str, schema: pa.Schema, columns: list[str | None]) -> N
     for name, key in zip(columns, ("corpus.text_field", "corpus.id_field"), strict=False):
         if name and name not in schema.names:
             raise ValueError(f"{path}: no column {name!r}, only {', '.join(map(repr, schema.names))}: set {key} to the right one")
-
-
-def _json_rows(file: CorpusFile) -> Iterator[Row]:
-    with file.open_lines() as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{file.path}, line {number}"
-            yield Row(where, file.name, number, _parse_line(line, where))
-
-
-def _parse_line(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: not a line of JSON ({first_line(error)})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{where}: a JSON {type(values).__name__}, expected an object with named fields")
-    return values
 
 
 def _read_text(file: CorpusFile) -> str:

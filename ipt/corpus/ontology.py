@@ -105,7 +105,18 @@ def check_ontologies(names: Iterable[str]) -> None:
 
 
 def parse_ontology(name: str, version: str, entries: Mapping[str, Mapping[str, Any]]) -> Ontology:
-    """Terms from the package's format: id -> label, description, synonyms, ancestors (id -> distance), deprecated."""
+    """Terms from the package's format: id -> label, description, synonyms, ancestors (id -> distance), deprecated.
+
+    Raises ValueError for what is not laid out so.
+    """
+    try:
+        return _parse(name, version, entries)
+    except (LookupError, TypeError, AttributeError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name} {version} is not laid out as {PACKAGE} has it ({cause}): install the version that is pinned") from None
+
+
+def _parse(name: str, version: str, entries: Mapping[str, Mapping[str, Any]]) -> Ontology:
     left_out: Counter[str] = Counter()
     definitions_left_out: Counter[str] = Counter()
     reasons = {term_id: _reason_to_leave_out(entry) for term_id, entry in entries.items()}
@@ -121,6 +132,8 @@ def parse_ontology(name: str, version: str, entries: Mapping[str, Mapping[str, A
         definition, reason = _definition(entry)
         definitions_left_out.update([reason] if reason else [])
         terms[term_id] = Term(term_id, _name(entry), definition, synonyms, distances)
+    if lost := {ancestor for term in terms.values() for ancestor in term.distances} - terms.keys():
+        raise LookupError(f"{min(lost)} is left out, but has terms below it")
     return Ontology(name, version, terms, left_out, definitions_left_out)
 
 

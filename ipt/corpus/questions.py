@@ -246,7 +246,7 @@ def _content(name: str) -> set[str]:
 def _parse(line: bytes, where: str) -> Question:
     try:
         question = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not a line of JSON ({error})") from None
     if not isinstance(question, dict):
         raise ValueError(f"{where}: a JSON {type(question).__name__}, expected a question with id, task, split, prompt, options, gold")

@@ -112,7 +112,9 @@ def _close(value: Decimal, gold: Number, unit: Decimal) -> bool:
 
 # Entities ------------------------------------------------------------------------------------------------------------
 
-RELEASED_ENTITY = re.compile(r"(\S+\s*)\s\((\S+)\)")
+# The released scorer's (\S+\s*)\s\((\S+)\), which tries every beginning of a word anew; two patterns of one meaning do not.
+RELEASED_ENTITY = re.compile(r"(\S++\s*)\s\((\S+)\)")
+RELEASED_ENTITY_AT_WORD = re.compile(r"(?<!\S)" + RELEASED_ENTITY.pattern)
 TYPE = re.compile(r"\(([A-Za-z][\w-]*)\)")
 
 
@@ -123,7 +125,12 @@ class Entity(NamedTuple):
 
 def released_entities(text: str) -> list[Entity]:
     """The word before each (TYPE), each pair of the two once."""
-    return list(dict.fromkeys(Entity(name, kind) for name, kind in RELEASED_ENTITY.findall(text)))
+    found: dict[Entity, None] = {}
+    place = 0
+    while match := RELEASED_ENTITY.match(text, place) or RELEASED_ENTITY_AT_WORD.search(text, place):
+        found[Entity(*match.groups())] = None
+        place = match.end()
+    return list(found)
 
 
 def released_entity_f1(output: str, answer: str) -> float:

@@ -5,10 +5,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
-from ipt.corpus.files import CorpusFile
+from ipt.corpus.files import CorpusFile, first_line
 from ipt.evaluation.distractors import with_distractors
 from ipt.evaluation.draws import text_hash
 from ipt.evaluation.formats import Row, as_fields, read_file, read_hub
@@ -113,13 +113,15 @@ def render(task: Task, key: str, template: str, row: Row, **more: Any) -> str:
         return template
     try:
         compiled = _compile(template)
-    except TemplateSyntaxError as error:
-        raise ValueError(f"task {task.name}: {key} is no valid template: {error.message}") from None
+    except (TemplateSyntaxError, RecursionError, ValueError) as error:
+        raise ValueError(f"task {task.name}: {key} is no valid template: {first_line(error)}") from None
     known = {name: value for name, value in row.fields.items() if value is not None}
     try:
         return compiled.render({**known, **more})
-    except (TemplateError, TypeError, ValueError) as error:
-        raise ValueError(f"{row.where}: task {task.name} cannot fill its {key}: {error}; the row has {', '.join(known)}") from None
+    except Exception as error:  # a template raises whatever its expressions do
+        raise ValueError(
+            f"{row.where}: task {task.name} cannot fill its {key}: {first_line(error)}; the row has {', '.join(known)}"
+        ) from None
 
 
 @lru_cache

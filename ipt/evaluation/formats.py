@@ -112,7 +112,7 @@ def as_fields(entry: Any) -> dict[str, Any]:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError of Python's own
         raise ValueError(f"{where}: not valid JSON: {first_line(error)}") from None
 
 

@@ -28,7 +28,7 @@ from ipt.synthesis.format import ANSWER, CONTEXT_START, END, QUESTION, Pair, Par
 from ipt.synthesis.kinds import CONCLUSION, OPTIONS
 from ipt.synthesis.long_documents import truncate
 from ipt.synthesis.prompts import FORMATS, Prompt, Vocabulary
-from ipt.synthesis.tuning import READERS, Example, distinct_pairs
+from ipt.synthesis.tuning import READERS, Example, distinct_pairs, read_examples
 
 if TYPE_CHECKING:
     from ipt.evaluation.backend import Backend, Generation
@@ -232,7 +232,7 @@ def _tuning_examples(task: Task, corpus: Path | None, left_out: Counter[str]) ->
     path = data_path(task, corpus)
     if path is None or path.is_dir():
         raise ValueError(f"task {task.name}: reader={task.reader} reads a file of this machine, and data is {task.data!r}")
-    for number, example in enumerate(READERS[task.reader](path, random.Random(0), left_out)):
+    for number, example in enumerate(read_examples(task.reader, path, random.Random(0), left_out)):
         yield example._replace(id=f"{example.id}/{number}")  # what a reader calls an example need not be unique
 
 

@@ -19,7 +19,7 @@ from ipt.evaluation.results import RESULTS, Results, predictions_path, read_pred
 from ipt.evaluation.tables import write_markdown
 from ipt.evaluation.task import Task, load_tasks
 from ipt.models import check_model
-from ipt.stage import rank, write_json, write_parquet
+from ipt.stage import is_as_noted, note_hash, rank, remove_notes, write_json, write_parquet
 
 if TYPE_CHECKING:
     from ipt.evaluation.backend import Backend
@@ -65,6 +65,7 @@ def evaluate(
             write_json(output / FILE, contaminated)
         write_json(output / RESULTS, results)
         write_markdown(output, model, tasks, data_dir)
+        remove_notes(output / "predictions")
     return {
         "model": model,
         "items": sum(len(items) for _, items in work),
@@ -95,6 +96,7 @@ def score_tasks(work: Sequence[Work], backend: "Backend", output: Path) -> Itera
             if rank() == 0:
                 schema = kind.SCHEMA.with_metadata({"task": json.dumps(task.definition)})
                 write_parquet(predictions_path(output, task.name), predictions, schema)
+                note_hash(predictions_path(output, task.name))
             bar.advance(len(items))
             yield task, predictions, round(time.monotonic() - started, 3)
 
@@ -145,6 +147,8 @@ def check_config(config: EvaluationConfig) -> None:
 def _is_finished(path: Path, items: Sequence[Item]) -> bool:
     """Whether the predictions of exactly these items are there."""
     try:
+        if not is_as_noted(path):
+            return False
         known = pq.read_table(path, columns=["id", "prompt_hash"]).to_pydict()
     except (FileNotFoundError, pa.ArrowInvalid):
         return False

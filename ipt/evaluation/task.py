@@ -9,10 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ipt.corpus.files import CorpusFile, first_line
-from ipt.stage import hash_folder, hash_json
+from ipt.stage import hash_folder, hash_json, parse_yaml
 
 SHIPPED = Path(__file__).parent / "tasks"
 LISTED = "`python -m ipt.evaluation tasks` lists those that ship"
@@ -226,10 +224,7 @@ def _find(name: str, folder: Path) -> Path:
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    content = parse_yaml(path.read_bytes(), path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: found {type(content).__name__}, expected keys such as name, kind and data: see docs/evaluation.md")
     return content

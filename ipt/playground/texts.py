@@ -36,6 +36,10 @@ def check_text(text: str, max_characters: int, where: str = "the text") -> None:
     """Raise ValueError, in one line, for a text without content and for one that is too long."""
     if not text.strip():
         raise ValueError(f"{where} is empty: paste a text or drop a file")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds half a surrogate pair at character {error.start}, which is no text: repair it") from None
     if len(text) > max_characters:
         raise ValueError(
             f"{where} has {len(text):,} characters, more than playground.max_characters={max_characters:,}: take a part of it, "

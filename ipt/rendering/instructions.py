@@ -10,6 +10,7 @@ from typing import Any
 from ipt.corpus.documents import LeftOut
 
 NO_RESPONSE = "an instruction without a response"
+NO_TEXT = "an instruction or a response is not a string"
 ROLES, WORDS = ("from", "role"), ("value", "content")  # what conversations call who speaks and what is said
 
 # Fields that tell a schema -> the turns of a row. The first whose fields are all there is taken.
@@ -32,14 +33,17 @@ def instruction_text(row: Mapping[str, Any]) -> str:
 
     Raises LeftOut for a row that lacks one of them (LIMA's test questions have no response), ValueError for one of no schema.
     """
-    turns = next((read(row) for names, read in SCHEMAS.items() if all(name in row for name in names)), None)
+    try:
+        turns = next((read(row) for names, read in SCHEMAS.items() if all(name in row for name in names)), None)
+    except TypeError:  # what is to be joined is no text
+        raise ValueError(NO_TEXT) from None
     if turns is None:
         known = "; ".join(" + ".join(names) for names in SCHEMAS)
         raise ValueError(f"has the fields {', '.join(row) or 'none'}, expected those of instruction data: {known}")
     if len(turns) < 2 or not all(turns):
         raise LeftOut(NO_RESPONSE)
     if not all(isinstance(turn, str) for turn in turns):
-        raise ValueError("an instruction or a response is not a string")
+        raise ValueError(NO_TEXT)
     return " ".join(turn.strip() for turn in turns)
 
 

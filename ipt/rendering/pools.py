@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple, TypeVar
 
-import yaml
+from ipt.stage import parse_yaml
 
 FOLDER = Path(__file__).parent / "templates"
 OPTIONAL = ("document_start", "bridge", "inverted_opening", "dialogue_opening", "options_header", "hint")
@@ -23,7 +23,6 @@ KINDS: dict[str, tuple[tuple[str, ...], int]] = {  # kind of pair -> fields of i
     "reasoning": (("question", "reasoning", "answer"), 1),
     "options_reasoning": (("question", "options", "reasoning", "answer"), 2),
 }
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times faster, where libyaml is there
 _STOPS = (".", "。")
 _ENDINGS = (".", "!", "?", "…", "。", "！", "？")
 MARKS = "\ue000", "\ue001"  # around a part, where its place in the text is to be seen
@@ -173,10 +172,7 @@ def _files(path: Path, extending: tuple[Path, ...] = ()) -> list[_File]:
         circle = " -> ".join(passed.name for passed in (*extending[extending.index(path.resolve()) :], path))
         raise ValueError(f"{extending[-1]}: extends makes a circle ({circle}): one of these files must extend none")
     data = path.read_bytes()
-    try:
-        content = yaml.load(data.decode("utf-8"), Loader=_LOADER) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file in UTF-8: {' '.join(str(error).split())}") from None
+    content = parse_yaml(data, path) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected pools under their names as in {FOLDER / 'default.yaml'}")
     name = content.pop("extends", None)

@@ -1,7 +1,5 @@
 """A look at how pairs will be rendered: whole texts in the terminal, coloured by part."""
 
-import gzip
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,6 +13,7 @@ from rich.panel import Panel
 from rich.text import Text as Coloured
 
 from ipt.config import RenderingConfig
+from ipt.corpus.files import CorpusFile, json_lines
 from ipt.rendering.pairs import ChainRow, read_document
 from ipt.rendering.pools import MARKS
 from ipt.rendering.render import Settings, Text, render_documents
@@ -48,7 +47,7 @@ def preview(path: Path, config: RenderingConfig, seed: int, number: int, console
             console.print(_panel(text))
         dropped = [f"{reason} in {document.doc_id}" for document in documents for reason in document.dropped]
         if dropped:
-            console.print(f"[red]dropped pairs: {', '.join(dropped)}", highlight=False)
+            console.print(f"dropped pairs: {', '.join(dropped)}", style="red", markup=False, highlight=False)
         shown += 1
     if not shown:
         raise ValueError(f"{path}: no document in it has a pair that can be used")
@@ -98,7 +97,10 @@ def _values(path: Path) -> Iterator[Mapping[str, Any]]:
     else:
         raise FileNotFoundError(f"{path}: no such file or folder")
     for part in parts:
-        yield from _parquet_values(part) if part.suffix == ".parquet" else _json_values(part)
+        if part.suffix == ".parquet":
+            yield from _parquet_values(part)
+        else:
+            yield from (values for _, values in json_lines(CorpusFile(str(part), part.name)))
 
 
 def _parquet_values(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -107,23 +109,15 @@ def _parquet_values(path: Path) -> Iterator[Mapping[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _json_values(path: Path) -> Iterator[Mapping[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not a line of JSON ({error})") from None
-
-
 def _row(values: Mapping[str, Any], number: int, where: str) -> Row:
     """Rows as synthesis writes them; of other files at least a text or context and pairs, or the published QA_list of Q and A."""
     try:
         text, pairs = (next(values[name] for name in names if name in values) for names in (TEXTS, PAIRS))
         read = [Pair(pair.get("question", pair.get("Q")) or "", pair.get("answer", pair.get("A")) or "") for pair in pairs]
-    except (RuntimeError, TypeError, AttributeError):
+        content = ChainRow(str(values.get("doc_id", number)), text or "", read, values.get("rewrite") or "")
+        "".join((content.text, content.rewrite, *("".join(pair) for pair in read))).encode()  # texts, and such as can be written
+    except (RuntimeError, TypeError, AttributeError, UnicodeEncodeError):
         raise ValueError(
             f"{where}: expected one of the fields {', '.join(TEXTS)} and one of {', '.join(PAIRS)} with question and answer (or Q and A)"
         ) from None
-    content = ChainRow(str(values.get("doc_id", number)), text or "", read, values.get("rewrite") or "")
     return Row(values.get("chain_id", number), values.get("inherits_previous", False), content)

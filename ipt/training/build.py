@@ -62,7 +62,7 @@ def base_model(model: Any) -> Any:
 def load_config(config: Config) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(resolve_model(config.model))
+    return AutoConfig.from_pretrained(resolve_model(config.model), trust_remote_code=False)
 
 
 def weights_dtype(config: Config) -> torch.dtype:

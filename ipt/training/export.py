@@ -103,7 +103,7 @@ def _empty_model(config: Config) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     start = None if config.architecture else resolve_model(config.model)
-    facts = AutoConfig.from_pretrained(start) if start else AutoConfig.for_model(**config.architecture)
+    facts = AutoConfig.from_pretrained(start, trust_remote_code=False) if start else AutoConfig.for_model(**config.architecture)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(facts, dtype=DTYPES[config.trainer.export_dtype])
     if start:

@@ -36,7 +36,7 @@ def model_config(config: Config) -> Any:
         except (TypeError, ValueError) as error:
             raise ValueError(f"architecture: {str(error).splitlines()[0]}") from None
     try:
-        return AutoConfig.from_pretrained(config.model, local_files_only=True)
+        return AutoConfig.from_pretrained(config.model, local_files_only=True, trust_remote_code=False)
     except OSError:
         raise ValueError(
             f"model={config.model}: a dry run reaches no hub, and this model's shape is not known here: download it and give its folder"

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,12 @@ def python_says(number):
         return float(eval(number.replace("%", "/100").replace(",", "")))
     except Exception:
         return math.inf
+
+
+@given(st.text(st.sampled_from("ab() \n\t")))
+def test_released_entities_are_those_of_the_released_pattern(text):
+    published = re.findall(r"(\S+\s*)\s\((\S+)\)", text)
+    assert answers.released_entities(text) == list(dict.fromkeys(Entity(*found) for found in published))
 
 
 @given(st.from_regex(answers.RELEASED_NUMBER, fullmatch=True))

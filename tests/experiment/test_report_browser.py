@@ -14,6 +14,7 @@ from tests.experiment.report_cases import choice_predictions, evaluation, traini
 from tests.experiment.sweep_cases import sweep_jobs
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+HOSTILE = "</pre><script>window.broken = 1</script><img src=x onerror='window.broken = 2'><svg onload='window.broken = 3'>"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 # Contrast of each text with what is behind it: colours as the browser has computed them, transparent layers laid over each other.
@@ -54,7 +55,7 @@ def report(tmp_path_factory) -> str:
     write_report(
         folder,
         title="A page to look at",
-        config_yaml="name: look\n" * 50,
+        config_yaml="name: look\n" * 50 + HOSTILE,
         arms=[start, instruct, *job_arms(jobs)],
         pairs=None,
         texts=None,
@@ -113,6 +114,12 @@ def test_a_click_on_a_heading_sorts_by_its_numbers(open_page):
     assert heading.get_attribute("aria-sort") == "descending"
     after = cells(page, "Tokens per source", 4)
     assert after == [f"{number:,}" for number in reversed(numbers)] and sorted(after) == sorted(before)
+
+
+def test_what_a_config_says_is_never_markup(open_page):
+    page = open_page()
+    assert page.evaluate("window.broken") is None
+    assert page.evaluate("text => document.body.textContent.includes(text)", HOSTILE)
 
 
 def test_all_of_it_works_by_keyboard(open_page):

@@ -1,0 +1,83 @@
+"""The fuzzer itself, and a few inputs of each of its targets."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fuzzing.targets import TARGETS, Target
+from benchmarks.fuzzing.worker import Lines, Progress, _try, documented
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_takes_valid_and_broken_inputs(name, tmp_path):
+    target = TARGETS[name]
+    seeds = target.seeds()
+    broken = [target.mutate(seeds[number % len(seeds)], random.Random(number), seeds) for number in range(5)]
+    for data in [*seeds[:2], *broken]:
+        try:
+            target.check(data, tmp_path)
+        except Exception as error:
+            assert documented(error), (data[:200], error)
+
+
+# What the fuzzer has found: each of these ended in an error that was not the project's own, or never ended.
+FOUND = {
+    "judge's reply": [b"[" * 100_000],
+    "answers": [b"a" * 70_000 + b"\n\nx", b"Ada (PER) " * 3 + b" " * 5_000],
+    "corpus jsonl": [b'{"instruction": 1.5, "input": "", "output": "x", "text": "a"}', b'{"text": ' + b"9" * 5_000 + b"}"],
+    "corpus template": [b"{{" + b"(" * 5_000, b"{{ " + b"9" * 5_000 + b" }}", b"{{ 1 / 0 }}"],
+    "ontology": [b"[]", b'{"CL:1": {"label": "a", "deprecated": false, "ancestors": {"CL:0": 1}}}', b'{"CL:1": {"deprecated": 1.5}}'],
+    "tuning data": [b"\xed", b'{"qa": 1}', b'{"data": 1}', b'{"context": 1, "QA_list": [{}]}'],
+    "prompt file": [b'user: "{document}"\nschema: {type: object, properties: {a: {}}}\npairs: [{each: [1], question: a, answer: b}]'],
+    "preview": [b'{"text": 1.5, "pairs": [{"question": 2.5, "answer": "x"}]}', b"\xff", b"[" * 100_000],
+    "token index": [b"[]", b'{"format": 2}', b'{"format": 2, "files": "x"}'],
+    "token offsets": [
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (2,), } 0 \n",
+        b"\x93NUMPY\x02\x00",
+        b"\x93NUMPY\x01\x00\x02\x00(\n",
+        b"",
+    ],
+    "manifest": [b"[]", b"\xfb", b"{}", b'{"key": "key"}', b'{"seal": "\\ud800"}', b"[" * 100_000],
+    "checkpoint facts": [b"[" * 100_000, b"\xff", b'{"format": 1}', b'{"format": 1, "files": {"a": 1}}'],
+}
+
+
+@pytest.mark.timeout(90)  # of which torch takes a part to import
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_stays_fixed(name, tmp_path):
+    for data in FOUND[name]:
+        try:
+            TARGETS[name].check(data, tmp_path)
+        except Exception as error:
+            assert documented(error), (data[:80], error)
+
+
+def _fail(data: bytes, folder: Path) -> None:
+    if data == b"bad":
+        raise KeyError("lost")
+
+
+def test_an_error_of_another_kind_is_kept_with_its_input(tmp_path):
+    progress, target = Progress(), Target("failing", _fail, lambda: [b"good"])
+    for data in (b"good", b"bad"):
+        _try(target, data, tmp_path, None, progress, tmp_path)
+    ((place, (path, error)),) = progress.findings.items()
+    assert place.startswith("KeyError in test_fuzz.py:_fail") and "lost" in error
+    assert Path(path).read_bytes() == b"bad" and "lost" in Path(path).with_suffix(".txt").read_text()
+
+
+def test_new_lines_of_the_project_are_noticed(tmp_path):
+    lines, target = Lines(), TARGETS["judge's reply"]
+    assert [_try(target, data, tmp_path, lines, Progress(), tmp_path) for data in (b"{", b"[", b"{}", b"")] == [True, False, True, False]
+
+
+def test_the_command_works_on_a_target(tmp_path):
+    command = [sys.executable, "benchmarks/fuzz.py", "--minutes", "0.02", "--only", "questions", "--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "questions" in done.stdout and "0 findings" in done.stdout
