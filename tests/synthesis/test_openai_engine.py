@@ -173,10 +173,10 @@ def test_whoever_watches_sees_the_text_grow(vocabulary, ipt):
 
 def test_vllm_is_asked_for_more(vocabulary, ipt):
     with serving(pairs_text(PAIRS[:1]), owner="vllm") as server:
-        generate(server, replace(CONFIG, stop_at_repetition=False, temperature=0.5), ipt, vocabulary)
+        generate(server, replace(CONFIG, stop_at_repetition=False, temperature=0.5, min_p=0.2), ipt, vocabulary)
     request = server.requests[0][1]
     assert request["return_token_ids"] and request["stop_token_ids"] == [vocabulary.eos] and request["repetition_penalty"] == 1
-    assert request["temperature"] == 0.5 and isinstance(request["seed"], int)
+    assert (request["temperature"], request["min_p"]) == (0.5, 0.2) and isinstance(request["seed"], int)
 
 
 def test_a_repetition_breaks_the_stream_off(vocabulary, ipt):

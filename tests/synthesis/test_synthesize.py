@@ -166,6 +166,8 @@ def test_plain_transformers_on_a_tiny_model(tmp_path):
         synthesize(warm, documents, tmp_path / folder, 3)
         texts.append([row["raw_output"] for row in rows_of(tmp_path / folder)])
     assert texts[0] == texts[1] != [row["raw_output"] for row in rows]  # sampled, and repeatable by its seed
+    synthesize(replace(warm, min_p=1.0), documents, tmp_path / "likeliest", 3)
+    assert [row["raw_output"] for row in rows_of(tmp_path / "likeliest")] == [row["raw_output"] for row in rows]
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -175,6 +177,7 @@ def test_plain_transformers_on_a_tiny_model(tmp_path):
     ({"dtype": "fp4"}, "synthesis.dtype=fp4: must be one of auto"),
     ({"shots": 0}, "synthesis.shots=0: must be at least 1"),
     ({"max_new_tokens": 400}, "synthesis.max_new_tokens=400: must be less than synthesis.max_model_len=400"),
+    ({"min_p": 0.1}, "synthesis.min_p=0.1: must be from 0 to 1, and needs synthesis.temperature above 0"),
     ({"temperature": -0.1}, "synthesis.temperature=-0.1: must be 0"),
     ({"gpu_memory_utilization": 1.5}, "synthesis.gpu_memory_utilization=1.5"),
     ({"lookup_tokens": -1}, "synthesis.lookup_tokens=-1: must be 0 or more"),

@@ -66,13 +66,14 @@ class OpenAIEngine:
         request: dict[str, Any] = {"model": config.model, "max_tokens": config.max_new_tokens, "temperature": config.temperature}
         if config.temperature > 0:
             request |= {"top_p": 1, "seed": (self._seed + crc32(bytes(str(prompt.ids), "ascii"))) % 2**31}
+        more = {"min_p": config.min_p} if config.min_p else {}  # vLLM, llama.cpp and others know it, the protocol's owner does not
         shape = {}
         if schema is not None:
             shape = {"response_format": {"type": "json_schema", "json_schema": {"name": "output", "strict": True, "schema": schema}}}
         if prompt.messages and not self._is_vllm:
             messages = [message._asdict() for message in prompt.messages]
-            return self._client.chat.completions.create, {**request, "messages": messages, **shape}
-        extra = {**VLLM_OPTIONS, "stop_token_ids": self._format.stop_ids, **shape} if self._is_vllm else {}
+            return self._client.chat.completions.create, {**request, "messages": messages, **shape, "extra_body": more}
+        extra = more | ({**VLLM_OPTIONS, "stop_token_ids": self._format.stop_ids, **shape} if self._is_vllm else {})
         return self._client.completions.create, {**request, "prompt": prompt.ids, "extra_body": extra}
 
     async def _read(self, events: AsyncIterator[Any], watch: Watch | None = None) -> Generation:

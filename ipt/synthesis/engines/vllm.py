@@ -142,6 +142,7 @@ class VllmEngine:
         sampled, schema = self._config.temperature > 0, self._format.schema
         return SamplingParams(
             temperature=self._config.temperature,
+            min_p=self._config.min_p,
             # A seed for each prompt: the same sample whatever else is in the batch, and after a resume. vLLM's sampler fails on
             # it on a CPU ("CPU Generator does not use offset"), where the engine's own seed must do.
             seed=(self._seed + crc32(bytes(str(prompt.ids), "ascii"))) % 2**31 if sampled and not current_platform.is_cpu() else None,
