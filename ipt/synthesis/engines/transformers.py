@@ -92,7 +92,11 @@ class TransformersEngine:
         ids_BT = torch.tensor([[0] * pad + request.prompt_ids for pad, request in zip(padding, batch, strict=True)], device=self._device)
         mask_BT = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=self._device)
         temperature = self._config.temperature
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "min_p": self._config.min_p or None} if temperature > 0 else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0, "min_p": self._config.min_p or None}
+            if temperature > 0
+            else {"do_sample": False}
+        )
         with torch.random.fork_rng():
             torch.manual_seed(self._seed + crc32(ids_BT.cpu().numpy().tobytes()))
             output_BT = self._model.generate(
