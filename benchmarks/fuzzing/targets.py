@@ -313,17 +313,15 @@ def _prompting(data: bytes, folder: Path) -> None:
 def _overrides(data: bytes, folder: Path) -> None:
     """Command lines are composed and checked, or refused with an error of Hydra's or ours."""
     from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from ipt.experiment.checks import check_reproduce
     from ipt.experiment.cli import to_config
 
-    if not GlobalHydra.instance().is_initialized():
-        initialize_config_dir(str(conf_dir()), version_base="1.3")
     try:
-        config = to_config(compose("reproduce", _text(data).split("\n")))
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = to_config(compose("reproduce", _text(data).split("\n")))
     except (HydraException, OmegaConfBaseException):
         return
     check_reproduce(config)

@@ -93,7 +93,7 @@ def test_demonstrations_are_the_same_for_all_and_never_the_item(make_task):
     ("text", "message"),
     [
         (ROWS + "measure: answers\n", "measure is 'answers', expected pairs or responses"),
-        (ROWS + "reader: squat\n", "reader is 'squat', expected collection or fairytaleqa"),
+        (ROWS + "reader: squat\n", "reader is 'squat', expected adversarial_qa"),
         (ROWS + "measure: responses\npair_format: chat\n", "measure=responses is asked for in .* leave out pair_format"),
         (ROWS + "shots: {number: 1}\npair_format: chat\n", "shots are shown in .* leave out pair_format"),
         (ROWS.replace("pairs: qa", "pairs: context"), r"rows.jsonl line 1: task contexts looks for a list in pairs='context'"),

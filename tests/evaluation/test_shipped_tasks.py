@@ -12,6 +12,7 @@ from ipt.evaluation.kinds import kind_of
 from ipt.evaluation.task import SHIPPED, load_tasks, read_group, sources, task_names
 
 TERMS = {"anatomy_terms_local": 3190, "finance_terms_local": 463}
+CIRCULATION = {"circulation_terms_local": 456, "circulation_questions_local": 82, "urinary_perplexity_local": 11}
 CHOICE = {  # task -> items with each right option, as SOURCE.txt of the data counts them; None: the options differ by item
     "pubmedqa_local": {" yes": 276, " no": 169, " maybe": 55},
     "chemprot_local": {
@@ -40,7 +41,7 @@ POSITIONS = {  # task -> how often the right option is the first, the second, ..
     "openbookqa_local": [138, 126, 132, 104],
     "piqa_local": [910, 928],
 }
-SIZES = {"arc_easy_local": 2369, **TERMS, "ner_local": 100, "tatqa_local": 699, "lambada_local": 5153}
+SIZES = {"arc_easy_local": 2369, **TERMS, **CIRCULATION, "ner_local": 100, "tatqa_local": 699, "lambada_local": 5153}
 ENDS = {  # task -> the end of the first item's text: what the model reads, and the right answer
     "pubmedqa_local": "during programmed cell death?\nAnswer (yes, no or maybe): yes",
     "chemprot_local": "[[ androgen receptor ]].\nWhat the marked chemical is to the marked protein: antagonist",
@@ -49,6 +50,9 @@ ENDS = {  # task -> the end of the first item's text: what the model reads, and 
     "usmle_letters_local": "to the ethics committee\nD. Refuse to dictate the operative report\nAnswer: B",
     "anatomy_questions_local": "structures of the ankle and foot?\nAnswer: regional anatomy",
     "anatomy_terms_local": "Meaning: science that studies the form and composition of the body’s structures\nTerm: anatomy",
+    "circulation_terms_local": "there may be partial blockage in another branch\nTerm: anastomosis",
+    "circulation_questions_local": "in preventing backflow of blood?\nAnswer: endocardium",
+    "urinary_perplexity_local": "affects all the other systems of the body and the quality of one’s life.",
     "finance_terms_local": "the value of a firm in a risky environment\nTerm: business finance",
     "fiqa_headlines_local": "Headline: Morrisons book second consecutive quarter of sales growth\nSentiment about Morrisons: positive",
     "fiqa_posts_local": "one of biggest winners in 2012\nSentiment about FIO: positive",
@@ -70,7 +74,7 @@ def items_of(name, data_dir):
 
 
 def test_every_local_task_is_in_a_group_and_tested():
-    groups = ["medicine_local", "finance_local", "general_local"]
+    groups = ["medicine_local", "finance_local", "general_local", "circulation_local"]
     assert {task.name for task in load_tasks(groups)} == set(LOCAL)
     assert {name for name in task_names() if name.endswith("_local")} == {*LOCAL, *groups}
     assert set(CHOICE) | set(POSITIONS) | set(SIZES) == set(LOCAL)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import psutil
@@ -38,7 +39,16 @@ def test_a_worker_is_killed_and_others_do_its_shards(tmp_path):
 
 def kill_a_worker(pairs):
     """Kill the process of one actor once a shard is finished."""
+    actors: list[psutil.Process] = []
+    while not actors:  # found before, as it takes its time on a busy machine
+        actors = [process for process in psutil.Process().children(recursive=True) if is_actor(process)]
+        time.sleep(0.01)
     while not list(pairs.glob("part-*")):
         time.sleep(0.01)
-    actor = next(process for process in psutil.Process().children(recursive=True) if "ray::Worker" in " ".join(process.cmdline()))
-    actor.kill()
+    actors[0].kill()
+
+
+def is_actor(process):
+    with suppress(psutil.Error):  # it has ended since
+        return "ray::Worker" in " ".join(process.cmdline())
+    return False

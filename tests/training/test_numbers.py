@@ -13,6 +13,7 @@ import torch
 
 from ipt.config import TrainerConfig
 from ipt.mixture.batches import PackedSequences
+from ipt.stage import sealed
 from ipt.training.callbacks import StepMetrics, step_note
 from ipt.training.check import check_launch, check_training
 from ipt.training.checkpoint import read_facts, whole_checkpoints
@@ -96,7 +97,8 @@ def test_wandb_goes_on_where_the_checkpoint_says(uninterrupted, tmp_path):
     moved = copy_run(uninterrupted[0], tmp_path / "moved")
     (checkpoint,) = whole_checkpoints(moved / "checkpoints")
     facts = read_facts(checkpoint)
-    (checkpoint / "checkpoint.json").write_text(json.dumps({**facts, "about": {**facts["about"], "wandb_id": drawn}}))
+    facts = {name: value for name, value in facts.items() if name != "seal"} | {"about": {**facts["about"], "wandb_id": drawn}}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(sealed(facts, {})))
     assert run_id(moved) == drawn
 
 

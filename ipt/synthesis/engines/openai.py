@@ -73,7 +73,7 @@ class OpenAIEngine:
         if prompt.messages and not self._is_vllm:
             messages = [message._asdict() for message in prompt.messages]
             return self._client.chat.completions.create, {**request, "messages": messages, **shape, "extra_body": more}
-        extra = more | ({**VLLM_OPTIONS, "stop_token_ids": self._format.stop_ids, **shape} if self._is_vllm else {})
+        extra = {**VLLM_OPTIONS, "stop_token_ids": self._format.stop_ids, **shape, **more} if self._is_vllm else more
         return self._client.completions.create, {**request, "prompt": prompt.ids, "extra_body": extra}
 
     async def _read(self, events: AsyncIterator[Any], watch: Watch | None = None) -> Generation:
