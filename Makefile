@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml $(REQUIREMENTS)
 reproduce: $(INSTALLED)  ## documents -> pairs -> texts -> tokens -> two models -> scores -> report
 	$(BIN)/python -m ipt reproduce experiment=$(EXPERIMENT) $(ARGS)
 
-test: $(INSTALLED)  ## run all tests
+test: $(INSTALLED)  ## run the tests (those of minutes: ARGS="-m slow")
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 drill: $(INSTALLED)  ## faults on every stage: kills, full disks, damaged files, clocks, servers (long; ARGS=--quick: a selection)

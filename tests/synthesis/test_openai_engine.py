@@ -344,6 +344,7 @@ def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
 
 @pytest.mark.engine
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_vllm_serve_gives_what_the_engine_in_process_gives(tmp_path, vocabulary):
     model = "embedded:smollm2-135m-synthesizer"
     texts = [

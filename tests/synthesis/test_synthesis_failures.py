@@ -51,6 +51,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_when_there_is_room
 
 @pytest.mark.engine
 @pytest.mark.timeout(1200)
+@pytest.mark.slow
 def test_kills_of_a_run_on_the_real_engine_lose_and_double_nothing(tmp_path):
     """vLLM's greedy text may differ with the batch: documents, chains and the prompts of round one are equal."""
     corpus = write_corpus(
