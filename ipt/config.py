@@ -76,6 +76,7 @@ class SynthesisConfig:
     max_new_tokens: int = 400  # output tokens for one document
     temperature: float = 0.0
     min_p: float = 0.0  # where temperature is above 0: no token below this share of the likeliest one's probability
+    max_pairs: int | None = None  # format=ipt: a grammar holds each output to the format and to so many pairs; null: no grammar
     stop_at_repetition: bool = True  # end a generation as soon as it asks a question again that it has asked before
     long_documents: str = "split"  # split | truncate | skip a document that cannot fit the context window
     shard_size: int = 512  # documents in one shard; a finished shard is never redone

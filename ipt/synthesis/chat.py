@@ -57,6 +57,7 @@ class ChatFormat:
     """
 
     pair_end = "}"
+    grammar: str | None = None
 
     def __init__(self, vocabulary: Vocabulary, config: "SynthesisConfig") -> None:
         self._prompt = load_prompt(config.prompt)

@@ -47,6 +47,13 @@ def pairs_text(pairs: Iterable[Pair]) -> str:
     return "\n\n".join(f"{QUESTION} {pair.question} {ANSWER} {pair.answer} {END}" for pair in pairs)
 
 
+def grammar(max_pairs: int) -> str:
+    """The outputs of 1 to `max_pairs` pairs that `parse` takes whole, in xgrammar's EBNF. Questions and answers have no `<`."""
+    return f"""root ::= pair ("\\n\\n" pair){{0,{max_pairs - 1}}}
+pair ::= "{QUESTION} " text " {ANSWER} " text " {END}"
+text ::= [^< \\n\\t] [^<]*"""
+
+
 def parse(output: str) -> Parsed:
     """Read the pairs from a generation by the published rules, and reject what those would let into training texts.
 

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ipt.synthesis.format import END, Parsed, context_text, pairs_text, parse
+from ipt.synthesis.format import END, Parsed, context_text, grammar, pairs_text, parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +69,9 @@ class PromptFormat(Protocol):
 
     stop_ids: list[int]  # tokens that end a generation
     pair_end: str  # what an output says at the end of each pair
-    schema: dict[str, Any] | None  # JSON schema that engines hold the output to, if they can
+    # What engines hold the output to, if they can: a JSON schema or a grammar in xgrammar's EBNF, one of them at most.
+    schema: dict[str, Any] | None
+    grammar: str | None
 
     def begin(self, document: str) -> Prompt:
         """The prompt of `document` alone."""
@@ -93,6 +95,7 @@ class IptFormat:
     schema: dict[str, Any] | None = None
 
     def __init__(self, vocabulary: Vocabulary, config: "SynthesisConfig") -> None:
+        self.grammar = None if config.max_pairs is None else grammar(config.max_pairs)
         self.stop_ids = [vocabulary.eos]
         self._vocabulary = vocabulary
 

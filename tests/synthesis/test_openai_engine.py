@@ -25,7 +25,7 @@ from ipt.synthesis.chat import ChatFormat
 from ipt.synthesis.engines import EngineDied, PromptRefused, start_engine
 from ipt.synthesis.engines.keeper import Keeper
 from ipt.synthesis.engines.vllm import ENVIRONMENT
-from ipt.synthesis.format import Pair, pairs_text
+from ipt.synthesis.format import Pair, grammar, pairs_text
 from ipt.synthesis.prompts import IptFormat
 from ipt.synthesis.run import synthesize
 
@@ -177,6 +177,17 @@ def test_vllm_is_asked_for_more(vocabulary, ipt):
     request = server.requests[0][1]
     assert request["return_token_ids"] and request["stop_token_ids"] == [vocabulary.eos] and request["repetition_penalty"] == 1
     assert (request["temperature"], request["min_p"]) == (0.5, 0.2) and isinstance(request["seed"], int)
+    assert "structured_outputs" not in request
+
+
+@pytest.mark.parametrize("owner", ["vllm", "somebody"])
+def test_only_a_vllm_server_is_asked_for_a_grammar(owner, vocabulary, capsys):
+    config = replace(CONFIG, max_pairs=3)
+    with serving(pairs_text(PAIRS[:1]), owner=owner) as server:
+        generate(server, config, IptFormat(vocabulary, config), vocabulary)
+    is_asked = owner == "vllm"
+    assert server.requests[0][1].get("structured_outputs") == ({"grammar": grammar(3)} if is_asked else None)
+    assert ("not held to" in capsys.readouterr().err) != is_asked
 
 
 def test_a_repetition_breaks_the_stream_off(vocabulary, ipt):

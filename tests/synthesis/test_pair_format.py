@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipt.synthesis.format import STRICTER, Pair, _parse_pieces, context_text, pairs_text, parse
+from ipt.synthesis.format import STRICTER, Pair, _parse_pieces, context_text, grammar, pairs_text, parse
 
 
 def test_the_published_bytes():
@@ -84,3 +85,29 @@ def test_reasons():
         "tag_inside": 1,
         "truncated": 1,
     }
+
+
+@pytest.fixture(scope="module")
+def accepts(vocabulary):
+    """Whether the grammar of up to three pairs takes a whole output."""
+    xgrammar = pytest.importorskip("xgrammar")
+    tokens = xgrammar.TokenizerInfo.from_huggingface(vocabulary.tokenizer, stop_token_ids=[vocabulary.eos])
+    compiled = xgrammar.GrammarCompiler(tokens).compile_grammar(grammar(3))
+
+    def accept(output):
+        matcher = xgrammar.GrammarMatcher(compiled)
+        return matcher.accept_string(output) and matcher.is_completed()
+
+    return accept
+
+
+@given(st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=5))
+def test_the_grammar_takes_up_to_so_many_pairs(accepts, sides):
+    assert accepts(pairs_text(Pair(*side) for side in sides)) == (len(sides) <= 3)
+
+
+@settings(max_examples=500)
+@given(WRITTEN.map("".join))
+def test_the_parser_rejects_nothing_that_the_grammar_takes(accepts, output):
+    if accepts(output.strip()):
+        assert set(parse(output.strip()).rejected) <= {"repeated_question"}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
+from ipt.console import console
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions, Watch
 from ipt.synthesis.prompts import Prompt, PromptFormat, Vocabulary
 
@@ -40,6 +41,8 @@ class OpenAIEngine:
         self._is_vllm = _find_model(config).owned_by == "vllm"
         self._config, self._vocabulary, self._format, self._seed = config, vocabulary, prompt_format, seed
         self._repetitions = Repetitions(vocabulary, prompt_format)
+        if prompt_format.grammar and not self._is_vllm:
+            console.print("synthesis: only a vLLM server takes synthesis.max_pairs: outputs are not held to their format", style="yellow")
         self._client = new_client(config.base_url, config.api_key_env, config.max_retries, config.timeout)
 
     async def generate(self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None) -> Generation:
@@ -67,9 +70,11 @@ class OpenAIEngine:
         if config.temperature > 0:
             request |= {"top_p": 1, "seed": (self._seed + crc32(bytes(str(prompt.ids), "ascii"))) % 2**31}
         more = {"min_p": config.min_p} if config.min_p else {}  # vLLM, llama.cpp and others know it, the protocol's owner does not
-        shape = {}
+        shape: dict[str, Any] = {}
         if schema is not None:
             shape = {"response_format": {"type": "json_schema", "json_schema": {"name": "output", "strict": True, "schema": schema}}}
+        elif self._format.grammar is not None and self._is_vllm:  # no part of the protocol
+            shape = {"structured_outputs": {"grammar": self._format.grammar}}
         if prompt.messages and not self._is_vllm:
             messages = [message._asdict() for message in prompt.messages]
             return self._client.chat.completions.create, {**request, "messages": messages, **shape, "extra_body": more}

@@ -13,6 +13,7 @@ class RuleFormat:
 
     pair_end = END
     schema: dict[str, Any] | None = None
+    grammar: str | None = None
 
     def __init__(self) -> None:
         self.stop_ids: list[int] = []

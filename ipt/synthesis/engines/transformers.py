@@ -16,6 +16,7 @@ from zlib import crc32
 import torch
 from transformers import GenerationConfig
 
+from ipt.console import console
 from ipt.models import load_model
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions, Watch
 from ipt.synthesis.prompts import Prompt
@@ -47,7 +48,7 @@ class TransformersEngine:
         self._model.generation_config = GenerationConfig()  # what the config says, and no defaults from the model's folder
         self._config, self._vocabulary, self._format, self._seed = config, vocabulary, prompt_format, seed
         self._repetitions = Repetitions(vocabulary, prompt_format)
-        self._grammar = self._compile_schema()
+        self._grammar = self._compile_grammar()
         self._waiting: list[_Request] = []
         self._order = itertools.count()
         self._runner: asyncio.Task[None] | None = None
@@ -105,7 +106,7 @@ class TransformersEngine:
                 max_new_tokens=self._config.max_new_tokens,
                 eos_token_id=self._format.stop_ids,
                 pad_token_id=self._format.stop_ids[0],
-                logits_processor=self._held_to_schema(),
+                logits_processor=self._held_to_grammar(),
                 stopping_criteria=[self._show(batch, longest)] if any(request.watch for request in batch) else None,
                 **sampling,
             )
@@ -126,9 +127,13 @@ class TransformersEngine:
 
         return show
 
-    def _compile_schema(self) -> Any:
-        """The format's JSON schema as a grammar over tokens. None without a schema or without xgrammar, which comes with vLLM."""
-        if self._format.schema is None or find_spec("xgrammar") is None:
+    def _compile_grammar(self) -> Any:
+        """What the format holds outputs to, as a grammar over tokens. None without such, or without xgrammar, which comes with vLLM."""
+        schema, grammar = self._format.schema, self._format.grammar
+        if not (schema or grammar):
+            return None
+        if find_spec("xgrammar") is None:
+            console.print("synthesis: xgrammar is not installed: outputs are not held to their format", style="yellow")
             return None
         from xgrammar import GrammarCompiler, TokenizerInfo
 
@@ -136,9 +141,11 @@ class TransformersEngine:
             self._vocabulary.tokenizer, vocab_size=self._model.config.get_text_config().vocab_size, stop_token_ids=self._format.stop_ids
         )
         compiler = GrammarCompiler(tokens)
-        return compiler.compile_json_schema(json.dumps(self._format.schema), any_whitespace=False, separators=(",", ":"))
+        if grammar:
+            return compiler.compile_grammar(grammar)
+        return compiler.compile_json_schema(json.dumps(schema), any_whitespace=False, separators=(",", ":"))
 
-    def _held_to_schema(self) -> list[Any]:
+    def _held_to_grammar(self) -> list[Any]:
         """A new processor of logits for each batch."""
         if self._grammar is None:
             return []

@@ -106,7 +106,7 @@ class VllmEngine:
             from vllm.v1.engine.async_llm import AsyncLLM
 
             options = engine_options(self._config, model, self._seed)
-            if self._format.schema is None:
+            if self._format.schema is None and self._format.grammar is None:
                 options["skip_tokenizer_init"] = True  # we tokenise ourselves; only a grammar needs the tokenizer there
             else:  # without free white space, which a model may write without end
                 options["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -139,7 +139,7 @@ class VllmEngine:
         from vllm.platforms import current_platform
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        sampled, schema = self._config.temperature > 0, self._format.schema
+        sampled, schema, grammar = self._config.temperature > 0, self._format.schema, self._format.grammar
         return SamplingParams(
             temperature=self._config.temperature,
             min_p=self._config.min_p,
@@ -148,7 +148,7 @@ class VllmEngine:
             seed=(self._seed + crc32(bytes(str(prompt.ids), "ascii"))) % 2**31 if sampled and not current_platform.is_cpu() else None,
             max_tokens=self._config.max_new_tokens,
             stop_token_ids=self._format.stop_ids,
-            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+            structured_outputs=StructuredOutputsParams(json=schema, grammar=grammar) if schema or grammar else None,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA if watched or self._config.stop_at_repetition else RequestOutputKind.FINAL_ONLY,
         )
