@@ -16,7 +16,7 @@ from ipt.synthesis.engines.keeper import Keeper
 before = subprocess.Popen(["sleep", "60"])
 keeper = Keeper()
 engine = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE, text=True)
-print(before.pid, engine.pid, engine.stdout.readline(), flush=True)
+print(before.pid, engine.pid, engine.stdout.readline().strip(), keeper.scratch, flush=True)
 time.sleep(60)
 """
 
@@ -32,7 +32,9 @@ def lives(pid: int) -> bool:
 def test_a_killed_run_takes_its_engine_and_the_engines_children_with_it():
     process = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    before, *engine = (int(pid) for pid in process.stdout.readline().split())
+    *pids, scratch = process.stdout.readline().split()
+    before, *engine = map(int, pids)
+    Path(scratch, "socket").touch()
     assert len(engine) == 2 and all(lives(pid) for pid in (before, *engine))
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -40,6 +42,9 @@ def test_a_killed_run_takes_its_engine_and_the_engines_children_with_it():
     while any(lives(pid) for pid in engine) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(lives(pid) for pid in engine)
+    while Path(scratch).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(scratch).exists()
     assert lives(before)  # what was started before the keeper is none of its business
     os.kill(before, signal.SIGKILL)
 
@@ -49,4 +54,4 @@ def test_closing_ends_what_is_left_and_takes_the_mark_back():
     engine = subprocess.Popen(["sleep", "60"])
     keeper.close()
     assert engine.wait(timeout=10) == -signal.SIGKILL
-    assert MARK not in os.environ
+    assert MARK not in os.environ and not Path(keeper.scratch).exists()

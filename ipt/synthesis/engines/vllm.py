@@ -43,6 +43,7 @@ class VllmEngine:
         self._environment = dict(os.environ)
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
         self._keeper, self._log = Keeper(), EngineLog()
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", self._keeper.scratch)  # of its sockets
         self._config, self._vocabulary, self._format, self._seed = config, vocabulary, prompt_format, seed
         self._repetitions = Repetitions(vocabulary, prompt_format)
         self._request_ids = itertools.count()
