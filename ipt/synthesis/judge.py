@@ -168,6 +168,10 @@ class Judge:
         }
         try:
             completion = await self._client.chat.completions.create(**request)
+        except openai.APITimeoutError:
+            raise EngineDied(
+                f"judge: filters.judge.base_url={config.base_url} does not answer in time (filters.judge.timeout={config.timeout:g} seconds)"
+            ) from None
         except openai.APIConnectionError as error:
             raise EngineDied(
                 f"judge: no answer from filters.judge.base_url={config.base_url} ({_line(error)}): is the server running?"

@@ -13,7 +13,7 @@ from ipt.evaluation.results import compare, load_results, read_predictions
 from ipt.evaluation.run import check_tasks, evaluate
 from ipt.evaluation.tables import table
 from ipt.models import load_model, load_tokenizer
-from ipt.stage import write_parquet
+from ipt.stage import note_hash, write_parquet
 
 TASKS = ["ontology"]
 
@@ -69,6 +69,16 @@ def test_a_finished_task_is_not_scored_again(evaluated, tiny_model, corpus, tmp_
     # Nothing left to score: the model is not even loaded.
     monkeypatch.setattr(scorer_module, "load_scorer", lambda *_: pytest.fail("the model was loaded"))
     run(tiny_model, corpus, output)
+
+
+def test_damaged_predictions_are_scored_anew(evaluated, tiny_model, corpus, tmp_path):
+    output = shutil.copytree(evaluated[0], tmp_path / "out")
+    file = output / "predictions" / "is_a_recall.parquet"
+    note_hash(file)
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    statistics = run(tiny_model, corpus, output)
+    assert [name for name, entry in statistics["tasks"].items() if not entry["reused"]] == ["is_a_recall"]
+    assert [path.name for path in output.rglob(".*")] == []  # no note is left
 
 
 def test_predictions_of_other_items_are_scored_anew(tiny_model, corpus, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from quality_cases import HEART, judge_server, verdict, write_chains
@@ -110,6 +111,19 @@ def test_a_server_that_only_fails_stops_the_run(tmp_path):
     with judge_server(lambda *_: 500) as server, pytest.raises(EngineDied, match="none of 12 requests"):
         judge_pairs(config(server, max_retries=0), write_pairs(tmp_path), tmp_path, 0)
     assert not list((tmp_path / "judgements").glob("part-*"))
+
+
+def test_a_judge_that_says_nothing_is_not_waited_for(tmp_path):
+    def reply(_, number):
+        time.sleep(2 * (number == 1))
+        return verdict()
+
+    pairs = write_pairs(tmp_path, 3, 1)
+    with judge_server(reply) as server:
+        with pytest.raises(EngineDied, match=r"does not answer in time \(filters\.judge\.timeout=0\.5 seconds\)"):
+            judge_pairs(config(server, concurrency=1, max_retries=0, timeout=0.5), pairs, tmp_path, 0)
+        figures = judge_pairs(config(server, concurrency=1, max_retries=0), pairs, tmp_path, 0)
+    assert (figures["judged"], figures["failed"], len(server.requests)) == (3, {}, 4)
 
 
 def test_no_pairs_no_question(tmp_path):

@@ -1,5 +1,6 @@
 """The stage as a whole: with the oracle engine for exact expectations, and with plain transformers on a tiny model."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from synthesis_cases import OracleEngine, write_documents
 
 from ipt.config import SynthesisConfig
 from ipt.models import load_model, resolve_model
-from ipt.stage import read_parts
+from ipt.stage import note_hash, read_parts
 from ipt.synthesis import run
 from ipt.synthesis.engines import EngineDied, PromptRefused
 from ipt.synthesis.format import parse
@@ -146,6 +147,20 @@ def test_an_engine_that_dies_stops_the_run_and_what_is_finished_stays(oracle, tm
     assert stats["rows"] == 23
     assert len(oracle.prompts) == 23  # 14 before, 9 after: nothing was generated twice
     assert stats["session"]["generations_replayed"] == 4
+
+
+def test_a_shard_that_was_damaged_while_the_run_lay_still_is_made_again(oracle, tmp_path, capsys):
+    documents = write_documents(tmp_path / "documents", TEXTS)
+    synthesize(CONFIG, documents, tmp_path / "whole", 0)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "pairs").iterdir()}
+    part = shutil.copytree(tmp_path / "whole", tmp_path / "out") / "pairs" / "part-00000.parquet"
+    note_hash(part)
+    (part.parent / "part-00002.parquet").unlink()
+    part.write_bytes(part.read_bytes().replace(b"thing", b"thinG", 1))
+    oracle.prompts.clear()
+    synthesize(CONFIG, documents, tmp_path / "out", 0)
+    assert {path.name: path.read_bytes() for path in part.parent.iterdir()} == whole
+    assert "part-00000.parquet is damaged" in "".join(capsys.readouterr().err.split("\n"))
 
 
 def test_plain_transformers_on_a_tiny_model(tmp_path):
