@@ -170,7 +170,7 @@ class Judge:
             completion = await self._client.chat.completions.create(**request)
         except openai.APITimeoutError:
             raise EngineDied(
-                f"judge: filters.judge.base_url={config.base_url} does not answer in time (filters.judge.timeout={config.timeout:g} seconds)"
+                f"judge: filters.judge.base_url={config.base_url} does not answer within filters.judge.timeout={config.timeout:g} seconds"
             ) from None
         except openai.APIConnectionError as error:
             raise EngineDied(
