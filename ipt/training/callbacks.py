@@ -93,9 +93,10 @@ class StepMetrics(Callback):
 
 def step_note(record: dict[str, Any], devices: int) -> str:
     """What stands behind the progress bar: "loss 2.143  8 x 8,512 tokens/s  MFU 51%  96.3 GiB"."""
-    mfu = "unknown" if record["mfu"] is None else f"{record['mfu']:.0%}"
     speed = f"{record['tokens_per_second']:,.0f} tokens/s"
-    parts = [f"loss {record['loss']:.3f}", speed if devices == 1 else f"{devices} x {speed}", f"MFU {mfu}", f"{record['memory']:.1f} GiB"]
+    parts = [f"loss {record['loss']:.3f}", speed if devices == 1 else f"{devices} x {speed}"]
+    parts += [] if record["mfu"] is None else [f"MFU {record['mfu']:.0%}"]
+    parts += [f"{record['memory']:.1f} GiB"]
     parts += [f"data wait {record['data_wait']:.0%}"] if record["data_wait"] >= NOTABLE_WAIT else []
     parts += [f"skipped {record['skipped']:.0f}"] if record["skipped"] else []
     return "  ".join(parts)
