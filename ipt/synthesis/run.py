@@ -106,6 +106,8 @@ def check_synthesis(config: SynthesisConfig) -> None:
         raise ValueError(f"synthesis.temperature={config.temperature}: must be 0 (greedy) or more")
     if not 0 <= config.min_p <= 1 or (config.min_p and not config.temperature):
         raise ValueError(f"synthesis.min_p={config.min_p}: must be from 0 to 1, and needs synthesis.temperature above 0")
+    if config.temperature and config.lookup_tokens:  # vLLM would leave out min_p, and on a CPU the seeds
+        raise ValueError(f"synthesis.lookup_tokens={config.lookup_tokens}: needs synthesis.temperature=0")
     if not 0 < config.gpu_memory_utilization <= 1:
         raise ValueError(f"synthesis.gpu_memory_utilization={config.gpu_memory_utilization}: must be above 0 and at most 1")
     if config.kv_cache_gib is not None and config.kv_cache_gib <= 0:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from synthesis_cases import write_documents
 
 from ipt.config import SynthesisConfig
@@ -73,6 +74,26 @@ def test_chains_on_the_real_engine(tmp_path, monkeypatch, vocabulary):
     assert [row["raw_output"] for row in plain] == [row["raw_output"] for row in rows]
 
 
+def test_draws_have_the_chances_of_the_model():
+    from ipt.synthesis.engines.seeded import draw
+
+    logits = torch.tensor([2.0, 0.0, 1.0, -torch.inf, -1.5])
+    chances = (logits / 0.7).softmax(-1)
+    chances[chances < 0.1 * chances.max()] = 0
+    draws = 4000
+
+    def drawn(seed, number):
+        left = torch.stack([draw([0] * place, logits, seed=seed, temperature=0.7, min_p=0.1) for place in range(number)])
+        assert (left.isfinite().sum(-1) == 1).all()
+        return left.argmax(-1)
+
+    counts = drawn(7, draws).bincount(minlength=5)
+    expected = chances / chances.sum() * draws
+    assert counts[expected == 0].sum() == 0
+    assert ((counts - expected).abs() <= 4 * expected.sqrt()).all()
+    assert drawn(7, 50).tolist() == drawn(7, 50).tolist() != drawn(8, 50).tolist()
+
+
 def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
     texts = [f"The {organ} is an organ. It has {number} parts and weighs {number * 50} grams." for number, organ in enumerate(ORGANS, 2)]
     documents = write_documents(tmp_path / "documents", texts)
@@ -97,9 +118,11 @@ def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
         assert row["rewrite"]
 
 
-def test_a_bad_prompt_is_refused_and_a_killed_engine_is_reported(vocabulary):
+def test_samples_come_again_bad_prompts_are_refused_and_a_killed_engine_is_reported(vocabulary):
+    config = replace(CONFIG, temperature=1.0, min_p=0.05, stop_at_repetition=False, max_num_batched_tokens=32)
+
     async def run():
-        engine = start_engine(CONFIG, resolve_model(CONFIG.model), vocabulary, IptFormat(vocabulary, CONFIG), 0)
+        engine = start_engine(config, resolve_model(config.model), vocabulary, IptFormat(vocabulary, config), 0)
         options = {"priority": 0, "lane": 0}
         good = [*vocabulary.bos, *vocabulary.encode("The heart")]
         try:
@@ -108,6 +131,10 @@ def test_a_bad_prompt_is_refused_and_a_killed_engine_is_reported(vocabulary):
                     await engine.generate(Prompt(bad), **options)
             generation = await engine.generate(Prompt(good), **options)
             assert len(generation.token_ids) == 12 or generation.finish_reason == "stop"
+            others = [engine.generate(Prompt([*good * 20, number]), **options) for number in range(100, 105)]  # read in several steps
+            again, *others = await asyncio.gather(engine.generate(Prompt(good), **options), *others)
+            assert again.token_ids == generation.token_ids
+            assert len({tuple(other.token_ids) for other in others}) > 1
             waiting = asyncio.gather(*(engine.generate(Prompt([*good, number]), **options) for number in range(100, 110)))
             await asyncio.sleep(0.05)
             for child in multiprocessing.active_children():

@@ -140,13 +140,14 @@ class VllmEngine:
         from vllm.platforms import current_platform
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        sampled, schema, grammar = self._config.temperature > 0, self._format.schema, self._format.grammar
+        schema, grammar = self._format.schema, self._format.grammar
+        choice: dict[str, Any] = {"temperature": self._config.temperature, "min_p": self._config.min_p}
+        if self._config.temperature > 0:  # a seed for each prompt: the same sample whatever else is in the batch, and after a resume
+            choice["seed"] = (self._seed + crc32(bytes(str(prompt.ids), "ascii"))) % 2**31
+            if current_platform.is_cpu():  # where vLLM's runner fails on seeds ("CPU Generator does not use offset")
+                choice = {"temperature": 0.0, "extra_args": choice}
         return SamplingParams(
-            temperature=self._config.temperature,
-            min_p=self._config.min_p,
-            # A seed for each prompt: the same sample whatever else is in the batch, and after a resume. vLLM's sampler fails on
-            # it on a CPU ("CPU Generator does not use offset"), where the engine's own seed must do.
-            seed=(self._seed + crc32(bytes(str(prompt.ids), "ascii"))) % 2**31 if sampled and not current_platform.is_cpu() else None,
+            **choice,
             max_tokens=self._config.max_new_tokens,
             stop_token_ids=self._format.stop_ids,
             structured_outputs=StructuredOutputsParams(json=schema, grammar=grammar) if schema or grammar else None,
@@ -195,6 +196,8 @@ def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str
     if current_platform.is_cpu():
         _set_cpu_threads(config.replicas * config.tensor_parallel)
         options.update(enforce_eager=True, block_size=CPU_BLOCK_SIZE)
+        if config.temperature > 0:
+            options["logits_processors"] = ["ipt.synthesis.engines.seeded:SeededSampler"]
         if kv_cache_gib is None and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             kv_cache_gib = CPU_KV_CACHE_GIB
     if kv_cache_gib is not None:
