@@ -1,10 +1,14 @@
 """A stage that several processes need at the same time is worked on by one of them."""
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
+import pytest
 
 from ipt.stage import find_stage, run_stage
 
@@ -58,3 +62,20 @@ def test_a_stage_is_found_only_when_it_is_finished(tmp_path):
     stage = run_stage("some", None, lambda folder: {}, **identity)
     assert find_stage("some", None, **identity).folder == stage.folder
     assert find_stage("some", None, **identity | {"config": {"a": 2}}) is None
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_what_a_stage_has_held_goes_back(tmp_path):
+    process, last = psutil.Process(), []
+    before = process.memory_info().rss
+
+    def work(folder):
+        blocks = [bytearray(b"x" * 100_000) for _ in range(5000)]
+        last.append(bytearray(b"x" * 100_000))  # behind them: without a hint the C library keeps what is free before it
+        held.append(process.memory_info().rss)
+        return {"blocks": len(blocks)}
+
+    held = []
+    run_stage("large", tmp_path / "large", work, config={}, inputs={})
+    assert held[0] - before > 400e6
+    assert process.memory_info().rss - before < 100e6
