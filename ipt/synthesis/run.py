@@ -95,6 +95,8 @@ def check_synthesis(config: SynthesisConfig) -> None:
         raise ValueError(f"synthesis.workers={config.workers}: must be at least 1, or null for what the cluster has room for")
     if config.max_pairs is not None and config.max_pairs < 1:
         raise ValueError(f"synthesis.max_pairs={config.max_pairs}: must be at least 1, or null for no grammar")
+    if config.max_pairs is not None and config.format == "chat":
+        raise ValueError(f"synthesis.max_pairs={config.max_pairs}: a grammar of format=ipt, chat prompts have their own: set it to null")
     if config.shots > 127:
         raise ValueError(f"synthesis.shots={config.shots}: must be at most 127")
     if config.max_new_tokens >= config.max_model_len:

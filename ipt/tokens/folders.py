@@ -31,7 +31,8 @@ class LocalFolder:
         self.folder, self.location, self.max_open_bytes = folder, str(folder), float("inf")
 
     def indices(self) -> list[ShardIndex]:
-        names = sorted(path.parent.name for path in self.folder.glob(f"shard-*/{INDEX_FILE}"))
+        names = [path.parent.name for path in self.folder.glob(f"shard-*/{INDEX_FILE}")]
+        names.sort(key=lambda name: (len(name), name))  # shard-100000 is behind shard-99999
         if not names:
             raise FileNotFoundError(f"{self.folder} is not a token store: it holds no {shard_name(0)}/{INDEX_FILE}")
         indices = [self._read(name) for name in names]

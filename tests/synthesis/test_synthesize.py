@@ -194,6 +194,7 @@ def test_plain_transformers_on_a_tiny_model(tmp_path):
     ({"max_new_tokens": 400}, "synthesis.max_new_tokens=400: must be less than synthesis.max_model_len=400"),
     ({"min_p": 0.1}, "synthesis.min_p=0.1: must be from 0 to 1, and needs synthesis.temperature above 0"),
     ({"max_pairs": 0}, "synthesis.max_pairs=0: must be at least 1, or null for no grammar"),
+    ({"max_pairs": 8, "format": "chat"}, "synthesis.max_pairs=8: a grammar of format=ipt"),
     ({"temperature": 1.0, "lookup_tokens": 4}, "synthesis.lookup_tokens=4: needs synthesis.temperature=0"),
     ({"temperature": -0.1}, "synthesis.temperature=-0.1: must be 0"),
     ({"gpu_memory_utilization": 1.5}, "synthesis.gpu_memory_utilization=1.5"),

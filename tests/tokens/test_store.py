@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokens_cases import write
 
+from ipt.tokens import folders as folders_module
 from ipt.tokens import store as store_module
 from ipt.tokens.shards import EncodedDocument, Origin, ShardWriter
 from ipt.tokens.store import TokenStore, write_store
@@ -74,6 +75,14 @@ def test_few_files_are_open_at_a_time_and_all_can_be_read(tmp_path, monkeypatch)
     for number in np.random.default_rng(0).permutation(40):
         assert store.tokens(int(number)).tolist() == documents[number]
         assert len(store._maps._arrays) <= 4
+
+
+def test_shards_are_read_by_number_when_their_names_grow_longer(tmp_path, monkeypatch):
+    for module in (store_module, folders_module):
+        monkeypatch.setattr(module, "shard_name", "shard-{}".format)
+    documents = [[i] for i in range(12)]
+    store = TokenStore(write(tmp_path, documents, 1))
+    assert store.indices[-1].shard == "shard-11" and [store.tokens(i).tolist() for i in range(12)] == documents
 
 
 def test_another_process_gets_a_store_without_its_tokens(tmp_path):
