@@ -114,6 +114,11 @@ class Running:
     def __init__(
         self, command: list[str], folder: Path, environment: Mapping[str, str] | None = None, before: Callable[[], None] | None = None
     ) -> None:
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
+            if before:
+                before()
+
         self._log = folder.with_name(f"{folder.name}.log")
         self._started = time.monotonic()
         with self._log.open("wb") as log:
@@ -125,7 +130,7 @@ class Running:
                 stderr=log,
                 env=_environment(environment or {}),
                 start_new_session=True,
-                preexec_fn=before,
+                preexec_fn=prepare,
             )
 
     def wait_for(self, there: Callable[[], bool], limit: float = LIMIT) -> bool:
