@@ -34,7 +34,7 @@ from ipt.synthesis.engines import Engine
 from ipt.synthesis.engines.vllm import ENVIRONMENT, engine_options
 from ipt.synthesis.format import pairs_text
 from ipt.synthesis.prompts import IptFormat, PromptFormat, Vocabulary
-from ipt.synthesis.run import Session, start
+from ipt.synthesis.session import Session, start
 from ipt.synthesis.shards import Documents
 
 Pass = dict[str, Any]  # seconds, tokens, and the pairs of each document

@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass
@@ -382,9 +382,14 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").exists() else package.parent / "conf"
 
 
+def to_config(config: DictConfig) -> Config:
+    """The typed config, with all interpolations resolved."""
+    result = OmegaConf.to_object(config)
+    assert isinstance(result, Config)
+    return result
+
+
 def compose_config(command: str, overrides: Sequence[str]) -> Config:
     """What `command` would run with these overrides. Raises Hydra's and OmegaConf's errors."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = OmegaConf.to_object(compose(command, list(overrides)))
-    assert isinstance(config, Config)
-    return config
+        return to_config(compose(command, list(overrides)))

@@ -316,8 +316,8 @@ def _overrides(data: bytes, folder: Path) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from ipt.config import to_config
     from ipt.experiment.checks import check_reproduce
-    from ipt.experiment.cli import to_config
 
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):

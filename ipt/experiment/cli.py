@@ -13,10 +13,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ipt.config import Config, conf_dir
+from ipt.config import Config, conf_dir, to_config
 from ipt.experiment.job import obey_launcher
 
 # Ours to read, theirs to ignore: set before any library that would ask the network or print at import.
@@ -68,13 +68,6 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from here", code=130)
-
-
-def to_config(config: DictConfig) -> Config:
-    """The typed config, with all interpolations resolved."""
-    result = OmegaConf.to_object(config)
-    assert isinstance(result, Config)
-    return result
 
 
 def _fail(message: str, code: int = 1) -> None:

@@ -15,7 +15,7 @@ from hydra import compose
 from hydra.conf import HydraConf
 from omegaconf import DictConfig
 
-from ipt.config import Config
+from ipt.config import Config, to_config
 from ipt.experiment.job import FINISHED, FOLDER, LAUNCHER, LOG, RESULT, TRAINING, Job, job_folder, load_job, save_job, with_result
 from ipt.experiment.slots import job_environment
 
@@ -124,8 +124,6 @@ class Run:
 
 def planned_run(launch: Launch, number: int) -> Run:
     """The job of this number that a sweeper has planned. Raises ValueError if none has."""
-    from ipt.experiment.cli import to_config
-
     job = load_job(launch.sweep, number)
     if job is None:
         raise ValueError("hydra/sweeper: sweeps of ipt need one of its own sweepers, grid (the default) or optuna")

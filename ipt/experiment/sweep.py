@@ -13,9 +13,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.markup import escape
 from rich.table import Table
 
-from ipt.config import Config
+from ipt.config import Config, to_config
 from ipt.console import console
-from ipt.experiment.cli import to_config
 from ipt.experiment.job import FINISHED, Job, load_job, save_job, varying_name
 from ipt.experiment.live import job_label
 from ipt.stage import hash_json, write_json

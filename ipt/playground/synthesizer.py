@@ -14,7 +14,7 @@ from ipt.rendering.run import Row
 from ipt.synthesis.chains import Piece, Round, run_chain
 from ipt.synthesis.engines import Engine, EngineDied, Generation
 from ipt.synthesis.prompts import Prompt, PromptFormat
-from ipt.synthesis.run import start
+from ipt.synthesis.session import start
 from ipt.synthesis.shards import plan_shard
 
 PAUSE = 0.1  # seconds between two looks at what is being written

@@ -15,7 +15,7 @@ from typing import Any
 from ipt.config import SynthesisConfig
 from ipt.console import Bar, console
 from ipt.synthesis.engines import EngineDied
-from ipt.synthesis.run import Figures, Session, note, start, with_rates
+from ipt.synthesis.session import Figures, Session, note, start, with_rates
 from ipt.synthesis.shards import Documents
 
 SHARDS_AT_ONCE = 2  # shards in one actor, so that its window of live chains stays full at the end of the first one

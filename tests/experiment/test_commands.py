@@ -10,9 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ipt.config import Config
+from ipt.config import Config, conf_dir, to_config
 from ipt.experiment.checks import check_evaluate, check_reproduce, check_synthesize
-from ipt.experiment.cli import conf_dir, to_config
 from ipt.experiment.pipeline import arm_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from ipt.models import load_tokenizer
 from ipt.playground.synthesizer import Synthesizer
 from ipt.rendering.run import read_chains
 from ipt.synthesis.format import context_text
-from ipt.synthesis.run import start
+from ipt.synthesis.session import start
 
 CONFIG = SynthesisConfig(model="embedded:tiny-synthesizer", engine="transformers", max_model_len=512, max_new_tokens=60)
 TEXT = "A tide pool stays filled with sea water when the tide goes out."

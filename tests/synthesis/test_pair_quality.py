@@ -6,12 +6,13 @@ from synthesis_cases import OracleEngine, write_documents
 
 from ipt.config import SynthesisConfig
 from ipt.corpus.words import words_of
-from ipt.synthesis import run
+from ipt.synthesis import session
 from ipt.synthesis.chains import Piece, Round
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.format import Pair, Parsed, pairs_text, parse
 from ipt.synthesis.measures import frame, read_document, read_pair
 from ipt.synthesis.quality import diversity, examples, self_bleu, statistics
+from ipt.synthesis.run import synthesize
 from ipt.synthesis.shards import Plan, Shard
 
 HEART = "The heart pumps blood through the body."
@@ -121,10 +122,10 @@ def test_distinct_4grams_of_questions_and_answers():
 
 
 def test_examples_are_random_in_order_and_repeatable(tmp_path, monkeypatch, vocabulary, tokenizer):
-    monkeypatch.setattr(run, "start_engine", lambda *_: OracleEngine(vocabulary))
+    monkeypatch.setattr(session, "start_engine", lambda *_: OracleEngine(vocabulary))
     monkeypatch.setattr("ipt.models.load_tokenizer", lambda name: tokenizer)
     config = SynthesisConfig(model="embedded:tiny", engine="transformers", max_model_len=400, max_new_tokens=80)
-    stats = run.synthesize(config, write_documents(tmp_path / "documents", [f"Page {n}." for n in range(40)]), tmp_path, 0)
+    stats = synthesize(config, write_documents(tmp_path / "documents", [f"Page {n}." for n in range(40)]), tmp_path, 0)
     folder = tmp_path / "pairs"
     chosen = examples(folder, 5, 1)
     assert len({row["doc_id"] for row in chosen}) == 5 and all(row["pairs"] for row in chosen)

@@ -10,9 +10,8 @@ from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ipt.config import SourceConfig, TokensConfig
+from ipt.config import SourceConfig, TokensConfig, conf_dir, to_config
 from ipt.experiment.checks import check_train
-from ipt.experiment.cli import conf_dir, to_config
 from ipt.experiment.pipeline import Stages
 from ipt.models import load_tokenizer
 from ipt.stage import read_parts
