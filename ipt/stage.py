@@ -179,9 +179,9 @@ def sealed(manifest: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, A
 
 
 def has_seal(manifest: Mapping[str, Any], stats: Mapping[str, Any]) -> bool:
-    """Whether both are what was written. Of a manifest from before there were seals nothing is known."""
+    """Whether both are what was written."""
     content = {name: value for name, value in manifest.items() if name != "seal"}
-    return "seal" not in manifest or manifest["seal"] == _seal(content, stats)
+    return bool(manifest.get("seal") == _seal(content, stats))
 
 
 def _seal(manifest: Mapping[str, Any], stats: Mapping[str, Any]) -> str:

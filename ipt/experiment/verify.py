@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ipt.stage import MANIFEST, STATS, changed_outputs, has_seal, hash_json, read_json
+from ipt.stage import MANIFEST, STATS, changed_outputs, has_seal, read_json
 
-IDENTITY = ("stage", "config", "inputs", "seed")  # what a stage's key is a hash of
 SHOWN = 10  # broken files of a folder that are named
 
 
@@ -39,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         checked = [found for folder in options.folders for found in verify(folder)]
-    except (ValueError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
         sys.exit(f"error: {error}")
     Console().print(_table(checked))
     sys.exit(0 if all(found.whole for found in checked) else 1)
@@ -48,7 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
 def verify(folder: Path) -> list[Checked]:
     """The folder and all that it leads to, each checked once: first what it is made of, as links and the digests of inputs tell.
 
-    Every file is read. Raises FileNotFoundError if the folder is not that of a finished run, ValueError for a manifest that is none.
+    Every file is read, but where a manifest is not what was written: nothing can be checked by that. Raises FileNotFoundError if the
+    folder is not that of a finished run.
     """
     if not list(_manifests(folder)):
         raise FileNotFoundError(f"{folder} holds no {MANIFEST}: name the folder of a finished run, sweep or stage")
@@ -58,20 +58,9 @@ def verify(folder: Path) -> list[Checked]:
         place = waiting.pop().resolve()
         if place in checked:
             continue
-        manifest = read_manifest(place) if (place / MANIFEST).exists() else None
-        if manifest is None:
-            checked[place] = Checked(place, "", missing=[MANIFEST])
-            continue
-        checked[place] = _checked(place, manifest)
+        checked[place], manifest = _checked(place)
         waiting += _leads_to(place, manifest)
     return list(checked.values())
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    manifest = read_json(folder / MANIFEST)
-    if "outputs" not in manifest:
-        raise ValueError(f"{folder / MANIFEST} lists no outputs: it is no manifest of ipt")
-    return manifest
 
 
 def _manifests(folder: Path) -> Iterator[Path]:
@@ -84,43 +73,34 @@ def _manifests(folder: Path) -> Iterator[Path]:
             yield from _manifests(path)
 
 
-def _checked(folder: Path, manifest: dict[str, Any]) -> Checked:
-    changed, missing = changed_outputs(folder, manifest["outputs"])
-    found = Checked(folder, manifest.get("stage") or manifest.get("name", ""), len(manifest["outputs"]), changed, missing)
-    if "key" in manifest and not _is_sound(manifest):
-        found.changed.append(MANIFEST)
-    else:
-        _check_seal(found, manifest)
-    return found
-
-
-def _check_seal(found: Checked, manifest: dict[str, Any]) -> None:
-    """The statistics of a stage, and what its manifest says beside inputs and outputs."""
+def _checked(folder: Path) -> tuple[Checked, dict[str, Any]]:
+    """And the manifest; {} if it is not what was written."""
+    name = MANIFEST
     try:
-        if not has_seal(manifest, read_json(found.folder / STATS) if "key" in manifest else {}):
-            found.changed.append(f"{MANIFEST} or {STATS}" if "key" in manifest else MANIFEST)
+        manifest = read_json(folder / name)
+        name = STATS
+        stats = read_json(folder / name) if "key" in manifest else {}  # only a stage has them
     except FileNotFoundError:
-        found.missing.append(STATS)
+        return Checked(folder, "", missing=[name]), {}
     except ValueError:
-        found.changed.append(STATS)
-
-
-def _is_sound(manifest: dict[str, Any]) -> bool:
-    """Whether the key and the digest of a stage are those of what its manifest says."""
-    identity = {name: manifest.get(name) for name in IDENTITY}
-    digest = hash_json({path: entry["sha256"] for path, entry in manifest["outputs"].items()})
-    return bool(manifest["key"] == hash_json(identity) and manifest["digest"] == digest)
+        return Checked(folder, "", changed=[name]), {}
+    if not has_seal(manifest, stats):
+        return Checked(folder, "", changed=[f"{MANIFEST} or {STATS}" if "key" in manifest else MANIFEST]), {}
+    changed, missing = changed_outputs(folder, manifest["outputs"])
+    return Checked(folder, manifest.get("stage") or manifest["name"], len(manifest["outputs"]), changed, missing), manifest
 
 
 def _leads_to(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
-    """The stages that a run names, or those beside a stage whose digests are its inputs."""
+    """The stages that a run names, or those beside a stage whose digests are its inputs, or that hide theirs by damage."""
     for stage in manifest.get("stages", []):
         yield folder / stage["folder"]
-    if "key" not in manifest:
-        return
-    wanted = set(manifest["inputs"].values())
-    for other in folder.parent.glob(f"*/{MANIFEST}"):
-        if read_json(other).get("digest") in wanted:
+    wanted = set(manifest.get("inputs", {}).values())
+    for other in folder.parent.glob(f"*/{MANIFEST}") if wanted else ():
+        try:
+            is_wanted = read_json(other).get("digest") in wanted
+        except ValueError:
+            is_wanted = True
+        if is_wanted:
             yield other.parent
 
 

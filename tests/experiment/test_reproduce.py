@@ -201,7 +201,25 @@ def test_verify_notices_a_manifest_that_was_made_to_fit(tmp_path):
     path = stages(tmp_path, "corpus")[0] / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "seed": 7}))
-    assert [found.changed for found in verify(path.parent)] == [["manifest.json"]]
+    assert [found.changed for found in verify(path.parent)] == [["manifest.json or stats.json"]]
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_is_found_and_the_others_are_checked_all_the_same(tmp_path):
+    stages = tmp_path / "stages"
+    corpus = run_stage("corpus", None, _write_a_file, config={}, inputs={}, stages_dir=stages)
+    tokens = run_stage("tokens", None, _write_a_file, config={}, inputs={"corpus": corpus.digest}, stages_dir=stages)
+    path = corpus.folder / "manifest.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :])
+        found = {found.folder: found for found in verify(stages)}
+        assert not found[corpus.folder].whole, f"byte {place}: {path.read_bytes()[max(place - 20, 0) : place + 20]!r}"
+        assert found[tokens.folder].whole
+
+
+def _write_a_file(folder: Path) -> dict[str, int]:
+    (folder / "file").write_text("content")
+    return {"files": 1}
 
 
 def test_a_stage_refuses_what_was_damaged_since_it_was_made(tmp_path):
