@@ -1,5 +1,6 @@
 """The fuzzer itself, and a few inputs of each of its targets."""
 
+import json
 import random
 import subprocess
 import sys
@@ -25,6 +26,12 @@ def test_a_target_takes_valid_and_broken_inputs(name, tmp_path):
             assert documented(error), (data[:200], error)
 
 
+def index(without: str = "", **changed: int) -> bytes:
+    """The index of the fuzzer's store, with something missing or changed."""
+    values = json.loads(TARGETS["token index"].seeds()[0]) | changed
+    return json.dumps({name: value for name, value in values.items() if name != without}).encode()
+
+
 # What the fuzzer has found: each of these ended in an error that was not the project's own, or never ended.
 FOUND = {
     "judge's reply": [b"[" * 100_000],
@@ -33,9 +40,13 @@ FOUND = {
     "corpus template": [b"{{" + b"(" * 5_000, b"{{ " + b"9" * 5_000 + b" }}", b"{{ 1 / 0 }}"],
     "ontology": [b"[]", b'{"CL:1": {"label": "a", "deprecated": false, "ancestors": {"CL:0": 1}}}', b'{"CL:1": {"deprecated": 1.5}}'],
     "tuning data": [b"\xed", b'{"qa": 1}', b'{"data": 1}', b'{"context": 1, "QA_list": [{}]}'],
-    "prompt file": [b'user: "{document}"\nschema: {type: object, properties: {a: {}}}\npairs: [{each: [1], question: a, answer: b}]'],
+    "structured outputs": [b'{"problem": "2?", "s\\ud800teps": ["add"], "solution": "4", "answer": "4"}'],
+    "prompt file": [
+        b'user: "{document}"\nschema: {type: object, properties: {a: {}}}\npairs: [{each: [1], question: a, answer: b}]',
+        b'user: "{document}"\npairs: null',
+    ],
     "preview": [b'{"text": 1.5, "pairs": [{"question": 2.5, "answer": "x"}]}', b"\xff", b"[" * 100_000],
-    "token index": [b"[]", b'{"format": 2}', b'{"format": 2, "files": "x"}'],
+    "token index": [b"[]", b'{"format": 2}', b'{"format": 2, "files": "x"}', index("rows"), index(n_docs=2**63)],
     "token offsets": [
         b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (2,), } 0 \n",
         b"\x93NUMPY\x02\x00",

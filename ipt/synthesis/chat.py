@@ -108,7 +108,7 @@ class ChatFormat:
         pairs = _read_pairs(self._prompt.pairs, found, rejected)
         rewrite = _read_rewrite(self._prompt.rewrite, found, rejected)
         unchanged = found.whole and not rejected
-        return Parsed(pairs, rejected, rewrite), output if unchanged else json.dumps(found.value, ensure_ascii=False)
+        return Parsed(pairs, rejected, rewrite), output if unchanged else _encodable(json.dumps(found.value, ensure_ascii=False))
 
 
 # Prompt files --------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def _checked(content: Any) -> ChatPrompt:
         raise _Mistake(f"{DOCUMENT} must stand once in user, and not in system")
     schema, pairs, rewrite = content.get("schema"), content.get("pairs", []), content.get("rewrite")
     if schema is None:
-        if pairs or rewrite:
+        if pairs != [] or rewrite is not None:
             raise _Mistake(
                 "pairs and rewrite are made of fields of the output: give it a schema (without one the whole output is the rewrite)"
             )
@@ -359,11 +359,15 @@ def fill(template: Template, fields: Mapping[str, Any], required: bool = False) 
 def _field_text(value: Any, required: bool) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError(f"{value!r} is no text")
-    # Half a surrogate pair, which JSON can spell, is no text that could be written to a file.
-    text = str(value).strip().encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = _encodable(str(value).strip())
     if required and not text:
         raise _Blank
     return text
+
+
+def _encodable(text: str) -> str:
+    """Half a surrogate pair, which JSON can spell, is no text that a tokenizer or a file could take."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _with_item(fields: Mapping[str, Any], item: Any) -> dict[str, Any]:

@@ -90,6 +90,8 @@ def parse_index(text: str | bytes, where: str, shard: str) -> ShardIndex:
     for name, file in index.files.items():
         if file["bytes"] != sizes.get(name, file["bytes"]):
             raise ValueError(f"{where} contradicts itself: {index.n_tokens} tokens, but {name} of {file['bytes']} bytes: tokenise it again")
+    if (size := index.files[OFFSETS_FILE]["bytes"]) < (index.n_docs + 1) * OFFSET.itemsize:
+        raise ValueError(f"{where} contradicts itself: {index.n_docs} documents, but {OFFSETS_FILE} of {size} bytes: tokenise it again")
     return index
 
 
@@ -100,6 +102,7 @@ def _is_index(value: Mapping[str, Any]) -> bool:
         all(isinstance(value.get(name), str) for name in ("shard", "tokenizer"))
         and all(_is_count(value.get(name)) for name in counts)
         and all(name in value and (value[name] is None or _is_count(value[name])) for name in tokens)
+        and "rows" in value
         and (rows is None or (isinstance(rows, dict) and all(_is_count(rows.get(name)) for name in ("part", "parts"))))
         and isinstance(files, dict)
         and {TOKENS_FILE, OFFSETS_FILE} <= set(files) <= {TOKENS_FILE, OFFSETS_FILE, LOSS_FILE}
