@@ -1,5 +1,6 @@
 """One target, worked on in a process of its own: it may crash, hang or eat memory without harm to the others."""
 
+import errno
 import faulthandler
 import hashlib
 import json
@@ -116,7 +117,12 @@ def _try(target: Target, data: bytes, scratch: Path, lines: Lines | None, progre
 
 
 def documented(error: BaseException) -> bool:
-    """Whether an error is what a user is told in one line: raised by the project itself, and one of the two kinds that it promises."""
+    """Whether an error is what a user is told in one line: raised by the project itself, and one of the two kinds that it promises.
+
+    Or a name that no file can have, which the commands tell in a line whoever meets it.
+    """
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return True
     traces = list(traceback.walk_tb(error.__traceback__))
     ours = traces[-1][0].f_code.co_filename.startswith(OURS)
     return type(error) in (ValueError, FileNotFoundError) and ours

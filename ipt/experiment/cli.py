@@ -59,6 +59,8 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
     except OSError as error:
         if error.errno in DISK_FULL:
             _fail(f"no room to write {error.filename or 'a file'} ({error.strerror}): what is finished is kept, make room and run again")
+        if error.errno == errno.ENAMETOOLONG:
+            _fail(f"{error.strerror}: {error.filename}")
         if not (isinstance(error, FileNotFoundError) and _raised_by_ipt(error)):
             raise
         _fail(str(error))

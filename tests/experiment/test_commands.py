@@ -72,6 +72,8 @@ def _broken_model(folder: Path) -> str:
     ("command", "overrides", "message"),
     [
         ("train", ["trainer.max_step=3"], "there is no key trainer.max_step: did you mean trainer.max_steps?"),
+        ("evaluate", [f"tasks=[{'a' * 300}]"], "File name too long: "),
+        ("train", [f"{'a' * 300}=1"], "File name too long: "),
         ("train", ["trainer.max_steps=many"], "Value 'many' of type 'str' could not be converted to Integer"),
         ("train", ["mixture.ratios.instruction=0,1"], "put -m before the keys"),
         ("train", ["-m", "trainer.seed=1,2", "dry_run=true"], "dry_run=true describes one run: leave out -m"),
