@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ipt.corpus.documents import RowText
     from ipt.evaluation.during_training import DuringTraining
     from ipt.evaluation.task import Task
+    from ipt.synthesis.tuning import Lengths
     from ipt.tokens.source import GivenStore
     from ipt.training.wandb_run import WandbRun
 
@@ -306,7 +307,7 @@ class Stages:
         from ipt.synthesis.tuning import build_tuning_texts, data_sets
 
         def work(output: Path) -> Json:
-            return build_tuning_texts(config, source, output, self.config.seed, self._lengths if config.max_tokens else None)
+            return build_tuning_texts(config, source, output, self.config.seed, self._lengths() if config.max_tokens else None)
 
         settings = asdict(config) | {"source": source, "path": ""}  # the files themselves are in the inputs
         inputs = {f"{name}/{file.name}": hash_file(file) for name, files in data_sets(source, config).items() for file in files}
@@ -314,13 +315,13 @@ class Stages:
             inputs["tokenizer"] = model_identity(self.config.model, tokenizer_only=True)
         return self._run("texts", work, settings, inputs, label=f"texts {source}")
 
-    def _lengths(self, texts: Iterable[list[dict[str, str]]]) -> list[int]:
-        """Tokens of each text of a tuning set, as its token store will hold it."""
+    def _lengths(self) -> "Lengths":
+        """Counts the tokens of each text of a tuning set, as its token store will hold it."""
         from ipt.models import load_tokenizer
-        from ipt.tokens.encode import encode
+        from ipt.tokens.encode import Encoder, encoding_of
 
-        documents = encode(({"examples": text} for text in texts), load_tokenizer(self.config.model), self.config.tokens)
-        return [len(document.tokens) for document in documents]
+        encoder = Encoder(encoding_of(load_tokenizer(self.config.model), self.config.tokens))
+        return lambda texts: [len(document.tokens) for document in encoder.encode({"examples": text} for text in texts)]
 
     def _label(self, source: str) -> str:
         return f"{source} {self.config.rendering.arrangement}" if source == "instruction" else source
