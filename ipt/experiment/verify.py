@@ -87,7 +87,7 @@ def _checked(folder: Path) -> tuple[Checked, dict[str, Any]]:
     if not has_seal(manifest, stats):
         return Checked(folder, "", changed=[f"{MANIFEST} or {STATS}" if "key" in manifest else MANIFEST]), {}
     changed, missing = changed_outputs(folder, manifest["outputs"])
-    return Checked(folder, manifest.get("stage") or manifest["name"], len(manifest["outputs"]), changed, missing), manifest
+    return Checked(folder, manifest.get("stage") or manifest.get("name", ""), len(manifest["outputs"]), changed, missing), manifest
 
 
 def _leads_to(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
