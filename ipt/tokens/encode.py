@@ -32,11 +32,6 @@ class Encoding:
     eos: int | None
 
 
-def encode(rows: Iterable[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", config: TokensConfig) -> Iterator[EncodedDocument]:
-    """Token ids of each row, in order; `Encoder.encode` says what a row is."""
-    return Encoder(encoding_of(tokenizer, config)).encode(rows)
-
-
 def encoding_of(tokenizer: "PreTrainedTokenizerBase", config: TokensConfig) -> Encoding:
     """Raises ValueError if the tokenizer has no fast implementation, or lacks a token that documents shall begin or end with."""
     if config.eos and tokenizer.eos_token_id is None:

@@ -18,7 +18,7 @@ from ipt.stage import read_parts
 from ipt.synthesis.format import Pair, context_text, pairs_text
 from ipt.synthesis.prompts import Vocabulary
 from ipt.synthesis.tuning import build_tuning_texts, check_tuning_source
-from ipt.tokens.encode import encode
+from ipt.tokens.encode import Encoder, encoding_of
 from ipt.tokens.store import TokenStore
 
 
@@ -126,7 +126,7 @@ def test_what_is_left_out_is_counted_by_reason_and_data_set(tmp_path):
 def test_of_an_example_without_context_only_bos_is_read():
     tokenizer = load_tokenizer("embedded:tiny")
     response = pairs_text([Pair("Q?", "A")])
-    (document,) = encode([{"examples": [{"prompt": "", "response": response}]}], tokenizer, TokensConfig())
+    (document,) = Encoder(encoding_of(tokenizer, TokensConfig())).encode([{"examples": [{"prompt": "", "response": response}]}])
     said = tokenizer(response, add_special_tokens=False)["input_ids"]
     assert document.tokens.tolist() == [tokenizer.bos_token_id, *said, tokenizer.eos_token_id]
     assert document.is_target.tolist() == [0] + [1] * (len(said) + 1)
@@ -141,7 +141,9 @@ def test_what_is_learnt_is_what_synthesis_sends_and_reads():
     fast = PreTrainedTokenizerFast(tokenizer_object=spaced, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     for tokenizer in (fast, load_tokenizer("embedded:tiny")):
         vocabulary = Vocabulary(tokenizer)
-        (document,) = encode([{"examples": [{"prompt": context, "response": pairs}], "fill_to": 200}], tokenizer, TokensConfig())
+        (document,) = Encoder(encoding_of(tokenizer, TokensConfig())).encode(
+            [{"examples": [{"prompt": context, "response": pairs}], "fill_to": 200}]
+        )
         said = [*vocabulary.encode_continuation(pairs), vocabulary.eos]
         assert document.tokens[document.is_target == 1].tolist() == said
         assert document.tokens.tolist()[: -(200 - document.is_target.argmax() - len(said))] == [

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ipt.config import TokensConfig
 from ipt.synthesis.format import Pair, context_text, pairs_text
 from ipt.tokens import encode as encode_module
-from ipt.tokens.encode import Encoder, begins_with_bos, encode, encoding_of, tokenizer_fingerprint
+from ipt.tokens.encode import Encoder, begins_with_bos, encoding_of, tokenizer_fingerprint
 from ipt.tokens.shards import EncodedDocument
 from ipt.tokens.store import TokenStore, write_store
 
@@ -44,7 +44,7 @@ def test_texts_and_examples_become_the_tokens_that_generation_sees(tokenizer):
     pairs = [Pair("What is it?", "A cell."), Pair("Where?", "In blood.")]
     examples = [{"prompt": context_text("A cell in blood."), "response": pairs_text(pairs)}] * 2
     rows = [{"text": "Plain text."}, {"examples": examples}]
-    plain, example = encode(rows, tokenizer, TokensConfig(bos=True))
+    plain, example = Encoder(encoding_of(tokenizer, TokensConfig(bos=True))).encode(rows)
     assert tokenizer.decode(plain.tokens) == f"{bos}Plain text.{eos}"
     assert plain.is_target is None
     assert tokenizer.decode(example.tokens) == f"{bos}{examples[0]['prompt']}{examples[0]['response']}{eos}" * 2
@@ -56,14 +56,16 @@ def test_texts_and_examples_become_the_tokens_that_generation_sees(tokenizer):
 
 def test_examples_are_filled_up_with_tokens_that_are_not_trained_on(tokenizer):
     examples = [{"prompt": context_text("A."), "response": pairs_text([Pair("What?", "It.")])}]
-    short, filled = encode([{"examples": examples, "fill_to": size} for size in (None, 100)], tokenizer, TokensConfig())
+    short, filled = Encoder(encoding_of(tokenizer, TokensConfig())).encode(
+        [{"examples": examples, "fill_to": size} for size in (None, 100)]
+    )
     assert len(short.tokens) < 100 == len(filled.tokens) == len(filled.is_target)
     assert filled.tokens[len(short.tokens) :].tolist() == [tokenizer.eos_token_id] * (100 - len(short.tokens))
     assert filled.is_target.sum() == short.is_target.sum() > 0
 
 
 def test_a_special_token_spelt_out_in_a_document_is_plain_text(tokenizer):
-    (document,) = encode([{"text": f"before{tokenizer.eos_token}after"}], tokenizer, TokensConfig())
+    (document,) = Encoder(encoding_of(tokenizer, TokensConfig())).encode([{"text": f"before{tokenizer.eos_token}after"}])
     assert document.tokens.tolist().count(tokenizer.eos_token_id) == 1  # its own end
 
 
@@ -81,7 +83,7 @@ def test_a_tokenizer_without_the_token_is_an_error(tiny_model, token, key):
     with pytest.raises(ValueError, match=rf"set tokens\.{key}=false"):
         encoding_of(tokenizer, TokensConfig(bos=True, eos=True))
     with pytest.raises(ValueError, match="need a tokenizer with BOS and EOS"):
-        list(encode([{"examples": [{"prompt": "p", "response": "r"}]}], tokenizer, TokensConfig(bos=False, eos=False)))
+        list(Encoder(encoding_of(tokenizer, TokensConfig(bos=False, eos=False))).encode([{"examples": [{"prompt": "p", "response": "r"}]}]))
 
 
 def test_truncation_and_padding_of_the_tokenizer_change_nothing(tiny_model, tokenizer):
@@ -91,7 +93,10 @@ def test_truncation_and_padding_of_the_tokenizer_change_nothing(tiny_model, toke
     other.backend_tokenizer.enable_truncation(3)
     other.backend_tokenizer.enable_padding(length=50)
     rows = [{"text": "one two three four five six"}]
-    (here,), (there,) = encode(rows, tokenizer, TokensConfig()), encode(rows, other, TokensConfig())
+    (here,), (there,) = (
+        Encoder(encoding_of(tokenizer, TokensConfig())).encode(rows),
+        Encoder(encoding_of(other, TokensConfig())).encode(rows),
+    )
     assert here.tokens.tolist() == there.tokens.tolist() and len(here.tokens) > 3
     assert tokenizer_fingerprint(other) == tokenizer_fingerprint(tokenizer)
 
