@@ -19,11 +19,11 @@ from lm_eval.filters import build_filter_ensemble
 from numpy.typing import NDArray
 
 from ipt.evaluation import encoding
-from ipt.evaluation.backend import Generation
+from ipt.evaluation.batching import UNLIMITED
 from ipt.evaluation.encoding import Encoder, start_tokens
 from ipt.evaluation.export import ITEMS
+from ipt.evaluation.generated import Generation
 from ipt.evaluation.kinds import kind_of
-from ipt.evaluation.scorer import UNLIMITED
 from ipt.evaluation.task import Task
 from ipt.models import load_tokenizer
 

@@ -8,10 +8,10 @@ import torch
 from torch import distributed
 
 from ipt.console import progress
-from ipt.evaluation.backend import Generation, cut, end_tokens, generated_text
+from ipt.evaluation.batching import batches, full_attention_length
 from ipt.evaluation.encoding import common_prefix
+from ipt.evaluation.generated import Generation, cut, end_tokens, generated_text
 from ipt.evaluation.ranks import gathered, place
-from ipt.evaluation.scorer import batches, full_attention_length
 from ipt.training.build import base_model
 
 if TYPE_CHECKING:

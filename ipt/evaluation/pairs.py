@@ -27,11 +27,13 @@ from ipt.evaluation.task import Task
 from ipt.synthesis.format import ANSWER, CONTEXT_START, END, QUESTION, Pair, Parsed
 from ipt.synthesis.kinds import CONCLUSION, OPTIONS
 from ipt.synthesis.long_documents import truncate
-from ipt.synthesis.prompts import FORMATS, Prompt, Vocabulary
+from ipt.synthesis.prompt_formats import FORMATS
+from ipt.synthesis.prompts import Prompt, Vocabulary
 from ipt.synthesis.tuning import READERS, Example, distinct_pairs, read_examples
 
 if TYPE_CHECKING:
-    from ipt.evaluation.backend import Backend, Generation
+    from ipt.evaluation.backend import Backend
+    from ipt.evaluation.generated import Generation
 
 PAIR_FORMATS = ("ipt", "chat")
 STOP = {"pairs": [CONTEXT_START], "responses": [END, QUESTION]}  # measure -> what a model that does not end its text begins to write

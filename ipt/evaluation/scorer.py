@@ -11,8 +11,10 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ipt.config import EvaluationConfig
 from ipt.console import console, progress
-from ipt.evaluation.backend import Generation
+from ipt.evaluation.batching import UNLIMITED, batches, context_length, full_attention_length
 from ipt.evaluation.encoding import Encoder, Question, Row, check_chat, plain_rows, start_tokens, tree_row
+from ipt.evaluation.generated import Generation
+from ipt.evaluation.greedy import Greedy
 from ipt.evaluation.prefixes import shared_prefixes
 from ipt.evaluation.ranks import gathered, place
 from ipt.models import load_model, load_tokenizer
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOGITS = 2**25  # of them at a time: 128 MiB in fp32
-KEYS = 16  # keys of a batch per token of `batch_tokens`: rows behind a shared prefix attend to more than they hold
-ALIKE = 0.8  # of the longest row's length: shorter ones would mostly be padding
-UNLIMITED = 2**20  # context of a model that states no limit
 # How far two ways of computing one log-probability may lie apart by rounding alone.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 ROUNDED_TOLERANCE = 0.5  # of 8-bit weights, which round each batch's activations in a way of its own
@@ -102,8 +101,6 @@ class Scorer:
         return [found[index] for index in range(len(rows))]
 
     def generate(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_new_tokens: int, description: str) -> list[Generation]:
-        from ipt.evaluation.greedy import Greedy
-
         return Greedy(self.model, self.encoder.tokenizer, stop, max_new_tokens).run(prompts, self.batch_tokens, description)
 
     def _jobs(self, rows: Sequence[Row]) -> list[Job]:
@@ -246,24 +243,6 @@ def without(row: Row, length: int) -> Row:
     return row._replace(ids=row.ids[length:], positions=row.positions[length:], segments=row.segments[length:], reads=reads)
 
 
-def batches(lengths: Sequence[int], batch_tokens: int, prefix: int = 0) -> Iterator[list[int]]:
-    """Indices of rows that go through the model together: longest first, at most `batch_tokens` with padding, or one row.
-
-    Once a batch has an eighth of that, rows much shorter than its longest begin another one. Behind a shared prefix of so many
-    tokens, rows have as many more keys each, which are limited too.
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        rows, longest = len(batch) + 1, lengths[batch[0]] if batch else 0
-        is_full = rows * longest > batch_tokens or rows * (longest + prefix) > KEYS * batch_tokens
-        if batch and (is_full or (len(batch) * longest > batch_tokens / 8 and lengths[index] < ALIKE * longest)):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
 def tree_mask(segment_BT: torch.Tensor, dtype: torch.dtype, prefix: int = 0) -> torch.Tensor:
     """(B, 1, T, prefix + T), added to attention scores: 0 where a token sees another, the lowest number elsewhere.
 
@@ -276,22 +255,6 @@ def tree_mask(segment_BT: torch.Tensor, dtype: torch.dtype, prefix: int = 0) -> 
     mask_BTK = torch.zeros(rows, width, prefix + width, dtype=dtype, device=segment_BT.device)
     mask_BTK[..., prefix:].masked_fill_(~sees_BTT, torch.finfo(dtype).min)
     return mask_BTK[:, None]
-
-
-def context_length(model: "PreTrainedModel") -> int:
-    """Tokens that the model can read at once."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED)
-
-
-def full_attention_length(model: "PreTrainedModel") -> int:
-    """Texts of at most so many tokens are seen whole by every layer; 0 where some layers do not attend at all.
-
-    A mask that we pass replaces the model's own, so a row of branches must not need a sliding window.
-    """
-    config = model.config.get_text_config()
-    if set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-        return 0
-    return int(getattr(config, "sliding_window", None) or UNLIMITED)
 
 
 def _is_placed(config: EvaluationConfig) -> bool:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ipt.config import EvaluationConfig, SynthesisConfig
 from ipt.console import console, progress
-from ipt.evaluation.backend import Generation, cut, end_tokens, generated_text
 from ipt.evaluation.encoding import Encoder, Question, Row, check_chat, plain_rows, start_tokens
+from ipt.evaluation.generated import Generation, cut, end_tokens, generated_text
 from ipt.models import load_tokenizer, resolve_model
 from ipt.synthesis.engines import ENGINES, EngineDied
 from ipt.synthesis.engines.keeper import Keeper

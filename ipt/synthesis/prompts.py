@@ -4,7 +4,7 @@ A format (`synthesis.format`) is a class with the methods of `PromptFormat`; wha
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ipt.synthesis.format import END, Parsed, context_text, grammar, pairs_text, parse
@@ -129,22 +129,3 @@ class IptFormat:
         if self._vocabulary.special.intersection(found) or self._vocabulary.decode_continuation(found) != text:
             return None
         return found
-
-
-def _chat_format(vocabulary: Vocabulary, config: "SynthesisConfig") -> PromptFormat:
-    from ipt.synthesis.chat import ChatFormat
-
-    return ChatFormat(vocabulary, config)
-
-
-def _rule_format(vocabulary: Vocabulary | None, config: "SynthesisConfig") -> PromptFormat:
-    from ipt.synthesis.engines.rules import RuleFormat
-
-    return RuleFormat()
-
-
-FORMATS: dict[str, Callable[[Any, "SynthesisConfig"], PromptFormat]] = {
-    "ipt": IptFormat,
-    "chat": _chat_format,
-    RULE_BASED: _rule_format,
-}

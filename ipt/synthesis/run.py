@@ -12,7 +12,8 @@ from ipt.stage import NOTE, is_as_noted, remove_notes
 from ipt.synthesis.card import write_card
 from ipt.synthesis.engines import check_engine
 from ipt.synthesis.long_documents import MODES
-from ipt.synthesis.prompts import FORMATS, RULE_BASED
+from ipt.synthesis.prompt_formats import FORMATS
+from ipt.synthesis.prompts import RULE_BASED
 from ipt.synthesis.quality import statistics
 from ipt.synthesis.session import Figures, Session, start, with_rates
 from ipt.synthesis.shards import Documents, part_path

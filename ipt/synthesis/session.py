@@ -10,7 +10,8 @@ from ipt.config import SynthesisConfig
 from ipt.console import console
 from ipt.synthesis.chains import Piece, run_bounded, run_chain
 from ipt.synthesis.engines import Engine, Generation, PromptRefused, start_engine
-from ipt.synthesis.prompts import FORMATS, RULE_BASED, Prompt, PromptFormat, Vocabulary
+from ipt.synthesis.prompt_formats import FORMATS
+from ipt.synthesis.prompts import RULE_BASED, Prompt, PromptFormat, Vocabulary
 from ipt.synthesis.shards import Documents, Shard, plan_shard
 
 Figures = dict[str, Any]

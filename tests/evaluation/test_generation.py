@@ -8,7 +8,7 @@ from evaluation_cases import make_scorer
 
 from ipt.config import EvaluationConfig
 from ipt.evaluation import generation
-from ipt.evaluation.backend import Generation
+from ipt.evaluation.generated import Generation
 from ipt.evaluation.generation import counts, metrics, read, score
 from ipt.evaluation.results import load_results
 from ipt.evaluation.run import evaluate

@@ -12,7 +12,7 @@ import torch
 from evaluation_cases import opinionated
 from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
-from ipt.evaluation.backend import Generation, cut
+from ipt.evaluation.generated import Generation, cut
 from ipt.evaluation.greedy import SHARED, Greedy
 
 STOP = ["\n"]

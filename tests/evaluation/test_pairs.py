@@ -14,8 +14,8 @@ from sacrebleu.metrics import CHRF
 
 from ipt.config import EvaluationConfig, SynthesisConfig
 from ipt.evaluation import pairs
-from ipt.evaluation.backend import Generation
 from ipt.evaluation.encoding import Encoder
+from ipt.evaluation.generated import Generation
 from ipt.evaluation.pairs import Item, Shot, Writer, best_matching, counts, metrics, read, score, similarity
 from ipt.evaluation.results import compare, groups_of, load_results
 from ipt.evaluation.run import evaluate

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ipt.config import EvaluationConfig
-from ipt.evaluation import choice, perplexity, scorer
+from ipt.evaluation import batching, choice, perplexity, scorer
 from ipt.evaluation.encoding import plain_rows, tree_row
 from ipt.evaluation.task import load_tasks
 from ipt.models import load_model
@@ -136,7 +136,7 @@ def test_plain_rows_have_no_branches(scorer, questions):
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
 def test_batches_hold_each_row_once_within_the_limit(lengths, batch_tokens):
-    found = list(scorer.batches(lengths, batch_tokens))
+    found = list(batching.batches(lengths, batch_tokens))
     assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
     for batch in found:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= batch_tokens
@@ -192,9 +192,9 @@ def test_questions_behind_a_sliding_window_share_nothing(tokenizer, few_shot):
 
 
 def test_keys_behind_a_prefix_are_bounded():
-    whole = list(scorer.batches([2] * 100, 100, prefix=0))
-    behind = list(scorer.batches([2] * 100, 100, prefix=198))
-    assert {len(batch) for batch in whole} == {50} and {len(batch) for batch in behind} == {scorer.KEYS * 100 // 200, 100 % 8}
+    whole = list(batching.batches([2] * 100, 100, prefix=0))
+    behind = list(batching.batches([2] * 100, 100, prefix=198))
+    assert {len(batch) for batch in whole} == {50} and {len(batch) for batch in behind} == {batching.KEYS * 100 // 200, 100 % 8}
 
 
 def test_tree_mask_behind_a_prefix():

@@ -16,7 +16,7 @@ from synthesis_cases import write_documents
 from ipt.config import SynthesisConfig
 from ipt.models import resolve_model
 from ipt.stage import read_parts
-from ipt.synthesis import prompts
+from ipt.synthesis import prompt_formats
 from ipt.synthesis.engines import EngineDied, PromptRefused, start_engine
 from ipt.synthesis.engines.vllm import CPU_BLOCK_SIZE
 from ipt.synthesis.format import Pair, Parsed
@@ -48,7 +48,7 @@ class AnythingGoes(IptFormat):
 
 
 def test_chains_on_the_real_engine(tmp_path, monkeypatch, vocabulary):
-    monkeypatch.setitem(prompts.FORMATS, "anything", AnythingGoes)
+    monkeypatch.setitem(prompt_formats.FORMATS, "anything", AnythingGoes)
     config = replace(CONFIG, format="anything", max_pairs=2, replicas=2)  # chains stay with their engine, and so with its cache
     texts = [f"The {organ} is an organ. " * 12 for organ in ORGANS]
     documents, environment = write_documents(tmp_path / "documents", texts), dict(os.environ)
