@@ -12,6 +12,7 @@ from ipt.synthesis.format import context_text
 from ipt.synthesis.session import start
 
 CONFIG = SynthesisConfig(model="embedded:tiny-synthesizer", engine="transformers", max_model_len=512, max_new_tokens=60)
+SLOW = SynthesisConfig(**{**vars(CONFIG), "model": "embedded:tiny", "max_new_tokens": 400})  # it does not stop before it must
 TEXT = "A tide pool stays filled with sea water when the tide goes out."
 
 
@@ -38,16 +39,16 @@ async def unwatched(config):
     return generation
 
 
-@pytest.mark.parametrize("model", ["embedded:tiny-synthesizer", "embedded:tiny"])
-def test_an_output_is_seen_to_grow_and_is_that_of_synthesis(model):
-    config = SynthesisConfig(**{**vars(CONFIG), "model": model})
+@pytest.mark.parametrize("config", [CONFIG, SLOW], ids=["ends", "slow"])
+def test_an_output_is_seen_to_grow_and_is_that_of_synthesis(config, monkeypatch):
+    monkeypatch.setattr("ipt.playground.synthesizer.PAUSE", 0.01)
     synthesizer = Synthesizer(config, 0)
     outputs, writing = last(synthesizer.write([], TEXT, Event()))
     synthesizer.close()
     (round,) = writing.written()
     assert round.generation == asyncio.run(unwatched(config)) and writing.ended
     assert all(longer.startswith(shorter) for shorter, longer in pairwise(outputs))
-    if model == "embedded:tiny":  # the other is done in the twinkling of an eye
+    if config is SLOW:  # the other is done in the twinkling of an eye
         assert any(output and output != outputs[-1] for output in outputs), "nothing was seen on the way"
 
 
@@ -68,8 +69,9 @@ def test_a_long_text_is_cut_as_synthesis_cuts_it(synthesizer):
     assert len(after.written()) == 1 and after.written()[0].piece.text == TEXT
 
 
-def test_stopping_keeps_what_was_written():
-    slow = Synthesizer(SynthesisConfig(**{**vars(CONFIG), "model": "embedded:tiny", "max_new_tokens": 400}), 0)
+def test_stopping_keeps_what_was_written(monkeypatch):
+    monkeypatch.setattr("ipt.playground.synthesizer.PAUSE", 0.01)
+    slow = Synthesizer(SLOW, 0)
     stopped = Event()
     for writing in slow.write([], TEXT, stopped):
         if writing.written():
