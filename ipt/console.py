@@ -1,5 +1,6 @@
 """What a person sees while a command runs: one console and one style of progress bar."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +9,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-console = Console(stderr=True)
+WIDE = 160  # columns where there is no terminal, so that tables in a job's log do not fold
+
+
+def make_console(stderr: bool = False) -> Console:
+    """A console as wide as its terminal; without one as wide as COLUMNS says, or WIDE."""
+    made = Console(stderr=stderr)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = WIDE
+    return made
+
+
+console = make_console(stderr=True)
 
 
 class Bar:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from ipt.console import make_console
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -77,13 +77,13 @@ def _add_pairs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _tasks(options: argparse.Namespace) -> None:
     from ipt.evaluation.preview import list_tasks
 
-    list_tasks(options.names, options.data_dir, Console())
+    list_tasks(options.names, options.data_dir, make_console())
 
 
 def _show(options: argparse.Namespace) -> None:
     from ipt.evaluation.preview import show_task
 
-    show_task(options.task, options.number, options.data_dir, options.corpus, Console())
+    show_task(options.task, options.number, options.data_dir, options.corpus, make_console())
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -144,7 +144,7 @@ def _print(found: Any, table: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        Console().print(table)
+        make_console().print(table)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ipt.console import make_console
 from ipt.stage import MANIFEST, STARTED
 
 METRICS, RESULTS, SWEEP = "metrics.jsonl", "results.json", "sweep.json"
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = parser.parse_args(arguments).folder
     if not folder.is_dir():
         sys.exit(f"error: {folder} is no folder: name the one that runs are written to")
-    Console().print(_table(folder, list_runs(folder)))
+    make_console().print(_table(folder, list_runs(folder)))
 
 
 def list_runs(folder: Path) -> list[Entry]:

@@ -67,4 +67,4 @@ def job_environment(environment: Mapping[str, str], gpus: list[str], side_by_sid
         result["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if side_by_side > 1:
         result.setdefault("OMP_NUM_THREADS", str(max(1, worker_count(None) // side_by_side)))
-    return {"COLUMNS": "160", "PYTHONUNBUFFERED": "1", **result}
+    return {"PYTHONUNBUFFERED": "1", **result}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ipt.console import make_console
 from ipt.stage import MANIFEST, STATS, changed_outputs, has_seal, read_json
 
 SHOWN = 10  # broken files of a folder that are named
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         checked = [found for folder in options.folders for found in verify(folder)]
     except FileNotFoundError as error:
         sys.exit(f"error: {error}")
-    Console().print(_table(checked))
+    make_console().print(_table(checked))
     sys.exit(0 if all(found.whole for found in checked) else 1)
 
 

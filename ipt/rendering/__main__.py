@@ -6,9 +6,9 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
 from ipt.config import compose_config
+from ipt.console import make_console
 from ipt.rendering.preview import preview
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     try:
         config = compose_config("synthesize", arguments.settings)
-        preview(arguments.file, config.rendering, config.seed, arguments.number, Console())
+        preview(arguments.file, config.rendering, config.seed, arguments.number, make_console())
     except (ValueError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {str(error).splitlines()[0]}")
 
