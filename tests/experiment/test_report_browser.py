@@ -157,6 +157,22 @@ def test_only_tables_and_figures_scroll_sideways(open_page, width):
     assert all(region.get_attribute("tabindex") == "0" for region in wide) and (wide or width > 390)
 
 
+def test_on_a_laptop_five_models_with_seeds_and_what_their_differences_say_need_no_scrolling(browser, tmp_path):
+    arms = [Arm("start", None, evaluation(tmp_path / "start", 0.25, 3.0))]
+    for name, right in {"vanilla": 0.3, "vanilla_repeated": 0.5, "instruct": 0.9, "detached": 0.3}.items():
+        for seed in (0, 1, 2):
+            folder = tmp_path / f"{name}-{seed}"
+            arms.append(Arm(name, training(folder, {"raw": 1}), evaluation(folder, right + 0.025 * seed, 3.0), seed))
+    write_report(tmp_path, title="Five models", config_yaml="", arms=arms, pairs=None, texts=None, stages=[], quality={}, facts={})
+    page = browser.new_page(viewport={"width": 1280, "height": 844})
+    page.goto((tmp_path / "report.html").as_uri())
+    for label in ("Main measures", "All scores"):
+        assert {"▲ better", "○ not shown"} <= set(cells(page, label, 10))
+        region = page.locator(f"[aria-label='{label}']")
+        assert region.evaluate("region => region.scrollWidth") == region.evaluate("region => region.clientWidth")
+    page.close()
+
+
 def test_a_screen_reader_finds_its_way(open_page):
     page = open_page()
     snapshot = page.locator("body").aria_snapshot()
