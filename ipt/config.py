@@ -78,7 +78,8 @@ class SynthesisConfig:
     min_p: float = 0.0  # where temperature is above 0: no token below this share of the likeliest one's probability
     max_pairs: int | None = None  # format=ipt: a grammar holds each output to the format and to so many pairs; null: no grammar
     stop_at_repetition: bool = True  # end a generation as soon as it asks a question again that it has asked before
-    long_documents: str = "split"  # split | truncate | skip a document that cannot fit the context window
+    max_document_tokens: int | None = None  # of one document; null: as many as the context window has room for
+    long_documents: str = "split"  # split | truncate | skip a document with more tokens than that
     shard_size: int = 512  # documents in one shard; a finished shard is never redone
     max_live_chains: int = 64  # chains that generate at the same time, for each engine
     max_num_batched_tokens: int = 8192  # vLLM: tokens in one engine step

@@ -1,6 +1,7 @@
 """The synthesis stage: documents in, instruction-response pairs out, shard by shard."""
 
 import asyncio
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -51,7 +52,19 @@ def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int
     remove_notes(pairs)
     stats = statistics(pairs, max_new_tokens=config.max_new_tokens, parameters=_parameters(config))
     write_card(output, stats, synthesis_settings(config), seed)
+    _say_if_alone(config, stats["joined"], stats["rows"])
     return {**stats, "session": session}
+
+
+def _say_if_alone(config: SynthesisConfig, joined: int, rows: int) -> None:
+    """A line where several shots were asked for and most later ones saw none before them."""
+    later = rows - math.ceil(rows / config.shots)
+    if config.format != RULE_BASED and 2 * joined < later:
+        said = (
+            f"synthesis.shots={config.shots}: {joined} of {later} later shots continue those before them; where these had pairs, "
+            f"not all of it fits synthesis.max_model_len={config.max_model_len}: raise it, or lower synthesis.max_document_tokens"
+        )
+        console.print(said, style="yellow", markup=False)
 
 
 def _remove_torn(pairs: Path) -> None:
@@ -91,6 +104,8 @@ def check_synthesis(config: SynthesisConfig) -> None:
         raise ValueError(f"synthesis.timeout={config.timeout}: must be more than 0")
     if config.workers is not None and config.workers < 1:
         raise ValueError(f"synthesis.workers={config.workers}: must be at least 1, or null for what the cluster has room for")
+    if config.max_document_tokens is not None and config.max_document_tokens < 1:
+        raise ValueError(f"synthesis.max_document_tokens={config.max_document_tokens}: must be at least 1, or null for what fits")
     if config.max_pairs is not None and config.max_pairs < 1:
         raise ValueError(f"synthesis.max_pairs={config.max_pairs}: must be at least 1, or null for no grammar")
     if config.max_pairs is not None and config.format == "chat":

@@ -88,11 +88,13 @@ def part_path(folder: Path, index: int) -> Path:
 
 
 def plan_shard(documents: list[dict[str, Any]], config: SynthesisConfig, prompt_format: PromptFormat) -> Plan:
-    """Fit each document to the context window and deal the pieces to chains; every document is in a chain or in `dropped`."""
+    """Fit each document to its limit and deal the pieces to chains; every document is in a chain or in `dropped`."""
     pieces: list[Piece] = []
     dropped: Counter[str] = Counter()
     long_documents: Counter[str] = Counter()
     limit = config.max_model_len - config.max_new_tokens
+    if config.max_document_tokens is not None:
+        limit = min(limit, config.max_document_tokens + len(prompt_format.begin("").ids))
     for index, document in enumerate(documents):
         if not document["text"].strip():
             dropped["empty"] += 1

@@ -96,6 +96,25 @@ def test_every_document_is_accounted_for(oracle, tmp_path, mode, dropped, long):
         assert not pieces
 
 
+def test_a_bound_on_documents_leaves_the_window_room_for_the_shots_before(oracle, tmp_path, capsys, vocabulary):
+    def continued(**changes):
+        config = replace(CONFIG, **changes)
+        stats = synthesize(config, write_documents(tmp_path / "documents", [sentence * 100] * 4), tmp_path / str(changes), 0)
+        said = "".join(capsys.readouterr().err.split("\n"))
+        assert all(row["prompt_tokens"] + config.max_new_tokens <= config.max_model_len for row in rows_of(tmp_path / str(changes)))
+        return stats, [len(vocabulary.encode(row["text"])) for row in rows_of(tmp_path / str(changes))], said
+
+    sentence = "Thing 21 has many sentences. "
+    alone, lengths, said = continued()
+    assert alone["joined"] == 0 and max(lengths) > 250
+    assert f"synthesis.shots=3: 0 of {alone['rows'] * 2 // 3} later shots continue those before them" in said
+    assert "not all of it fits synthesis.max_model_len=400" in said
+    bounded, lengths, said = continued(max_document_tokens=40)
+    assert bounded["joined"] > bounded["rows"] / 3 and "later shots" not in said
+    assert 30 < max(lengths) <= 42  # its first and last space are tokens here, and none in a prompt
+    assert continued(max_document_tokens=10_000)[0]["rows"] == alone["rows"]
+
+
 def test_a_finished_run_starts_no_engine_and_a_missing_shard_is_the_only_one_redone(oracle, tmp_path):
     documents, output = write_documents(tmp_path / "documents", TEXTS), tmp_path / "out"
     first = synthesize(CONFIG, documents, output, 0)
@@ -191,6 +210,7 @@ def test_plain_transformers_on_a_tiny_model(tmp_path):
     ({"long_documents": "cut"}, "synthesis.long_documents=cut: must be one of split, truncate, skip"),
     ({"dtype": "fp4"}, "synthesis.dtype=fp4: must be one of auto"),
     ({"shots": 0}, "synthesis.shots=0: must be at least 1"),
+    ({"max_document_tokens": 0}, "synthesis.max_document_tokens=0: must be at least 1, or null for what fits"),
     ({"max_new_tokens": 400}, "synthesis.max_new_tokens=400: must be less than synthesis.max_model_len=400"),
     ({"min_p": 0.1}, "synthesis.min_p=0.1: must be from 0 to 1, and needs synthesis.temperature above 0"),
     ({"max_pairs": 0}, "synthesis.max_pairs=0: must be at least 1, or null for no grammar"),
