@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ipt.config import Config, conf_dir, to_config
+from ipt.errors import UserError
 from ipt.experiment.job import obey_launcher
 
 # Ours to read, theirs to ignore: set before any library that would ask the network or print at import.
@@ -54,6 +55,8 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
         main()
         if failures:
             raise failures[0]
+    except UserError as error:
+        _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error))
     except OSError as error:
