@@ -19,6 +19,7 @@ from ipt.evaluation.prefixes import shared_prefixes
 from ipt.evaluation.ranks import gathered, place
 from ipt.models import load_model, load_tokenizer
 from ipt.training.build import base_model
+from ipt.training.objective import logit_transform
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -192,11 +193,17 @@ class Scorer:
         chunk = max(1, LOGITS // self.vocabulary)
         for start in range(0, len(read_U), chunk):
             outputs = outputs_NX[read_U[start : start + chunk]]
-            logits_CV = (outputs if self.projects_itself else self.inner.get_output_embeddings()(outputs)).float()
+            logits_CV = outputs.float() if self.projects_itself else self._project(outputs)
             here = ((unique_R >= start) & (unique_R < start + chunk)).nonzero().squeeze(1)
             place = unique_R[here] - start
             result_R[here] = logits_CV[place, target_R[here]] - logits_CV.logsumexp(-1)[place]
         return result_R
+
+    def _project(self, outputs_CX: torch.Tensor) -> torch.Tensor:
+        """The logits that the model itself makes of outputs of its decoder, in fp32."""
+        logits_CV = self.inner.get_output_embeddings()(outputs_CX).float()
+        logit_transform(self.inner.config).apply_(logits_CV)
+        return logits_CV
 
     def _probe(self) -> None:
         """Leave out a short cut that changes what the model says, or that it cannot take at all."""

@@ -39,7 +39,7 @@ class PackedSequences:
         For attention without a mask, over the flattened batch: `cu_seq_lens` int32 [pieces + 1], where each piece begins, and the
         last one's end; `document_sizes`, their lengths as a list that stays on the host; `max_length`, the longest.
         """
-        return _unpacked(*self.fields(indices))
+        return unpacked(*self.fields(indices))
 
     def fields(self, indices: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
         """The four tensors of `batch` as one, [4, B, T], and the sizes of the pieces: what costs least to pass between processes."""
@@ -141,7 +141,7 @@ class PackedLoader:
         )
         for fields, sizes, targets in loader:
             self._taken += self._at_once
-            yield {**_unpacked(fields, sizes), "step_targets": targets}
+            yield {**unpacked(fields, sizes), "step_targets": targets}
         self._taken = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -151,7 +151,8 @@ class PackedLoader:
         self._taken = state["taken"]
 
 
-def _unpacked(fields: torch.Tensor, sizes: list[int]) -> dict[str, Any]:
+def unpacked(fields: torch.Tensor, sizes: list[int]) -> dict[str, Any]:
+    """The batch of `PackedSequences.batch` from its four tensors as one, [4, B, T], and the lengths of the documents."""
     bounds = torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32))
     return {**dict(zip(FIELDS, fields, strict=True)), "cu_seq_lens": bounds, "document_sizes": sizes, "max_length": max(sizes)}
 

@@ -1,16 +1,20 @@
 """Attention over packed documents: each document attends to itself alone.
 
-Which implementation runs is resolved once, at the start, by `resolve_attention`; one that cannot be had is an error and never replaced
-by another. All of them are told where documents begin (`ipt.mixture.batches`), but for transformers' sdpa, which finds it out from the
-positions and is the oracle of the tests:
+`candidates` lists the implementations that this machine can run; `ipt.training.probe` takes the first
+that is right for the model. An implementation that was requested by name and is not available raises an
+error. Most implementations take the bounds of the documents from the batch (`ipt.mixture.batches`); sdpa
+and eager, which transformers provides, derive a block mask from the positions:
 
-- `packed`: torch's causal attention document by document, which needs no mask and on a CPU costs the sum of squares of the documents'
-  lengths instead of the square of the sequence's.
-- `varlen`: torch's own kernel for sequences of various lengths, `torch.nn.attention.varlen`; nothing to install.
+- `packed`: torch's causal attention document by document, without a mask. On a CPU it costs the sum of
+  squares of the document lengths instead of the square of the sequence length. Also computes soft-caps and
+  attention sinks.
+- `varlen`: torch's own kernel for sequences of different lengths, `torch.nn.attention.varlen`; needs no package.
 - `flash_attention_2|3|4`: the flash-attn packages, through transformers.
+- `sdpa`, `eager`: the implementations of transformers.
 """
 
 import importlib.util
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -19,8 +23,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ipt.config import TrainerConfig
+from ipt.errors import UserError
 
 PACKED, VARLEN = "ipt_packed", "ipt_varlen"  # as transformers knows them
+RECORDED = "ipt_packed_recorded"  # packed attention that notes the features a model uses
 FASTEST = ("flash_attention_3", "flash_attention_4", "varlen")  # what `auto` looks for on a GPU, in this order
 
 
@@ -34,6 +40,16 @@ class FlashPackage(NamedTuple):
     source: str
 
 
+# Features of a model's attention, by the option of transformers' attention interface, and the kernels that
+# compute them. flash-attn 2 and 3 ignore `s_aux`, 3 and 4 ignore `dropout`, sdpa ignores all but dropout.
+FEATURES = {"softcap": "soft-capped scores", "s_aux": "attention sinks", "dropout": "attention dropout"}
+COMPUTED_BY = {
+    "softcap": ("packed", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4"),
+    "s_aux": ("packed", "eager", "flash_attention_4"),
+    "dropout": ("packed", "sdpa", "eager", "flash_attention_2"),
+}
+_recorded: set[str] = set()
+
 FLASH = {
     "flash_attention_2": FlashPackage("flash_attn", "flash-attn", 8, None, "pip install flash-attn --no-build-isolation"),
     "flash_attention_3": FlashPackage(
@@ -43,16 +59,23 @@ FLASH = {
 }
 
 
-def resolve_attention(trainer: TrainerConfig) -> str:
-    """What `trainer.attention` comes to on this machine: a name of the config's other than `auto`.
+def candidates(trainer: TrainerConfig, features: Collection[str] = ()) -> list[str]:
+    """Names of `trainer.attention` that can run here for a model with `features`, the preferred one first.
 
-    Raises ValueError, saying what is missing and how to get it, for one that this machine, its packages or the precision do not allow.
+    Without `auto` that is the name itself. Raises UserError, saying what is missing and how to get it, for
+    a name that this machine, its packages, the precision or the model rules out.
     """
     if trainer.attention != "auto":
-        if missing := _missing(trainer.attention, trainer):
-            raise ValueError(f"trainer.attention={trainer.attention}: {missing}")
-        return trainer.attention
-    return next(name for name in (*FASTEST, "packed", "sdpa") if not _missing(name, trainer))
+        if missing := _missing(trainer.attention, trainer) or _not_computed(trainer.attention, features):
+            raise UserError(f"trainer.attention={trainer.attention}: {missing}")
+        return [trainer.attention]
+    names = (*FASTEST, "packed", "sdpa", "eager")
+    return [name for name in names if not (_missing(name, trainer) or _not_computed(name, features))]
+
+
+def resolve_attention(trainer: TrainerConfig) -> str:
+    """The first of `candidates`, whatever the model."""
+    return candidates(trainer)[0]
 
 
 def implementation(name: str) -> str:
@@ -61,17 +84,18 @@ def implementation(name: str) -> str:
 
     AttentionInterface.register(PACKED, packed_attention)
     AttentionInterface.register(VARLEN, varlen_attention)
+    AttentionInterface.register(RECORDED, _recorded_attention)
     return {"packed": PACKED, "varlen": VARLEN}.get(name, name)
 
 
 def takes_bounds(implementation: str) -> bool:
     """Whether an implementation is told where documents begin, instead of finding it out from the positions."""
-    return implementation in (PACKED, VARLEN) or "flash" in implementation
+    return implementation in (PACKED, VARLEN, RECORDED) or "flash" in implementation
 
 
 def bounds(batch: dict[str, Any], implementation: str) -> dict[str, Any]:
     """The keyword arguments that tell it: of a batch as ipt.mixture.batches makes it, flattened to one row."""
-    if implementation == PACKED:
+    if implementation in (PACKED, RECORDED):
         return {"document_sizes": batch["document_sizes"]}  # only here: to a compiled block each new list is a new program
     return {
         **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), batch["cu_seq_lens"]),
@@ -84,27 +108,51 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention function for transformers: query [1, heads, T, head_dim], output [1, T, heads, head_dim].
 
-    `options["document_sizes"]` are the lengths of the documents as a list, so that no device is asked for them; without it the
-    sequence is one document.
+    `options["document_sizes"]` are the lengths of the documents as a list, which avoids a host-device sync;
+    without it the sequence is one document. Computes `sliding_window`, `softcap` (a bound on the scores) and
+    `s_aux`, attention sinks [heads]: a score a head that takes part in the softmax and has no value.
     """
-    _refuse_what_is_not_done("packed", options)
     sizes = options.get("document_sizes") or [query.shape[2]]
-    window = options.get("sliding_window")
-    outputs = []
-    for q, k, v in zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True):
-        mask = _window_mask(q.shape[2], window, q.device) if window and q.shape[2] > window else None
-        output = scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=options.get("scaling"),
-            dropout_p=options.get("dropout", 0.0),
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        outputs.append(output)
+    is_plain = options.get("softcap") is None and options.get("s_aux") is None
+    attend = _attend if is_plain else _attend_by_scores
+    documents = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    outputs = [attend(*document, options) for document in documents]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+    """Causal attention of one document by torch's kernel."""
+    length, window = query.shape[2], options.get("sliding_window")
+    mask = _window_mask(length, window, query.device) if window and length > window else None
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=options.get("scaling"),
+        dropout_p=options.get("dropout", 0.0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _attend_by_scores(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+    """Causal attention of one document with soft-capped scores or sinks, softmax in fp32."""
+    length, heads = query.shape[2], query.shape[1]
+    key, value = (part.repeat_interleave(heads // part.shape[1], 1) for part in (key, value))
+    scaling = options.get("scaling")
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap := options.get("softcap"):
+        scores = softcap * torch.tanh(scores / softcap)
+    seen = _window_mask(length, options.get("sliding_window") or length, query.device)
+    scores = scores.masked_fill(~seen, -torch.inf).float()
+    sinks = options.get("s_aux")
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float().view(1, heads, 1, 1).expand(-1, -1, length, 1)], -1)
+    weights = scores.softmax(-1)[..., :length].to(value.dtype)
+    return torch.dropout(weights, options.get("dropout", 0.0), train=True) @ value  # 0 in evaluation mode
 
 
 def varlen_attention(
@@ -113,9 +161,10 @@ def varlen_attention(
     """As `packed_attention`, in one kernel: documents by `cu_seq_lens_q` int32 [documents + 1], the longest by `max_length_q`."""
     from torch.nn.attention.varlen import varlen_attn
 
-    _refuse_what_is_not_done("varlen", options)
-    if options.get("dropout"):
-        raise ValueError("trainer.attention=varlen: torch's kernel has no dropout, and this model has an attention_dropout; use packed")
+    for feature in FEATURES:
+        option = options.get(feature)
+        if option is not None and not (feature == "dropout" and option == 0):
+            raise UserError(f"trainer.attention=varlen: {_not_computed('varlen', [feature])}")
     starts, longest = options["cu_seq_lens_q"], options["max_length_q"]
     window = options.get("sliding_window")
     query_THD, key_THD, value_THD = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
@@ -134,11 +183,26 @@ def varlen_attention(
     return output_THD[None], None
 
 
-def _refuse_what_is_not_done(name: str, options: dict[str, Any]) -> None:
-    """Options of models that these functions would leave out without a word: soft-capped scores, learned sinks."""
-    for option in ("softcap", "s_aux"):
-        if options.get(option) is not None:
-            raise ValueError(f"trainer.attention={name}: this model's attention has {option}, which it cannot do; use flash_attention_2")
+def record_features() -> set[str]:
+    """The set to which the implementation RECORDED adds the names of FEATURES that a model uses, emptied."""
+    _recorded.clear()
+    return _recorded
+
+
+def _recorded_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    used = {name for name in FEATURES if options.get(name) is not None}
+    _recorded.update(used - {"dropout"})
+    return packed_attention(module, query, key, value, attention_mask, **options)
+
+
+def _not_computed(name: str, features: Collection[str]) -> str | None:
+    """Why `name` is wrong for a model with `features`, and what computes them; None if nothing is."""
+    for feature in features:
+        if name not in COMPUTED_BY[feature]:
+            return f"{name} ignores the {FEATURES[feature]} of this model; use {', '.join(COMPUTED_BY[feature])}"
+    return None
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
@@ -148,7 +212,7 @@ def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 def _missing(name: str, trainer: TrainerConfig) -> str | None:
     """What keeps `name` from running here, and how to get it; None if nothing does."""
-    if name == "sdpa":
+    if name in ("sdpa", "eager"):
         return None
     if name == "packed":
         return "compiled blocks would be compiled anew for each batch, use sdpa, or varlen on a GPU" if trainer.compile else None

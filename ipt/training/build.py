@@ -20,9 +20,7 @@ def build_model(config: Config, attention: str | None = None) -> Any:
     """
     chosen = implementation(attention or resolve_attention(config.trainer))
     if config.architecture:
-        from transformers import AutoConfig
-
-        model = _from_config(AutoConfig.for_model(**config.architecture), config, chosen)
+        model = _from_config(architecture_of(config), config, chosen)
     else:
         _check_kernel(load_config(config), chosen)
         quantized = {"quantization_config": _quantization(config)} if config.lora.quantize else {}
@@ -57,6 +55,15 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
 def base_model(model: Any) -> Any:
     """The Hugging Face model inside the LoRA layers, if it has any."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def architecture_of(config: Config) -> Any:
+    """The transformers config of the model that a run trains; fetches that of a hub's model."""
+    if not config.architecture:
+        return load_config(config)
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**config.architecture)
 
 
 def load_config(config: Config) -> Any:

@@ -4,7 +4,7 @@ import os
 
 from ipt.config import Config, TrainerConfig
 
-ATTENTION = ("auto", "packed", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+ATTENTION = ("auto", "packed", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 BEFORE = {  # values that once were choices
     ("trainer.activation_checkpointing", "true"): "; true used to mean full",
     ("trainer.activation_checkpointing", "false"): "; false used to mean none",

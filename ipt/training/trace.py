@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ipt.training.loss import chunked_cross_entropy
+from ipt.training.objective import logit_transform
 
 FUSED, BY_DOCUMENT, MASKED = "ipt_traced", "ipt_traced_by_document", "ipt_traced_masked"
 
@@ -68,7 +69,15 @@ def trace_step(model: Any, rows: int, seq_len: int, dtype: torch.dtype, loss_chu
         activations = live.now
         live.peak = live.now
         labels = ids.flatten()
-        loss, _ = chunked_cross_entropy(hidden[labels], base.get_output_embeddings().weight, labels, 1.0, loss_chunk)
+        projection = base.get_output_embeddings()
+        loss, _ = chunked_cross_entropy(
+            hidden[labels],
+            projection.weight,
+            labels,
+            chunk=loss_chunk,
+            bias_V=getattr(projection, "bias", None),
+            transform=logit_transform(base.config),
+        )
         del hidden
         during_loss = live.peak - activations
         live.peak = live.now

@@ -1,0 +1,310 @@
+"""Checks that a model is trained on its own objective, and that packed documents do not attend to each other.
+
+Transformers lets a model be run in many ways, some of which give wrong numbers without an error: attention
+that ignores a soft-cap, state that flows from one packed document into the next, logits that are scaled
+after the projection. `check_model` compares, before any data are made, a small random copy of the model in
+three ways: each document alone by the model's own forward pass and loss (the reference), a document alone
+by our loss, and packed documents by our loss. `check_weights` compares once more on the real weights before
+the first step.
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.functional import cross_entropy
+
+from ipt.config import Config, TrainerConfig
+from ipt.errors import UserError
+from ipt.mixture.batches import IGNORE, unpacked
+from ipt.training.attention import RECORDED, candidates, implementation, record_features
+from ipt.training.build import architecture_of, base_model
+from ipt.training.objective import CausalLMLoss
+from ipt.training.small_copy import random_model, small_copies
+
+log = logging.getLogger(__name__)
+
+LENGTHS = (29, 18)  # tokens of the two documents of a packed sequence
+PREFIX = 12  # tokens of a document whose losses must not depend on the tokens that follow
+TOLERANCE = 2e-3  # nats a token in fp32; a feature that is ignored moves losses by more (test_probe.py)
+REAL_TOLERANCE = {"fp32": 5e-3, "bf16": 1e-1}  # nats a token, mean of a document, by trainer.precision
+ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
+LEAKS = "packed documents influence each other"
+CHUNK = 16  # targets of a chunk of the loss, so that the copies have several
+
+
+class Reference(NamedTuple):
+    """A small copy of a model in eager attention, and the losses of documents alone."""
+
+    architecture: Any
+    weights: dict[str, Tensor]
+    documents: list[Tensor]  # token ids
+    losses: list[Tensor]  # [length - 1], of the model's own logits
+    own_loss: float  # of the first document by `labels=`, load balancing included
+    problem: str | None  # of the model itself, whatever the attention
+    features: tuple[str, ...]  # of ipt.training.attention.FEATURES
+
+
+def check_model(config: Config) -> str:
+    """The attention implementation of the run: `trainer.attention`, or with `auto` the fastest that is right.
+
+    Raises UserError that says what differs and what works, for a model that would be trained on another
+    objective than its own or whose packed documents influence each other.
+    """
+    architecture = architecture_of(config)
+    reference = _reference_of(architecture)
+    if reference is None:
+        log.warning("%s: no small copy can be made to check the model before training", architecture.model_type)
+        return candidates(config.trainer)[0]
+    names = candidates(config.trainer, reference.features)
+    problems: dict[str, str] = {}
+    for name in names:
+        problem = _problem(reference, name, config.mixture.document_mask)
+        if problem is None:
+            return name
+        problems[name] = problem
+    first = names[0]
+    raise UserError(
+        f"{_name(config)} (model type {architecture.model_type}), trainer.attention={first}: {problems[first]}; "
+        f"{_what_works(reference, config.trainer)}"
+    )
+
+
+def plain_attention(architecture: Any) -> str:
+    """The attention of transformers that is right for documents alone: sdpa, or eager where sdpa ignores a feature."""
+    reference = _reference_of(architecture)
+    if reference is None:
+        return "eager"
+    try:
+        model = _small_model(reference, "sdpa")
+    except ValueError:  # the class has no sdpa
+        return "eager"
+    found = _losses_alone(model, reference.documents)
+    return "sdpa" if _distance(found, reference.losses) <= TOLERANCE else "eager"
+
+
+def check_weights(module: CausalLMLoss, config: Config) -> None:
+    """Compare packed documents with documents alone, and our loss with the model's own, on the weights of a run.
+
+    Three forward passes of at most fifty tokens. Every rank of a sharded model must call it. Raises UserError.
+    """
+    base = base_model(module.model)
+    device = base.get_input_embeddings().weight.device
+    documents = [document.to(device) for document in _documents(base.config)]
+    targets = [len(document) - 1 for document in documents]
+    with _evaluating(module):
+        _, losses = module(_batch([documents]), 1.0, config.mixture.document_mask)
+        packed = [part.mean().item() for part in losses.split(targets)]
+        alone = []
+        for document in documents:
+            own_loss, aux_loss = module.own_loss(_batch([[document]]))
+            if module.load_balancing is not None:
+                own_loss = own_loss - module.load_balancing.coefficient * aux_loss
+            alone.append(own_loss.item())
+    checked = len(documents) if config.mixture.document_mask else 1  # without the mask the second sees the first
+    difference = max(abs(ours - own) for ours, own in zip(packed[:checked], alone[:checked], strict=True))
+    limit = REAL_TOLERANCE[config.trainer.precision] * max(1.0, *alone)
+    if not difference <= limit:
+        raise UserError(
+            f"{_name(config)} (model type {base.config.model_type}): on its weights the loss of packed documents differs "
+            f"by {difference:.3f} nats a token from the model's own loss of each document; use another trainer.attention"
+        )
+
+
+# Reference -----------------------------------------------------------------------------------------------------------
+
+
+def _reference_of(architecture: Any) -> Reference | None:
+    return _reference(type(architecture), json.dumps(architecture.to_dict(), sort_keys=True, default=str))
+
+
+@functools.lru_cache(maxsize=8)
+def _reference(kind: type, settings: str) -> Reference | None:
+    """The reference of a config, or None if no small copy of it runs. Cached by what the config says."""
+    architecture = kind.from_dict(json.loads(settings))  # type: ignore[attr-defined]
+    for small in small_copies(architecture):
+        try:
+            return _measure(small, architecture)
+        except Exception as error:  # whatever a class raises for sizes that it does not take
+            log.debug("a small copy of %s does not run: %s", architecture.model_type, error)
+    return None
+
+
+@torch.no_grad()
+def _measure(small: Any, architecture: Any) -> Reference:
+    model = random_model(small, "eager")
+    documents = _documents(small)
+    losses = _losses_alone(model, documents)
+    ids = documents[0][None]
+    own_loss = model(input_ids=ids, labels=ids, use_cache=False).loss.item()
+    prefix = _losses_alone(model, [documents[0][:PREFIX]])
+    problem = None
+    if _distance(prefix, [losses[0][: PREFIX - 1]]) > TOLERANCE:
+        problem = "the model reads the tokens that it is to predict, so it is no causal language model"
+    reference = Reference(small, model.state_dict(), documents, losses, own_loss, problem, ())
+    return reference._replace(features=_features(reference, architecture))
+
+
+def _features(reference: Reference, architecture: Any) -> tuple[str, ...]:
+    """The names of ipt.training.attention.FEATURES that the model passes to an attention function."""
+    recorded = record_features()
+    try:
+        _our_losses(_small_model(reference, RECORDED), [[reference.documents[0]]], True)
+    except Exception as error:  # the comparison in _problem reports it
+        log.debug("packed attention does not run: %s", error)
+    text = architecture.get_text_config()
+    if any(getattr(text, name, None) for name in ATTENTION_DROPOUT):
+        recorded.add("dropout")
+    return tuple(sorted(recorded))
+
+
+def _losses_alone(model: Any, documents: list[Tensor]) -> list[Tensor]:
+    """The loss of each token but the first [length - 1], from the model's own logits, document by document."""
+    losses = []
+    for document in documents:
+        with torch.no_grad():
+            logits = model(input_ids=document[None], use_cache=False).logits[0, :-1].float()
+        losses.append(cross_entropy(logits, document[1:], reduction="none"))
+    return losses
+
+
+def _small_model(reference: Reference, attention: str) -> Any:
+    """The small copy with another attention. Raises ValueError if its class does not take it."""
+    model = random_model(reference.architecture, implementation(attention))
+    model.load_state_dict(reference.weights)
+    return model
+
+
+# Comparison ----------------------------------------------------------------------------------------------------------
+
+
+def _problem(reference: Reference, attention: str, document_mask: bool) -> str | None:
+    """What is wrong with training the model by this attention; None if nothing is."""
+    if reference.problem:
+        return reference.problem
+    # GPU kernels compute what packed attention computes; here only the model's side of the call is checked.
+    stand_in = attention if attention in ("packed", "sdpa", "eager") else "packed"
+    first, second = reference.documents
+    expected, other = reference.losses
+    try:
+        model = _small_model(reference, stand_in)
+        module = CausalLMLoss(model, CHUNK)
+        alone = _our_losses(model, [[first]], True)
+        difference = _distance([alone], [expected])
+        if difference > TOLERANCE:
+            return f"our loss of a document differs by {difference:.3f} nats a token from the model's own"
+        difference = abs(_objective(module, first) - reference.own_loss)
+        if difference > TOLERANCE:
+            return f"our loss differs by {difference:.3f} nats a token from the loss that the model computes of its labels"
+        if not document_mask:
+            joined = torch.cat([first, second])
+            found = _our_losses(model, [[first, second]], False)
+            expected = _losses_alone(model, [joined])[0]
+            return _compare(found, [expected.index_select(0, _inner(len(first), len(joined)))], "our loss of a packed sequence differs")
+        found = _our_losses(model, [[first, second], [second, first]], True)
+        return _compare(found, [expected, other, other, expected], LEAKS)
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        return f"its class does not run this way ({type(error).__name__}: {reason[:150]})"
+
+
+def _compare(found: Tensor, expected: list[Tensor], problem: str) -> str | None:
+    difference = _distance([found], [torch.cat(expected)])
+    return f"{problem}: {difference:.3f} nats a token of difference" if difference > TOLERANCE else None
+
+
+def _what_works(reference: Reference, trainer: TrainerConfig) -> str:
+    """The settings of a training with which the model is trained correctly."""
+    if reference.problem:
+        return "use another model"
+    names = [name for name in ("packed", "sdpa", "eager") if not (name == "packed" and trainer.compile)]
+    for mask, key in ((True, ""), (False, " mixture.document_mask=false")):
+        for name in names:
+            if _problem(reference, name, mask) is None:
+                return f"set trainer.attention={name}{key}, or use another model"
+    return "no setting makes it right, use another model"
+
+
+@torch.no_grad()
+def _our_losses(model: Any, rows: list[list[Tensor]], document_mask: bool) -> Tensor:
+    """The loss of each target of packed rows of documents, in order."""
+    _, losses = CausalLMLoss(model, CHUNK)(_batch(rows), 1.0, document_mask)
+    return losses
+
+
+@torch.no_grad()
+def _objective(module: CausalLMLoss, document: Tensor) -> float:
+    """Our mean loss of a document, load balancing included."""
+    loss, _ = module(_batch([[document]]), 1 / (len(document) - 1), True)
+    if module.load_balancing is not None and module.aux_loss is not None:
+        loss = loss + module.load_balancing.coefficient * module.aux_loss
+    return float(loss)
+
+
+def _documents(architecture: Any) -> list[Tensor]:
+    """Two documents of random ordinary tokens, the same for every process."""
+    text = architecture.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or max(LENGTHS)
+    generator = torch.Generator().manual_seed(0)
+    low = min(5, text.vocab_size - 1)
+    lengths = [min(length, positions) for length in LENGTHS]
+    return [torch.randint(low, text.vocab_size, (length,), generator=generator) for length in lengths]
+
+
+def _batch(rows: list[list[Tensor]]) -> dict[str, Any]:
+    """A batch of ipt.mixture.batches with these documents packed, rows of equal length; a first token is no target."""
+    device = rows[0][0].device
+    sizes = [len(document) for row in rows for document in row]
+    ids = torch.stack([torch.cat(row) for row in rows])
+    labels, positions = [], []
+    for row in rows:
+        labels.append(torch.cat([_labels(document) for document in row]))
+        positions.append(torch.cat([torch.arange(len(document), device=device) for document in row]))
+    fields = torch.stack([ids, torch.stack(labels), torch.stack(positions), torch.zeros_like(ids)])
+    batch = unpacked(fields, sizes)
+    return {**batch, "cu_seq_lens": batch["cu_seq_lens"].to(device)}
+
+
+def _labels(document: Tensor) -> Tensor:
+    return torch.cat([document[1:], document.new_tensor([IGNORE])])
+
+
+def _inner(first: int, total: int) -> Tensor:
+    """Indices of the losses of a sequence without that of the second document's first token, which is no target."""
+    indices = torch.arange(total - 1)
+    return indices[indices != first - 1]
+
+
+def _distance(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference, infinite where a loss is not finite."""
+    differences = [(ours - other).abs().max() for ours, other in zip(found, expected, strict=True)]
+    largest = torch.stack(differences).max()
+    return float(largest) if largest.isfinite() else float("inf")
+
+
+@contextmanager
+def _evaluating(module: CausalLMLoss) -> Iterator[None]:
+    """Evaluation mode without gradients or compilation; leaves a module in training as it was."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        if isinstance(module, FSDPModule):
+            module.reset_iter_state()  # forward passes without backward passes leave parameters gathered
+        for part, mode in modes.items():
+            part.training = mode
+        module.aux_loss = None
+
+
+def _name(config: Config) -> str:
+    return "architecture" if config.architecture else f"model={config.model}"

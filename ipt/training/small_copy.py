@@ -1,0 +1,152 @@
+"""A small random copy of a model: the same class and features, at sizes that run in a fraction of a second.
+
+Its weights and window lengths are chosen so that every feature acts on documents of a few dozen tokens:
+soft-caps, sinks, biases, sliding windows, logit scales.
+"""
+
+import copy
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+VOCABULARY = 320
+WINDOW = 8  # tokens, for sliding windows and attention chunks
+MOST_PARAMETERS = 100_000_000
+FEW_PARAMETERS = 5_000_000  # models below keep their widths and depth
+MATRIX_GAIN = 1.5  # standard deviation of a matrix product of normalised inputs
+EMBEDDING_STD = 1.0
+PROJECTION_GAIN = 4.0  # and of the logits
+WIDTHS = (
+    "intermediate_size",
+    "n_inner",
+    "ffn_dim",
+    "ffn_hidden_size",
+    "moe_intermediate_size",
+    "shared_intermediate_size",
+    "shared_expert_intermediate_size",
+    "intermediate_size_mlp",
+)
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
+SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+def small_copies(architecture: Any) -> list[Any]:
+    """Configs of smaller models with the features of `architecture`, a transformers config, best first.
+
+    Sizes that a class does not accept are possible, so callers take the first that runs.
+    """
+    shallow = _with_acting_windows(_with_few_tokens(_shallow(architecture)))
+    whole = _with_acting_windows(_with_few_tokens(copy.deepcopy(architecture)))
+    if (size := _parameters(whole)) is not None and size <= FEW_PARAMETERS:
+        return [whole, shallow]
+    copies = [_narrow(shallow), shallow, whole]
+    return [small for small in copies if (_parameters(small) or 0) <= MOST_PARAMETERS]
+
+
+def random_model(architecture: Any, attention: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The causal LM of a config in evaluation mode, its weights drawn so that features act; always the same."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(architecture, attn_implementation=attention)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                _draw(parameter)
+            _draw(model.get_input_embeddings().weight, EMBEDDING_STD)
+            projection = getattr(model.get_output_embeddings(), "weight", None)
+            if projection is not None:
+                _draw(projection, PROJECTION_GAIN / math.sqrt(projection.shape[1]))
+    return model.to(dtype).eval()
+
+
+def _draw(parameter: Tensor, std: float | None = None) -> None:
+    if not parameter.is_floating_point():
+        return
+    if parameter.ndim < 2:
+        parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        return
+    fan_in = parameter.numel() // parameter.shape[0] if parameter.ndim == 2 else parameter.shape[-1]
+    parameter.normal_(0, std or MATRIX_GAIN / math.sqrt(fan_in))
+
+
+def _parameters(architecture: Any) -> int | None:
+    """Number of parameters, or None if the class rejects these sizes."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(architecture, attn_implementation="eager")
+    except Exception as error:
+        log.debug("no small copy of %s with these sizes: %s", architecture.model_type, error)
+        return None
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _shallow(architecture: Any) -> Any:
+    """At least four layers, if the model has them, and one of each kind."""
+    small = copy.deepcopy(architecture)
+    text = small.get_text_config()
+    layers = text.num_hidden_layers
+    lists = {name: value for name, value in vars(text).items() if isinstance(value, list) and len(value) == layers}
+    kept = min(layers, 4)
+    for values in lists.values():
+        kinds = {str(value) for value in values}
+        while len({str(value) for value in values[:kept]}) < len(kinds):
+            kept += 1
+    for name, values in lists.items():
+        setattr(text, name, values[:kept])
+    text.num_hidden_layers = kept
+    return small
+
+
+def _narrow(architecture: Any) -> Any:
+    """Fewer heads of the same size, with all widths in proportion: ratios and per-head lists stay valid."""
+    small = copy.deepcopy(architecture)
+    text = small.get_text_config()
+    heads = text.num_attention_heads
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    group = max(1, heads // key_heads)
+    few_key_heads = 2 if key_heads % 2 == 0 and group <= 4 else 1
+    few_heads = few_key_heads * group
+    text.num_attention_heads = few_heads
+    if getattr(text, "num_key_value_heads", None):
+        text.num_key_value_heads = few_key_heads
+    text.hidden_size = _multiple_of_8(text.hidden_size * few_heads / heads)
+    for name in WIDTHS:
+        width = getattr(text, name, None)
+        if isinstance(width, int) and width:
+            setattr(text, name, _multiple_of_8(width * few_heads / heads))
+    for name in EXPERTS:
+        experts = getattr(text, name, None)
+        if isinstance(experts, int):
+            setattr(text, name, min(experts, 2 * (getattr(text, "num_experts_per_tok", None) or 4)))
+    return small
+
+
+def _with_few_tokens(small: Any) -> Any:
+    text = small.get_text_config()
+    text.vocab_size = min(text.vocab_size, VOCABULARY)
+    for number, name in enumerate(SPECIAL_TOKENS):
+        if getattr(text, name, None) is not None:
+            setattr(text, name, number)
+    return small
+
+
+def _with_acting_windows(small: Any) -> Any:
+    text = small.get_text_config()
+    for name in WINDOWS:
+        length = getattr(text, name, None)
+        if isinstance(length, int) and length > WINDOW:
+            setattr(text, name, WINDOW)
+    return small
+
+
+def _multiple_of_8(value: float) -> int:
+    return max(8, 8 * round(value / 8))
