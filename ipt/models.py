@@ -108,12 +108,20 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 
 def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
-    """The causal language model `name` with its weights in `dtype`; `options` go to `from_pretrained`."""
-    from transformers import AutoModelForCausalLM
+    """The causal language model `name` with its weights in `dtype`; `options` go to `from_pretrained`.
+
+    Unless `attn_implementation` is given, the attention is sdpa, or eager for a model with features that sdpa ignores.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
+    from ipt.small_copy import plain_attention
+
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=dtype, trust_remote_code=False, **options)
+    folder = resolve_model(name)
+    if "attn_implementation" not in options:
+        options["attn_implementation"] = plain_attention(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
 
 
 def count_parameters(name: str) -> int:

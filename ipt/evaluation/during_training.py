@@ -87,6 +87,7 @@ def as_in_inference(module: "PretrainingModule") -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
     from transformers import PreTrainedModel
 
+    from ipt.small_copy import plain_attention
     from ipt.training.build import base_model, transformer_blocks
     from ipt.training.state import random_state, set_random_state
 
@@ -96,7 +97,7 @@ def as_in_inference(module: "PretrainingModule") -> Iterator[None]:
     kernels = [(part.config, part.config._attn_implementation) for part in model.modules() if isinstance(part, PreTrainedModel)]
     forwards = {block: vars(block).pop("forward") for block in transformer_blocks(module.model) if "forward" in vars(block)}
     root.eval()
-    model.config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"  # which take plain rows and masks of trees
+    model.config._attn_implementation = plain_attention(model.config)  # takes plain rows and masks of trees
     if isinstance(root, FSDPModule):
         root.unshard()
     try:

@@ -48,11 +48,13 @@ class Stages:
     """Runs the stages of one config; remembers them, in order, for the report.
 
     `only`: names of the stages that may be worked on; of others that are not finished it raises Unfinished. None: all.
+    `before_work` is called before a stage is worked on, and not at all where every stage is cached.
     """
 
     config: Config
     done: list[tuple[str, Stage]] = field(default_factory=list)
     only: Collection[str] | None = None
+    before_work: Callable[[], None] = lambda: None
     _checked: set[Path] = field(default_factory=set)
 
     def _run(
@@ -79,6 +81,7 @@ class Stages:
         """`work` that first makes sure of the stages it reads: what was finished before may have been damaged since."""
 
         def checked(output: Path) -> Json:
+            self.before_work()
             if rank() == 0:
                 self.check(stage for _, stage in self.done if stage.digest in inputs.values())
             return work(output)
@@ -337,13 +340,30 @@ def synthesize(config: Config) -> None:
 
 
 def train(config: Config) -> None:
-    stages = Stages(config)
+    stages = Stages(config, before_work=model_check([config]))
     stage = stages.training(folder=_folder(config))
     ranks.leave()
     if rank() > 0:
         return
     console.print(f"model: {stage.folder / 'export'}", soft_wrap=True)
     report_result(_trained(stages))
+
+
+def model_check(configs: Iterable[Config]) -> Callable[[], None]:
+    """A function that raises UserError, at its first call, for a model that could only be trained wrongly.
+
+    Called before any data are made for it. Later calls do nothing.
+    """
+    waiting = list(configs)
+
+    def check() -> None:
+        from ipt.training.probe import check_model
+
+        while waiting:
+            check_model(waiting[-1])
+            waiting.pop()
+
+    return check
 
 
 def evaluate(config: Config) -> None:

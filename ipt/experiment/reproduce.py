@@ -17,7 +17,7 @@ from ipt.evaluation import ranks
 from ipt.experiment.cli import DISK_FULL
 from ipt.experiment.job import job_result, report_result
 from ipt.experiment.manifest import provenance, provenance_facts, write_manifest
-from ipt.experiment.pipeline import PHASES, Stages, Unfinished, arm_config, main_scores_of
+from ipt.experiment.pipeline import PHASES, Stages, Unfinished, arm_config, main_scores_of, model_check
 from ipt.experiment.records import Record, arm_record, write_record, write_records
 from ipt.experiment.scores import Arm
 from ipt.mixture.schedule import used_sources
@@ -64,7 +64,9 @@ def reproduce(config: Config) -> None:
     output = Path(config.output_dir or f"outputs/{config.name}")
     phases = config.stages or list(PHASES)
     runs = arm_runs(config)
+    check = model_check([run.config for run in runs if run.name != START] if "training" in phases else [])
     for run in runs:
+        run.stages.before_work = check
         _attempt(run, phases)
     ranks.leave()
     if rank() > 0:

@@ -18,21 +18,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.functional import cross_entropy
 
 from ipt.config import Config, TrainerConfig
 from ipt.errors import UserError
 from ipt.mixture.batches import IGNORE, unpacked
+from ipt.small_copy import (
+    TOLERANCE,
+    distance,
+    losses_alone,
+    random_documents,
+    random_model,
+    settings_of,
+    small_copies,
+)
 from ipt.training.attention import RECORDED, candidates, implementation, record_features
 from ipt.training.build import architecture_of, base_model
 from ipt.training.objective import CausalLMLoss
-from ipt.training.small_copy import random_model, small_copies
 
 log = logging.getLogger(__name__)
 
-LENGTHS = (29, 18)  # tokens of the two documents of a packed sequence
 PREFIX = 12  # tokens of a document whose losses must not depend on the tokens that follow
-TOLERANCE = 2e-3  # nats a token in fp32; a feature that is ignored moves losses by more (test_probe.py)
 REAL_TOLERANCE = {"fp32": 5e-3, "bf16": 1e-1}  # nats a token, mean of a document, by trainer.precision
 ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
 LEAKS = "packed documents influence each other"
@@ -76,19 +81,6 @@ def check_model(config: Config) -> str:
     )
 
 
-def plain_attention(architecture: Any) -> str:
-    """The attention of transformers that is right for documents alone: sdpa, or eager where sdpa ignores a feature."""
-    reference = _reference_of(architecture)
-    if reference is None:
-        return "eager"
-    try:
-        model = _small_model(reference, "sdpa")
-    except ValueError:  # the class has no sdpa
-        return "eager"
-    found = _losses_alone(model, reference.documents)
-    return "sdpa" if _distance(found, reference.losses) <= TOLERANCE else "eager"
-
-
 def check_weights(module: CausalLMLoss, config: Config) -> None:
     """Compare packed documents with documents alone, and our loss with the model's own, on the weights of a run.
 
@@ -96,7 +88,7 @@ def check_weights(module: CausalLMLoss, config: Config) -> None:
     """
     base = base_model(module.model)
     device = base.get_input_embeddings().weight.device
-    documents = [document.to(device) for document in _documents(base.config)]
+    documents = [document.to(device) for document in random_documents(base.config)]
     targets = [len(document) - 1 for document in documents]
     with _evaluating(module):
         _, losses = module(_batch([documents]), 1.0, config.mixture.document_mask)
@@ -121,7 +113,7 @@ def check_weights(module: CausalLMLoss, config: Config) -> None:
 
 
 def _reference_of(architecture: Any) -> Reference | None:
-    return _reference(type(architecture), json.dumps(architecture.to_dict(), sort_keys=True, default=str))
+    return _reference(type(architecture), settings_of(architecture))
 
 
 @functools.lru_cache(maxsize=8)
@@ -139,13 +131,13 @@ def _reference(kind: type, settings: str) -> Reference | None:
 @torch.no_grad()
 def _measure(small: Any, architecture: Any) -> Reference:
     model = random_model(small, "eager")
-    documents = _documents(small)
-    losses = _losses_alone(model, documents)
+    documents = random_documents(small)
+    losses = losses_alone(model, documents)
     ids = documents[0][None]
     own_loss = model(input_ids=ids, labels=ids, use_cache=False).loss.item()
-    prefix = _losses_alone(model, [documents[0][:PREFIX]])
+    prefix = losses_alone(model, [documents[0][:PREFIX]])
     problem = None
-    if _distance(prefix, [losses[0][: PREFIX - 1]]) > TOLERANCE:
+    if distance(prefix, [losses[0][: PREFIX - 1]]) > TOLERANCE:
         problem = "the model reads the tokens that it is to predict, so it is no causal language model"
     reference = Reference(small, model.state_dict(), documents, losses, own_loss, problem, ())
     return reference._replace(features=_features(reference, architecture))
@@ -162,16 +154,6 @@ def _features(reference: Reference, architecture: Any) -> tuple[str, ...]:
     if any(getattr(text, name, None) for name in ATTENTION_DROPOUT):
         recorded.add("dropout")
     return tuple(sorted(recorded))
-
-
-def _losses_alone(model: Any, documents: list[Tensor]) -> list[Tensor]:
-    """The loss of each token but the first [length - 1], from the model's own logits, document by document."""
-    losses = []
-    for document in documents:
-        with torch.no_grad():
-            logits = model(input_ids=document[None], use_cache=False).logits[0, :-1].float()
-        losses.append(cross_entropy(logits, document[1:], reduction="none"))
-    return losses
 
 
 def _small_model(reference: Reference, attention: str) -> Any:
@@ -196,7 +178,7 @@ def _problem(reference: Reference, attention: str, document_mask: bool) -> str |
         model = _small_model(reference, stand_in)
         module = CausalLMLoss(model, CHUNK)
         alone = _our_losses(model, [[first]], True)
-        difference = _distance([alone], [expected])
+        difference = distance([alone], [expected])
         if difference > TOLERANCE:
             return f"our loss of a document differs by {difference:.3f} nats a token from the model's own"
         difference = abs(_objective(module, first) - reference.own_loss)
@@ -205,7 +187,7 @@ def _problem(reference: Reference, attention: str, document_mask: bool) -> str |
         if not document_mask:
             joined = torch.cat([first, second])
             found = _our_losses(model, [[first, second]], False)
-            expected = _losses_alone(model, [joined])[0]
+            expected = losses_alone(model, [joined])[0]
             return _compare(found, [expected.index_select(0, _inner(len(first), len(joined)))], "our loss of a packed sequence differs")
         found = _our_losses(model, [[first, second], [second, first]], True)
         return _compare(found, [expected, other, other, expected], LEAKS)
@@ -217,7 +199,7 @@ def _problem(reference: Reference, attention: str, document_mask: bool) -> str |
 
 
 def _compare(found: Tensor, expected: list[Tensor], problem: str) -> str | None:
-    difference = _distance([found], [torch.cat(expected)])
+    difference = distance([found], [torch.cat(expected)])
     return f"{problem}: {difference:.3f} nats a token of difference" if difference > TOLERANCE else None
 
 
@@ -249,16 +231,6 @@ def _objective(module: CausalLMLoss, document: Tensor) -> float:
     return float(loss)
 
 
-def _documents(architecture: Any) -> list[Tensor]:
-    """Two documents of random ordinary tokens, the same for every process."""
-    text = architecture.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None) or max(LENGTHS)
-    generator = torch.Generator().manual_seed(0)
-    low = min(5, text.vocab_size - 1)
-    lengths = [min(length, positions) for length in LENGTHS]
-    return [torch.randint(low, text.vocab_size, (length,), generator=generator) for length in lengths]
-
-
 def _batch(rows: list[list[Tensor]]) -> dict[str, Any]:
     """A batch of ipt.mixture.batches with these documents packed, rows of equal length; a first token is no target."""
     device = rows[0][0].device
@@ -281,13 +253,6 @@ def _inner(first: int, total: int) -> Tensor:
     """Indices of the losses of a sequence without that of the second document's first token, which is no target."""
     indices = torch.arange(total - 1)
     return indices[indices != first - 1]
-
-
-def _distance(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference, infinite where a loss is not finite."""
-    differences = [(ours - other).abs().max() for ours, other in zip(found, expected, strict=True)]
-    largest = torch.stack(differences).max()
-    return float(largest) if largest.isfinite() else float("inf")
 
 
 @contextmanager

@@ -5,15 +5,20 @@ soft-caps, sinks, biases, sliding windows, logit scales.
 """
 
 import copy
+import functools
+import json
 import logging
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 log = logging.getLogger(__name__)
 
+LENGTHS = (29, 18)  # tokens of the documents that a small copy is run on
+TOLERANCE = 2e-3  # nats a token in fp32; a feature that is ignored moves losses by more (tests/training/test_probe.py)
 VOCABULARY = 320
 WINDOW = 8  # tokens, for sliding windows and attention chunks
 MOST_PARAMETERS = 100_000_000
@@ -64,6 +69,64 @@ def random_model(architecture: Any, attention: str, dtype: torch.dtype = torch.f
             if projection is not None:
                 _draw(projection, PROJECTION_GAIN / math.sqrt(projection.shape[1]))
     return model.to(dtype).eval()
+
+
+def random_documents(architecture: Any) -> list[Tensor]:
+    """Two documents of ordinary tokens, the same for every process: token ids [29] and [18], fewer if positions are."""
+    text = architecture.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or max(LENGTHS)
+    generator = torch.Generator().manual_seed(0)
+    low = min(5, text.vocab_size - 1)
+    lengths = [min(length, positions) for length in LENGTHS]
+    return [torch.randint(low, text.vocab_size, (length,), generator=generator) for length in lengths]
+
+
+@torch.no_grad()
+def losses_alone(model: Any, documents: list[Tensor]) -> list[Tensor]:
+    """The loss of each token but the first [length - 1], from the model's own logits, document by document."""
+    losses = []
+    for document in documents:
+        logits = model(input_ids=document[None], use_cache=False).logits[0, :-1].float()
+        losses.append(cross_entropy(logits, document[1:], reduction="none"))
+    return losses
+
+
+def distance(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference between losses, infinite where one is not finite."""
+    differences = [(ours - other).abs().max() for ours, other in zip(found, expected, strict=True)]
+    largest = torch.stack(differences).max()
+    return float(largest) if largest.isfinite() else float("inf")
+
+
+def plain_attention(architecture: Any) -> str:
+    """The attention of transformers that is right for a model of this config: sdpa, or eager.
+
+    The sdpa function ignores what it does not know, such as the soft-cap of Gemma-2's scores, without an error.
+    """
+    return _plain_attention(type(architecture), settings_of(architecture))
+
+
+def settings_of(architecture: Any) -> str:
+    """A transformers config as JSON, to cache by what it says."""
+    return json.dumps(architecture.to_dict(), sort_keys=True, default=str)
+
+
+@functools.lru_cache(maxsize=32)
+def _plain_attention(kind: Any, settings: str) -> str:
+    for small in small_copies(kind.from_dict(json.loads(settings))):
+        try:
+            documents = random_documents(small)
+            expected = losses_alone(random_model(small, "eager"), documents)
+        except Exception as error:  # whatever a class raises for sizes that it does not accept
+            log.debug("a small copy of %s does not run: %s", small.model_type, error)
+            continue
+        try:
+            found = losses_alone(random_model(small, "sdpa"), documents)
+        except Exception as error:  # the class has no sdpa
+            log.debug("%s does not run with sdpa: %s", small.model_type, error)
+            return "eager"
+        return "sdpa" if distance(found, expected) <= TOLERANCE else "eager"
+    return "eager"
 
 
 def _draw(parameter: Tensor, std: float | None = None) -> None:
