@@ -50,8 +50,8 @@ def small_copies(architecture: Any) -> list[Any]:
     whole = _with_acting_windows(_with_few_tokens(copy.deepcopy(architecture)))
     if (size := _parameters(whole)) is not None and size <= FEW_PARAMETERS:
         return [whole, shallow]
-    copies = [_narrow(shallow), shallow, whole]
-    return [small for small in copies if (_parameters(small) or 0) <= MOST_PARAMETERS]
+    sizes = [(small, _parameters(small)) for small in (_narrow(shallow), shallow, whole)]
+    return [small for small, size in sizes if size is not None and size <= MOST_PARAMETERS]
 
 
 def random_model(architecture: Any, attention: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -103,7 +103,7 @@ def plain_attention(architecture: Any) -> str:
 
     The sdpa function ignores what it does not know, such as the soft-cap of Gemma-2's scores, without an error.
     """
-    return _plain_attention(type(architecture), settings_of(architecture))
+    return _plain_attention(type(architecture), settings_of(architecture))  # type: ignore[arg-type]
 
 
 def settings_of(architecture: Any) -> str:
@@ -170,13 +170,13 @@ def _shallow(architecture: Any) -> Any:
 
 
 def _narrow(architecture: Any) -> Any:
-    """Fewer heads of the same size, with all widths in proportion: ratios and per-head lists stay valid."""
+    """Fewer heads of the same size and a hidden size in proportion, so that lists for each dimension of a head stay valid."""
     small = copy.deepcopy(architecture)
     text = small.get_text_config()
     heads = text.num_attention_heads
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     group = max(1, heads // key_heads)
-    few_key_heads = 2 if key_heads % 2 == 0 and group <= 4 else 1
+    few_key_heads = 2 if key_heads % 2 == 0 and group <= 2 else 1
     few_heads = few_key_heads * group
     text.num_attention_heads = few_heads
     if getattr(text, "num_key_value_heads", None):
@@ -185,7 +185,7 @@ def _narrow(architecture: Any) -> Any:
     for name in WIDTHS:
         width = getattr(text, name, None)
         if isinstance(width, int) and width:
-            setattr(text, name, _multiple_of_8(width * few_heads / heads))
+            setattr(text, name, min(text.hidden_size, _multiple_of_8(width * few_heads / heads)))
     for name in EXPERTS:
         experts = getattr(text, name, None)
         if isinstance(experts, int):

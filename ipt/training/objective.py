@@ -56,10 +56,9 @@ def load_balancing(model: Any) -> LoadBalancing | None:
     function = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
     if function is None:
         return None
-    coefficient = getattr(model, "router_aux_loss_coef", None)
-    if coefficient is None:
-        coefficient = getattr(model, "aux_loss_coef", 0.0)
-    return LoadBalancing(function, model.num_experts, model.num_experts_per_tok, float(coefficient))
+    name = "router_aux_loss_coef" if hasattr(model, "router_aux_loss_coef") else "aux_loss_coef"
+    coefficient = float(getattr(model, name, 0.0))
+    return LoadBalancing(function, model.num_experts, model.num_experts_per_tok, coefficient)
 
 
 def lacks_load_balancing(model: Any) -> bool:

@@ -31,9 +31,9 @@ from ipt.small_copy import (
     settings_of,
     small_copies,
 )
-from ipt.training.attention import RECORDED, candidates, implementation, record_features
+from ipt.training.attention import FEATURES, RECORDED, candidates, implementation, record_features
 from ipt.training.build import architecture_of, base_model
-from ipt.training.objective import CausalLMLoss
+from ipt.training.objective import CausalLMLoss, logit_transform
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ PREFIX = 12  # tokens of a document whose losses must not depend on the tokens t
 REAL_TOLERANCE = {"fp32": 5e-3, "bf16": 1e-1}  # nats a token, mean of a document, by trainer.precision
 ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
 LEAKS = "packed documents influence each other"
+ON_CPU = ("packed", "sdpa", "eager")  # implementations that run without a GPU
 CHUNK = 16  # targets of a chunk of the loss, so that the copies have several
 
 
@@ -74,11 +75,35 @@ def check_model(config: Config) -> str:
         if problem is None:
             return name
         problems[name] = problem
-    first = names[0]
+    # With `auto`, what fails last is the most telling: earlier ones may only be of a kind that the class does not run.
+    first = next((name for name in names if problems[name].startswith(LEAKS)), names[0])
     raise UserError(
         f"{_name(config)} (model type {architecture.model_type}), trainer.attention={first}: {problems[first]}; "
         f"{_what_works(reference, config.trainer)}"
     )
+
+
+class Description(NamedTuple):
+    """What the check finds of an architecture."""
+
+    right: dict[str, bool]  # with packed documents by packed, sdpa, eager; without mask
+    features: str  # what the model does to its logits and in its attention
+
+
+def describe_model(architecture: Any) -> Description:
+    """The verdict of the check for each implementation that runs without a GPU. Raises ValueError without a small copy."""
+    reference = _reference_of(architecture)
+    if reference is None:
+        raise ValueError(f"{architecture.model_type}: no small copy of these sizes runs")
+    right = {name: _problem(reference, name, True) is None for name in ON_CPU}
+    right["without mask"] = any(_problem(reference, name, False) is None for name in ON_CPU)
+    transform = logit_transform(architecture)
+    features = [FEATURES[name] for name in reference.features if name != "dropout"]
+    if transform.scale != 1:
+        features.insert(0, "scaled logits")
+    if transform.softcap is not None:
+        features.insert(0, "soft-capped logits")
+    return Description(right, ", ".join(features))
 
 
 def check_weights(module: CausalLMLoss, config: Config) -> None:
@@ -113,7 +138,7 @@ def check_weights(module: CausalLMLoss, config: Config) -> None:
 
 
 def _reference_of(architecture: Any) -> Reference | None:
-    return _reference(type(architecture), settings_of(architecture))
+    return _reference(type(architecture), settings_of(architecture))  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=8)
@@ -171,7 +196,7 @@ def _problem(reference: Reference, attention: str, document_mask: bool) -> str |
     if reference.problem:
         return reference.problem
     # GPU kernels compute what packed attention computes; here only the model's side of the call is checked.
-    stand_in = attention if attention in ("packed", "sdpa", "eager") else "packed"
+    stand_in = attention if attention in ON_CPU else "packed"
     first, second = reference.documents
     expected, other = reference.losses
     try:
@@ -207,7 +232,7 @@ def _what_works(reference: Reference, trainer: TrainerConfig) -> str:
     """The settings of a training with which the model is trained correctly."""
     if reference.problem:
         return "use another model"
-    names = [name for name in ("packed", "sdpa", "eager") if not (name == "packed" and trainer.compile)]
+    names = [name for name in ON_CPU if not (name == "packed" and trainer.compile)]
     for mask, key in ((True, ""), (False, " mixture.document_mask=false")):
         for name in names:
             if _problem(reference, name, mask) is None:

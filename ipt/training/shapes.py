@@ -12,7 +12,7 @@ from ipt.training.build import model_on_meta
 KNOWN = Path(__file__).with_name("architectures.yaml")
 
 
-def meta_model(config: Config, attention: str = "sdpa") -> Any:
+def meta_model(config: Config, attention: str = "eager") -> Any:
     """The model that a run trains, on the meta device in the type of `trainer.weights`, with its LoRA layers.
 
     Reads no weights and reaches no hub. Matrices that `lora.quantize` packs are there as they were.

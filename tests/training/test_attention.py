@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from torch.nn import functional
 
 from ipt.config import TrainerConfig
+from ipt.errors import UserError
 from ipt.models import load_model, resolve_model
 from ipt.training import attention
 from ipt.training.attention import implementation, resolve_attention
@@ -134,14 +134,51 @@ def test_a_wish_that_cannot_be_met_says_what_is_missing(monkeypatch):
     )
 
 
-def test_what_an_implementation_cannot_do_is_refused():
+def _attention_by_hand(query, key, value, scaling, softcap, sinks, window):
+    """Causal attention [1, heads, T, head_dim] with all features, in the order of Gemma-2 and gpt-oss."""
+    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    distances = torch.arange(length)[:, None] - torch.arange(length)
+    scores = scores.masked_fill((distances < 0) | (distances >= (window or length)), -torch.inf)
+    weights = scores.exp()
+    total = weights.sum(-1, keepdim=True)
+    if sinks is not None:
+        total = total + sinks.exp().view(1, -1, 1, 1)
+    return (weights / total) @ value
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize("window", [None, 3])
+def test_packed_attention_computes_soft_caps_sinks_and_windows(softcap, has_sinks, window):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 11, 8, generator=generator, requires_grad=True)
+    key, value = (torch.randn(1, 2, 11, 8, generator=generator, requires_grad=True) for _ in range(2))
+    sinks = torch.randn(4, generator=generator, requires_grad=True) if has_sinks else None
+    inputs = [tensor for tensor in (query, key, value, sinks) if tensor is not None]
+    sizes = [7, 4]
+    options = {"scaling": 0.9, "softcap": softcap, "s_aux": sinks, "sliding_window": window, "document_sizes": sizes}
+    output, _ = attention.packed_attention(torch.nn.Module(), query, key, value, None, **options)
+    parts = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    expected = torch.cat([_attention_by_hand(*part, 0.9, softcap, sinks, window) for part in parts], 2).transpose(1, 2)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
+    weights = torch.randn(output.shape, generator=generator)
+    found = torch.autograd.grad((output * weights).sum(), inputs)
+    torch.testing.assert_close(found, torch.autograd.grad((expected * weights).sum(), inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_feature_that_a_kernel_ignores_is_an_error(monkeypatch):
     query = torch.randn(1, 2, 8, 4)
-    module = torch.nn.Module()
-    for function in (attention.packed_attention, attention.varlen_attention):
-        with pytest.raises(ValueError, match="has softcap, which it cannot do"):
-            function(module, query, query, query, None, softcap=30.0, document_sizes=[8])
-    with pytest.raises(ValueError, match="no dropout"):
-        attention.varlen_attention(module, query, query, query, None, dropout=0.1)
-    output, _ = attention.packed_attention(module, query, query, query, None, softcap=None)
-    expected = functional.scaled_dot_product_attention(query, query, query, is_causal=True).transpose(1, 2)
-    torch.testing.assert_close(output, expected)
+    for options, feature in (({"softcap": 30.0}, "soft-capped"), ({"s_aux": torch.zeros(2)}, "sinks"), ({"dropout": 0.1}, "dropout")):
+        with pytest.raises(UserError, match=f"trainer.attention=varlen: varlen ignores the .*{feature}.*; use packed"):
+            attention.varlen_attention(torch.nn.Module(), query, query, query, None, **options)
+    _pretend_a_gpu(monkeypatch, (9, 0), {"flash-attn-3", "flash-attn-4"})
+    names = {feature: attention.candidates(TrainerConfig(precision="bf16"), [feature]) for feature in attention.FEATURES}
+    assert names["softcap"][0] == "flash_attention_3"
+    assert names["s_aux"][0] == "flash_attention_4"
+    assert names["dropout"][0] == "packed"
+    with pytest.raises(UserError, match="flash_attention_3 ignores the attention dropout of this model"):
+        attention.candidates(TrainerConfig(precision="bf16", attention="flash_attention_3"), ["dropout"])

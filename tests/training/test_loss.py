@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from ipt.training.loss import chunked_cross_entropy
+from ipt.training.loss import LogitTransform, chunked_cross_entropy
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100])
@@ -63,3 +63,31 @@ def test_no_targets_and_frozen_weights():
     loss, _ = chunked_cross_entropy(hidden, weight, torch.tensor([0, 1, 2]))
     loss.backward()
     assert hidden.grad is not None
+
+
+TRANSFORMS = [LogitTransform(), LogitTransform(scale=0.3), LogitTransform(softcap=2.0), LogitTransform(scale=3.0, softcap=5.0)]
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+def test_what_a_model_does_to_its_logits_against_the_plain_computation_in_fp64(transform, has_bias):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    exact = [random(23, 8), random(50, 8), random(50) if has_bias else None]
+    labels = torch.randint(0, 50, (23,), generator=generator)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        operands = [None if value is None else value.to(dtype).requires_grad_() for value in exact]
+        inputs = [value for value in operands if value is not None]
+        hidden, weight, bias = operands
+        loss, losses = chunked_cross_entropy(hidden, weight, labels, 0.7, 7, bias_V=bias, transform=transform)
+        found = torch.autograd.grad(2 * loss, inputs)
+        plain = [None if value is None else value.requires_grad_() for value in exact]
+        logits = plain[0] @ plain[1].T + (0 if bias is None else plain[2])
+        expected = cross_entropy(transform(logits), labels, reduction="none")
+        gradients = torch.autograd.grad(2 * 0.7 * expected.sum(), [value for value in plain if value is not None])
+        torch.testing.assert_close(losses.double(), expected.detach(), rtol=tolerance, atol=tolerance)
+        for ours, other in zip(found, gradients, strict=True):
+            torch.testing.assert_close(ours.double(), other, rtol=tolerance, atol=tolerance * other.abs().max().item())
