@@ -112,9 +112,26 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": WINDOW,
     "xglm": {"vocab_size": 300, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64, "max_position_embeddings": 128},
 }
-TESTED = (  # tests/training/test_models.py trains, exports and resumes these
-    "llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi, phi3, olmo2, smollm3, granite, cohere, gpt2, gpt_neox, mixtral, qwen3_moe, gpt_oss"
-).split(", ")
+# tests/training/test_models.py trains, exports and resumes these.
+TESTED = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "olmo2",
+    "smollm3",
+    "granite",
+    "cohere",
+    "gpt2",
+    "gpt_neox",
+    "mixtral",
+    "qwen3_moe",
+    "gpt_oss",
+)
 HEADER = """# Models
 
 Which architectures can be trained. Before any data are made, `train.py` and `reproduce` compare a small random copy of

@@ -147,7 +147,7 @@ def test_a_model_that_reads_ahead_is_an_error():
     for mask in (True, False):
         config = _config(bert)
         config.mixture.document_mask = mask
-        with pytest.raises(UserError, match="model type bert.*no causal language model; use another model"):
+        with pytest.raises(UserError, match=r"model type bert.*no causal language model; use another model"):
             probe.check_model(config)
 
 
@@ -157,7 +157,7 @@ def test_an_objective_that_we_do_not_compute_is_an_error():
     bamba = transformers.BambaConfig(**SIZES, **settings, num_key_value_heads=2, attn_layer_indices=[1], z_loss_coefficient=1.0)
     config = _config(bamba)
     config.mixture.document_mask = False
-    with pytest.raises(UserError, match="model type bamba.*from the loss that the model computes.*no setting makes it right"):
+    with pytest.raises(UserError, match=r"model type bamba.*from the loss that the model computes.*no setting makes it right"):
         probe.check_model(config)
 
 
@@ -166,12 +166,12 @@ def test_auto_takes_what_is_right_for_the_model():
     assert probe.check_model(_config(gptj)) == "eager"  # attention code of its own
     assert probe.check_model(_config(config_of_case("Gemma-2"))) == "packed"
     assert probe.check_model(_config(config_of_case("Gemma-2"), compile=True)) == "eager"
-    with pytest.raises(UserError, match="trainer.attention=sdpa: sdpa ignores the soft-capped scores of this model; use packed, eager"):
+    with pytest.raises(UserError, match=r"trainer\.attention=sdpa: sdpa ignores the soft-capped scores of this model; use packed, eager"):
         probe.check_model(_config(config_of_case("Gemma-2"), attention="sdpa"))
     opt = transformers.OPTConfig(
         vocab_size=300, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
     )
-    with pytest.raises(UserError, match="trainer.attention=sdpa: packed documents influence each other.*set trainer.attention=packed"):
+    with pytest.raises(UserError, match=r"trainer\.attention=sdpa: packed documents influence each other.*set trainer.attention=packed"):
         probe.check_model(_config(opt, attention="sdpa"))
 
 
