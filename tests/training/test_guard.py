@@ -133,7 +133,7 @@ def test_a_run_skips_what_is_not_finite_and_gives_up_in_the_end(stores, make_con
     original = module.CausalLMLoss.forward
 
     def forward(self, batch, scale, mask):
-        if not self.training:  # the check of the weights before the first step
+        if not self.model.training:  # the checks before the first step
             return original(self, batch, scale, mask)
         broken.append(len(broken) + 1)
         loss, losses = original(self, batch, scale, mask)
