@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ipt.config import ChatConfig, EvaluationConfig
 from ipt.console import console
@@ -42,7 +42,7 @@ def chat(config: ChatConfig, evaluation: EvaluationConfig, model: str) -> None:
 
     scorer = load_scorer(replace(evaluation, chat=False, scoring="plain"), model)
     if config.template:
-        check_template(scorer.encoder.tokenizer, True)
+        check_template(scorer.encoder.tokenizer, True, scorer.encoder.chat_template_kwargs)
     turns: list[Turn] = []
     for question in _questions():
         prompt, complete = prompt_of([*turns, Turn(question)], scorer, config)
@@ -68,8 +68,12 @@ def prompt_of(turns: list[Turn], scorer: "Scorer", config: ChatConfig) -> tuple[
     The oldest turns are left out where it does not fit, and if need be the beginning of the last question.
     """
     for first in range(len(turns)):
-        text = _templated(turns[first:], scorer) if config.template else BETWEEN.join(turn.question + turn.answer for turn in turns[first:])
-        ids, truncated = scorer.encoder.prompt(text, config.max_new_tokens)
+        said = turns[first:]
+        if config.template:
+            ids, truncated = scorer.encoder.conversation(_messages(said), config.max_new_tokens)
+        else:
+            text = BETWEEN.join(turn.question + turn.answer for turn in said)
+            ids, truncated = scorer.encoder.prompt(text, config.max_new_tokens)
         if not truncated:
             break
     return ids, not (first or truncated)
@@ -122,14 +126,12 @@ def _template_unused(config: ChatConfig, scorer: "Scorer") -> str:
     return "; it was tuned with a chat template: chat.template=true uses it" if unused else ""
 
 
-def _templated(turns: list[Turn], scorer: "Scorer") -> str:
-    """The conversation as the tokenizer's chat template puts it, without the BOS that the encoder begins with."""
-    tokenizer = scorer.encoder.tokenizer
-    messages: list[Any] = []
+def _messages(turns: list[Turn]) -> list[dict[str, str]]:
+    """The turns without the last answer, which is to come."""
+    messages = []
     for turn in turns:
         messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
-    text = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
-    return text.removeprefix(str(tokenizer.bos_token)) if scorer.encoder.start else text
+    return messages[:-1]
 
 
 def _questions() -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Tasks of kind `generation`: the model writes the answer, and what it says there is read and compared."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,9 +126,9 @@ def _entity_metrics(found: list[str], published: list[str], gold: list[str]) -> 
     said, wanted = ([len(answers.entities(text)) for text in texts] for texts in (found, gold))
     return {
         "paper": statistics.mean(_each(answers.released_entity_f1, published, gold)),
-        "correct": _ratio([2 * count for count in right], [a + b for a, b in zip(said, wanted, strict=True)]),
-        "precision": _ratio(right, said),
-        "recall": _ratio(right, wanted),
+        "correct": statistics.ratio_or_nan([2 * count for count in right], [a + b for a, b in zip(said, wanted, strict=True)]),
+        "precision": statistics.ratio_or_nan(right, said),
+        "recall": statistics.ratio_or_nan(right, wanted),
     }
 
 
@@ -145,11 +144,6 @@ def _text_metrics(found: list[str], published: list[str], gold: list[str]) -> di
 
 def _each(rule: Callable[[str, str], float], outputs: list[str], gold: list[str]) -> list[float]:
     return [float(rule(output, answer)) for output, answer in zip(outputs, gold, strict=True)]
-
-
-def _ratio(numerators: list[float], denominators: list[int]) -> Metric:
-    """Not a number where there is nothing to divide by."""
-    return statistics.ratio(numerators, denominators) if any(denominators) else statistics.mean([math.nan] * len(denominators))
 
 
 def _parsed_number(output: str) -> str | None:

@@ -6,7 +6,6 @@ The paper's own formulas are not known; those of `metrics` are ours.
 """
 
 import json
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,7 +162,8 @@ class Writer:
 
     def __init__(self, task: Task, encoder: Encoder) -> None:
         self.vocabulary = Vocabulary(encoder.tokenizer)
-        self.format = FORMATS[task.pair_format](self.vocabulary, SynthesisConfig(format=task.pair_format))
+        settings = SynthesisConfig(format=task.pair_format, chat_template_kwargs=dict(encoder.chat_template_kwargs))
+        self.format = FORMATS[task.pair_format](self.vocabulary, settings)
         self.measure, self._room = task.measure, encoder.max_length - task.max_new_tokens
         if self._room <= len(self.format.begin("").ids):
             raise ValueError(f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a context in {encoder.max_length}")
@@ -307,7 +307,7 @@ def _pair_metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     both = [a + b for a, b in zip(written, right, strict=True)]
     return {
         "correct": statistics.ratio([2 * shared for shared in matched], both),
-        "precision": statistics.ratio(matched, written) if any(written) else statistics.mean([math.nan] * len(written)),
+        "precision": statistics.ratio_or_nan(matched, written),
         "recall": statistics.ratio(matched, right),
         "pairs_per_context": statistics.mean(written),
     }

@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
         ("bytes", pa.int64()),  # UTF-8 bytes of the scored text
         ("windows", pa.int32()),  # more than one: the document is longer than the model's context
         ("truncated", pa.bool_()),  # what stands before the text did not fit and lost its beginning
-        ("greedy", pa.bool_()),  # the model goes on from the task's `context` with the text; null without one
+        ("greedy", pa.bool_()),  # after the task's `context` each token of the text is the likeliest; null without one
     ]
 )
 
@@ -106,7 +106,7 @@ def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     found = {
         "nll": per_token,
         "perplexity": statistics.exponential(per_token),
-        "bits_per_byte": statistics.ratio(bits, [row["bytes"] for row in scored]),
+        "bits_per_byte": statistics.ratio_or_nan(bits, [row["bytes"] for row in scored]),
     }
     if task.context:
         found["accuracy"] = statistics.proportion([int(row["greedy"]) for row in scored])
@@ -123,8 +123,9 @@ def _encode(encoder: encoding.Encoder, document: Document) -> tuple[encoding.Doc
 
 
 def _greedy(task: Task, documents: list[Document], backend: "Backend") -> list[bool]:
-    """For each document whether the model goes on from its context with the scored text."""
+    """For each document whether every token that is scored after its context is the model's likeliest."""
     questions = [backend.encoder.question(document.text[: document.begin], [document.scored]) for document in documents]
     room = max(len(question.options[0]) for question in questions)
     said = backend.generate([question.prompt for question in questions], [], room, task.name)
-    return [answer.text.startswith(document.scored) for answer, document in zip(said, documents, strict=True)]
+    expected = [tuple(question.options[0]) for question in questions]
+    return [answer.ids[: len(ids)] == ids for answer, ids in zip(said, expected, strict=True)]
