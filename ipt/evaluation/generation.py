@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 from ipt.evaluation import answers, statistics
 from ipt.evaluation.data import check_ids, read_rows, render, render_prompt, row_id
 from ipt.evaluation.draws import text_hash
+from ipt.evaluation.formats import Row
+from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.shots import with_shots
 from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
@@ -49,14 +52,18 @@ class Item(NamedTuple):
         return text_hash(self.prompt)
 
 
-def read(task: Task, corpus: Path | None) -> list[Item]:
-    """The items of a task; raises a one-line error that names the row."""
+def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Item]:
+    """The items of a task; raises a one-line error that names the row. Rows that make none are put down in `odd`."""
     if task.parse not in PARSERS:
         raise ValueError(f"task {task.name}: parse is {task.parse!r}, expected {' or '.join(PARSERS)}")
-    rows = read_rows(task, corpus)
-    items = [Item(row_id(task, row), render_prompt(task, row), render(task, "answer", task.answer, row)) for row in rows]
+    odd = OddRows() if odd is None else odd
+    items = odd.kept(task, read_rows(task, corpus, odd), partial(_item, task))
     check_ids(task, items)
-    return with_shots(task, items, corpus, read)
+    return with_shots(task, items, corpus, read, odd)
+
+
+def _item(task: Task, row: Row) -> Item:
+    return Item(row_id(task, row), render_prompt(task, row), render(task, "answer", task.answer, row))
 
 
 def score(task: Task, items: list[Item], backend: "Backend") -> list[dict[str, Any]]:

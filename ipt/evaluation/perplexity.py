@@ -1,6 +1,7 @@
 """Tasks of kind `perplexity`: how well does the model predict documents that it has not seen, or the end of a text?"""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,6 +9,8 @@ import pyarrow as pa
 
 from ipt.evaluation import encoding, statistics
 from ipt.evaluation.data import check_ids, read_rows, render, row_id, text_hash
+from ipt.evaluation.formats import Row
+from ipt.evaluation.odd_rows import OddRow, OddRows
 from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
 
@@ -42,17 +45,20 @@ class Document(NamedTuple):
         return self.text[self.begin :]
 
 
-def read(task: Task, corpus: Path | None) -> list[Document]:
-    """The documents of a task; a row of the corpus stage is identified by its doc_id."""
-    documents = []
-    for row in read_rows(task, corpus):
-        context = render(task, "context", task.context, row) if task.context else ""
-        text = render(task, "text", task.text, row)
-        if context and not text:
-            raise ValueError(f"{row.where}: text is empty: after a context something must be scored")
-        documents.append(Document(row_id(task, row), context + text, len(context)))
+def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Document]:
+    """The documents of a task; a row of the corpus stage is identified by its doc_id. Rows that make none are put down in `odd`."""
+    odd = OddRows() if odd is None else odd
+    documents = odd.kept(task, read_rows(task, corpus, odd), partial(_document, task))
     check_ids(task, documents)
     return documents
+
+
+def _document(task: Task, row: Row) -> Document:
+    context = render(task, "context", task.context, row) if task.context else ""
+    text = render(task, "text", task.text, row)
+    if context and not text:
+        raise OddRow(f"{row.where}: text is empty: after a context something must be scored")
+    return Document(row_id(task, row), context + text, len(context))
 
 
 def score(task: Task, documents: list[Document], backend: "Backend") -> list[dict[str, Any]]:
