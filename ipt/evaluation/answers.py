@@ -288,9 +288,11 @@ def contains(output: str, answer: str) -> bool:
 
 def _both(output: str, answer: str) -> tuple[list[str], list[str]]:
     """The words of both, read alike: what stays in the answer (an article, a sign) stays in the output too."""
-    gold, found = words(answer), _all_words(output)
-    if gold and not _all_words(answer):
+    gold, every, found = words(answer), _all_words(answer), _all_words(output)
+    if gold and not every:
         return _symbols(output), gold
+    if LETTER in found and every[-1:] == ("a",) and gold[-1:] != ["a"]:  # vitamin a for Vitamin A
+        gold.append("a")
     articles = ARTICLES.intersection(gold)
     if not articles:
         return words(output), gold

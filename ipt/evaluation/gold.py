@@ -65,7 +65,10 @@ def meaning(task: Task, golds: Sequence[Gold]) -> str:
 
 def right_options(task: Task, gold: Gold) -> tuple[int, ...]:
     """The indices of the right options, in the order in which the row gives them, by the task's `gold_is`."""
-    found = _read(gold, task.gold_is)
+    values = gold.values
+    if task.gold_is == TEXT:  # whether a file has 3 or "3"
+        values = [str(value) if isinstance(value, int) and not isinstance(value, bool) else value for value in values]
+    found = _read(gold._replace(found=values), task.gold_is)
     if found is None:
         raise _unread(task, gold)
     return found

@@ -50,16 +50,17 @@ def with_shots(task: Task, items: list[Any], corpus: Path | None, read: Callable
     source = task.demonstrations
     if source is None:
         return items
-    odd_shots = OddRows()
-    if replace(source, shots=task.shots) != task:
-        odd.of_shots = odd_shots
+    has_own_data = replace(source, shots=task.shots) != task
     settings = Settings(**{key: value for key, value in task.shots.items() if key in SHOTS})
     if settings.order not in ORDERS:
         raise ValueError(f"task {task.name}: shots.order is {settings.order!r}, expected {' or '.join(ORDERS)}")
 
     @cache
     def classes(prompt: str) -> list[list[Any]]:
-        return _classes(task, settings, read(replace(source, prompt=prompt), corpus, odd_shots))
+        odd_shots = OddRows()
+        found = read(replace(source, prompt=prompt), corpus, odd_shots)
+        odd.of_shots = odd_shots if has_own_data else None
+        return _classes(task, settings, found)
 
     @cache
     def candidates(prompt: str, key: str) -> list[list[Any]]:
