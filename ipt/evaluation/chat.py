@@ -11,6 +11,7 @@ from dataclasses import replace
 from threading import Event
 from typing import TYPE_CHECKING, NamedTuple
 
+from ipt.chat_templates import check_kwargs
 from ipt.config import ChatConfig, EvaluationConfig
 from ipt.console import console
 
@@ -27,6 +28,7 @@ class Turn(NamedTuple):
 
 def check_chat(config: ChatConfig, evaluation: EvaluationConfig) -> None:
     """Raise ValueError in one line for a value that cannot work."""
+    check_kwargs(evaluation.chat_template_kwargs, "evaluation.chat_template_kwargs")
     if evaluation.backend != "hf":
         raise ValueError(f"evaluation.backend={evaluation.backend}: a chat runs on the Hugging Face backend: leave it at hf")
     if config.max_new_tokens < 1:

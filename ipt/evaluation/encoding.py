@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipt.chat_templates import render
+from ipt.console import console
 from ipt.evaluation.special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Encoder:
     max_length: int
     chat: bool = False  # prompts are the user's turn of the tokenizer's chat template, options the answer to it
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # variables of the template
+    _has_warned: bool = field(default=False, init=False, repr=False)
 
     def question(self, prompt: str | Sequence[str], options: Sequence[str]) -> Question:
         """Tokenise prompt + option as whole strings, `prompt` being one for all options or one for each.
@@ -174,6 +176,9 @@ class Encoder:
         spelt_out = [bool(bos) and text.startswith(bos) for text in texts]
         rest = [text[len(bos) :] if has_bos else text for text, has_bos in zip(texts, spelt_out, strict=True)]
         ids = self._special.rendered_ids(rest) if rendered else self._special.text_ids(rest)
+        if not rendered and not self._has_warned and (token := self._special.in_text(rest)):
+            self._has_warned = True
+            console.print(f"a prompt spells out {token}: special tokens in prompts are read as text, not as tokens", markup=False)
         if not self.start:
             ids = [[self._fallback_start(), *one] if has_bos else one for one, has_bos in zip(ids, spelt_out, strict=True)]
         return ids

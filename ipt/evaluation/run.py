@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ipt.chat_templates import check_kwargs
 from ipt.config import EvaluationConfig
 from ipt.console import console, progress
 from ipt.evaluation.contamination import FILE, Contaminated, clean_metrics
@@ -160,6 +161,7 @@ def check_config(config: EvaluationConfig) -> None:
             raise ValueError(f"evaluation.{name} is {value}, expected {least} or more")
     if not re.fullmatch(r"auto|sharded|cpu|mps|cuda(:\d+)?", config.device):
         raise ValueError(f"evaluation.device is {config.device!r}, expected auto, cpu, mps, cuda, cuda:NUMBER or sharded")
+    check_kwargs(config.chat_template_kwargs, "evaluation.chat_template_kwargs")
     if config.backend == "vllm":
         from ipt.evaluation.vllm import check_vllm
 

@@ -1,6 +1,7 @@
 """Special tokens that a text spells out: in documents and prompts they are text, in what a chat template writes they are tokens."""
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ class SpecialTokens:
     def fence(self, text: str) -> str:
         """`text` with a mark in place of each special token that it spells out."""
         return self._pattern.sub(lambda found: f"{FENCE}{self._texts.index(found[0])}{FENCE}", text)
+
+    def in_text(self, texts: Iterable[str]) -> str | None:
+        """A special token that one of the texts spells out."""
+        found = next(filter(None, map(self._pattern.search, texts)), None)
+        return found and found[0]
 
     def text_ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts in which special tokens are text."""

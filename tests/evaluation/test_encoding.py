@@ -179,12 +179,13 @@ def test_a_document_is_tokenised_as_for_training(tokenizer):
         assert not set(expected) & set(tokenizer.all_special_ids)
 
 
-def test_special_tokens_of_prompts_and_options_are_text(tokenizer):
+def test_special_tokens_of_prompts_and_options_are_text(tokenizer, capsys):
     plain = encoder(tokenizer)
     ids, _ = plain.prompt(SPELT_OUT, 1)
     question = plain.question(SPELT_OUT, [" <|im_end|>", " no"])
     assert not set(tokenizer.all_special_ids) & {*ids, *question.prompt, *question.options[0]}
     assert tokenizer.decode(question.prompt + question.options[0]) == SPELT_OUT + " <|im_end|>"
+    assert capsys.readouterr().err.count("a prompt spells out <|im_end|>: special tokens in prompts are read as text") == 1
 
 
 @pytest.mark.parametrize("bos", [None, True])
