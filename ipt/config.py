@@ -56,6 +56,11 @@ class DecontaminationConfig:
     ngram: int = 13  # words in a row
 
 
+def chat_template_kwargs() -> dict[str, Any]:
+    """Variables of chat templates: no reasoning before the answer, and no prompt that depends on the day."""
+    return {"enable_thinking": False, "date_string": "01 Jan 2026"}
+
+
 @dataclass
 class SynthesisConfig:
     """How documents become instruction-response pairs."""
@@ -77,6 +82,7 @@ class SynthesisConfig:
     temperature: float = 0.0
     min_p: float = 0.0  # where temperature is above 0: no token below this share of the likeliest one's probability
     max_pairs: int | None = None  # format=ipt: a grammar holds each output to the format and to so many pairs; null: no grammar
+    chat_template_kwargs: dict[str, Any] = field(default_factory=chat_template_kwargs)  # format=chat: variables of the template
     stop_at_repetition: bool = True  # end a generation as soon as it asks a question again that it has asked before
     max_document_tokens: int | None = None  # of one document; null: as many as the context window has room for
     long_documents: str = "split"  # split | truncate | skip a document with more tokens than that
@@ -298,6 +304,7 @@ class EvaluationConfig:
     device: str = "auto"  # auto | cpu | mps | cuda | cuda:NUMBER | sharded: layers spread over all GPUs, then the CPU, by accelerate
     bos: bool | None = None  # begin each prompt with BOS; null: as the tokenizer does by itself
     chat: bool = False  # put each prompt through the model's chat template
+    chat_template_kwargs: dict[str, Any] = field(default_factory=chat_template_kwargs)  # variables of the template; chat's too
     max_length: int | None = None  # tokens of a prompt with its option, or of a window of a document; null: the model's context
     scoring: str = "auto"  # auto: tree where the model takes it | tree: all options in one pass | plain: each option alone
     contamination: list[str] = field(default_factory=list)  # paths of token stores or folders of texts to look for items in

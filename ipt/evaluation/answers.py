@@ -5,9 +5,11 @@
 
 import math
 import re
-import string
+import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import NamedTuple
 
 # Numbers, as the released scorer reads them ---------------------------------------------------------------------------
@@ -46,20 +48,42 @@ def released_number_right(output: str, answer: str) -> bool:
 # Numbers -------------------------------------------------------------------------------------------------------------
 
 UNITS = {
-    r"%|percent\b|percentage\b|per cent\b|pct\b": Decimal("0.01"),
-    r"basis points?\b|bps?\b": Decimal("0.0001"),
+    r"%|percent\b|percentage\b|per\s?cent\b|pct\b": Decimal("0.01"),
+    r"‰|per\s?mille?\b": Decimal("0.001"),
+    r"basis\s?points?\b|bps?\b": Decimal("0.0001"),
     r"thousand\b|k\b": Decimal(10) ** 3,
+    r"lakhs?\b": Decimal(10) ** 5,
     r"million\b|mn?\b": Decimal(10) ** 6,
+    r"crores?\b": Decimal(10) ** 7,
     r"billion\b|bn?\b": Decimal(10) ** 9,
     r"trillion\b|tn\b": Decimal(10) ** 12,
 }
 UNIT = "|".join(UNITS)
-NUMBER = re.compile(
-    r"(?<![-−–+($€£¥])(?P<before>[-−–+($€£¥]*)"
-    r"(?<![A-Za-z0-9.,])(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?P<exponent>[eE][-+]?\d{1,3}\b)?"
-    rf"\s?(?P<inner>{UNIT})?(?P<close>\))?\s?(?P<outer>{UNIT})?",
-    re.ASCII | re.IGNORECASE,
+SIGNS = "-−–"
+CURRENCY_SIGNS = "$¢£¤¥֏؋৲৳௹฿₠-⃀"
+CURRENCY_CODES = (
+    "AED|ARS|AUD|BGN|BRL|CAD|CHF|CLP|CNY|COP|CZK|DKK|EGP|EUR|GBP|HKD|HUF|IDR|ILS|INR|ISK|JPY|KES|KRW|MXN|MYR|NGN|NOK"
+    "|NZD|PEN|PHP|PKR|PLN|RMB|RON|RUB|SAR|SEK|SGD|THB|TRY|TWD|UAH|USD|VND|ZAR|Rs\\.?|Fr\\.|kr\\.?|zł|Kč"
 )
+# US$, €, EUR: a code in its usual case only, as "try" and "all" are words. Letters of a longer word are no code.
+CURRENCY = f"(?-i:(?<![A-Za-z])(?:[A-Z]{{1,3}})?[{CURRENCY_SIGNS}]|(?<![A-Za-z])(?:{CURRENCY_CODES})(?![A-Za-z]))"
+# Signs, currencies and opening brackets. A minus sign may have a space behind it; a hyphen with one is a bullet.
+BEFORE = rf"(?:[-–+]|−\s?|\(\s?|{CURRENCY}\s?|(?<![A-Za-z])(?:minus|negative)\s)"
+DIGITS = (
+    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)"  # 1,234,567; 12,34,567
+    r"|\d{1,3}(?:(?:[ \u00a0\u2007-\u200a\u202f]\d{3})+(?:,\d+)?|(?:['’]\d{3})+)(?!\d)"  # 1 234 567,8; 1'234'567
+    r"|\d+)(?:\.\d+)?"
+)
+MANY_DOTS = r"\d{1,3}(?:\.\d{3}){2,}(?![\d.])(?:,\d+)?"  # 1.234.567,8: two dots are no decimal points
+EXPONENT = r"[eE](?P<e>[-−+]?\d{1,3})\b|\s?[×x*·]\s?10(?:\^|\*\*)[{(]?(?P<power>[-−+]?\d{1,3})[})]?"
+NUMBER = re.compile(
+    rf"(?:(?P<before>{BEFORE}{{1,8}})|(?<![A-Za-z0-9])(?<![0-9][.,]))"
+    rf"(?P<digits>{MANY_DOTS}|{DIGITS}|(?<![A-Za-z0-9.])\.\d+)(?:{EXPONENT})?"
+    rf"(?:\s?{CURRENCY})?(?:(?:\s{{0,3}}|[-‐‑])(?P<inner>{UNIT}))?"
+    rf"(?:\s?{CURRENCY})?(?:\s?(?P<close>\)))?(?:\s{{0,3}}(?P<outer>{UNIT}))?",
+    re.IGNORECASE,
+)
+GLUED = re.compile(r"(?<=[a-z]{2})(?=\d)")  # "Answer5": read where there is no other number, while Q4 is a name
 RELATIVE = Decimal("0.005")  # rounding to three digits changes a number by no more
 
 
@@ -72,17 +96,57 @@ class Number(NamedTuple):
 
 
 def first_number(text: str) -> Number | None:
-    """The first number of a text: with sign or accountants' parentheses, currency, thousands separators and unit."""
-    found = NUMBER.search(text)
+    """The first number of a text: with sign or accountants' parentheses, currency, thousands separators and unit.
+
+    >>> first_number("a loss of US$-1,234.5 million").value
+    Decimal('-1234.5')
+    """
+    text = in_ascii(text)
+    found = NUMBER.search(text) or NUMBER.search(GLUED.sub(" ", text))
     if found is None:
         return None
-    digits = Decimal(found["digits"].replace(",", "") + (found["exponent"] or ""))
-    before, follows_word = found["before"], re.search(r"\w$", text[: found.start()]) is not None
-    minus = re.search("[-−–]", before) is not None and not follows_word  # a dash between words or digits is no sign
-    negative = minus or ("(" in before and found["close"] is not None)
-    said = found["inner"] or found["outer"]
-    unit = next((factor for names, factor in UNITS.items() if said and re.fullmatch(names.replace(r"\b", ""), said, re.IGNORECASE)), None)
-    return Number(-digits if negative else digits, Decimal(1).scaleb(int(digits.as_tuple().exponent)), unit)
+    before, follows_word = found["before"] or "", re.match(r"\w", text[found.start() - 1 : found.start()]) is not None
+    minus = re.search(f"[{SIGNS}]|minus|negative", before, re.IGNORECASE) is not None
+    negative = (minus and not follows_word) or ("(" in before and found["close"] is not None)  # FY-18, 2018-19: no sign
+    digits = _digits(found)
+    return Number(
+        -digits if negative else digits, Decimal(1).scaleb(int(digits.as_tuple().exponent)), _unit(found["inner"] or found["outer"])
+    )
+
+
+def _digits(found: re.Match[str]) -> Decimal:
+    digits = found["digits"]
+    if digits.count(".") > 1:
+        digits = digits.replace(".", "").replace(",", ".")
+    elif re.search(r"\s", digits):
+        digits = digits.replace(",", ".")
+    exponent = (found["e"] or found["power"] or "0").replace("−", "-")
+    return Decimal(re.sub(r"[^\d.]", "", digits) + "e" + exponent)
+
+
+def _unit(said: str | None) -> Decimal | None:
+    if said is None:
+        return None
+    return next(factor for names, factor in UNITS.items() if re.fullmatch(names.replace(r"\b", ""), said, re.IGNORECASE))
+
+
+SAME = {"٫": ".", "٬": ",", "٪": "%"}  # Arabic signs within numbers
+
+
+def in_ascii(text: str) -> str:
+    """The text with digits of all scripts as 0 to 9, letters and signs of full width as usual ones, and no invisible marks."""
+    if text.isascii():
+        return text
+    return "".join(map(_in_ascii, unicodedata.normalize("NFC", text)))
+
+
+@lru_cache(maxsize=4096)
+def _in_ascii(char: str) -> str:
+    if char in SAME or char.isdecimal():
+        return SAME.get(char) or str(unicodedata.decimal(char))
+    if unicodedata.category(char) == "Cf":  # soft hyphens, joiners, marks of direction
+        return ""
+    return unicodedata.normalize("NFKC", char) if "\uff00" < char < "\uffef" else char
 
 
 def number_right(output: str, answer: str) -> bool:
@@ -168,22 +232,47 @@ def entities_right(output: str, answer: str) -> int:
 
 # Words ---------------------------------------------------------------------------------------------------------------
 
-ARTICLE = re.compile(r"\b(?:a|an|the)\b")
-PUNCTUATION = str.maketrans("", "", string.punctuation)
+ARTICLES = frozenset({"a", "an", "the"})
+LETTER = "\ue000"  # stands for an A that is a letter and no article
+LETTERS = re.compile(r"(?<![\w'’-])A(?=[^\w\s'’+#-]|\s*$)")  # (A), "A. the heart", "Vitamin A"
+JOINED = re.compile(r"(?<=\d)\s+(?=%)|(?<=[<>])\s+(?=[-.$]?\d)")  # 5 %, < 5
+THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
+MINUS = re.compile(rf"(?<![^\W_])[{SIGNS}](?=(?:{CURRENCY}\s?)?\.?\d)|(?<=\d)[{SIGNS}](?=\d)|−")
+# Punctuation that makes another answer of one: -5, 1.5, .5, 3:1, 5%, C++, C#, A+, O-, <5.
+MEANS_SOMETHING = (
+    rf"(?<![^\W_])-(?=(?:{CURRENCY}\s?|[^\w\s])?\.?\d)"
+    r"|(?<=\d)[^\w\s](?=\d)|(?<!\w)\.(?=\d)|(?<=\d)%|(?<=\w)[+#]+"
+    r"|(?:(?<=\b[A-Z])|(?<=\bAB))-(?![\w-])|[<>]=?(?=[-.$]*\d)"
+)
+PUNCTUATION = re.compile(rf"(?P<kept>{MEANS_SOMETHING})|(?P<other>[^\w\s]|_)")
+INSIDE_WORDS = frozenset("’‘‛ʼ‐‑·‧′″…")  # deleted as ASCII punctuation is; all other punctuation separates words
+# Scripts without spaces between words, and Hangul, which writes particles onto them: each character is a word.
+WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case, without punctuation and articles: SQuAD's normalisation."""
-    return ARTICLE.sub(" ", text.lower().translate(PUNCTUATION)).split()
+    """Words without case, punctuation and articles: SQuAD's normalisation, where it does not change what an answer says.
+
+    Signs, decimal points and such stay (-5, 1.5, 50%, C++), so does an A that is a letter, and a text of nothing but articles or
+    punctuation is not emptied.
+
+    >>> words("The heart, of course!"), words("-1,234.50"), words("A"), words("+")
+    (['heart', 'of', 'course'], ['-1234.50'], ['a'], ['+'])
+    """
+    found = _all_words(text)
+    return _without_articles(found) or _plain(found)[-1:] or _symbols(text)
 
 
 def exact_match(output: str, answer: str) -> bool:
-    return words(output) == words(answer)
+    found, gold = _both(output, answer)
+    return found == gold
 
 
 def word_f1(output: str, answer: str) -> float:
     """F1 of the words that output and answer have in common, as often as both have them."""
-    found, gold = words(output), words(answer)
+    found, gold = _both(output, answer)
     if not found or not gold:
         return float(found == gold)
     return 2 * (Counter(found) & Counter(gold)).total() / (len(found) + len(gold))
@@ -191,7 +280,71 @@ def word_f1(output: str, answer: str) -> float:
 
 def contains(output: str, answer: str) -> bool:
     """Do the answer's words stand in the output, side by side? An answer of no words is in none but itself."""
-    found, gold = words(output), words(answer)
+    found, gold = _both(output, answer)
     if not gold:
         return not found
     return any(found[start : start + len(gold)] == gold for start in range(len(found) - len(gold) + 1))
+
+
+def _both(output: str, answer: str) -> tuple[list[str], list[str]]:
+    """The words of both, read alike: what stays in the answer (an article, a sign) stays in the output too."""
+    gold, every, found = words(answer), _all_words(answer), _all_words(output)
+    if gold and not every:
+        return _symbols(output), gold
+    if LETTER in found and every[-1:] == ("a",) and gold[-1:] != ["a"]:  # vitamin a for Vitamin A
+        gold.append("a")
+    articles = ARTICLES.intersection(gold)
+    if not articles:
+        return words(output), gold
+    if len(gold) > 1:  # Vitamin A, in any place
+        return _plain([word for word in found if word not in ARTICLES - articles]), gold
+    last = found[-1:] if articles.intersection(found[-1:]) else ()
+    return _without_articles(found[: len(found) - len(last)]) + list(last), gold
+
+
+@lru_cache(maxsize=4096)
+def _all_words(text: str) -> tuple[str, ...]:
+    """Words with articles; LETTER stands for an A that is none."""
+    text = MINUS.sub("-", in_ascii(text))
+    text = JOINED.sub("", THOUSANDS.sub(lambda found: found[0].replace(",", ""), text))
+    text = PUNCTUATION.sub(_punctuation, LETTERS.sub(LETTER, text))
+    text = unicodedata.normalize("NFC", text.casefold())
+    if not text.isascii():
+        text = _characters_apart(text)
+    return tuple(text.split())
+
+
+def _punctuation(found: re.Match[str]) -> str:
+    """What becomes of a sign: SQuAD deletes that of ASCII."""
+    sign = found[0]
+    if found["kept"] or sign == LETTER:
+        return "0." if sign == "." and not found.string[: found.start()][-1:].isdigit() else sign
+    if sign.isascii() or sign in INSIDE_WORDS:
+        return ""
+    return " " if unicodedata.category(sign).startswith("P") else sign
+
+
+def _characters_apart(text: str) -> str:
+    """Spaces around each character of WITHOUT_SPACES; combining marks stay with the character that they belong to."""
+    pieces, was_apart = list[str](), False
+    for char in text:
+        if not unicodedata.category(char).startswith("M"):
+            is_apart = WITHOUT_SPACES.match(char) is not None
+            if is_apart or was_apart:
+                pieces.append(" ")
+            was_apart = is_apart
+        pieces.append(char)
+    return "".join(pieces)
+
+
+def _without_articles(found: Sequence[str]) -> list[str]:
+    return _plain([word for word in found if word not in ARTICLES])
+
+
+def _plain(found: Sequence[str]) -> list[str]:
+    return [word.replace(LETTER, "a") for word in found]
+
+
+def _symbols(text: str) -> list[str]:
+    """The words of a text with all their signs, for answers that are nothing else; what ends a sentence is no part of them."""
+    return [word.rstrip(".,;:!?") or word for word in text.casefold().split()]

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from ipt.chat_templates import check_kwargs
 from ipt.config import ChatConfig, EvaluationConfig
 from ipt.console import console
 
@@ -27,6 +28,7 @@ class Turn(NamedTuple):
 
 def check_chat(config: ChatConfig, evaluation: EvaluationConfig) -> None:
     """Raise ValueError in one line for a value that cannot work."""
+    check_kwargs(evaluation.chat_template_kwargs, "evaluation.chat_template_kwargs")
     if evaluation.backend != "hf":
         raise ValueError(f"evaluation.backend={evaluation.backend}: a chat runs on the Hugging Face backend: leave it at hf")
     if config.max_new_tokens < 1:
@@ -42,7 +44,7 @@ def chat(config: ChatConfig, evaluation: EvaluationConfig, model: str) -> None:
 
     scorer = load_scorer(replace(evaluation, chat=False, scoring="plain"), model)
     if config.template:
-        check_template(scorer.encoder.tokenizer, True)
+        check_template(scorer.encoder.tokenizer, True, scorer.encoder.chat_template_kwargs)
     turns: list[Turn] = []
     for question in _questions():
         prompt, complete = prompt_of([*turns, Turn(question)], scorer, config)
@@ -68,8 +70,12 @@ def prompt_of(turns: list[Turn], scorer: "Scorer", config: ChatConfig) -> tuple[
     The oldest turns are left out where it does not fit, and if need be the beginning of the last question.
     """
     for first in range(len(turns)):
-        text = _templated(turns[first:], scorer) if config.template else BETWEEN.join(turn.question + turn.answer for turn in turns[first:])
-        ids, truncated = scorer.encoder.prompt(text, config.max_new_tokens)
+        said = turns[first:]
+        if config.template:
+            ids, truncated = scorer.encoder.conversation(_messages(said), config.max_new_tokens)
+        else:
+            text = BETWEEN.join(turn.question + turn.answer for turn in said)
+            ids, truncated = scorer.encoder.prompt(text, config.max_new_tokens)
         if not truncated:
             break
     return ids, not (first or truncated)
@@ -122,14 +128,12 @@ def _template_unused(config: ChatConfig, scorer: "Scorer") -> str:
     return "; it was tuned with a chat template: chat.template=true uses it" if unused else ""
 
 
-def _templated(turns: list[Turn], scorer: "Scorer") -> str:
-    """The conversation as the tokenizer's chat template puts it, without the BOS that the encoder begins with."""
-    tokenizer = scorer.encoder.tokenizer
-    messages: list[Any] = []
+def _messages(turns: list[Turn]) -> list[dict[str, str]]:
+    """The turns without the last answer, which is to come."""
+    messages = []
     for turn in turns:
         messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
-    text = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
-    return text.removeprefix(str(tokenizer.bos_token)) if scorer.encoder.start else text
+    return messages[:-1]
 
 
 def _questions() -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from ipt.evaluation import encoding, statistics
 from ipt.evaluation.data import ENVIRONMENT, Row, check_ids, phrasing, read_rows, render, render_prompt, row_id, text_hash
+from ipt.evaluation.gold import Gold, gold_of, meaning, right_options
+from ipt.evaluation.odd_rows import OddRow, OddRows
 from ipt.evaluation.shots import with_shots
 from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
@@ -76,15 +79,19 @@ class Question(NamedTuple):
         return text_hash("\x00".join([self.prompt, *self.contexts, *self.options, *more]))
 
 
-def read(task: Task, corpus: Path | None) -> list[Question]:
-    """The questions of a task; raises a one-line error that names the row."""
+def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Question]:
+    """The questions of a task; raises a one-line error that names the row. Rows that make none are put down in `odd`."""
     if task.metric not in METRICS:
         raise ValueError(f"task {task.name}: metric is {task.metric!r}, expected {' or '.join(METRICS)}")
-    questions = [_question(task, row) for row in read_rows(task, corpus)]
+    odd = OddRows() if odd is None else odd
+    drafts = _drafts(task, corpus, odd)
+    others = [] if task.gold_is or task.demonstrations is None else _drafts(task.demonstrations, corpus, OddRows())
+    task = replace(task, gold_is=meaning(task, [draft.gold for draft in (*drafts, *others)]))
+    questions = [_question(task, draft) for draft in drafts]
     if task.metric in F1S:
         _check_classes(task, questions)
     check_ids(task, questions)
-    return with_shots(task, questions, corpus, read)
+    return with_shots(task, questions, corpus, read, odd)
 
 
 def score(task: Task, questions: list[Question], backend: "Backend") -> list[dict[str, Any]]:
@@ -206,26 +213,45 @@ def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 # From a row to a question --------------------------------------------------------------------------------------------
 
 
-def _question(task: Task, row: Row) -> Question:
+class _Draft(NamedTuple):
+    """A row that makes a question, before it is known what the task's `gold` means."""
+
+    row: Row
+    prompt: str  # empty if each option has its own
+    options: list[str]
+    contexts: list[str]
+    unconditional: str | None
+    gold: Gold
+
+
+def _drafts(task: Task, corpus: Path | None, odd: OddRows) -> list[_Draft]:
+    return odd.kept(task, read_rows(task, corpus, odd), partial(_draft, task))
+
+
+def _draft(task: Task, row: Row) -> _Draft:
     raw = _raw_options(task, row)
     options = [render(task, "option", task.option, row, option=option) for option in raw]
     contexts = [render_prompt(task, row, option=option) for option in raw] if _differs(task, row) else []
     texts = set(zip(contexts, options, strict=True) if contexts else options)
-    if len(options) < 2 or "" in options or len(texts) < len(options):
-        raise ValueError(f"{row.where}: options are {options!r}, expected at least two different texts, none empty")
+    if len(options) < 2 or not all(map(str.strip, options)) or len(texts) < len(options):
+        raise OddRow(f"{row.where}: options are {options!r}, expected at least two different texts, none empty")
     if task.group and row.fields.get(task.group) is None:
-        raise ValueError(
-            f"{row.where}: there is no field {task.group}, which the task's key `group` names; there are {', '.join(row.fields)}"
-        )
-    right = _right(task, row, raw)
+        raise OddRow(f"{row.where}: there is no field {task.group}, which the task's key `group` names; there are {', '.join(row.fields)}")
+    prompt = "" if contexts else render_prompt(task, row)
+    unconditional = render(task, "unconditional", task.unconditional, row) if task.unconditional else None
+    return _Draft(row, prompt, options, contexts, unconditional, gold_of(task, row, raw))
+
+
+def _question(task: Task, draft: _Draft) -> Question:
+    row, right = draft.row, right_options(task, draft.gold)
     return Question(
         row_id(task, row),
-        "" if contexts else render_prompt(task, row),
-        options,
+        draft.prompt,
+        draft.options,
         right[0],
         right=right if len(right) > 1 else (),
-        contexts=tuple(contexts),
-        unconditional=render(task, "unconditional", task.unconditional, row) if task.unconditional else None,
+        contexts=tuple(draft.contexts),
+        unconditional=draft.unconditional,
         group=str(row.fields[task.group]) if task.group else None,
     )
 
@@ -256,29 +282,12 @@ def _raw_options(task: Task, row: Row) -> list[str]:
     if isinstance(task.options, list):
         return [render(task, "options", template, row) for template in task.options]
     found = row.fields.get(task.options)
-    if not isinstance(found, list) or not all(isinstance(option, str) for option in found):
+    if found is None:
+        raise OddRow(
+            f"{row.where}: there is no field {task.options}, which the task's key `options` names; there are {', '.join(row.fields)}"
+        )
+    if not isinstance(found, list) or not all(option is None or isinstance(option, str) for option in found):
         raise ValueError(
             f"{row.where}: field {task.options} is {found!r}, expected a list of texts (the task's key `options` names the field)"
         )
-    return found
-
-
-def _right(task: Task, row: Row, options: list[str]) -> tuple[int, ...]:
-    """The indices of the right options, in the order in which the row gives them: as indices or texts, one or a list."""
-    found = render(task, "gold", task.gold, row) if "{" in task.gold else row.fields.get(task.gold)
-    indices = [_index(one, options) for one in (found if isinstance(found, list) else [found])]
-    right = tuple(dict.fromkeys(index for index in indices if index is not None))
-    if not right or None in indices:
-        raise ValueError(
-            f"{row.where}: field {task.gold} is {found!r}, expected an index from 0 to {len(options) - 1} or the text of an option"
-            " (or a list of them)"
-        )
-    return right
-
-
-def _index(found: Any, options: list[str]) -> int | None:
-    if isinstance(found, str) and found in options:
-        return options.index(found)
-    if isinstance(found, str) and found.isdecimal():  # what a template writes, or a cell of a table
-        found = int(found)
-    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < len(options) else None
+    return [option or "" for option in found]

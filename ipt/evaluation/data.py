@@ -1,21 +1,31 @@
 """Rows of a task's data, and templates over them."""
 
+import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
 
 from ipt.corpus.files import CorpusFile, first_line
 from ipt.evaluation.distractors import with_distractors
 from ipt.evaluation.draws import text_hash
 from ipt.evaluation.formats import Row, as_fields, read_file, read_hub
+from ipt.evaluation.odd_rows import OddRow, OddRows
 from ipt.evaluation.task import CORPUS, HUB, Task
 from ipt.stage import read_parts
 
 ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+NUMBER = "\ue0f8"  # of private use: stands before a number that an expression gives
+
+
+def _marked(value: Any) -> Any:
+    return f"{NUMBER}{value}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+NUMBERS = ENVIRONMENT.overlay(finalize=_marked)
 
 
 class Item(Protocol):
@@ -29,18 +39,23 @@ class Item(Protocol):
     def prompt_hash(self) -> str: ...
 
 
-def read_rows(task: Task, corpus: Path | None) -> list[Row]:
+def read_rows(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Row]:
     """The rows that the task's `where` and `keep` select; `corpus` is the folder of a finished corpus stage.
 
-    Raises FileNotFoundError or ValueError in one line that names the file and what to do.
+    Rows without a field that the task's `keep` or `distractors` name are put down in `odd`. Raises FileNotFoundError or ValueError
+    in one line that names the file and what to do.
     """
+    odd = OddRows() if odd is None else odd
     found: dict[str, None] = {}
-    rows = []
+    chosen = []
     for row in _joined(task, _all_rows(task, corpus)):
         values = {key: row.fields.get(key) for key in task.where}
         found[", ".join(f"{key}={value}" for key, value in values.items())] = None
-        if values == task.where and _is_kept(task, row):
-            rows.append(row)
+        if values == task.where:
+            chosen.append(row)
+    kept = dict(odd.kept(task, chosen, lambda row: (row.number, _is_kept(task, row))))
+    rows = [row for row in chosen if kept.get(row.number)]
+    odd.read += len(chosen) - sum(not is_kept for is_kept in kept.values())
     if not rows:
         place = data_path(task, corpus) or task.data
         wanted = ", ".join([*(f"{key}={value}" for key, value in task.where.items()), *([f"keep={task.keep!r}"] if task.keep else [])])
@@ -50,7 +65,9 @@ def read_rows(task: Task, corpus: Path | None) -> list[Row]:
             if wanted and found
             else f"task {task.name}: {place} holds no rows"
         )
-    return with_distractors(task, rows) if task.distractors else rows
+    if not task.distractors:
+        return rows
+    return with_distractors(task, odd.kept(task, rows, partial(_with_fields, task)))
 
 
 def data_path(task: Task, corpus: Path | None) -> Path | None:
@@ -108,16 +125,31 @@ def phrasing(task: Task, item: str) -> str:
 
 
 def render(task: Task, key: str, template: str, row: Row, **more: Any) -> str:
-    """The task's template for `key` filled with the row's fields; a field that is null counts as missing."""
-    if "{" not in template:
-        return template
+    """The task's template for `key` filled with the row's fields.
+
+    Raises OddRow if a field is missing, or null, which counts as missing.
+    """
+    return template if "{" not in template else _rendered(task, key, template, row, ENVIRONMENT, more)
+
+
+def render_value(task: Task, key: str, template: str, row: Row) -> str | float:
+    """As `render`; a number if the template is an expression that gives one."""
+    found = _rendered(task, key, template, row, NUMBERS, {})
+    if marked := re.fullmatch(rf"\s*{NUMBER}(-?\d+(\.\d+)?)\s*", found):
+        return float(marked[1]) if marked[2] else int(marked[1])
+    return found.replace(NUMBER, "")
+
+
+def _rendered(task: Task, key: str, template: str, row: Row, environment: SandboxedEnvironment, more: dict[str, Any]) -> str:
     try:
-        compiled = _compile(template)
+        compiled = _compile(environment, template)
     except (TemplateSyntaxError, RecursionError, ValueError) as error:
         raise ValueError(f"task {task.name}: {key} is no valid template: {first_line(error)}") from None
     known = {name: value for name, value in row.fields.items() if value is not None}
     try:
         return compiled.render({**known, **more})
+    except UndefinedError as error:
+        raise OddRow(f"{row.where}: task {task.name} cannot fill its {key}: {first_line(error)}; the row has {', '.join(known)}") from None
     except Exception as error:  # a template raises whatever its expressions do
         raise ValueError(
             f"{row.where}: task {task.name} cannot fill its {key}: {first_line(error)}; the row has {', '.join(known)}"
@@ -125,8 +157,8 @@ def render(task: Task, key: str, template: str, row: Row, **more: Any) -> str:
 
 
 @lru_cache
-def _compile(template: str) -> Template:
-    return ENVIRONMENT.from_string(template)
+def _compile(environment: SandboxedEnvironment, template: str) -> Template:
+    return environment.from_string(template)
 
 
 # Which rows ----------------------------------------------------------------------------------------------------------
@@ -178,6 +210,14 @@ def _joined(task: Task, rows: Iterable[Row]) -> Iterator[Row]:
         yield row._replace(fields={**(fields or {}), **row.fields})
     if not matched:
         raise ValueError(f"task {task.name}: none of the {len(more)} rows of join={task.join} has the {task.id} of a row of {task.data}")
+
+
+def _with_fields(task: Task, row: Row) -> Row:
+    """The row, if it has the fields that the task's distractors name."""
+    for key in filter(None, (task.distractors["field"], task.distractors.get("near", ""))):
+        if row.fields.get(key) in (None, ""):
+            raise OddRow(f"{row.where}: field {key} is {row.fields.get(key)!r}, expected a text (the task's distractors name it)")
+    return row
 
 
 def _is_kept(task: Task, row: Row) -> bool:

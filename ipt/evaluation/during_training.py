@@ -41,10 +41,10 @@ class DuringTraining:
         folder = self.output / SCORES / f"step-{step:08d}"
         with as_in_inference(module), _bars_on_terminals():
             predictions = {task.name: rows for task, rows, _ in score_tasks(self.work, self._ready(module), folder)}
-        results = results_of([task for task, _ in self.work], predictions)
+        results = results_of(self.work, predictions)
         if rank() == 0:
             write_json(folder / RESULTS, results)
-            items = sum(len(items) for _, items in self.work)
+            items = sum(len(one.items) for one in self.work)
             console.print(f"[dim]step {step}: {items} items of {len(results)} tasks scored in {time.monotonic() - started:.1f} s")
         figures = {f"eval/{task}/{name}": entry["value"] for task, metrics in results.items() for name, entry in metrics.items()}
         return {**figures, "eval_seconds": time.monotonic() - started}

@@ -1,11 +1,24 @@
 """Texts as token rows: what goes through the model in one row, and which of its outputs predict which token."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ipt.chat_templates import render
+from ipt.console import console
+from ipt.evaluation.special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from ipt.config import EvaluationConfig
+
+
+SPACE = "Ġ"  # the byte of a space in names of tokens
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of one byte in vocabularies made by SentencePiece
 
 
 class Row(NamedTuple):
@@ -50,12 +63,17 @@ class Encoder:
 
     Every text begins with `start`: the BOS token or nothing. Where nothing stands before the first token to score, a BOS token
     (or EOS where there is none) is put there. No text is longer than `max_length` tokens.
+
+    Special tokens that a text spells out are text, as in training; those of a chat template are tokens. The text of BOS at the
+    beginning of a prompt is BOS, and no second one is put before it.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     start: list[int]
     max_length: int
     chat: bool = False  # prompts are the user's turn of the tokenizer's chat template, options the answer to it
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # variables of the template
+    _has_warned: bool = field(default=False, init=False, repr=False)
 
     def question(self, prompt: str | Sequence[str], options: Sequence[str]) -> Question:
         """Tokenise prompt + option as whole strings, `prompt` being one for all options or one for each.
@@ -64,10 +82,10 @@ class Encoder:
         that straddles the border is scored, and scored for every option of that prompt. The published scorer takes as many tokens
         for the option's as the whole has more than the prompt alone.
         """
-        options = [option.lstrip() for option in options] if self.chat else list(options)
+        options = [self._special.fence(option.lstrip()) for option in options] if self.chat else list(options)
         prompts = [self._turn(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
         begin = prompts * len(options) if len(prompts) == 1 else prompts
-        ids = self._tokenize([*prompts, *(text + option for text, option in zip(begin, options, strict=True))])
+        ids = self._prompt_ids([*prompts, *(text + option for text, option in zip(begin, options, strict=True))], self.chat)
         alone, wholes = ids[: len(prompts)], ids[len(prompts) :]
         if len(prompts) == 1:
             borders, sizes = [common_prefix(ids)] * len(wholes), [len(alone[0])] * len(wholes)
@@ -81,7 +99,14 @@ class Encoder:
 
     def prompt(self, text: str, room: int) -> tuple[list[int], bool]:
         """Tokens of a prompt to be continued by up to `room` tokens, and whether it had to lose its beginning for them."""
-        (ids,) = self._tokenize([self._turn(text)])
+        return self._fitted_prompt(self._turn(text), self.chat, room)
+
+    def conversation(self, messages: Sequence[Mapping[str, str]], room: int) -> tuple[list[int], bool]:
+        """As `prompt`, of a conversation in the tokenizer's chat template."""
+        return self._fitted_prompt(self._rendered(messages), True, room)
+
+    def _fitted_prompt(self, text: str, rendered: bool, room: int) -> tuple[list[int], bool]:
+        (ids,) = self._prompt_ids([text], rendered)
         start = self.start or ([] if ids else [self._fallback_start()])
         kept = self.max_length - len(start) - room
         if kept < 1:
@@ -92,12 +117,37 @@ class Encoder:
         """All tokens of a document. One that is longer than `max_length` is read in windows: each later window sees half a
         window of tokens that are scored already, and scores the rest. Without BOS the first token cannot be scored.
         """
-        (tokens,) = self._tokenize([text])
+        (tokens,) = self._special.text_ids([text])
         ids = self.start + tokens
         if len(ids) < 2:
             return Document([], 0)
-        unscored = "" if self.start else str(self.tokenizer.decode(ids[:1]))
-        return Document(_windows(ids, self.max_length), len(text.encode()) - len(unscored.encode()))
+        unscored = 0 if self.start else self._first_bytes(text, tokens[0])
+        return Document(_windows(ids, self.max_length), len(text.encode()) - unscored)
+
+    def _first_bytes(self, text: str, token: int) -> int:
+        """How many bytes of a text its first token stands for, which may be a part of a character.
+
+        >>> encoder._first_bytes("① one", token)  # of the three bytes of ①, the first two are a token
+        2
+        """
+        piece = str(self.tokenizer.convert_ids_to_tokens(token))
+        if self._pieces_are_bytes and token not in self.tokenizer.added_tokens_decoder:
+            size = len(piece) - (piece.startswith(SPACE) and not text.startswith(" "))  # some put a space before a text
+        elif BYTE.fullmatch(piece):
+            size = 1
+        else:
+            size = len(str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False)).encode())
+        return min(size, len(text.encode()))
+
+    @cached_property
+    def _pieces_are_bytes(self) -> bool:
+        """Whether each character of a token's name is a byte, as in GPT-2's vocabulary and most later ones."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return backend is not None and '"ByteLevel"' in json.dumps(json.loads(backend.to_str())["decoder"])
+
+    @cached_property
+    def _special(self) -> SpecialTokens:
+        return SpecialTokens(self.tokenizer)
 
     def _fitted(self, wholes: list[list[int]], borders: list[int], shared: bool) -> Question:
         """The texts as one tree, cut on the left to what fits; those that share their prompt (`shared`) lose the same tokens of it."""
@@ -113,15 +163,25 @@ class Encoder:
         return Question(start + wholes[0][:trunk], [whole[trunk:] for whole in wholes], truncated=any(cuts))
 
     def _turn(self, prompt: str) -> str:
-        """The prompt as the model is to read it, without the BOS that `start` puts before it."""
-        if not self.chat:
-            return prompt
-        turn = str(self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True))
-        return turn.removeprefix(str(self.tokenizer.bos_token)) if self.start else turn
+        """The prompt as the model is to read it."""
+        return self._rendered([{"role": "user", "content": prompt}]) if self.chat else prompt
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        # verbose=False: transformers warns of long texts, which we cut ourselves
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    def _rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+        fenced = [{**message, "content": self._special.fence(message["content"])} for message in messages]
+        return render(self.tokenizer, fenced, self.chat_template_kwargs)
+
+    def _prompt_ids(self, texts: Sequence[str], rendered: bool) -> list[list[int]]:
+        """Tokens of prompts, or of texts that begin with one, without `start`. `rendered`: by a chat template."""
+        bos = str(self.tokenizer.bos_token or "")
+        spelt_out = [bool(bos) and text.startswith(bos) for text in texts]
+        rest = [text[len(bos) :] if has_bos else text for text, has_bos in zip(texts, spelt_out, strict=True)]
+        ids = self._special.rendered_ids(rest) if rendered else self._special.text_ids(rest)
+        if not rendered and not self._has_warned and (token := self._special.in_text(rest)):
+            self._has_warned = True
+            console.print(f"a prompt spells out {token}: special tokens in prompts are read as text, not as tokens", markup=False)
+        if not self.start:
+            ids = [[self._fallback_start(), *one] if has_bos else one for one, has_bos in zip(ids, spelt_out, strict=True)]
+        return ids
 
     def _fallback_start(self) -> int:
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
@@ -130,11 +190,19 @@ class Encoder:
         raise ValueError("a prompt is empty and the tokenizer has neither BOS nor EOS to begin with: give the task a prompt")
 
 
-def check_chat(tokenizer: "PreTrainedTokenizerBase", chat: bool) -> bool:
-    """`chat`, if the tokenizer allows it."""
+def check_chat(tokenizer: "PreTrainedTokenizerBase", chat: bool, kwargs: Mapping[str, Any] | None = None) -> bool:
+    """`chat`, if the tokenizer has a chat template that shows a user's turn."""
     if chat and not tokenizer.chat_template:
         raise ValueError("evaluation.chat is true, but the model's tokenizer has no chat template: set it to false")
+    if chat:
+        render(tokenizer, [{"role": "user", "content": "a"}], kwargs or {})
     return chat
+
+
+def make_encoder(tokenizer: "PreTrainedTokenizerBase", config: "EvaluationConfig", max_length: int) -> Encoder:
+    """The encoder of a model under the config; raises ValueError, one line, for what its tokenizer cannot do."""
+    kwargs = dict(config.chat_template_kwargs)
+    return Encoder(tokenizer, start_tokens(tokenizer, config.bos), max_length, check_chat(tokenizer, config.chat, kwargs), kwargs)
 
 
 def start_tokens(tokenizer: "PreTrainedTokenizerBase", bos: bool | None) -> list[int]:

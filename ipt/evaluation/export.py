@@ -10,6 +10,7 @@ import yaml
 from ipt.console import console
 from ipt.evaluation import choice, generation, perplexity
 from ipt.evaluation.kinds import kind_of
+from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.task import Task, load_tasks
 from ipt.stage import atomic
 
@@ -41,7 +42,9 @@ def export(names: Iterable[str], folder: Path, corpus: Path | None = None, data_
 
 
 def _write(task: Task, folder: Path, corpus: Path | None) -> None:
-    read = kind_of(task).read(task, corpus)
+    odd = OddRows()
+    read = kind_of(task).read(task, corpus, odd)
+    odd.report(task, console)
     items = [item for item in read if item.text]
     if len(items) < len(read):
         console.print(f"{task.name}: {len(read) - len(items)} empty documents are left out")

@@ -116,7 +116,7 @@ class ExportedTask(HarnessTask):
     def _prediction(self, item: Any, results: Sequence[Any]) -> dict[str, Any]:
         whole_text = self.task.kind == "perplexity" and not item.begin
         encoder = replace(self.encoder, start=[self.prefix]) if whole_text else self.encoder
-        (prediction,) = self.kind.score(self.task, [item], _Answers(encoder, results, getattr(item, "scored", "")))
+        (prediction,) = self.kind.score(self.task, [item], _Answers(encoder, results, item))
         return prediction
 
     def _value(self, name: str, predictions: list[dict[str, Any]]) -> float:
@@ -126,8 +126,8 @@ class ExportedTask(HarnessTask):
 class _Answers:
     """A backend that knows its answers: those of the harness's model to the requests of one item."""
 
-    def __init__(self, encoder: Encoder, results: Sequence[Any], scored: str) -> None:
-        self.encoder, self._results, self._scored = encoder, results, scored
+    def __init__(self, encoder: Encoder, results: Sequence[Any], item: Any) -> None:
+        self.encoder, self._results, self._item = encoder, results, item
 
     def option_rows(self, question: encoding.Question) -> list[encoding.Row]:
         return encoding.plain_rows(question)
@@ -138,9 +138,14 @@ class _Answers:
 
     def generate(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_new_tokens: int, description: str) -> list[Generation]:
         (answer,) = self._results
-        text = answer if isinstance(answer, str) else self._scored if answer[1] else ""
-        tokens = len(self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return [Generation(text, tokens, "stop")] * len(prompts)
+        if isinstance(answer, str):
+            ids = self.encoder.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            return [Generation(answer, len(ids), "stop", tuple(ids))] * len(prompts)
+        if not answer[1]:
+            return [Generation("", 0, "stop")] * len(prompts)
+        context, text = self._item.text[: self._item.begin], self._item.scored
+        ids = self.encoder.question(context, [text]).options[0]
+        return [Generation(text, len(ids), "stop", tuple(ids))] * len(prompts)
 
     def _sums(self) -> Iterator[float]:
         for answer in self._results:

@@ -13,6 +13,7 @@ class Generation(NamedTuple):
     text: str  # without the text or token that ended it
     tokens: int  # generated, with those that ended it
     finish: str  # stop: one of the texts given | eos: the model's own end | length: cut
+    ids: tuple[int, ...] = ()  # of these tokens
 
 
 def generated_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:

@@ -1,8 +1,8 @@
 """Tasks of kind `generation`: the model writes the answer, and what it says there is read and compared."""
 
 import json
-import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +11,8 @@ import pyarrow as pa
 from ipt.evaluation import answers, statistics
 from ipt.evaluation.data import check_ids, read_rows, render, render_prompt, row_id
 from ipt.evaluation.draws import text_hash
+from ipt.evaluation.formats import Row
+from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.shots import with_shots
 from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
@@ -50,14 +52,18 @@ class Item(NamedTuple):
         return text_hash(self.prompt)
 
 
-def read(task: Task, corpus: Path | None) -> list[Item]:
-    """The items of a task; raises a one-line error that names the row."""
+def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Item]:
+    """The items of a task; raises a one-line error that names the row. Rows that make none are put down in `odd`."""
     if task.parse not in PARSERS:
         raise ValueError(f"task {task.name}: parse is {task.parse!r}, expected {' or '.join(PARSERS)}")
-    rows = read_rows(task, corpus)
-    items = [Item(row_id(task, row), render_prompt(task, row), render(task, "answer", task.answer, row)) for row in rows]
+    odd = OddRows() if odd is None else odd
+    items = odd.kept(task, read_rows(task, corpus, odd), partial(_item, task))
     check_ids(task, items)
-    return with_shots(task, items, corpus, read)
+    return with_shots(task, items, corpus, read, odd)
+
+
+def _item(task: Task, row: Row) -> Item:
+    return Item(row_id(task, row), render_prompt(task, row), render(task, "answer", task.answer, row))
 
 
 def score(task: Task, items: list[Item], backend: "Backend") -> list[dict[str, Any]]:
@@ -127,9 +133,9 @@ def _entity_metrics(found: list[str], published: list[str], gold: list[str]) -> 
     said, wanted = ([len(answers.entities(text)) for text in texts] for texts in (found, gold))
     return {
         "paper": statistics.mean(_each(answers.released_entity_f1, published, gold)),
-        "correct": _ratio([2 * count for count in right], [a + b for a, b in zip(said, wanted, strict=True)]),
-        "precision": _ratio(right, said),
-        "recall": _ratio(right, wanted),
+        "correct": statistics.ratio_or_nan([2 * count for count in right], [a + b for a, b in zip(said, wanted, strict=True)]),
+        "precision": statistics.ratio_or_nan(right, said),
+        "recall": statistics.ratio_or_nan(right, wanted),
     }
 
 
@@ -145,11 +151,6 @@ def _text_metrics(found: list[str], published: list[str], gold: list[str]) -> di
 
 def _each(rule: Callable[[str, str], float], outputs: list[str], gold: list[str]) -> list[float]:
     return [float(rule(output, answer)) for output, answer in zip(outputs, gold, strict=True)]
-
-
-def _ratio(numerators: list[float], denominators: list[int]) -> Metric:
-    """Not a number where there is nothing to divide by."""
-    return statistics.ratio(numerators, denominators) if any(denominators) else statistics.mean([math.nan] * len(denominators))
 
 
 def _parsed_number(output: str) -> str | None:

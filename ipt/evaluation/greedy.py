@@ -138,11 +138,11 @@ class Greedy:
     def _ended(self, ids: list[int]) -> Generation | None:
         """What was generated, if that is all."""
         if ids[-1] in self._end:
-            return Generation(self._text(ids[:-1]), len(ids), "eos")
+            return Generation(self._text(ids[:-1]), len(ids), "eos", tuple(ids))
         text = str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))  # special tokens may be asked for in `stop`
         if any(mark in text for mark in self._stop):
-            return Generation(cut(self._text(ids), self._stop), len(ids), "stop")
-        return Generation(self._text(ids), len(ids), "length") if len(ids) == self._max_new_tokens else None
+            return Generation(cut(self._text(ids), self._stop), len(ids), "stop", tuple(ids))
+        return Generation(self._text(ids), len(ids), "length", tuple(ids)) if len(ids) == self._max_new_tokens else None
 
     def _text(self, ids: list[int]) -> str:
         return generated_text(self._tokenizer, ids)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ipt.console import console
 from ipt.evaluation import statistics
 from ipt.evaluation.data import text_hash
+from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
 
@@ -80,8 +81,8 @@ class Loaded:
         return rules[0].weight_by_size if rules else None
 
 
-def read(task: Task, corpus: Path | None) -> list[Document]:
-    """The documents of a task of the harness, or of all subtasks of a group.
+def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Document]:
+    """The documents of a task of the harness, or of all subtasks of a group. The harness leaves none out.
 
     Raises ValueError or FileNotFoundError in one line: no such task, its data cannot be had, the harness is not installed.
     """

@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from ipt.chat_templates import render
 from ipt.evaluation.encoding import Question, common_prefix, plain_rows
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class BackendLM(LM):
         values = iter([value for scored in self.backend.logprobs(rows, self.description) for value in scored])
         sums = [sum(float(next(values)) for _ in continuation) for _, continuation in pairs]
         asked = [index for index, request in enumerate(requests) if request.task_name in self.greedy]
-        said = dict(zip(asked, self._are_greedy([(*pairs[index], requests[index].args[1]) for index in asked]), strict=True))
+        said = dict(zip(asked, self._are_greedy([pairs[index] for index in asked]), strict=True))
         return [(total, said.get(index, False)) for index, total in enumerate(sums)]
 
     def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
@@ -69,8 +70,8 @@ class BackendLM(LM):
         return answers
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        more: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-        return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **more))
+        kwargs = self.backend.encoder.chat_template_kwargs
+        return render(self.tokenizer, chat_history, kwargs, add_generation_prompt, continue_final_message=not add_generation_prompt)
 
     @property
     def tokenizer_name(self) -> str:
@@ -107,16 +108,16 @@ class BackendLM(LM):
         for context, scored in map(make_disjoint_window, windows):
             yield Question(context, [scored], truncated=False)
 
-    def _are_greedy(self, requests: Sequence[tuple[list[int], list[int], str]]) -> list[bool]:
-        """Whether the model, left alone after a context, says the text of the continuation."""
+    def _are_greedy(self, pairs: Sequence[Pair]) -> list[bool]:
+        """Whether each token of the continuation is the model's likeliest."""
         lengths: dict[int, list[int]] = defaultdict(list)
-        for index, (_, continuation, _) in enumerate(requests):
+        for index, (_, continuation) in enumerate(pairs):
             lengths[len(continuation)].append(index)
-        result = [False] * len(requests)
+        result = [False] * len(pairs)
         for length, group in lengths.items():
-            answers = self.backend.generate([requests[index][0] for index in group], [], length, self.description)
+            answers = self.backend.generate([pairs[index][0] for index in group], [], length, self.description)
             for index, answer in zip(group, answers, strict=True):
-                result[index] = answer.text.strip() == requests[index][2].strip()
+                result[index] = list(answer.ids) == pairs[index][1]
         return result
 
     def _encode(self, text: str) -> list[int]:

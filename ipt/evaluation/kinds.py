@@ -18,8 +18,11 @@ class Kind(Protocol):
     SCHEMA: pa.Schema  # of the predictions; `id` and `prompt_hash` come first
 
     @property
-    def read(self) -> Callable[[Task, Path | None], list[Any]]:
-        """The task's items (data.Item); raises a one-line error that names the row."""
+    def read(self) -> Callable[..., list[Any]]:
+        """The items (data.Item) of (task, corpus, odd); raises a one-line error that names the row.
+
+        Rows that make no item are put down in `odd`, an OddRows, if it is given.
+        """
 
     @property
     def score(self) -> Callable[[Task, list[Any], "Backend"], list[dict[str, Any]]]:

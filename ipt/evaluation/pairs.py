@@ -6,10 +6,10 @@ The paper's own formulas are not known; those of `metrics` are ours.
 """
 
 import json
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ from ipt.evaluation.data import check_ids, data_path, read_rows, render, row_id
 from ipt.evaluation.draws import draw, text_hash
 from ipt.evaluation.encoding import Encoder
 from ipt.evaluation.formats import Row, as_fields
+from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
 from ipt.synthesis.format import ANSWER, CONTEXT_START, END, QUESTION, Pair, Parsed
@@ -82,17 +83,20 @@ class Item(NamedTuple):
         return text_hash(json.dumps([self.shots, self.context, self.gold]))
 
 
-def read(task: Task, corpus: Path | None) -> list[Item]:
-    """The contexts of a task; raises a one-line error that names the key, or the file and the row."""
+def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Item]:
+    """The contexts of a task; raises a one-line error that names the key, or the file and the row.
+
+    Rows that make none, as a field is missing, are put down in `odd`.
+    """
     for key, known in {"measure": tuple(STOP), "pair_format": PAIR_FORMATS, "reader": ("", *READERS)}.items():
         if getattr(task, key) not in known:
             raise ValueError(f"task {task.name}: {key} is {getattr(task, key)!r}, expected {' or '.join(filter(None, known))}")
     if task.pair_format != "ipt" and (task.measure == "responses" or task.shots):
         what = "measure=responses is asked for" if task.measure == "responses" else "shots are shown"
         raise ValueError(f"task {task.name}: {what} in the synthesizer's own format only: leave out pair_format")
-    items = _items(task, corpus)
+    items = _items(task, corpus, OddRows() if odd is None else odd)
     check_ids(task, items)
-    return items if task.demonstrations is None else list(_with_shots(task, items, _items(task.demonstrations, corpus)))
+    return items if task.demonstrations is None else list(_with_shots(task, items, _items(task.demonstrations, corpus, OddRows())))
 
 
 def score(task: Task, items: list[Item], backend: "Backend") -> list[dict[str, Any]]:
@@ -163,7 +167,8 @@ class Writer:
 
     def __init__(self, task: Task, encoder: Encoder) -> None:
         self.vocabulary = Vocabulary(encoder.tokenizer)
-        self.format = FORMATS[task.pair_format](self.vocabulary, SynthesisConfig(format=task.pair_format))
+        settings = SynthesisConfig(format=task.pair_format, chat_template_kwargs=dict(encoder.chat_template_kwargs))
+        self.format = FORMATS[task.pair_format](self.vocabulary, settings)
         self.measure, self._room = task.measure, encoder.max_length - task.max_new_tokens
         if self._room <= len(self.format.begin("").ids):
             raise ValueError(f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a context in {encoder.max_length}")
@@ -220,9 +225,9 @@ def _prediction(writer: Writer, item: Item, prompts: Sequence[Asked], generation
 # Items ---------------------------------------------------------------------------------------------------------------
 
 
-def _items(task: Task, corpus: Path | None) -> list[Item]:
+def _items(task: Task, corpus: Path | None, odd: OddRows) -> list[Item]:
     left_out: Counter[str] = Counter()
-    examples = list((_tuning_examples if task.reader else _row_examples)(task, corpus, left_out))
+    examples = list(_tuning_examples(task, corpus, left_out) if task.reader else _row_examples(task, corpus, left_out, odd))
     if not examples:
         raise ValueError(f"task {task.name}: {task.data} holds no context with pairs: left out are {dict(left_out) or 'none'}")
     counted = {reason: number for reason, number in left_out.items() if number}
@@ -238,15 +243,19 @@ def _tuning_examples(task: Task, corpus: Path | None, left_out: Counter[str]) ->
         yield example._replace(id=f"{example.id}/{number}")  # what a reader calls an example need not be unique
 
 
-def _row_examples(task: Task, corpus: Path | None, left_out: Counter[str]) -> Iterator[Example]:
+def _row_examples(task: Task, corpus: Path | None, left_out: Counter[str], odd: OddRows) -> Iterator[Example]:
     """Rows with templates."""
-    for row in read_rows(task, corpus):
-        sides = [(render(task, "question", task.question, one), render(task, "answer", task.answer, one)) for one in _entries(task, row)]
-        pairs = distinct_pairs([Pair(question.strip(), answer.strip()) for question, answer in sides], left_out)
-        if pairs:
-            yield Example(row_id(task, row), render(task, "context", task.context or "{{ context }}", row).strip(), pairs)
+    for example in odd.kept(task, read_rows(task, corpus, odd), partial(_row_example, task)):
+        if pairs := distinct_pairs(example.pairs, left_out):
+            yield example._replace(pairs=pairs)
         else:
             left_out["context_without_pairs"] += 1
+
+
+def _row_example(task: Task, row: Row) -> Example:
+    context = render(task, "context", task.context or "{{ context }}", row).strip()
+    sides = [(render(task, "question", task.question, one), render(task, "answer", task.answer, one)) for one in _entries(task, row)]
+    return Example(row_id(task, row), context, [Pair(question.strip(), answer.strip()) for question, answer in sides])
 
 
 def _entries(task: Task, row: Row) -> list[Row]:
@@ -307,7 +316,7 @@ def _pair_metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     both = [a + b for a, b in zip(written, right, strict=True)]
     return {
         "correct": statistics.ratio([2 * shared for shared in matched], both),
-        "precision": statistics.ratio(matched, written) if any(written) else statistics.mean([math.nan] * len(written)),
+        "precision": statistics.ratio_or_nan(matched, written),
         "recall": statistics.ratio(matched, right),
         "pairs_per_context": statistics.mean(written),
     }

@@ -1,6 +1,7 @@
 """Tasks of kind `perplexity`: how well does the model predict documents that it has not seen, or the end of a text?"""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,6 +9,8 @@ import pyarrow as pa
 
 from ipt.evaluation import encoding, statistics
 from ipt.evaluation.data import check_ids, read_rows, render, row_id, text_hash
+from ipt.evaluation.formats import Row
+from ipt.evaluation.odd_rows import OddRow, OddRows
 from ipt.evaluation.statistics import Metric
 from ipt.evaluation.task import Task
 
@@ -23,7 +26,7 @@ SCHEMA = pa.schema(
         ("bytes", pa.int64()),  # UTF-8 bytes of the scored text
         ("windows", pa.int32()),  # more than one: the document is longer than the model's context
         ("truncated", pa.bool_()),  # what stands before the text did not fit and lost its beginning
-        ("greedy", pa.bool_()),  # the model goes on from the task's `context` with the text; null without one
+        ("greedy", pa.bool_()),  # after the task's `context` each token of the text is the likeliest; null without one
     ]
 )
 
@@ -42,17 +45,20 @@ class Document(NamedTuple):
         return self.text[self.begin :]
 
 
-def read(task: Task, corpus: Path | None) -> list[Document]:
-    """The documents of a task; a row of the corpus stage is identified by its doc_id."""
-    documents = []
-    for row in read_rows(task, corpus):
-        context = render(task, "context", task.context, row) if task.context else ""
-        text = render(task, "text", task.text, row)
-        if context and not text:
-            raise ValueError(f"{row.where}: text is empty: after a context something must be scored")
-        documents.append(Document(row_id(task, row), context + text, len(context)))
+def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Document]:
+    """The documents of a task; a row of the corpus stage is identified by its doc_id. Rows that make none are put down in `odd`."""
+    odd = OddRows() if odd is None else odd
+    documents = odd.kept(task, read_rows(task, corpus, odd), partial(_document, task))
     check_ids(task, documents)
     return documents
+
+
+def _document(task: Task, row: Row) -> Document:
+    context = render(task, "context", task.context, row) if task.context else ""
+    text = render(task, "text", task.text, row)
+    if context and not text:
+        raise OddRow(f"{row.where}: text is empty: after a context something must be scored")
+    return Document(row_id(task, row), context + text, len(context))
 
 
 def score(task: Task, documents: list[Document], backend: "Backend") -> list[dict[str, Any]]:
@@ -106,7 +112,7 @@ def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     found = {
         "nll": per_token,
         "perplexity": statistics.exponential(per_token),
-        "bits_per_byte": statistics.ratio(bits, [row["bytes"] for row in scored]),
+        "bits_per_byte": statistics.ratio_or_nan(bits, [row["bytes"] for row in scored]),
     }
     if task.context:
         found["accuracy"] = statistics.proportion([int(row["greedy"]) for row in scored])
@@ -123,8 +129,9 @@ def _encode(encoder: encoding.Encoder, document: Document) -> tuple[encoding.Doc
 
 
 def _greedy(task: Task, documents: list[Document], backend: "Backend") -> list[bool]:
-    """For each document whether the model goes on from its context with the scored text."""
+    """For each document whether every token that is scored after its context is the model's likeliest."""
     questions = [backend.encoder.question(document.text[: document.begin], [document.scored]) for document in documents]
     room = max(len(question.options[0]) for question in questions)
     said = backend.generate([question.prompt for question in questions], [], room, task.name)
-    return [answer.text.startswith(document.scored) for answer, document in zip(said, documents, strict=True)]
+    expected = [tuple(question.options[0]) for question in questions]
+    return [answer.ids[: len(ids)] == ids for answer, ids in zip(said, expected, strict=True)]

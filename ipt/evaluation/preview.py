@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ipt.evaluation.choice import Question
 from ipt.evaluation.kinds import kind_of
+from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.task import Task, load_tasks, read_group, sources, task_names
 
 
@@ -32,8 +33,10 @@ def show_task(name: str, number: int, data_dir: Path, corpus: Path | None, conso
     The right one is green and marked with ✓; demonstrations are dim.
     """
     for task in load_tasks([name], data_dir):
-        items = kind_of(task).read(task, corpus)
+        odd = OddRows()
+        items = kind_of(task).read(task, corpus, odd)
         console.print(f"{task.name}: {len(items):,} items of kind {task.kind}", style="bold", highlight=False)
+        odd.report(task, console)
         for item in islice(items, number):
             console.print(Panel(_shown(item), title=f"{item.id}", title_align="left"))
 

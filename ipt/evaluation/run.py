@@ -5,16 +5,18 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ipt.chat_templates import check_kwargs
 from ipt.config import EvaluationConfig
-from ipt.console import progress
+from ipt.console import console, progress
 from ipt.evaluation.contamination import FILE, Contaminated, clean_metrics
 from ipt.evaluation.data import Item, subset
 from ipt.evaluation.kinds import kind_of
+from ipt.evaluation.odd_rows import LEFT_OUT, OddRows
 from ipt.evaluation.results import RESULTS, Results, predictions_path, read_predictions
 from ipt.evaluation.tables import write_markdown
 from ipt.evaluation.task import Task, load_tasks
@@ -24,9 +26,16 @@ from ipt.stage import is_as_noted, note_hash, rank, remove_notes, write_json, wr
 if TYPE_CHECKING:
     from ipt.evaluation.backend import Backend
 
-Work = tuple[Task, list[Any]]  # a task and its items
 Row = dict[str, Any]  # a prediction
 Scored = tuple[Task, list[Row], float]  # a task, its predictions, the seconds that they took
+
+
+class Work(NamedTuple):
+    """A task, its items, and the rows of its data that make none."""
+
+    task: Task
+    items: list[Any]
+    odd: OddRows
 
 
 def evaluate(
@@ -48,19 +57,19 @@ def evaluate(
     check_model(model)
     check_config(config)
     work = read_work(tasks, config.limit, corpus, data_dir)
-    finished = {task.name for task, items in work if _is_finished(predictions_path(output, task.name), items)}
+    finished = {task.name for task, items, _ in work if _is_finished(predictions_path(output, task.name), items)}
     predictions = {name: read_predictions(output, name) for name in finished}
     seconds = {}
-    if unfinished := [(task, items) for task, items in work if task.name not in finished]:
+    if unfinished := [one for one in work if one.task.name not in finished]:
         from ipt.evaluation.backend import load_backend
 
         with load_backend(config, model) as backend:
             for task, found, took in score_tasks(unfinished, backend, output):
                 predictions[task.name], seconds[task.name] = found, took
     if rank() == 0:
-        results = results_of([task for task, _ in work], predictions)
+        results = results_of(work, predictions)
         if contaminated is not None:
-            for task, _ in work:
+            for task, *_ in work:
                 results[task.name] |= clean_metrics(task, predictions[task.name], contaminated[task.name])
             write_json(output / FILE, contaminated)
         write_json(output / RESULTS, results)
@@ -68,28 +77,39 @@ def evaluate(
         remove_notes(output / "predictions")
     return {
         "model": model,
-        "items": sum(len(items) for _, items in work),
+        "items": sum(len(one.items) for one in work),
         "tasks": {
             task.name: {
                 "items": len(items),
                 "seconds": seconds.get(task.name, 0.0),
                 "reused": task.name not in seconds,
+                "left_out_rows": len(odd),
                 **kind_of(task).counts(predictions[task.name]),
             }
-            for task, items in work
+            for task, items, odd in work
         },
     }
 
 
 def read_work(tasks: list[str], limit: int | None, corpus: Path | None, data_dir: str | Path) -> list[Work]:
-    """Each task with its items, at most `limit` of them. Raises a one-line error that names the file and the row."""
-    return [(task, subset(kind_of(task).read(task, corpus), limit)) for task in load_tasks(tasks, data_dir)]
+    """Each task with its items, at most `limit` of them. Raises a one-line error that names the file and the row.
+
+    Rows that make no item are logged.
+    """
+    work = []
+    for task in load_tasks(tasks, data_dir):
+        odd = OddRows()
+        items = kind_of(task).read(task, corpus, odd)
+        if rank() == 0:
+            odd.report(task, console)
+        work.append(Work(task, subset(items, limit), odd))
+    return work
 
 
 def score_tasks(work: Sequence[Work], backend: "Backend", output: Path) -> Iterator[Scored]:
     """Score one task after another. Of several processes, which all score, the first writes the predictions to `output`."""
-    with progress("evaluation", sum(len(items) for _, items in work), hidden=rank() > 0) as bar:
-        for task, items in work:
+    with progress("evaluation", sum(len(one.items) for one in work), hidden=rank() > 0) as bar:
+        for task, items, _ in work:
             started = time.monotonic()
             kind = kind_of(task)
             predictions = kind.score(task, items, backend)
@@ -101,12 +121,15 @@ def score_tasks(work: Sequence[Work], backend: "Backend", output: Path) -> Itera
             yield task, predictions, round(time.monotonic() - started, 3)
 
 
-def results_of(tasks: Iterable[Task], predictions: Mapping[str, list[Row]]) -> Results:
-    """What the predictions of each task amount to, as results.json has it."""
-    return {
-        task.name: {name: metric.as_dict() for name, metric in kind_of(task).metrics(task, predictions[task.name]).items()}
-        for task in tasks
-    }
+def results_of(work: Iterable[Work], predictions: Mapping[str, list[Row]]) -> Results:
+    """What the predictions of each task amount to, as results.json has it. Tasks with rows left out have an entry for them."""
+    results: Results = {}
+    for task, _, odd in work:
+        metrics = kind_of(task).metrics(task, predictions[task.name])
+        results[task.name] = {name: metric.as_dict() for name, metric in metrics.items()}
+        if odd:
+            results[task.name][LEFT_OUT] = odd.entry()
+    return results
 
 
 def check_tasks(config: EvaluationConfig, tasks: list[str], corpus: Path | None = None, data_dir: str | Path = "data") -> list[Task]:
@@ -138,6 +161,7 @@ def check_config(config: EvaluationConfig) -> None:
             raise ValueError(f"evaluation.{name} is {value}, expected {least} or more")
     if not re.fullmatch(r"auto|sharded|cpu|mps|cuda(:\d+)?", config.device):
         raise ValueError(f"evaluation.device is {config.device!r}, expected auto, cpu, mps, cuda, cuda:NUMBER or sharded")
+    check_kwargs(config.chat_template_kwargs, "evaluation.chat_template_kwargs")
     if config.backend == "vllm":
         from ipt.evaluation.vllm import check_vllm
 

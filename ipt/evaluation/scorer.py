@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from ipt.config import EvaluationConfig
 from ipt.console import console, progress
 from ipt.evaluation.batching import UNLIMITED, batches, context_length, full_attention_length
-from ipt.evaluation.encoding import Encoder, Question, Row, check_chat, plain_rows, start_tokens, tree_row
+from ipt.evaluation.encoding import Question, Row, check_chat, make_encoder, plain_rows, tree_row
 from ipt.evaluation.generated import Generation
 from ipt.evaluation.greedy import Greedy
 from ipt.evaluation.prefixes import shared_prefixes
@@ -41,10 +41,12 @@ def load_scorer(config: EvaluationConfig, name: str) -> "Scorer":
     options: dict[str, Any] = {"device_map": "auto" if device == "sharded" else {"": device}} if _is_placed(config) else {}
     if config.quantize:
         options["quantization_config"] = _quantization(config)
+    tokenizer = load_tokenizer(name)
+    check_chat(tokenizer, config.chat, config.chat_template_kwargs)  # before the weights are read
     model = load_model(name, DTYPES[config.dtype], **options)
     if not options:
         model = model.to(device)  # type: ignore[arg-type]
-    return Scorer(model.eval(), load_tokenizer(name), config)
+    return Scorer(model.eval(), tokenizer, config)
 
 
 class Job(NamedTuple):
@@ -70,7 +72,7 @@ class Scorer:
         self.vocabulary = int(self.inner.config.get_text_config().vocab_size)
         self.device = self.inner.get_input_embeddings().weight.device
         limit = min(config.max_length or UNLIMITED, context_length(self.inner))
-        self.encoder = Encoder(tokenizer, start_tokens(tokenizer, config.bos), limit, check_chat(tokenizer, config.chat))
+        self.encoder = make_encoder(tokenizer, config, limit)
         plain = config.scoring == "plain"
         self.projects_itself = plain  # the model computes its logits, all of them
         self.tree_length = 0 if plain else full_attention_length(self.inner)  # questions of at most so many tokens take the tree

@@ -23,6 +23,7 @@ from typing import Any
 
 from ipt.evaluation.data import phrasing
 from ipt.evaluation.draws import draw, text_hash
+from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.task import SHOTS, Task
 
 ORDERS = ("random", "data")
@@ -38,23 +39,28 @@ class Settings:
     vary: bool = False
 
 
-def with_shots(task: Task, items: list[Any], corpus: Path | None, read: Callable[[Task, Path | None], list[Any]]) -> list[Any]:
+def with_shots(task: Task, items: list[Any], corpus: Path | None, read: Callable[..., list[Any]], odd: OddRows) -> list[Any]:
     """The items with the task's demonstrations before their prompts; `read` is the kind's own and reads the demonstrations too.
 
     An item is a named tuple with `id`, `prompt`, `shots` (so many characters of the prompt are demonstrations) and `text`: the
     rest of the prompt with the right answer, which is what a demonstration prints.
-    Raises ValueError if there are too few of them, or of one class.
+    Rows of other data that make no demonstration are put down in `odd`. Raises ValueError if there are too few of them, or of one
+    class.
     """
     source = task.demonstrations
     if source is None:
         return items
+    has_own_data = replace(source, shots=task.shots) != task
     settings = Settings(**{key: value for key, value in task.shots.items() if key in SHOTS})
     if settings.order not in ORDERS:
         raise ValueError(f"task {task.name}: shots.order is {settings.order!r}, expected {' or '.join(ORDERS)}")
 
     @cache
     def classes(prompt: str) -> list[list[Any]]:
-        return _classes(task, settings, read(replace(source, prompt=prompt), corpus))
+        odd_shots = OddRows()
+        found = read(replace(source, prompt=prompt), corpus, odd_shots)
+        odd.of_shots = odd_shots if has_own_data else None
+        return _classes(task, settings, found)
 
     @cache
     def candidates(prompt: str, key: str) -> list[list[Any]]:

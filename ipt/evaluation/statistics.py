@@ -81,6 +81,12 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Metric:
     return _normal(value, (x - value * weight) / weight.mean())
 
 
+def ratio_or_nan(numerators: ArrayLike, denominators: ArrayLike) -> Metric:
+    """As `ratio`; not a number where there is nothing to divide by."""
+    weights = np.asarray(denominators)
+    return ratio(numerators, weights) if weights.sum() > 0 else mean(np.full(len(weights), np.nan))
+
+
 def f1(answers: ArrayLike, gold: ArrayLike, average: str) -> Metric:
     """F1 of each class, averaged over the classes that occur: each the same (`macro`) or by its share of `gold` (`weighted`).
 

@@ -9,13 +9,14 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from ipt.evaluation.odd_rows import LEFT_OUT
 from ipt.evaluation.results import Results, group_average, groups_of, load_results, main_metrics, read_task
 from ipt.evaluation.task import Task
 from ipt.stage import atomic
 
 MARKDOWN = "results.md"
 SHARES = ("paper", "correct", "accuracy", "acc", "exact_match", "f1", "contains", "precision", "recall", "contaminated")  # shown in percent
-FEWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte", "contaminated")
+FEWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte", "contaminated", LEFT_OUT)
 CAPTION = "Shares are in percent, ± is one standard error. `paper` follows the published rule, `correct` the right one."
 BOTH = ("paper", "correct")  # what group averages are taken of
 
@@ -81,7 +82,7 @@ def _score_lines(results: Results, tasks: Mapping[str, Task], models: Sequence[s
     header = ["task", "n", *metrics, *(f"{model} (published)" for model in models)]
     lines = [_row(header), _row(["---", *["---:"] * (len(header) - 1)])]
     for name, task in tasks.items():
-        n = max(entry["n"] for entry in results[name].values())
+        n = max(entry["n"] for metric, entry in results[name].items() if metric != LEFT_OUT)
         ours = [_cell(results[name].get(metric), metric) for metric in metrics]
         lines.append(_row([name, n, *ours, *(f"{task.published[model]:.1f}" for model in models)]))
     for group, members in groups.items():
@@ -125,8 +126,9 @@ def _labels(task: str, metric: str, n: int, first: bool) -> tuple[str, str, str]
 
 
 def _shown_metrics(scores: Sequence[Mapping[str, Mapping[str, Any]]], figure: str) -> list[str]:
-    """Main metrics; `paper` only where it says something else than `correct`."""
+    """Main metrics, and rows that were left out; `paper` only where it says something else than `correct`."""
     names = list(dict.fromkeys(name for score in scores for name in main_metrics(score)))
+    names += [LEFT_OUT] if any(LEFT_OUT in score for score in scores) else []
     if all("paper" not in score or ("correct" in score and score["paper"][figure] == score["correct"][figure]) for score in scores):
         return [name for name in names if name != "paper"]
     return names
@@ -157,6 +159,8 @@ def _error(stderr: float | None, metric: str) -> str:
 def _number(value: float | None, metric: str, signed: bool = False) -> str:
     if value is None:
         return "–"
+    if metric == LEFT_OUT:
+        return str(value)
     sign = "+" if signed else ""
     if metric.startswith(SHARES):
         return f"{100 * value:{sign}.1f}"

@@ -38,6 +38,7 @@ class Task:
     join: str = ""  # a second file (as in data); fields of its row of the same id are added
     where: dict[str, Any] = field(default_factory=dict)  # only rows whose fields have these values
     keep: str = ""  # template: only rows for which it reads True
+    odd_rows: str = "leave_out"  # rows without a field or an answer, or with equal options: leave_out (and count them) | error
     id: str = "id"  # the field that identifies an item; empty or without such a field, the number of its row does
     distractors: dict[str, Any] = field(default_factory=dict)  # choice: wrong options from other rows: see ipt.evaluation.distractors
     shots: dict[str, Any] = field(default_factory=dict)  # demonstrations before each prompt: see ipt.evaluation.shots
@@ -46,6 +47,7 @@ class Task:
     options: str | list[str] = "options"  # choice: the field that lists the options, or a template for each of them
     option: str = "{{ option }}"  # choice: template around each option; what is scored is prompt + option
     gold: str = "gold"  # choice: the field with the right option (its index from 0 or its text; several: a list), or a template
+    gold_is: str = ""  # choice: what `gold` names: index | text; empty: what all rows of the task allow
     unconditional: str = ""  # choice: template of a prompt that says nothing, for likelihoods in relation to it
     answer: str = "{{ answer }}"  # generation, pairs: template of the right answer
     stop: list[str] = field(default_factory=lambda: ["\n"])  # generation: texts that end an answer
@@ -113,12 +115,13 @@ class Group:
 
 
 ROWS = ("data", "subset", "split", "format", "columns", "sentences", "records", "join", "where", "keep", "id")
-_PROMPTED = {*ROWS, "shots", "prompt"}
+_READ = {*ROWS, "odd_rows"}
+_PROMPTED = {*_READ, "shots", "prompt"}
 USES: dict[str, set[str]] = {  # kind -> the keys that mean something to it, beside those of every task
-    "choice": {*_PROMPTED, "distractors", "options", "option", "gold", "unconditional", "metric", "group"},
+    "choice": {*_PROMPTED, "distractors", "options", "option", "gold", "gold_is", "unconditional", "metric", "group"},
     "generation": {*_PROMPTED, "answer", "stop", "max_new_tokens", "published_length", "parse"},
-    "perplexity": {*ROWS, "text", "context"},
-    "pairs": {*ROWS, "shots", "context", "measure", "pair_format", "reader", "pairs", "question", "answer", "max_new_tokens"},
+    "perplexity": {*_READ, "text", "context"},
+    "pairs": {*_READ, "shots", "context", "measure", "pair_format", "reader", "pairs", "question", "answer", "max_new_tokens"},
     "harness": {"harness", "data", "shots", "metric"},
 }
 EVERY = {"name", "kind", "description", "published"}

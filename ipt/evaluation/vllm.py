@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ipt.config import EvaluationConfig, SynthesisConfig
 from ipt.console import console, progress
-from ipt.evaluation.encoding import Encoder, Question, Row, check_chat, plain_rows, start_tokens
+from ipt.evaluation.encoding import Question, Row, check_chat, make_encoder, plain_rows
 from ipt.evaluation.generated import Generation, cut, end_tokens, generated_text
 from ipt.models import load_tokenizer, resolve_model
 from ipt.synthesis.engines import ENGINES, EngineDied
@@ -51,6 +51,8 @@ def check_vllm(config: EvaluationConfig) -> None:
 def open_vllm(config: EvaluationConfig, name: str) -> Iterator["VllmBackend"]:
     """The model `name` in vLLM's engine, which ends with the context. Raises EngineDied if it does not start."""
     check_vllm(config)
+    tokenizer = load_tokenizer(name)
+    check_chat(tokenizer, config.chat, config.chat_template_kwargs)
     before, log = dict(os.environ), EngineLog()
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     keeper, engine = Keeper(), None
@@ -60,7 +62,6 @@ def open_vllm(config: EvaluationConfig, name: str) -> Iterator["VllmBackend"]:
         except Exception as error:
             message = f"{' '.join(str(error).split())} ({log.cause()})"
             raise EngineDied(f"evaluation.backend=vllm did not start with model={name}: {message}") from error
-        tokenizer = load_tokenizer(name)
         yield VllmBackend(engine, tokenizer, config, _end_tokens(name, tokenizer))
     finally:
         if engine is not None:
@@ -78,7 +79,7 @@ class VllmBackend:
     def __init__(self, engine: Any, tokenizer: "PreTrainedTokenizerBase", config: EvaluationConfig, end: frozenset[int]) -> None:
         self._engine, self._end = engine, end
         length = int(engine.model_config.max_model_len) - BEHIND
-        self.encoder = Encoder(tokenizer, start_tokens(tokenizer, config.bos), length, check_chat(tokenizer, config.chat))
+        self.encoder = make_encoder(tokenizer, config, length)
 
     def option_rows(self, question: Question) -> list[Row]:
         """One row for each option."""
@@ -115,10 +116,10 @@ class VllmBackend:
         """Tokens are turned into text as for other backends, whatever vLLM makes of them."""
         ids = list(completion.token_ids)
         if completion.finish_reason == "length":
-            return Generation(self._text(ids), len(ids), "length")
+            return Generation(self._text(ids), len(ids), "length", tuple(ids))
         if isinstance(completion.stop_reason, str):
-            return Generation(cut(self._text(ids), stop), len(ids), "stop")
-        return Generation(self._text(ids[:-1]), len(ids), "eos")
+            return Generation(cut(self._text(ids), stop), len(ids), "stop", tuple(ids))
+        return Generation(self._text(ids[:-1]), len(ids), "eos", tuple(ids))
 
     def _text(self, ids: list[int]) -> str:
         return generated_text(self.encoder.tokenizer, ids)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ipt.chat_templates import TemplateFails, render
 from ipt.stage import parse_yaml
 from ipt.synthesis.format import Pair, Parsed
 from ipt.synthesis.prompts import Message, Prompt, Vocabulary
@@ -63,7 +64,7 @@ class ChatFormat:
         self._prompt = load_prompt(config.prompt)
         self.schema = self._prompt.schema
         self._vocabulary = vocabulary
-        self._frame = frame = _frame(vocabulary.tokenizer, self._prompt)
+        self._frame = frame = _frame(vocabulary.tokenizer, self._prompt, config.chat_template_kwargs)
         self._begin = [_template_ids(vocabulary.tokenizer, text) for text in frame.first]
         self._follow = [_template_ids(vocabulary.tokenizer, text) for text in frame.later]
         self.stop_ids = list(dict.fromkeys([*_end_of_turn(vocabulary, self._follow[0]), vocabulary.eos]))
@@ -217,8 +218,6 @@ def _properties(schema: Any, where: str) -> dict[str, Any]:
 
 # Put in place of document and answer where the template is asked for what it writes around them.
 PLACES = "ipt-first-document", "ipt-first-answer", "ipt-second-document"
-# Variables of some templates: no reasoning before the answer, and no prompt that depends on the day.
-TEMPLATE_OPTIONS: dict[str, Any] = {"enable_thinking": False, "date_string": "01 Jan 2026"}
 
 
 class _Frame(NamedTuple):
@@ -233,10 +232,8 @@ class _Frame(NamedTuple):
         return Message("user", self.user[0] + document + self.user[1])
 
 
-def _frame(tokenizer: "PreTrainedTokenizerBase", prompt: ChatPrompt) -> _Frame:
+def _frame(tokenizer: "PreTrainedTokenizerBase", prompt: ChatPrompt, kwargs: Mapping[str, Any]) -> _Frame:
     """Ask the chat template. The system text goes into the user's turn where the template has no place for it."""
-    from jinja2 import TemplateError
-
     model = tokenizer.name_or_path
     if not tokenizer.chat_template:
         raise ValueError(f"synthesis.format=chat: the tokenizer of {model} has no chat template: take an instruction-tuned model")
@@ -245,9 +242,9 @@ def _frame(tokenizer: "PreTrainedTokenizerBase", prompt: ChatPrompt) -> _Frame:
         if system and not prompt.system:
             continue
         try:
-            first, history = (_render(tokenizer, system, user, turns) for turns in (1, 2))
-        except TemplateError as error:
-            reason = " ".join(str(error).split())
+            first, history = (_render(tokenizer, system, user, turns, kwargs) for turns in (1, 2))
+        except TemplateFails as error:
+            reason = error.reason
             continue
         reason = "it leaves texts out or writes them twice"
         places = [first.count(PLACES[0]), *(history.count(place) for place in PLACES)]
@@ -259,13 +256,10 @@ def _frame(tokenizer: "PreTrainedTokenizerBase", prompt: ChatPrompt) -> _Frame:
     raise ValueError(f"synthesis.format=chat: the chat template of {model} cannot show a conversation of user and assistant: {reason}")
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", system: tuple[Message, ...], user: str, turns: int) -> str:
+def _render(tokenizer: "PreTrainedTokenizerBase", system: tuple[Message, ...], user: str, turns: int, kwargs: Mapping[str, Any]) -> str:
     contents = user.replace(DOCUMENT, PLACES[0]), PLACES[1], user.replace(DOCUMENT, PLACES[2])
     turn = [Message("assistant" if number % 2 else "user", content) for number, content in enumerate(contents)]
-    messages = [message._asdict() for message in (*system, *turn[: 2 * turns - 1])]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **TEMPLATE_OPTIONS)
-    assert isinstance(text, str)
-    return text
+    return render(tokenizer, [message._asdict() for message in (*system, *turn[: 2 * turns - 1])], kwargs)
 
 
 def _template_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ipt.chat_templates import check_kwargs
 from ipt.config import SynthesisConfig
 from ipt.console import Bar, console, progress
 from ipt.stage import NOTE, is_as_noted, remove_notes
@@ -88,6 +89,7 @@ def check_synthesis(config: SynthesisConfig) -> None:
     _check_choice("long_documents", config.long_documents, MODES)
     _check_choice("dtype", config.dtype, DTYPES)
     _check_choice("cluster", config.cluster, CLUSTERS)
+    check_kwargs(config.chat_template_kwargs, "synthesis.chat_template_kwargs")
     if config.format != RULE_BASED:
         check_engine(config.engine)
     if config.cluster == "ray":

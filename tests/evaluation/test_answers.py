@@ -74,6 +74,41 @@ def test_a_number_that_crashed_the_released_scorer_is_wrong():
         ("from 2018-2019", "2018", "1", None),
         ("FY-18 was 7", "18", "1", None),  # a dash behind a word is no sign
         ("- 5 apples", "5", "1", None),  # nor is a bullet
+        ("US$-5", "-5", "1", None),
+        ("-US$5", "-5", "1", None),
+        ("(US$5)", "-5", "1", None),
+        ("US$ (5)", "-5", "1", None),
+        ("$(5)", "-5", "1", None),
+        ("( 5 € )", "-5", "1", None),
+        ("HK$-1,234.5bn", "-1234.5", "0.1", "1e9"),
+        ("EUR-5", "-5", "1", None),
+        ("-EUR 5", "-5", "1", None),
+        ("–CHF\u00a05", "-5", "1", None),
+        ("−\u202f5 USD", "-5", "1", None),
+        ("5 €", "5", "1", None),
+        ("Rs.500", "500", "1", None),
+        ("₹12,34,567", "1234567", "1", None),
+        ("a loss of minus 5", "-5", "1", None),
+        ("(try 5 times)", "5", "1", None),  # no Turkish lira
+        ("5\u00a0%", "5", "1", "0.01"),
+        ("5\u2009per\u00a0cent", "5", "1", "0.01"),
+        ("$5\u202fmillion", "5", "1", "1e6"),
+        ("a 5-million loss", "5", "1", "1e6"),
+        ("5 USD million", "5", "1", "1e6"),
+        ("1 234 567", "1234567", "1", None),
+        ("1\u202f234,5", "1234.5", "0.1", None),
+        ("1'234.5", "1234.5", "0.1", None),
+        ("1.234.567,8", "1234567.8", "0.1", None),
+        ("1.234,5", "1.234", "0.001", None),  # may be two numbers
+        ("The answer is...5", "5", "1", None),
+        ("approx.5", "5", "1", None),
+        ("Answer5", "5", "1", None),
+        ("yes,5", "5", "1", None),
+        ("1.5×10^-3", "0.0015", "0.0001", None),
+        ("1.5e−3", "0.0015", "0.0001", None),
+        ("答えは５％", "5", "1", "0.01"),
+        ("٥٫٢", "5.2", "0.1", None),
+        ("\u200e-5", "-5", "1", None),  # behind a mark of direction
         (".5", ".5", "0.1", None),
         ("1.5e-3", "0.0015", "0.0001", None),
         ("12 months", "12", "1", None),  # m is million only by itself
@@ -183,3 +218,104 @@ def test_words():
     assert word_f1("the heart attack", "heart") == pytest.approx(2 / 3)
     assert (word_f1("", ""), word_f1("heart", ""), word_f1("lung", "heart")) == (1.0, 0.0, 0.0)
     assert contains("It is the heart, of course", "the heart") and not contains("hearts", "heart") and not contains("it", "")
+
+
+# Many of these are equal under SQuAD's normalisation.
+DIFFERENT = """|A   .|A   |+   |.   +|-   C|C++   C#|C   C#|C++   5|-5   15|1.5   12|1/2   31|3:1   5|5%   0.05|005   A+|A   O-|O+
+-US$5|US$5   the|a   Vitamin|Vitamin A   p<0.05|p>0.05   a b|ab   हद|हृदय   é|e   x²|x2   4,5|45   -.5|.5   a-5|-5"""
+SAME = """A|a.   (A)|A   The A|A   C++|c++.   −5|-5   –5|-5   +5|5   -5|(-5)   5.|5   .5|0.5   1,234|1234   50 %|50%   50\u00a0%|50%
+“Heart”|heart   ¿qué?|Qué   heart—lung|heart lung   don’t|don't   vitamin a|Vitamin A   café|cafe\u0301   हृदय।|हृदय   القلب؟|القلب
+心臓。|心臓   ２|2   ٥|5   so\u00adft|soft   STRASSE|straße   the|The"""
+
+
+def pairs_of(text):
+    return [tuple(pair.split("|")) for line in text.split("\n") for pair in line.split("   ") if "|" in pair]
+
+
+@pytest.mark.parametrize(("one", "other"), pairs_of(DIFFERENT))
+def test_different_answers(one, other):
+    assert not exact_match(one, other) and not exact_match(other, one)
+    assert word_f1(one, other) < 1 and word_f1(other, one) < 1
+
+
+@pytest.mark.parametrize(("one", "other"), pairs_of(SAME))
+def test_the_same_answer_in_other_signs(one, other):
+    for output, answer in ((one, other), (other, one)):
+        assert exact_match(output, answer) and word_f1(output, answer) == 1 and contains(output, answer)
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "is_in"),
+    [
+        ("The answer is A", "A", True),
+        ("A. the heart", "A", True),
+        ("It is a heart", "A", False),  # an article
+        ("It is B", "A", False),
+        ("Vitamin A is one", "vitamin A", True),
+        ("I would take C++.", "C++", True),
+        ("C++ is one", "C", False),
+        ("It fell to -5.", "-5", True),
+        ("It fell to -5.", "5", False),
+        ("The sign is +.", "+", True),
+        ("答えは心臓です。", "心臓", True),
+        ("답은 심장입니다", "심장", True),
+        ("يضخ القلب الدم", "القلب", True),
+        ("यह हृदय है।", "हृदय", True),
+    ],
+)
+def test_an_answer_inside_an_output(output, answer, is_in):
+    assert contains(output, answer) is is_in and (word_f1(output, answer) > 0) is is_in
+
+
+def test_f1_counts_characters_where_a_script_has_no_spaces():
+    assert word_f1("心臓です", "心臓") == pytest.approx(2 * 2 / (4 + 2))
+    assert answers.words("กี iPhone手机") == ["กี", "iphone", "手", "机"]
+
+
+WORDS = [
+    "The",
+    "the",
+    "a",
+    "an",
+    "heart",
+    "HEART",
+    "well-known",
+    "U.S.",
+    "don't",
+    "1999",
+    "2,500",
+    "AT&T",
+    "covid-19",
+    "and/or",
+    "élan",
+    "€7",
+]
+PHRASE = st.lists(
+    st.tuples(
+        st.sampled_from(["", "", "", "(", '"', "'", "$"]),
+        st.sampled_from(WORDS),
+        st.sampled_from(["", "", "", ",", ".", "!", "?", ";", ":", ")", '"', "...", "'s"]),
+    ).map("".join),
+    min_size=1,
+    max_size=6,
+).map(" ".join)
+
+
+@pytest.fixture(scope="module")
+def squad():
+    return pytest.importorskip("transformers.data.metrics.squad_metrics")
+
+
+@given(output=PHRASE, answer=PHRASE)
+def test_phrases_score_as_in_squad(squad, output, answer):
+    if squad.normalize_answer(output) and squad.normalize_answer(answer):
+        assert exact_match(output, answer) == bool(squad.compute_exact(answer, output))
+        assert word_f1(output, answer) == pytest.approx(squad.compute_f1(answer, output))
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_a_text_is_itself_and_scores_are_bounded(one, other):
+    assert exact_match(one, one) and word_f1(one, one) == 1
+    assert exact_match(one, other) == exact_match(other, one) or word_f1(one, other) < 1
+    assert 0 <= word_f1(one, other) <= 1
+    assert contains(one, other) or not exact_match(one, other)

@@ -26,11 +26,11 @@ def greedy_loop(model, tokenizer, prompt, stop, new):
         with torch.no_grad():
             ids.append(int(model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, -1].argmax()))
         if ids[-1] == tokenizer.eos_token_id:
-            return Generation(tokenizer.decode(ids[:-1]), len(ids), "eos")
+            return Generation(tokenizer.decode(ids[:-1]), len(ids), "eos", tuple(ids))
         text = tokenizer.decode(ids)
         if any(mark in text for mark in stop):
-            return Generation(min((text.split(mark)[0] for mark in stop), key=len), len(ids), "stop")
-    return Generation(tokenizer.decode(ids), len(ids), "length")
+            return Generation(min((text.split(mark)[0] for mark in stop), key=len), len(ids), "stop", tuple(ids))
+    return Generation(tokenizer.decode(ids), len(ids), "length", tuple(ids))
 
 
 def generate(model, tokenizer, prompts, stop, new, batch_tokens=100_000):
@@ -145,7 +145,7 @@ def test_two_processes_divide_the_batches_and_call_a_sharded_model_alike(model, 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(script.parents[2]), str(script.parent)])}
     done = subprocess.run([*command, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    expected = [list(greedy_loop(model, tokenizer, prompt, STOP, 6)) for prompt in several]
+    expected = json.loads(json.dumps([greedy_loop(model, tokenizer, prompt, STOP, 6) for prompt in several]))
     said = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2)]
     assert all(answers[kind] == expected for answers in said for kind in ("whole", "sharded"))
     assert said[0]["calls"] == said[1]["calls"]

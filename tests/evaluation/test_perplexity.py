@@ -83,3 +83,21 @@ def test_the_end_of_a_text_behind_its_context(model, tokenizer, scorer):
     found = perplexity.metrics(task, rows)
     assert found["accuracy"].value == pytest.approx(1 / 4)
     assert found["text_perplexity"].value == pytest.approx(math.exp(sum(row["nll"] for row in rows) / 4))
+
+
+def test_a_prefix_of_the_text_is_not_the_text(model, tokenizer, scorer):
+    """The model writes more than the text's token, which begins what it writes: the first token is another one."""
+    context = "Cells that carry oxygen through the vessels are called"
+    (said,) = scorer.generate([tokenizer(context)["input_ids"]], [], 1, "greedy")
+    piece = next(said.text[:size] for size in range(1, len(said.text)) if said.text[:size].strip())
+    task = Task("test", "perplexity", "x.jsonl", context="{{ c }}", text="{{ t }}")
+    rows = perplexity.score(task, [Document(end, context + end, len(context)) for end in (piece, said.text)], scorer)
+    assert [row["greedy"] for row in rows] == [False, True]
+
+
+def test_parts_of_characters_have_bytes(scorer):
+    rows = perplexity.score(TASK, [Document("a", "①"), Document("b", "Ж")], scorer)
+    assert [row["bytes"] for row in rows] == [2, 1]
+    assert perplexity.metrics(TASK, rows[:1])["bits_per_byte"].value == pytest.approx(rows[0]["nll"] / math.log(2) / 2)
+    nothing = [{**row, "bytes": 0} for row in rows]
+    assert math.isnan(perplexity.metrics(TASK, nothing)["bits_per_byte"].value)

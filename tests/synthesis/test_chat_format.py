@@ -84,6 +84,15 @@ def test_a_chain_is_a_conversation_in_the_models_chat_template(vocabulary, token
             assert prompt.ids[: len(before)] == before  # what the engine has in its cache
 
 
+@pytest.mark.parametrize("thinks", [True, False])
+def test_a_template_reads_the_options_of_the_config(vocabulary, tokenizer, prompt_file, monkeypatch, thinks):
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n<think>\n"
+    monkeypatch.setattr(tokenizer, "chat_template", turns)
+    config = SynthesisConfig(format="chat", prompt=prompt_file(), chat_template_kwargs={"enable_thinking": thinks})
+    spelt = spell(tokenizer, ChatFormat(vocabulary, config).begin("Text.").ids)
+    assert spelt.endswith("<think>" if thinks else "<think>\n\n</think>\n\n")
+
+
 def test_special_tokens_of_a_document_are_text_and_those_of_the_template_are_not(chat, vocabulary, tokenizer):
     plain, spelt = (chat.begin(f"a {text} b").ids for text in ("", "<|im_end|><|im_start|>system"))
     ends = [ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) for ids in (plain, spelt)]
@@ -121,7 +130,12 @@ def test_a_template_without_a_place_for_the_system_text_has_it_in_the_users_turn
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [(None, "has no chat template"), ("{{ messages[0].content }}", "leaves texts out"), ("{{ raise_exception('Never.') }}", "Never.")],
+    [
+        (None, "has no chat template"),
+        ("{{ messages[0].content }}", "leaves texts out"),
+        ("{{ raise_exception('Never.') }}", "Never."),
+        ("{{ 1 / 0 }}", "division by zero"),
+    ],
 )
 def test_a_model_that_cannot_chat_is_one_line(template, message, prompt_file):
     tokenizer = load_tokenizer("embedded:tiny")

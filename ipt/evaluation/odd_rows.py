@@ -1,0 +1,61 @@
+"""Rows of a task's data that make no item: they are left out, counted and reported, or raise an error (the task's key `odd_rows`)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from ipt.errors import UserError
+from ipt.evaluation.formats import Row
+from ipt.evaluation.task import Task
+
+LEAVE_OUT, ERROR = "leave_out", "error"  # values of `odd_rows`
+LEFT_OUT = "left_out"  # entry in results.json
+SHOWN = 5  # rows that a log line names
+Made = TypeVar("Made")
+
+
+class OddRow(UserError):
+    """A row of which no item can be made: a field is missing, it has no right answer, two options are equal."""
+
+
+class OddRows:
+    """The rows of one task that are left out."""
+
+    def __init__(self) -> None:
+        self.read = 0  # rows, those that are left out included
+        self.of_shots: OddRows | None = None  # of the demonstrations' data, where that is another
+        self._found: dict[str, None] = {}  # message, which begins with the row
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def kept(self, task: Task, rows: Iterable[Row], make: Callable[[Row], Made]) -> list[Made]:
+        """What `make` makes of each row, without the odd ones. Raises OddRow if the task does not allow them, or if all are odd."""
+        if task.odd_rows not in (LEAVE_OUT, ERROR):
+            raise UserError(f"task {task.name}: odd_rows is {task.odd_rows!r}, expected {LEAVE_OUT} or {ERROR}")
+        made, first = [], None
+        for row in rows:
+            try:
+                made.append(make(row))
+            except OddRow as odd:
+                if task.odd_rows == ERROR:
+                    raise
+                first = first or odd
+                self._found[str(odd)] = None
+        if first is not None and not made:
+            raise first  # most likely a mistake in the task's file
+        return made
+
+    def report(self, task: Task, console: Console) -> None:
+        """Print a line that says how many rows are left out, names the first ones and the reasons; nothing if there are none."""
+        for odd, kind in ((self, "rows"), (self.of_shots, "rows of its demonstrations")):
+            if odd:
+                shown = "; ".join([*odd._found][:SHOWN])
+                more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
+                line = f"task {task.name}: {len(odd)} of {odd.read} {kind} are left out (odd_rows: error stops instead): {shown}{more}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def entry(self) -> dict[str, Any]:
+        """The entry in results.json: how many, of `n` rows."""
+        return {"value": len(self), "stderr": None, "ci95": [None, None], "n": self.read}
