@@ -54,7 +54,8 @@ def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int
     stats = statistics(pairs, max_new_tokens=config.max_new_tokens, parameters=_parameters(config))
     _stop_if_all_refused(pairs, stats)
     write_card(output, stats, synthesis_settings(config), seed)
-    _say_if_alone(config, stats["joined"], stats["rows"] - stats["finish_reasons"].get("error", 0))
+    if stats["pairs"] or stats["rewrites"]:
+        _say_if_alone(config, stats["joined"], stats["rows"] - stats["finish_reasons"].get("error", 0))
     return {**stats, "session": session}
 
 

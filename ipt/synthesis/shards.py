@@ -147,7 +147,8 @@ class Shard:
         with_pairs = {finished.piece.document for _, finished in self._rounds if finished.parsed.pairs}
         rejected: Counter[str] = Counter()
         for _, finished in self._rounds:
-            rejected.update(finished.parsed.rejected)
+            if finished.generation.finish_reason != "error":  # there is no output to reject
+                rejected.update(finished.parsed.rejected)
         return {
             "documents": self.plan.documents,
             "documents_with_pairs": len(with_pairs),

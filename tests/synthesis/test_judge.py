@@ -120,7 +120,7 @@ def test_a_judge_that_says_nothing_is_not_waited_for(tmp_path):
 
     pairs = write_pairs(tmp_path, 3, 1)
     with judge_server(reply) as server:
-        with pytest.raises(EngineDied, match=r"does not answer within filters\.judge\.timeout=0\.5 seconds"):
+        with pytest.raises(EngineDied, match=r"does not answer in time \(filters\.judge\.timeout=0\.5 seconds\)"):
             judge_pairs(config(server, concurrency=1, max_retries=0, timeout=0.5), pairs, tmp_path, 0)
         figures = judge_pairs(config(server, concurrency=1, max_retries=0), pairs, tmp_path, 0)
     assert (figures["judged"], figures["failed"], len(server.requests)) == (3, {}, 4)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import NamedTuple
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -19,11 +20,13 @@ import pytest
 from synthesis_cases import write_documents
 
 from ipt.config import SynthesisConfig
+from ipt.errors import UserError
 from ipt.models import resolve_model
 from ipt.stage import read_parts
 from ipt.synthesis.chat import ChatFormat
-from ipt.synthesis.engines import EngineDied, PromptRefused, start_engine
+from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, start_engine
 from ipt.synthesis.engines.keeper import Keeper
+from ipt.synthesis.engines.server import PROBE
 from ipt.synthesis.engines.vllm import ENVIRONMENT
 from ipt.synthesis.format import Pair, grammar, pairs_text
 from ipt.synthesis.prompts import IptFormat
@@ -36,14 +39,24 @@ PAIRS = [Pair("What is it?", "A heart."), Pair("Where?", "In the chest — 胸."
 BROKEN = object()
 
 
+class Raw(NamedTuple):
+    """A body as it is, JSON if it is no bytes."""
+
+    body: object
+    status: int = 200
+    kind: str = "application/json"
+    cut: bool = False  # the connection ends before the body does
+    headers: tuple = ()
+
+
 class Server(ThreadingHTTPServer):
-    """Answers each POST with the next of `answers`: a status, a text, a text in pieces (streamed if the request asks for that), or
-    a stream that breaks off (BROKEN).
+    """Answers each POST with the next of `answers`: a status, a text, a text in pieces (streamed if the request asks for that),
+    a stream that breaks off (BROKEN), or a Raw body. With `reply`, a function of the request, that gives the answers instead.
     """
 
-    def __init__(self, answers=(), *, owner="somebody", models=("served",), key=None) -> None:
+    def __init__(self, answers=(), *, reply=None, owner="somebody", models=("served",), key=None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answers, self.owner, self.models, self.key = list(answers), owner, models, key
+        self.answers, self.reply, self.owner, self.models, self.key = list(answers), reply, owner, models, key
         self.requests: list[tuple[str, dict]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
@@ -56,6 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, {"error": {"message": "Wrong key."}})
         elif self.path != "/v1/models":
             self._send(404, {"error": {"message": "Not here."}})
+        elif isinstance(self.server.models, Raw):
+            self._raw(self.server.models)
         else:
             cards = [{"id": name, "object": "model", "created": 0, "owned_by": self.server.owner} for name in self.server.models]
             self._send(200, {"object": "list", "data": cards})
@@ -63,7 +78,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, request))
-        answer = self.server.answers.pop(0)
+        if not self.path.startswith("/v1/"):
+            self._send(404, {"error": {"message": "Not here."}})
+            return
+        answer = self.server.reply(request) if self.server.reply else self.server.answers.pop(0)
+        if isinstance(answer, Raw):
+            self._raw(answer)
+            return
         if answer is BROKEN:
             self._stream(list(self._events(request, ["<QUE> What", "never sent"]))[:1], whole=False)
             return
@@ -108,6 +129,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
         else:
             self.close_connection = True
+
+    def _raw(self, raw):
+        body = raw.body if isinstance(raw.body, bytes) else json.dumps(raw.body).encode()
+        self.send_response(raw.status)
+        self.send_header("Content-Type", raw.kind)
+        self.send_header("Content-Length", str(len(body) + 9 * raw.cut))
+        for header in raw.headers or (("Retry-After-Ms", "5"),):
+            self.send_header(*header)
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = raw.cut
 
     def _send(self, status, content):
         body = json.dumps(content).encode()
@@ -155,7 +187,7 @@ def test_token_ids_go_out_and_the_text_is_encoded_anew(vocabulary, ipt, streamed
     text = pairs_text(PAIRS[:2])
     with serving([text[:20], text[20:33], text[33:]] if streamed else text) as server:
         generation = generate(server, replace(CONFIG, stop_at_repetition=streamed), ipt, vocabulary)
-    assert generation == ([*vocabulary.encode_continuation(text), vocabulary.eos], text, "stop", 4)
+    assert generation == Generation([*vocabulary.encode_continuation(text), vocabulary.eos], text, "stop", 4)
     [(path, request)] = server.requests
     assert path == "/v1/completions" and request["prompt"] == ipt.begin("A heart. <|im_end|>").ids
     assert (request["model"], request["max_tokens"], request["temperature"]) == ("served", 60, 0.0)
@@ -230,18 +262,34 @@ def test_a_stream_that_breaks_off_is_asked_for_again(vocabulary, ipt):
     assert ["stream" in request for _, request in server.requests] == [True, False]
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_refused_prompt(vocabulary, ipt, status):
-    with serving(status) as server, pytest.raises(PromptRefused, match=f"You get {status}"):
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+def test_a_rejected_prompt_is_refused_once_the_server_has_taken_another(vocabulary, ipt, status):
+    """The first one is rejected before the server has answered anything: a probe decides."""
+    text = pairs_text(PAIRS[:1])
+    with serving(status, text) as server, pytest.raises(PromptRefused, match=f"You get {status}"):
         generate(server, CONFIG, ipt, vocabulary)
-    assert len(server.requests) == 1
+    probe = server.requests[1][1]
+    assert probe["prompt"] == ipt.begin(PROBE).ids and len(server.requests) == 2
 
 
-@pytest.mark.parametrize(("status", "requests"), [(500, 4), (401, 1), (404, 1)])
-def test_a_server_that_cannot_go_on(vocabulary, ipt, status, requests):
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+def test_a_server_that_rejects_every_prompt_is_not_usable(vocabulary, ipt, status):
+    with (
+        serving(status, status) as server,
+        pytest.raises(UserError, match=rf"base_url={server.url} answers {status} \(You get {status}.\) to every request") as raised,
+    ):
+        generate(server, CONFIG, ipt, vocabulary)
+    assert len(server.requests) == 2 and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "requests", "error"),
+    [(500, 4, EngineDied), (401, 1, UserError), (402, 1, UserError), (404, 1, UserError), (405, 1, UserError), (501, 1, UserError)],
+)
+def test_a_server_that_cannot_go_on(vocabulary, ipt, status, requests, error):
     with (
         serving(*[status] * 9) as server,
-        pytest.raises(EngineDied, match=rf"base_url={server.url} answers {status} .*You get {status}") as raised,
+        pytest.raises(error, match=rf"base_url={server.url} answers {status} .*You get {status}") as raised,
     ):
         generate(server, CONFIG, ipt, vocabulary)
     assert len(server.requests) == requests and "\n" not in str(raised.value)
@@ -268,13 +316,13 @@ def test_a_server_that_takes_connections_and_says_nothing_is_told_after_the_time
 
 def test_what_is_wrong_at_the_start_is_named(vocabulary, ipt, monkeypatch):
     with (
-        serving(models=("one", "two")) as server,
-        pytest.raises(ValueError, match=r"synthesis\.model=served: .* has no such model, it has one, two$"),
+        serving(404, models=("one", "two")) as server,
+        pytest.raises(UserError, match=r"synthesis\.model=served: .*You get 404.* has no such model, it has one, two$"),
     ):
         generate(server, CONFIG, ipt, vocabulary)
     with serving() as server:
         server.url = server.url.removesuffix("/v1")
-        with pytest.raises(EngineDied, match=r"answers 404 .*most end in /v1"):
+        with pytest.raises(UserError, match=r"answers 404 .*most end in /v1"):
             generate(server, CONFIG, ipt, vocabulary)
     with serving("", key="secret") as server:
         monkeypatch.setenv("MY_KEY", "wrong")

@@ -79,6 +79,8 @@ class Server:
             api_key=api_key(config, section),
             max_retries=0,  # tries are counted here, together with those after errors inside answers
             timeout=config.timeout,
+            # not the library's own, which tries to close itself in whatever event loop runs when it is collected
+            http_client=openai.DefaultAsyncHttpxClient(timeout=config.timeout),
         )
         self._has_answered = False  # ever
         self._has_answered_lately = False  # since the last rejected prompt
@@ -215,7 +217,8 @@ class Server:
             return UserError(f"{section}.model={config.model}: {server}; {self._unlisted}")
         server = f"{section}: {server}"
         if fault.kind is Kind.PASSING:
-            return (EngineDied if fault.status is None else ServerFails)(f"{server}: {KEPT}")
+            fails = EngineDied if fault.status is None else ServerFails
+            return fails(f"{server}{' ' if server.endswith('?') else ': '}{KEPT}")
         if fault.kind is Kind.SERVER:
             remedy = (
                 f"check the address (most end in /v1), {section}.model={config.model} and the key "
