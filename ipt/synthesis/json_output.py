@@ -2,6 +2,7 @@
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ OPEN_TAG = re.compile(
     r"|<\|channel\|>analysis<\|message\|>",
     re.IGNORECASE,
 )
+BLANK_OPEN_TAG = re.compile(rf"\s*(?:{OPEN_TAG.pattern})", re.IGNORECASE)
 CLOSE_TAG = re.compile(
     rf"</{TAG}>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<\|end_of_thought\|>"
     r"|<\|channel\|>final[^<]*<\|message\|>",
@@ -60,16 +62,16 @@ def after_reasoning(output: str) -> Answer:
     Several blocks may follow one another, and the opening tag may be missing, because many chat
     templates put it into the prompt. A tag inside a JSON string of the answer is text.
     """
-    rest = output
-    while True:
-        text = rest.lstrip()
-        opened = OPEN_TAG.match(text)
-        closed = CLOSE_TAG.search(text, opened.end() if opened else 0)
-        if closed is None:
-            return Answer("", ended=False) if opened else Answer(rest)
-        if not opened and (OPEN_TAG.search(text, 0, closed.start()) or _is_in_object(text, closed.start())):
-            return Answer(rest)
-        rest = text[closed.end() :]
+    place, spans = 0, list(_spans(output)) if CLOSE_TAG.search(output) else []
+    for closed in CLOSE_TAG.finditer(output):
+        if _is_in_object(output, spans, place, closed.start()):
+            continue
+        if not BLANK_OPEN_TAG.match(output, place) and OPEN_TAG.search(output, place, closed.start()):
+            break  # the tags are the subject of the text
+        place = closed.end()
+    if BLANK_OPEN_TAG.match(output, place):
+        return Answer("", ended=False)
+    return Answer(output[place:])
 
 
 def read_json(output: str, schema: Mapping[str, Any] | None = None) -> Json:
@@ -134,8 +136,13 @@ def _last_fitting(text: str, schema: Mapping[str, Any] | None) -> tuple[dict[str
     return last
 
 
-def _is_in_object(text: str, place: int) -> bool:
-    return any(start < place and (place < end or end < 0) for start, end in _spans(text))
+def _is_in_object(text: str, spans: list[tuple[int, int]], begin: int, place: int) -> bool:
+    """Whether `place` is inside an object; a cut one counts only if the text after `begin` is that object."""
+    number = bisect_left(spans, (place,)) - 1
+    if number < 0:
+        return False
+    start, end = spans[number]
+    return place < end or (end < 0 and begin <= start and not text[begin:start].strip())
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:

@@ -107,6 +107,14 @@ class Fault(Exception):
         super().__init__(self.words)
 
 
+class StreamEnded(Fault):
+    """A stream ended without a finish_reason; `empty`: it had no events, so perhaps it was none."""
+
+    def __init__(self, empty: bool) -> None:
+        super().__init__(Kind.PASSING, "a stream without its end", "ends its streams early")
+        self.in_stream, self.empty = True, empty
+
+
 class Answer(NamedTuple):
     """An answer, or a piece of a streamed one."""
 
@@ -200,13 +208,6 @@ def not_json(content: str) -> Fault:
     words = line(content)
     said = f"does not answer with JSON ({words}): does it speak this protocol?"
     return Fault(Kind.PASSING, f"no JSON: {words}", said, status=NO_ERROR)
-
-
-def ended_early() -> Fault:
-    """The fault of a stream that ends without a finish_reason."""
-    fault = Fault(Kind.PASSING, "a stream without its end", "ends its streams early")
-    fault.in_stream = True
-    return fault
 
 
 def seconds_to_wait(headers: Mapping[str, str]) -> float | None:

@@ -12,7 +12,7 @@ from zlib import crc32
 from ipt.console import console
 from ipt.errors import UserError
 from ipt.synthesis.engines import EngineDied, Generation, Repetitions, Watch
-from ipt.synthesis.engines.answers import NO_ERROR, Answer, Fault, Kind, ended_early, fault_in, read_answer
+from ipt.synthesis.engines.answers import NO_ERROR, Answer, Fault, Kind, StreamEnded, fault_in, read_answer
 from ipt.synthesis.engines.server import (
     CHAT,
     COMPLETIONS,
@@ -67,10 +67,10 @@ class OpenAIEngine:
                     return await self._read(self._server.stream(request, self._streams_usage), True, watch)
                 except Fault as fault:
                     if fault.in_stream and fault.kind is Kind.PASSING:
-                        break
+                        return await self._ask_whole(request, fault)
                     if not self._adapt_streams(fault):
                         raise
-            return await self._read(self._alone(request), False)
+            return await self._read(self._whole(request), False)
 
         return await self._server.ask(self._request(prompt), send)
 
@@ -108,7 +108,14 @@ class OpenAIEngine:
             self._streams = False
         return True
 
-    async def _alone(self, request: Request) -> AsyncGenerator[Any, None]:
+    async def _ask_whole(self, request: Request, fault: Fault) -> Generation:
+        """Ask again without streaming after a stream that broke off, or that was none."""
+        generation = await self._read(self._whole(request), False)
+        if isinstance(fault, StreamEnded) and fault.empty:
+            self._streams = False
+        return generation
+
+    async def _whole(self, request: Request) -> AsyncGenerator[Any, None]:
         yield await self._server.whole(request)
 
     async def _read(
@@ -116,10 +123,10 @@ class OpenAIEngine:
     ) -> Generation:
         """Put an output together, up to its first repetition. The text is encoded anew where the server does not tell token ids."""
         ids: list[int] = []
-        text, reasoning, finish_reason, cached_tokens = "", "", "", 0
+        text, reasoning, finish_reason, cached_tokens, empty = "", "", "", 0, True
         async with aclosing(events):
             async for event in events:
-                piece = read_answer(event, streamed)
+                piece, empty = read_answer(event, streamed), False
                 cached_tokens = cached_tokens or piece.cached_tokens
                 finish_reason = piece.finish_reason or finish_reason
                 reasoning += piece.reasoning
@@ -133,7 +140,7 @@ class OpenAIEngine:
                 if watch:
                     watch(text)
         if not finish_reason and streamed:
-            raise ended_early()
+            raise StreamEnded(empty)
         if not finish_reason:  # so a stream of this server cannot tell that it is whole
             self._streams = False
         return self._generation(Answer(text, reasoning, tuple(ids), finish_reason, cached_tokens))

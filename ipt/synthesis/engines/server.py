@@ -213,6 +213,8 @@ class Server:
         """What stops the run."""
         config, section = self._config, self._section
         server = f"the server at {section}.base_url={config.base_url} {fault.said}"
+        if fault.wait is not None and fault.wait > LONGEST_WAIT:
+            server += f" and asks to wait {fault.wait:.0f} seconds"
         if self._unlisted and not self._has_answered:
             return UserError(f"{section}.model={config.model}: {server}; {self._unlisted}")
         server = f"{section}: {server}"
