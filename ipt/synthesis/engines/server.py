@@ -83,7 +83,8 @@ class Server:
             http_client=openai.DefaultAsyncHttpxClient(timeout=config.timeout),
         )
         self._has_answered = False  # ever
-        self._has_answered_lately = False  # since the last rejected prompt
+        self._has_answered_lately = False  # a request that was sent after the last rejected prompt
+        self._rejected = 0
         self._checking = asyncio.Lock()
         self._accepted: set[str] = set()  # parameters of requests that were answered
         self._wants_new_limit = False
@@ -95,6 +96,7 @@ class Server:
         Raises PromptRefused if the server does not take this prompt, UserError if it takes none and
         EngineDied if it keeps failing.
         """
+        rejected = self._rejected
         try:
             result = await self._retry(request, send)
         except Fault as fault:
@@ -103,7 +105,8 @@ class Server:
             if not fault.answered:
                 await self._check(fault)
             raise PromptRefused(fault.words) from fault
-        self._has_answered = self._has_answered_lately = True
+        self._has_answered = True
+        self._has_answered_lately |= rejected == self._rejected
         return result
 
     async def whole(self, request: Request) -> Any:
@@ -196,6 +199,7 @@ class Server:
         async with self._checking:
             if self._has_answered_lately:
                 self._has_answered_lately = False
+                self._rejected += 1
                 return
             try:
                 await self._retry(self._probe, self._send_probe)
