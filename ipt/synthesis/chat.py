@@ -284,6 +284,7 @@ def _end_of_turn(vocabulary: Vocabulary, between: Sequence[int]) -> list[int]:
 
 # Outputs -------------------------------------------------------------------------------------------------------------
 
+
 def _read_text(output: str) -> tuple[Parsed, str]:
     """The rewrite that an output without a schema is; reasoning before it is no part of it."""
     answer = after_reasoning(output)

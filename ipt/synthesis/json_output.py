@@ -22,8 +22,8 @@ TYPES: dict[str, Any] = {
     "null": type(None),
 }
 
-# How models write reasoning into their output: DeepSeek, Qwen, Seed, EXAONE; Magistral; Kimi; Command A;
-# OpenThinker; and gpt-oss where the server does not take the channels apart.
+# How models write reasoning into their output: DeepSeek, Qwen, Seed, EXAONE; Magistral; Kimi;
+# Command A; OpenThinker; and gpt-oss where the server does not take the channels apart.
 TAG = r"(?:seed:)?(?:think|thinking|thought|reasoning)"
 OPEN_TAG = re.compile(
     rf"<{TAG}>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|begin_of_thought\|>"
@@ -66,8 +66,9 @@ def after_reasoning(output: str) -> Answer:
     for closed in CLOSE_TAG.finditer(output):
         if _is_in_object(output, spans, place, closed.start()):
             continue
-        if not BLANK_OPEN_TAG.match(output, place) and OPEN_TAG.search(output, place, closed.start()):
-            break  # the tags are the subject of the text
+        opened = OPEN_TAG.search(output, place, closed.start())
+        if opened and output[place : opened.start()].strip():
+            break  # the text is about tags
         place = closed.end()
     if BLANK_OPEN_TAG.match(output, place):
         return Answer("", ended=False)
@@ -75,11 +76,11 @@ def after_reasoning(output: str) -> Answer:
 
 
 def read_json(output: str, schema: Mapping[str, Any] | None = None) -> Json:
-    """The JSON object in an output, also one that was cut. Reasoning and text around it are ignored.
+    """The JSON object in an output, also one that was cut; reasoning and text around it are ignored.
 
     Of several objects the last one that fits `schema` counts (see `fits`), or if none does the one
-    that has most of its properties. An output that never closes its reasoning tag has an answer only if it
-    ends with an object that fits.
+    that has most of its properties. An output that never closes its reasoning tag has an answer
+    only if it ends with an object that fits.
     """
     answer = after_reasoning(output)
     if not answer.ended:
@@ -137,7 +138,7 @@ def _last_fitting(text: str, schema: Mapping[str, Any] | None) -> tuple[dict[str
 
 
 def _is_in_object(text: str, spans: list[tuple[int, int]], begin: int, place: int) -> bool:
-    """Whether `place` is inside an object; a cut one counts only if the text after `begin` is that object."""
+    """Whether `place` is inside an object; a cut one counts only if it starts at `begin`."""
     number = bisect_left(spans, (place,)) - 1
     if number < 0:
         return False

@@ -180,13 +180,9 @@ class Judge:
         failures = Counter(verdict["failure"] for verdict in verdicts)
         if failures.keys() <= {"refused"} and not any(self._folder.glob("part-*.parquet")):
             self._journal.unlink()  # else the next run would refuse them again without a request
-            raise EngineDied(
-                f"judge: {self._config.base_url} refuses all of {len(verdicts)} requests: {verdicts[0]['reason']}"
-            )
+            raise EngineDied(f"judge: {self._config.base_url} refuses all of {len(verdicts)} requests: {verdicts[0]['reason']}")
         if failures.keys() <= {"refused", "unavailable"} and failures["unavailable"]:
-            raise EngineDied(
-                f"judge: {self._config.base_url} answered none of {len(verdicts)} requests: {self._last_error}"
-            )
+            raise EngineDied(f"judge: {self._config.base_url} answered none of {len(verdicts)} requests: {self._last_error}")
 
 
 def _request(config: JudgeConfig, case: Case) -> dict[str, Any]:

@@ -68,8 +68,7 @@ def _stop_if_all_refused(pairs: Path, stats: dict[str, Any]) -> None:
         path.unlink()
     words = next(iter(stats["refused"]), "no reason given")
     raise UserError(
-        f"synthesis.model: all of {refused} prompts were refused ({words}): change what the reason names and run again; "
-        "no output is kept"
+        f"synthesis.model: all of {refused} prompts were refused ({words}): change what the reason names and run again; no output is kept"
     )
 
 

@@ -160,7 +160,6 @@ class Shard:
             "cached_tokens": sum(finished.generation.cached_tokens for _, finished in self._rounds),
         }
 
-
     def _refusals(self) -> Counter[str]:
         refusals = (finished.generation.refusal for _, finished in self._rounds)
         return Counter(refusal for refusal in refusals if refusal)

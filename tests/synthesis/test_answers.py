@@ -44,6 +44,13 @@ def test_finish_reasons(finish, end):
         assert raised.value.kind is end
 
 
+def test_a_stream_that_repeats_its_message_at_the_end_says_it_once():
+    last = {"choices": [{"delta": {}, "message": {"content": "A heart."}, "finish_reason": "stop"}]}
+    assert read_answer(last, streamed=True).text == "" and read_answer(last).text == "A heart."
+    assert read_answer({"choices": [{"delta": {"content": "A heart."}}]}, streamed=True).text == "A heart."
+    assert read_answer({"choices": [{"message": "A heart."}]}).text == "A heart."
+
+
 def test_a_choice_without_a_finish_reason_has_ended_if_it_says_something():
     answer = {"choices": [{"text": "A heart."}]}
     assert end_of(read_answer(answer)) == "stop"

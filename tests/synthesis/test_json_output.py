@@ -49,7 +49,7 @@ JSON, OTHER = json.dumps(ANSWER), json.dumps(DRAFT)
         f"<think>It never closes its tag.\n```json\n{JSON}\n```",
         f"Here it is:\n```json\n{JSON}\n```\nI hope {{it}} helps.",
         f"For example {OTHER}. Now the exercises: {JSON}",
-        f"{JSON}\nI left {{choices}} empty, see {{\"a\": 1}}.",
+        f'{JSON}\nI left {{choices}} empty, see {{"a": 1}}.',
         f"Use {{ to open. Then: {JSON}",
         f"{{reasoning: {JSON}}}",
         f'{{"a": 1, }} {JSON}',

@@ -355,6 +355,7 @@ def test_the_stage_through_a_server(tmp_path):
     assert second[: len(first)] == first
     assert statistics["cached_tokens"] == 8 and statistics["session"]["generations_refused"] == 1
 
+
 # Servers as they are
 
 

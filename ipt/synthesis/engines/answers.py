@@ -34,9 +34,7 @@ BROKEN_OFF = frozenset(
         *("engine_error", "server_error", "insufficient_system_resource"),
     )
 )
-REFUSAL = re.compile(
-    "filter|safety|recitation|block|prohibited|spii|refus|sensitive|moderat|guardrail|flagged|policy"
-)
+REFUSAL = re.compile("filter|safety|recitation|block|prohibited|spii|refus|sensitive|moderat|guardrail|flagged|policy")
 
 # HTTP statuses. 424 is how TGI reports a failed generation.
 PASSING = frozenset((408, 409, 424, 425, 429))
@@ -45,8 +43,7 @@ TOO_LARGE = 413
 
 # Codes and types of errors, in lower case and without anything but letters and digits.
 NAMES_OF_SERVER = re.compile(
-    "insufficient(quota|credit|balance|fund)|billing|payment|invalidapikey|authentication"
-    "|deactivated|modelnotfound|deploymentnotfound"
+    "insufficient(quota|credit|balance|fund)|billing|payment|invalidapikey|authentication|deactivated|modelnotfound|deploymentnotfound"
 )
 NAMES_OF_PROMPT = re.compile(
     "contentfilter|contentpolicy|responsibleai|moderation|safety|flagged|contextlength|contextsize"
@@ -65,9 +62,7 @@ WORDS_OF_POLICY = re.compile(
     r"\bflagged\b|content[_ ](filter|policy|management)|\bmoderation\b|safety (system|filter|policy)",
     re.IGNORECASE,
 )
-WORDS_OF_VALUE = re.compile(
-    r"too (large|big|high|many|small)|at (most|least)|(less|greater) than|exceed|maximum", re.IGNORECASE
-)
+WORDS_OF_VALUE = re.compile(r"too (large|big|high|many|small)|at (most|least)|(less|greater) than|exceed|maximum", re.IGNORECASE)
 WORDS_OF_UNKNOWN = re.compile(
     r"unsupported|unknown|unrecogni[sz]ed|unexpected|invalid (param|field|arg)|extra (input|field)"
     r"|not (be )?(supported|known|permitted|allowed|recogni[sz]ed)",
@@ -86,7 +81,8 @@ class Kind(Enum):
 class Fault(Exception):
     """Why there is no answer.
 
-    `words`: the server's own; `said`: a predicate for an error message, such as "answers 500 (…)";
+    `words`: the server's own; `said`: the same for an error message, such as "answers 500 (…)";
+    `status`: HTTP status, or that which the error names; None if the server cannot be reached;
     `answered`: the model itself, or a filter behind it, declined: so the request was in order;
     `in_stream`: a stream had begun; `wait`: seconds to wait as the server asks.
     """
@@ -97,7 +93,7 @@ class Fault(Exception):
         words: str,
         said: str = "",
         *,
-        status: int | None = None,
+        status: int | None = NO_ERROR,
         answered: bool = False,
         wait: float | None = None,
     ) -> None:
@@ -126,7 +122,7 @@ class Answer(NamedTuple):
 
 
 def read_answer(body: Any, streamed: bool = False) -> Answer:
-    """What an answer of either endpoint says. Raises Fault for one that is an error or says nothing."""
+    """What an answer of either endpoint says. Raises Fault for an error and for an empty answer."""
     fault = fault_in(body)
     if fault is not None:
         raise fault
@@ -142,8 +138,7 @@ def read_answer(body: Any, streamed: bool = False) -> Answer:
     fault = fault_in({"error": choice.get("error")})
     if fault is not None:
         raise fault
-    message = choice.get("delta") or choice.get("message")
-    message = message if isinstance(message, Mapping) else {"content": message}
+    message = _message(choice, streamed)
     if message.get("refusal"):
         raise Fault(Kind.PROMPT, f"the model refuses: {message['refusal']}", answered=True)
     text, reasoning = _texts(message.get("content"))
@@ -211,7 +206,7 @@ def not_json(content: str) -> Fault:
 
 
 def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a Retry-After header asks for, given in seconds or as a date; None without one."""
+    """Seconds that a Retry-After header asks for, as a number or a date; None without one."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) / unit
@@ -260,7 +255,7 @@ def _kind(status: int, names: str, words: str) -> Kind:
 
 
 def _error(body: Any) -> Any:
-    """The error that a body describes: OpenAI's envelope, a text, or the fields without an envelope."""
+    """The error in a body: in OpenAI's envelope, as a text, or its fields without an envelope."""
     if isinstance(body, list) and body:
         body = body[0]
     if not isinstance(body, Mapping):
@@ -284,7 +279,8 @@ def _words(error: Any) -> str:
     message = next((value for value in found if value), None)
     words = _words(error if message is None else message) if message else json.dumps(dict(error))
     metadata = error.get("metadata")
-    raw = metadata.get("raw") if isinstance(metadata, Mapping) else None  # OpenRouter: the provider's own words
+    # OpenRouter puts the provider's own words there.
+    raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
     return f"{words}: {_words(raw)}" if raw else words
 
 
@@ -317,6 +313,15 @@ def _first_choice(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     choices = body.get("choices")
     choices = choices if isinstance(choices, list) else [choices]
     return next((choice for choice in choices if isinstance(choice, Mapping)), None)
+
+
+def _message(choice: Mapping[str, Any], streamed: bool) -> Mapping[str, Any]:
+    names = ("delta", "message") if streamed else ("message", "delta")
+    for name in names:
+        if isinstance(choice.get(name), Mapping):
+            message: Mapping[str, Any] = choice[name]
+            return message
+    return {"content": choice.get(names[0])}
 
 
 def _texts(content: Any) -> tuple[str, str]:

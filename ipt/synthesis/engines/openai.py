@@ -4,6 +4,7 @@ Prompts go out as token ids, so that the server adds nothing to them and reads n
 out as messages, because servers other than vLLM take a JSON schema with those alone. See `Server` for retries and errors.
 """
 
+import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -99,10 +100,9 @@ class OpenAIEngine:
 
     def _adapt_streams(self, fault: Fault) -> bool:
         """Ask otherwise from now on where the server rejects what streaming adds to a request."""
-        words = fault.words.lower()
-        if fault.kind is Kind.PASSING or "stream" not in words:
+        if fault.kind is Kind.PASSING or not re.search(r"\bstream", fault.words, re.IGNORECASE):
             return False
-        if self._streams_usage and "stream_options" in words:
+        if self._streams_usage and "stream_options" in fault.words:
             self._streams_usage = False
         else:
             self._streams = False
@@ -118,9 +118,7 @@ class OpenAIEngine:
     async def _whole(self, request: Request) -> AsyncGenerator[Any, None]:
         yield await self._server.whole(request)
 
-    async def _read(
-        self, events: AsyncGenerator[Any, None], streamed: bool, watch: Watch | None = None
-    ) -> Generation:
+    async def _read(self, events: AsyncGenerator[Any, None], streamed: bool, watch: Watch | None = None) -> Generation:
         """Put an output together, up to its first repetition. The text is encoded anew where the server does not tell token ids."""
         ids: list[int] = []
         text, reasoning, finish_reason, cached_tokens, empty = "", "", "", 0, True
@@ -181,8 +179,7 @@ def _list_models(config: "SynthesisConfig") -> dict[str, str] | None:
         server = f"synthesis: the server at synthesis.base_url={config.base_url}"
         if fault.status == 401:
             raise UserError(
-                f"{server} does not accept the key in the environment variable {config.api_key_env} "
-                f"(synthesis.api_key_env): {fault.words}"
+                f"{server} does not accept the key in the environment variable {config.api_key_env} (synthesis.api_key_env): {fault.words}"
             ) from fault
         if fault.kind is Kind.PASSING and fault.status != NO_ERROR:
             raise EngineDied(f"{server} {fault.said}: {KEPT}") from fault

@@ -1,4 +1,4 @@
-"""A client for servers that speak OpenAI's protocol: retries, and the faults of a server against those of a prompt.
+"""A client for servers that speak OpenAI's protocol, which tells faults of a prompt from others.
 
 A fault that may pass (429, 5xx, a broken connection, an error inside an answer) is retried with
 growing pauses, or after as long as the server asks. A rejected prompt concerns this prompt alone
@@ -63,13 +63,11 @@ Send = Callable[[Request], Awaitable[T]]
 class Server:
     """The server that a section of the config (synthesis or filters.judge) names.
 
-    `probe` is a short request with the parameters of all others. `unlisted` is what an error adds if
-    the server does not list the model and has answered nothing.
+    `probe` is a short request with the parameters of all others. `unlisted` is what an error adds
+    if the server does not list the model and has answered nothing.
     """
 
-    def __init__(
-        self, config: "SynthesisConfig | JudgeConfig", section: str, probe: Request, unlisted: str = ""
-    ) -> None:
+    def __init__(self, config: "SynthesisConfig | JudgeConfig", section: str, probe: Request, unlisted: str = "") -> None:
         import openai
 
         self._config, self._section, self._probe = config, section, probe
@@ -77,9 +75,9 @@ class Server:
         self._client = openai.AsyncOpenAI(
             base_url=config.base_url,
             api_key=api_key(config, section),
-            max_retries=0,  # tries are counted here, together with those after errors inside answers
+            max_retries=0,  # counted here, together with those after errors inside answers
             timeout=config.timeout,
-            # not the library's own, which tries to close itself in whatever event loop runs when it is collected
+            # The library's own closes itself when it is collected, in whatever event loop runs then.
             http_client=openai.DefaultAsyncHttpxClient(timeout=config.timeout),
         )
         self._has_answered = False  # ever
@@ -102,8 +100,10 @@ class Server:
         except Fault as fault:
             if fault.kind is not Kind.PROMPT:
                 raise self._error(fault) from fault
-            if not fault.answered:
-                await self._check(fault)
+            if fault.answered:
+                self._has_answered = True
+            else:
+                await self._check()
             raise PromptRefused(fault.words) from fault
         self._has_answered = True
         self._has_answered_lately |= rejected == self._rejected
@@ -145,10 +145,13 @@ class Server:
         end = end_of(answer)
         reason = answer.finish_reason
         if end == "stop" and reason and reason not in ENDS:
-            self.say_once(f"the server's finish_reason={line(reason)} is taken for an ordinary end", "end")
+            said = f"the server's finish_reason={line(reason)} is unknown and counts as a normal end"
+            self.say_once(said, "finish_reason")
         if not answer.text and not answer.token_ids:
-            where = " The text is in its reasoning: turn that off on the server, or allow more tokens."
-            self.say_once(f"the server gives an empty content.{where * bool(answer.reasoning)}", "empty")
+            said = "the server returned empty content"
+            if answer.reasoning:
+                said += ", the text is in its reasoning: disable that on the server or allow more tokens"
+            self.say_once(said, "empty")
         return end
 
     def say_once(self, message: str, topic: str) -> None:
@@ -165,14 +168,15 @@ class Server:
             try:
                 return await self._adapt(request, send)
             except Fault as fault:
-                wait = _pause(attempt) if fault.wait is None else fault.wait
-                if fault.kind is not Kind.PASSING or attempt >= self._config.max_retries or wait > LONGEST_WAIT:
+                wait = fault.wait or _pause(attempt)
+                last = attempt >= self._config.max_retries or wait > LONGEST_WAIT
+                if last or fault.kind is not Kind.PASSING:
                     raise
             await asyncio.sleep(wait)
         raise AssertionError
 
     async def _adapt(self, request: Request, send: Send[T]) -> T:
-        """Send a request, with max_completion_tokens instead of max_tokens once a server asks for that."""
+        """Send a request, with max_completion_tokens once the server rejects max_tokens."""
         asked = _with_new_limit(request) if self._wants_new_limit else request
         try:
             result = await send(asked)
@@ -194,7 +198,7 @@ class Server:
             return False
         return fault.kind is not Kind.PASSING and is_unknown(OLD_LIMIT, NEW_LIMIT, fault.words)
 
-    async def _check(self, fault: Fault) -> None:
+    async def _check(self) -> None:
         """Raise an error unless the server takes other prompts than the rejected one."""
         async with self._checking:
             if self._has_answered_lately:
@@ -204,8 +208,6 @@ class Server:
             try:
                 await self._retry(self._probe, self._send_probe)
             except Fault as other:
-                if other.kind is not Kind.PROMPT:
-                    raise self._error(other) from other
                 if not other.answered:
                     raise self._error(other) from other
             self._has_answered = self._has_answered_lately = True
@@ -232,8 +234,8 @@ class Server:
             )
             return UserError(f"{server}: {remedy}; {KEPT}")
         return UserError(
-            f"{server} to every request, also to one with a short document: change the setting that "
-            f"it names, or check {section}.model={config.model} and the key in {config.api_key_env}"
+            f"{server} to every request, also to one with a short document: change the setting that it "
+            f"names, or check {section}.model={config.model} and the key in {config.api_key_env}"
         )
 
 
@@ -273,10 +275,11 @@ def faults(config: "SynthesisConfig | JudgeConfig", section: str) -> Iterator[No
         raise fault_of_status(error.status_code, content, error.response.headers) from error
     except openai.APITimeoutError as error:
         said = f"does not answer in time ({section}.timeout={config.timeout:g} seconds)"
-        raise Fault(Kind.PASSING, "timeout", said) from error
+        raise Fault(Kind.PASSING, "timeout", said, status=None) from error
     except openai.APIConnectionError as error:
         cause = line(str(error.__cause__ or error))
-        raise Fault(Kind.PASSING, cause, f"cannot be reached ({cause}): is it running?") from error
+        said = f"cannot be reached ({cause}): is it running?"
+        raise Fault(Kind.PASSING, cause, said, status=None) from error
     except openai.APIError as error:  # an event of a stream
         body = {"error": error.body or error.message}
         raise fault_in(body) or Fault(Kind.PASSING, error.message) from error
