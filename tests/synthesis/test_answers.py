@@ -70,6 +70,7 @@ def test_a_choice_without_a_finish_reason_has_ended_if_it_says_something():
         (["A ", "heart."], "A heart.", ""),
         ({"type": "text", "text": "A heart."}, "A heart.", ""),
         ([{"type": "text", "text": {"value": "A heart."}}], "A heart.", ""),
+        ({"questions": []}, '{"questions": []}', ""),
         (
             [{"type": "thinking", "thinking": [{"type": "text", "text": "Well."}]}, {"type": "text", "text": "A heart."}],
             "A heart.",

@@ -541,6 +541,14 @@ def test_a_key_that_cannot_be_sent_is_not_shown(vocabulary, ipt, monkeypatch):
     assert "secret" not in str(raised.value)
 
 
+def test_a_key_that_a_server_repeats_is_not_shown(vocabulary, ipt, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-secret\n")  # as read from a file: the line break is no part of it
+    answer = Raw({"error": {"message": "Received API key = sk-secret"}}, 401)
+    with serving(answer) as server, pytest.raises(UserError, match="Received API key = …") as raised:
+        generate(server, replace(WHOLE, api_key_env="MY_KEY"), ipt, vocabulary)
+    assert "secret" not in str(raised.value)
+
+
 # The stage through such servers
 
 

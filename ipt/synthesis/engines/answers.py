@@ -12,6 +12,7 @@ from enum import Enum, auto
 from time import time
 from typing import Any, NamedTuple
 
+PART_KEYS = {"type", "text", "content", "value", "thinking", "reasoning"}
 LINE_LENGTH = 300  # characters of a server's message in an error
 NO_ERROR = 200
 
@@ -333,6 +334,8 @@ def _texts(content: Any) -> tuple[str, str]:
         return "".join(text for text, _ in both), "".join(thought for _, thought in both)
     if not isinstance(content, Mapping):
         return "", ""
+    if not content.keys() & PART_KEYS:  # JSON that the server has parsed already
+        return json.dumps(content, ensure_ascii=False), ""
     kind = str(content.get("type", "text"))
     if kind in ("thinking", "reasoning", "reasoning_text"):
         inner = content.get("thinking") or content.get("reasoning") or content.get("text")

@@ -272,6 +272,7 @@ def faults(config: "SynthesisConfig | JudgeConfig", section: str) -> Iterator[No
             content = error.response.text
         except RuntimeError:  # it broke off before it could be read
             content = error.message
+        content = content.replace(api_key(config, section), "…")  # some servers repeat a wrong key
         raise fault_of_status(error.status_code, content, error.response.headers) from error
     except openai.APITimeoutError as error:
         said = f"does not answer in time ({section}.timeout={config.timeout:g} seconds)"
