@@ -541,6 +541,13 @@ def test_a_key_that_cannot_be_sent_is_not_shown(vocabulary, ipt, monkeypatch):
     assert "secret" not in str(raised.value)
 
 
+def test_a_placeholder_for_a_key_is_no_secret(vocabulary, ipt, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "x")
+    answer = Raw({"error": {"message": "extra fields: none expected"}}, 401)
+    with serving(answer) as server, pytest.raises(UserError, match="extra fields: none expected"):
+        generate(server, replace(WHOLE, api_key_env="MY_KEY"), ipt, vocabulary)
+
+
 def test_a_key_that_a_server_repeats_is_not_shown(vocabulary, ipt, monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-secret\n")  # as read from a file: the line break is no part of it
     answer = Raw({"error": {"message": "Received API key = sk-secret"}}, 401)

@@ -40,6 +40,7 @@ T = TypeVar("T")
 COMPLETIONS, CHAT = "/completions", "/chat/completions"
 PROBE = "The heart pumps blood through the body."  # the document of a probe
 NO_KEY = "none"  # for a server that wants no key: the library insists on one
+SHORTEST_SECRET = 8  # characters; placeholders such as "none" and "EMPTY" are shorter
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between tries
 LONGEST_WAIT = 600.0  # seconds: a server that asks for more stops the run
 OLD_LIMIT, NEW_LIMIT = "max_tokens", "max_completion_tokens"
@@ -272,7 +273,9 @@ def faults(config: "SynthesisConfig | JudgeConfig", section: str) -> Iterator[No
             content = error.response.text
         except RuntimeError:  # it broke off before it could be read
             content = error.message
-        content = content.replace(api_key(config, section), "…")  # some servers repeat a wrong key
+        key = api_key(config, section)
+        if len(key) >= SHORTEST_SECRET:  # some servers repeat a wrong key
+            content = content.replace(key, "…")
         raise fault_of_status(error.status_code, content, error.response.headers) from error
     except openai.APITimeoutError as error:
         said = f"does not answer in time ({section}.timeout={config.timeout:g} seconds)"
