@@ -14,7 +14,6 @@ from ipt.corpus.words import words_of
 from ipt.evaluation import statistics
 from ipt.models import check_model, load_tokenizer
 from ipt.stage import hash_json, read_parts, write_json, write_parquet
-from ipt.synthesis.chat import read_json
 from ipt.synthesis.judge import (
     OPERATION,
     SCHEMA,
@@ -23,7 +22,7 @@ from ipt.synthesis.judge import (
     failure,
     figures,
     judge_pairs,
-    read_verdict,
+    read_reply,
     sample_cases,
     spelled_out,
     verdict_row,
@@ -109,7 +108,7 @@ def judged_table(found: dict[str, Any]) -> Table:
 def verdict_rows(cases: list[Case], replies: list[str | None]) -> Iterator[dict[str, Any]]:
     """Rows of judgements for replies, None where a case did not fit the model. Such a case counts as refused, as by a server."""
     for case, reply in zip(cases, replies, strict=True):
-        yield verdict_row(case, failure("refused") if reply is None else read_verdict(read_json(reply).value))
+        yield verdict_row(case, failure("refused") if reply is None else read_reply(reply))
 
 
 def _cells(entry: Any) -> tuple[str, str, str]:

@@ -301,6 +301,7 @@ QUALITY = {  # statistic of the synthesis stage -> what it is called and what it
     "joined": ("joined generations", "continue the text of the one before them in a chain"),
     "pairs": ("pairs", ""),
     "pairs_before": ("pairs before the filters", ""),
+    "refused": ("refused prompts", "in the words of the engine or server"),
     "filtered": ("pairs that the filters took away", "by the first reason that applies"),
     "rewrites": ("generations with a rewrite", "a text in place of pairs"),
     "rewrite_words": ("words per rewrite", "mean"),
@@ -331,7 +332,7 @@ QUALITY = {  # statistic of the synthesis stage -> what it is called and what it
     "judge_failed": ("pairs without a verdict", "because the judge failed, by reason"),
 }
 DRAWN = ("histograms", "kinds")  # shown as figures
-IF_ANY = ("rewrites", "rewrite_words", "filtered", "tokens_not_generated", "generator_flops", "judge_failed")
+IF_ANY = ("rewrites", "rewrite_words", "refused", "filtered", "tokens_not_generated", "generator_flops", "judge_failed")
 
 
 def _quality_table(quality: dict[str, Any]) -> list[tuple[str, str, str]]:

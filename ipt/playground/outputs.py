@@ -28,23 +28,30 @@ def read_output(output: str, prompt_format: PromptFormat, ended: bool) -> Readin
     """Read an output that goes on being written unless it has `ended`. The pairs are those that the parser finds in the whole of it.
 
     What became of a piece is the difference that it makes: the parser reads what stands before it, then also the piece itself.
+    Pairs of a draft, before the object that counts, are not shown.
     """
     parsed = prompt_format.parse(output)
     pieces: list[Said] = []
     before, rejected, start = Parsed([], Counter()), Counter[str](), 0
     for end in _ends(output, prompt_format.pair_end):
         now = prompt_format.parse(output[:end])
-        pieces += [Said(pair) for pair in now.pairs[len(before.pairs) :]]
+        _add_pairs(pieces, [pair for pair in now.pairs if pair in parsed.pairs])
         reasons = (now.rejected - before.rejected) & (parsed.rejected - rejected)
         reasons.pop(CUT, None)
         pieces += [Said(None, output[start:end].strip(), reason) for reason in reasons.elements()]
         rejected += reasons
         before, start = now, end
     rest = output[start:].strip()
-    pieces += [Said(pair) for pair in parsed.pairs[len(before.pairs) :]]
+    _add_pairs(pieces, parsed.pairs)
     if ended:
         pieces += [Said(None, rest if reason == CUT else "", reason) for reason in (parsed.rejected - rejected).elements()]
     return Reading(pieces, parsed.rewrite, "" if ended else rest)
+
+
+def _add_pairs(pieces: list[Said], pairs: list[Pair]) -> None:
+    """Add the pairs that are not among the pieces yet."""
+    shown = {piece.pair for piece in pieces}
+    pieces += [Said(pair) for pair in pairs if pair not in shown]
 
 
 def _ends(output: str, pair_end: str) -> Iterator[int]:

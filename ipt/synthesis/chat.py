@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ipt.chat_templates import TemplateFails, render
 from ipt.stage import parse_yaml
 from ipt.synthesis.format import Pair, Parsed
+from ipt.synthesis.json_output import Json, after_reasoning, read_json
 from ipt.synthesis.prompts import Message, Prompt, Vocabulary
 
 if TYPE_CHECKING:
@@ -100,16 +101,17 @@ class ChatFormat:
     def _read(self, output: str) -> tuple[Parsed, str]:
         """What is in the output, and the output without what was rejected."""
         if self.schema is None:
-            text = output.strip()
-            return Parsed([], Counter() if text else Counter(empty_rewrite=1), text), output
-        found = read_json(output)
+            return _read_text(output)
+        found = read_json(output, self.schema)
         rejected = Counter([found.reason] if found.reason else [])
         if found.reason == "not_json":
             return Parsed([], rejected), ""
         pairs = _read_pairs(self._prompt.pairs, found, rejected)
         rewrite = _read_rewrite(self._prompt.rewrite, found, rejected)
-        unchanged = found.whole and not rejected
-        return Parsed(pairs, rejected, rewrite), output if unchanged else _encodable(json.dumps(found.value, ensure_ascii=False))
+        parsed = Parsed(pairs, rejected, rewrite)
+        if found.whole and not rejected and after_reasoning(output).text == output:
+            return parsed, output
+        return parsed, _encodable(json.dumps(found.value, ensure_ascii=False))
 
 
 # Prompt files --------------------------------------------------------------------------------------------------------
@@ -276,57 +278,15 @@ def _end_of_turn(vocabulary: Vocabulary, between: Sequence[int]) -> list[int]:
 
 # Outputs -------------------------------------------------------------------------------------------------------------
 
-# Strings, the last one perhaps without its end, and brackets outside of strings.
-JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*(?P<end>"?)|[\[\]{}]', re.DOTALL)
-CLOSING = {"[": "]", "{": "}"}
-BEGINS_NOTHING = ' \t\r\n,:{[]}"'
 
-
-class Json(NamedTuple):
-    value: dict[str, Any]
-    whole: bool = True  # false: of a beginning, `value` has the items of lists that are complete
-    reason: str = ""  # not_json; truncated: something had begun where it ends
-
-
-NOT_JSON = Json({}, reason="not_json")
-
-
-def read_json(output: str) -> Json:
-    """Read the first JSON object of an output, also one that was cut. Text around it is passed over."""
-    start = output.find("{")
-    decoder = json.JSONDecoder(strict=False)  # takes line breaks in strings, as models without a grammar write them
-    try:
-        return Json(decoder.raw_decode(output, start)[0]) if start >= 0 else NOT_JSON
-    except (ValueError, RecursionError):
-        end, closing = _last_item(output, start)
-    try:
-        value = decoder.decode(output[start:end] + closing) if closing else {}
-    except (ValueError, RecursionError):
-        return NOT_JSON
-    if end < 0:
-        return NOT_JSON
-    return Json(value, False, "truncated" if not closing or output[end:].strip(BEGINS_NOTHING) else "")
-
-
-def _last_item(output: str, start: int) -> tuple[int, str]:
-    """Where the last complete item of an outermost list ends in a cut JSON object, and the brackets that are open there.
-
-    The end is `start` if there is no such item, and -1 if the output is no beginning of an object.
-    """
-    end, closing = start, ""
-    still_open: list[str] = []
-    for part in JSON_PART.finditer(output, start):
-        text = part[0]
-        if text in CLOSING:
-            still_open.append(CLOSING[text])
-            continue
-        if text in "]}" and still_open.pop() != text:
-            return -1, ""
-        if not still_open:  # it has an end, and yet it could not be read
-            return -1, ""
-        if (text in "]}" or part["end"]) and still_open[-1] == "]" and still_open.count("]") == 1:
-            end, closing = part.end(), "".join(reversed(still_open))
-    return end, closing
+def _read_text(output: str) -> tuple[Parsed, str]:
+    """The rewrite that an output without a schema is; reasoning before it is no part of it."""
+    answer = after_reasoning(output)
+    text = answer.text.strip()
+    rejected: Counter[str] = Counter()
+    if not text:
+        rejected["empty_rewrite" if answer.ended else "truncated"] += 1
+    return Parsed([], rejected, text), output if answer.text == output else text
 
 
 class _Blank(Exception):

@@ -28,7 +28,7 @@ class Journal:
         entry = self._known.get((chain, number))
         if entry is None or entry["prompt"] != _digest(prompt):
             return None
-        return Generation(entry["token_ids"], entry["text"], entry["finish_reason"], entry["cached_tokens"])
+        return Generation(entry["token_ids"], entry["text"], entry["finish_reason"], entry["cached_tokens"], entry.get("refusal", ""))
 
     def add(self, chain: int, number: int, prompt: Prompt, generation: Generation) -> None:
         entry = {"chain": chain, "round": number, "prompt": _digest(prompt), **generation._asdict()}

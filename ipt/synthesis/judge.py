@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import yaml
@@ -20,12 +20,11 @@ from ipt.console import Bar, progress
 from ipt.corpus.words import words_of
 from ipt.stage import hash_json, read_parts, write_parquet
 from ipt.synthesis.chains import run_bounded
-from ipt.synthesis.engines import EngineDied
-from ipt.synthesis.engines.openai import new_client
+from ipt.synthesis.engines import EngineDied, PromptRefused
+from ipt.synthesis.engines.answers import read_answer
+from ipt.synthesis.engines.server import CHAT, PROBE, Request, Server, ServerFails
+from ipt.synthesis.json_output import read_json
 from ipt.synthesis.streams import DistinctCount, FrequentCount, share, wilson_interval
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
 
 PROMPT = Path(__file__).with_name("judge_prompt.yaml")
 SCHEMA = pa.schema(
@@ -37,7 +36,7 @@ SCHEMA = pa.schema(
         ("answer_is_right", pa.bool_()),  # null where the judge failed
         ("about_document", pa.bool_()),
         ("task", pa.string()),
-        ("reason", pa.string()),
+        ("reason", pa.string()),  # of a refused one the server's words
         ("failure", pa.string()),  # "", or one of FAILURES
     ]
 )
@@ -47,7 +46,9 @@ FAILURES = ("malformed", "refused", "unavailable")
 FIELDS = {"reason": str, "about_document": bool, "answer_is_right": bool, "task": str}
 TYPES, WORDS = {str: "string", bool: "boolean"}, {str: "text", bool: "true or false"}
 PAIRS_PER_PART = 10_000
+SECTION = "filters.judge"
 SHOWN_TASKS = 60
+SHOWN_REFUSALS = 20
 
 
 def judge_pairs(config: JudgeConfig, pairs: Path, output: Path, seed: int) -> dict[str, Any]:
@@ -112,15 +113,20 @@ def _cases(pairs: Path, chosen: set[int] | None) -> Iterator[Case]:
 
 
 async def _work_off(config: JudgeConfig, cases: Iterator[Case], folder: Path, bar: Bar) -> None:
-    async with new_client(config.base_url, config.api_key_env, config.max_retries, config.timeout) as client:
-        await Judge(config, client, folder, bar).work_off(cases)
+    probe = Case(0, "", PROBE, "What does the heart pump?", "Blood.")
+    server = Server(config, SECTION, Request(CHAT, _request(config, probe)))
+    try:
+        await Judge(config, server, folder, bar).work_off(cases)
+    finally:
+        await server.close()
 
 
 class Judge:
     """Works off pairs part by part. Parts that are there are not asked for again, nor are verdicts in the journal of an unfinished one."""
 
-    def __init__(self, config: JudgeConfig, client: "AsyncOpenAI", folder: Path, bar: Bar) -> None:
-        self._config, self._client, self._folder, self._bar = config, client, folder, bar
+    def __init__(self, config: JudgeConfig, server: Server, folder: Path, bar: Bar) -> None:
+        self._config, self._server, self._folder, self._bar = config, server, folder, bar
+        self._last_error: ServerFails | None = None
         self._journal = folder / ".journal.jsonl"
 
     async def work_off(self, cases: Iterator[Case]) -> None:
@@ -150,40 +156,44 @@ class Judge:
                 self._bar.advance()
 
             await run_bounded((partial(judge, case) for case in block), self._config.concurrency)
-        failures = {verdicts[case.key]["failure"] for case in block}
-        if failures == {"unavailable"}:
-            raise EngineDied(f"judge: {self._config.base_url} answered none of {len(block)} requests: look at the server's log")
+        self._stop_without_verdict([verdicts[case.key] for case in block])
         return verdicts
 
     async def _ask(self, case: Case) -> Verdict:
-        import openai
-
-        config = self._config
-        request: Any = {
-            "model": config.model,
-            "messages": messages(case),
-            "temperature": 0,
-            "max_tokens": config.max_tokens,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": _reply_schema()}},
-        }
         try:
-            completion = await self._client.chat.completions.create(**request)
-        except openai.APITimeoutError:
-            raise EngineDied(
-                f"judge: filters.judge.base_url={config.base_url} does not answer within filters.judge.timeout={config.timeout:g} seconds"
-            ) from None
-        except openai.APIConnectionError as error:
-            raise EngineDied(
-                f"judge: no answer from filters.judge.base_url={config.base_url} ({_line(error)}): is the server running?"
-            ) from None
-        except openai.APIStatusError as error:
-            if error.status_code in (401, 403, 404):
-                raise ValueError(
-                    f"judge: {config.base_url} refuses filters.judge.model={config.model} ({_line(error)}): check the model's name, the "
-                    f"address, and the key in the environment variable {config.api_key_env}"
-                ) from None
-            return failure("unavailable" if error.status_code == 429 or error.status_code >= 500 else "refused")
-        return read_reply(completion.choices[0].message.content if completion.choices else None)
+            content = await self._server.ask(Request(CHAT, _request(self._config, case)), self._send)
+        except PromptRefused as refusal:
+            self._server.say_once(f"the server refuses a pair; further ones are only counted: {refusal}", "refused")
+            return {**failure("refused"), "reason": str(refusal)}
+        except ServerFails as error:
+            self._last_error = error
+            return failure("unavailable")
+        return read_reply(content)
+
+    async def _send(self, request: Request) -> str:
+        answer = read_answer(await self._server.whole(request))
+        self._server.read_end(answer)
+        return answer.text
+
+    def _stop_without_verdict(self, verdicts: list[Verdict]) -> None:
+        """Raise EngineDied if the server gave no reply at all for the pairs of a part."""
+        failures = Counter(verdict["failure"] for verdict in verdicts)
+        if failures.keys() <= {"refused"} and not any(self._folder.glob("part-*.parquet")):
+            self._journal.unlink()  # else the next run would refuse them again without a request
+            raise EngineDied(f"judge: {self._config.base_url} refuses all of {len(verdicts)} requests: {verdicts[0]['reason']}")
+        if failures.keys() <= {"refused", "unavailable"} and failures["unavailable"]:
+            raise EngineDied(f"judge: {self._config.base_url} answered none of {len(verdicts)} requests: {self._last_error}")
+
+
+def _request(config: JudgeConfig, case: Case) -> dict[str, Any]:
+    shape = {"name": "verdict", "strict": True, "schema": _reply_schema()}
+    return {
+        "model": config.model,
+        "messages": messages(case),
+        "temperature": 0,
+        "max_tokens": config.max_tokens,
+        "response_format": {"type": "json_schema", "json_schema": shape},
+    }
 
 
 def messages(case: Case) -> list[dict[str, str]]:
@@ -208,12 +218,10 @@ def _reply_schema() -> dict[str, Any]:
     return {"type": "object", "properties": fields, "required": list(FIELDS), "additionalProperties": False}
 
 
-def read_reply(content: str | None) -> Verdict:
-    """The verdict in a model's reply; a failure if it is none."""
-    try:
-        return read_verdict(json.loads(content or ""))
-    except (ValueError, RecursionError):
-        return failure("malformed")
+def read_reply(content: str) -> Verdict:
+    """The verdict in a model's reply, after reasoning or other text; a failure if it has none."""
+    found = read_json(content, _reply_schema())
+    return read_verdict(found.value) if found.whole and not found.reason else failure("malformed")
 
 
 def read_verdict(reply: Any) -> Verdict:
@@ -222,10 +230,6 @@ def read_verdict(reply: Any) -> Verdict:
         return failure("malformed")
     task = " ".join(words_of(reply["task"]))
     return {**{name: reply[name] for name in FIELDS}, "task": task, "failure": ""}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error.__cause__ or error).split())[:300]
 
 
 def failure(reason: str) -> Verdict:
@@ -267,11 +271,14 @@ def figures(folder: Path) -> dict[str, Any]:
     """What the verdicts in `folder/part-*.parquet` amount to: see `judge_pairs`."""
     counts: Counter[str] = Counter()
     failed: Counter[str] = Counter()
+    refused = FrequentCount()
     tasks = FrequentCount()
     different = DistinctCount()
     for row in read_parts(folder):
         if row["failure"]:
             failed[row["failure"]] += 1
+            if row["failure"] == "refused" and row["reason"]:
+                refused.add(row["reason"])
             continue
         counts["judged"] += 1
         counts["right"] += row["answer_is_right"]
@@ -282,6 +289,7 @@ def figures(folder: Path) -> dict[str, Any]:
     return {
         "judged": judged,
         "failed": dict(failed),
+        "refused": dict(refused.most_common(SHOWN_REFUSALS)),
         "accuracy": share(counts["right"], judged),
         "accuracy_ci95": wilson_interval(counts["right"], judged),
         "relevance": share(counts["relevant"], judged),

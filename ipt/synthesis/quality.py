@@ -14,7 +14,7 @@ from ipt.corpus.words import words_of
 from ipt.stage import read_parts
 from ipt.synthesis.kinds import kind_of
 from ipt.synthesis.measures import GROUNDED, DocumentWords, frame, read_document, read_pair
-from ipt.synthesis.shards import read_account
+from ipt.synthesis.shards import most_frequent, read_account
 from ipt.synthesis.streams import DistinctCount, FrequentCount, Histogram, Sample, share
 
 FRAMES = 10  # how many of the most frequent question frames count as stock questions
@@ -37,6 +37,7 @@ def statistics(pairs_folder: Path, *, max_new_tokens: int | None = None, paramet
     - rows: generations asked for, one per document or piece. `joined`: rows that continue the text of the row before them.
     - well_formed_rate: of all rows, those whose generation was not cut, gave something, and of which the parser rejected nothing
       but repeated questions. `rejected`: pieces by reason. `filtered`: pairs that filters took away, by reason.
+      `refused`: prompts that the engine or server refused, by its words; their rows have finish_reason error.
     - rewrites: rows with a text that the model wrote in place of pairs; rewrite_words: their mean length.
     - distinct_question_rate: different questions of all documents' pairs, upper and lower case alike, by all of them; exact up to
       a million different ones, an estimate beyond (DistinctCount).
@@ -180,9 +181,9 @@ def self_bleu(texts: list[str]) -> float | None:
 
 def add_accounts(accounts: list[dict[str, Any]]) -> dict[str, Any]:
     """The shards' own records, added up."""
-    dropped, long_documents, rejected, filtered = (
+    dropped, long_documents, rejected, filtered, refused = (
         sum((Counter(account.get(name, {})) for account in accounts), Counter())
-        for name in ("dropped", "long_documents", "rejected", "filtered")
+        for name in ("dropped", "long_documents", "rejected", "filtered", "refused")
     )
     documents, with_pairs, well_formed, cached_tokens = (
         sum(account[name] for account in accounts) for name in ("documents", "documents_with_pairs", "well_formed", "cached_tokens")
@@ -197,6 +198,7 @@ def add_accounts(accounts: list[dict[str, Any]]) -> dict[str, Any]:
         "cached_tokens": cached_tokens,
         "rejected": dict(rejected),
         "filtered": dict(filtered),
+        "refused": most_frequent(refused),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ipt.chat_templates import check_kwargs
 from ipt.config import SynthesisConfig
 from ipt.console import Bar, console, progress
+from ipt.errors import UserError
 from ipt.stage import NOTE, is_as_noted, remove_notes
 from ipt.synthesis.card import write_card
 from ipt.synthesis.engines import check_engine
@@ -52,9 +53,24 @@ def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int
         _remove_torn(pairs)
     remove_notes(pairs)
     stats = statistics(pairs, max_new_tokens=config.max_new_tokens, parameters=_parameters(config))
+    _stop_if_all_refused(pairs, stats)
     write_card(output, stats, synthesis_settings(config), seed)
-    _say_if_alone(config, stats["joined"], stats["rows"])
+    if stats["pairs"] or stats["rewrites"]:
+        _say_if_alone(config, stats["joined"], stats["rows"] - stats["finish_reasons"].get("error", 0))
     return {**stats, "session": session}
+
+
+def _stop_if_all_refused(pairs: Path, stats: dict[str, Any]) -> None:
+    """Raise UserError if no prompt was accepted, and remove the shards so that the next run tries again."""
+    refused = stats["finish_reasons"].get("error", 0)
+    if not refused or refused < stats["rows"]:
+        return
+    for path in pairs.glob("part-*.parquet"):
+        path.unlink()
+    words = next(iter(stats["refused"]), "no reason given")
+    raise UserError(
+        f"synthesis.model: all of {refused} prompts were refused ({words}): change what the reason names and run again; no output is kept"
+    )
 
 
 def _say_if_alone(config: SynthesisConfig, joined: int, rows: int) -> None:

@@ -71,7 +71,7 @@ class Session:
                 said = f"synthesis: the engine refuses a prompt; this and further ones are counted as errors: {refusal}"
                 console.print(said, style="yellow", markup=False)
             self.figures["generations_refused"] += 1
-            generation = Generation([], "", "error", 0)
+            generation = Generation([], "", "error", 0, str(refusal))
         shard.journal.add(chain, number, prompt, generation)
         self.figures["generations"] += 1
         self.figures["prompt_tokens"] += len(prompt.ids)

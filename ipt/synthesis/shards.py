@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
     ]
 )
 ACCOUNT = b"ipt.synthesis"  # Parquet metadata: what the rows of a shard do not tell
+SHOWN_REFUSALS, OTHER_REFUSALS = 20, "other reasons"
 CHAINS_PER_SHARD = 10**9  # chain_id = shard * CHAINS_PER_SHARD + chain in the shard
 
 
@@ -146,16 +147,30 @@ class Shard:
         with_pairs = {finished.piece.document for _, finished in self._rounds if finished.parsed.pairs}
         rejected: Counter[str] = Counter()
         for _, finished in self._rounds:
-            rejected.update(finished.parsed.rejected)
+            if finished.generation.finish_reason != "error":  # there is no output to reject
+                rejected.update(finished.parsed.rejected)
         return {
             "documents": self.plan.documents,
             "documents_with_pairs": len(with_pairs),
             "dropped": dict(self.plan.dropped),
             "long_documents": dict(self.plan.long_documents),
             "rejected": dict(rejected),
+            "refused": most_frequent(self._refusals()),
             "well_formed": sum(_well_formed(finished) for _, finished in self._rounds),
             "cached_tokens": sum(finished.generation.cached_tokens for _, finished in self._rounds),
         }
+
+    def _refusals(self) -> Counter[str]:
+        refusals = (finished.generation.refusal for _, finished in self._rounds)
+        return Counter(refusal for refusal in refusals if refusal)
+
+
+def most_frequent(refusals: Counter[str]) -> dict[str, int]:
+    """Counts of the most frequent refusals; the others, which may be as many as documents, as one."""
+    shown = dict(refusals.most_common(SHOWN_REFUSALS))
+    if len(refusals) > SHOWN_REFUSALS:
+        shown[OTHER_REFUSALS] = shown.get(OTHER_REFUSALS, 0) + refusals.total() - sum(shown.values())
+    return shown
 
 
 def read_account(path: Path) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_mistakes_end_in_one_line(stage, tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"error: .*/empty holds no pairs/part-\*.parquet: name the folder of a finished synthesis"):
         run(capsys, tmp_path / "empty")
     dead = JudgeConfig(model="x", base_url="http://127.0.0.1:9/v1", max_retries=0)
-    with pytest.raises(EngineDied, match=r"judge: no answer from filters\.judge\.base_url=http://127\.0\.0\.1:9"):
+    with pytest.raises(EngineDied, match=r"filters\.judge\.base_url=http://127\.0\.0\.1:9/v1 cannot be reached"):
         judge_corpus(stage, dead, None, 0, tmp_path / "out")
 
 

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 
 import pytest
@@ -52,3 +53,24 @@ def test_pairs_of_json_appear_one_by_one(cut, vocabulary):
     reading = read_output(output[:cut], chat, ended=False)
     assert [said.pair for said in reading.pieces if said.pair] == chat.parse(output[:cut]).pairs
     assert not [said for said in reading.pieces if said.reason == "truncated"]
+
+
+def test_pairs_of_a_draft_are_not_shown(vocabulary):
+    from ipt.config import SynthesisConfig
+    from ipt.synthesis.chat import ChatFormat
+
+    chat = ChatFormat(vocabulary, SynthesisConfig(format="chat", prompt="pairs"))
+    draft, answer = (
+        json.dumps(
+            {
+                "questions": [{"question": f"{word}?", "answer": "1"}] * 2 + [{"question": "C?", "answer": "2"}],
+                "choices": [],
+                "problems": [],
+            }
+        )
+        for word in "AB"
+    )
+    for before in ("", "<think>", "Well, "):
+        output = f"{before}{draft}{'</think>' * (before == '<think>')} {answer}"
+        shown = [said.pair for said in read_output(output, chat, ended=True).pieces if said.pair]
+        assert sorted(shown) == sorted(chat.parse(output).pairs) == [Pair("B?", "1"), Pair("C?", "2")]

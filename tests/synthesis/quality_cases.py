@@ -36,7 +36,10 @@ def verdict(right=True, relevant=True, task="definition"):
 
 
 class JudgeServer:
-    """Speaks the protocol of chat completions. `reply(request, n)` gives the n-th answer: a verdict's text, or an HTTP status."""
+    """Speaks the protocol of chat completions.
+
+    `reply(request, n)` gives the n-th answer: a verdict's text, an HTTP status, or a whole body.
+    """
 
     def __init__(self, reply):
         self.requests = []
@@ -55,6 +58,8 @@ class JudgeServer:
                     "id": "x", "object": "chat.completion", "created": 0, "model": request["model"],
                     "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
                 }  # fmt: skip
+                if isinstance(answer, dict):
+                    body = answer
                 content = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

@@ -4,6 +4,7 @@ from ipt.synthesis.engines import Generation
 from ipt.synthesis.journal import Journal
 from ipt.synthesis.prompts import Prompt
 
+REFUSED = Generation([], "", "error", 0, "this prompt was flagged")
 GENERATION = Generation([5, 2], "naïve 心\u2028 text\n", "stop", 3)
 
 
@@ -13,7 +14,11 @@ def test_what_was_added_is_found_again_for_the_same_prompt_only(tmp_path):
     journal.add(4, 1, Prompt([1, 2, 3]), GENERATION)
     journal.close()
     again = Journal(path)
+    again.add(4, 2, Prompt([1]), REFUSED)
+    again.close()
+    again = Journal(path)
     assert again.find(4, 1, Prompt([1, 2, 3])) == GENERATION
+    assert again.find(4, 2, Prompt([1])) == REFUSED
     assert again.find(4, 1, Prompt([1, 2, 4])) is None
     assert again.find(4, 0, Prompt([1, 2, 3])) is None
     again.remove()

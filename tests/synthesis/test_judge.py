@@ -5,8 +5,10 @@ import pytest
 from quality_cases import HEART, judge_server, verdict, write_chains
 
 from ipt.config import JudgeConfig
+from ipt.errors import UserError
 from ipt.stage import read_parts
 from ipt.synthesis.engines import EngineDied
+from ipt.synthesis.engines import server as server_module
 from ipt.synthesis.judge import check_judge, judge_pairs
 from ipt.synthesis.streams import wilson_interval
 
@@ -120,7 +122,7 @@ def test_a_judge_that_says_nothing_is_not_waited_for(tmp_path):
 
     pairs = write_pairs(tmp_path, 3, 1)
     with judge_server(reply) as server:
-        with pytest.raises(EngineDied, match=r"does not answer within filters\.judge\.timeout=0\.5 seconds"):
+        with pytest.raises(EngineDied, match=r"does not answer in time \(filters\.judge\.timeout=0\.5 seconds\)"):
             judge_pairs(config(server, concurrency=1, max_retries=0, timeout=0.5), pairs, tmp_path, 0)
         figures = judge_pairs(config(server, concurrency=1, max_retries=0), pairs, tmp_path, 0)
     assert (figures["judged"], figures["failed"], len(server.requests)) == (3, {}, 4)
@@ -137,3 +139,66 @@ def test_no_pairs_no_question(tmp_path):
 def test_wrong_settings_are_named(key, value):
     with pytest.raises(ValueError, match=rf"filters\.judge\.{key}={value}"):
         check_judge(JudgeConfig(**{key: value}))
+
+
+def test_reasoning_before_a_verdict_is_ignored(tmp_path):
+    draft, final = verdict(right=True), verdict(right=False)
+    replies = [f"<think>Say {draft}.</think>{final}", f"{draft}</think>{final}", f"```json\n{final}\n```", f"<think>{draft} and"]
+    with judge_server(lambda _, number: replies[number]) as server:
+        figures = judge_pairs(config(server, concurrency=1), write_pairs(tmp_path, 4, 1), tmp_path, 0)
+    assert (figures["judged"], figures["failed"], figures["accuracy"]) == (3, {"malformed": 1}, 0.0)
+
+
+def body(**fields):
+    return {"error": {"message": "not now", **fields}}
+
+
+@pytest.mark.parametrize("answer", [body(code=429), body(code="rate_limit_exceeded"), body(), {"choices": []}, {"choices": None}])
+def test_a_passing_fault_inside_a_200_is_retried_and_not_recorded(tmp_path, monkeypatch, answer):
+    monkeypatch.setattr(server_module, "FIRST_PAUSE", 0.001)
+    pairs = write_pairs(tmp_path, 1, 2)
+    with judge_server(lambda _, number: verdict() if number % 2 else answer) as server:
+        figures = judge_pairs(config(server, concurrency=1), pairs, tmp_path / "passes", 0)
+    assert (figures["judged"], figures["failed"], len(server.requests)) == (2, {}, 4)
+    with judge_server(lambda *_: answer) as server, pytest.raises(EngineDied, match=r"answered none of 2 requests: .*(not now|choices)"):
+        judge_pairs(config(server, max_retries=1), pairs, tmp_path / "stays", 0)
+    assert not (tmp_path / "stays" / "judgements" / ".journal.jsonl").read_text()
+
+
+def test_a_refused_pair_is_counted_in_the_servers_words(tmp_path):
+    def reply(request, _):
+        return {"error": {"message": "flagged", "code": 403}} if "Q1.0?" in user_prompt(request) else verdict()
+
+    with judge_server(reply) as server:
+        figures = judge_pairs(config(server, concurrency=1), write_pairs(tmp_path, 3, 1), tmp_path, 0)
+    assert (figures["judged"], figures["failed"], figures["refused"]) == (2, {"refused": 1}, {"flagged": 1})
+
+
+@pytest.mark.parametrize(("answer", "error"), [(400, UserError), (402, UserError), (404, UserError)])
+def test_a_judge_that_rejects_every_request_stops_the_run(tmp_path, answer, error):
+    with judge_server(lambda *_: answer) as server, pytest.raises(error, match=rf"filters\.judge\.base_url=.* answers {answer} \(no\)"):
+        judge_pairs(config(server), write_pairs(tmp_path), tmp_path, 0)
+    assert not (tmp_path / "judgements" / ".journal.jsonl").read_text()
+
+
+def test_a_judge_that_flags_every_pair_stops_the_run(tmp_path):
+    """It answers the probe, so the server is in order, but there is no verdict."""
+
+    def reply(request, _):
+        return verdict() if "What does the heart pump?" in user_prompt(request) else {"error": {"message": "flagged", "code": 403}}
+
+    pairs = write_pairs(tmp_path)
+    for _ in range(2):
+        with judge_server(reply) as server, pytest.raises(EngineDied, match="refuses all of 12 requests: flagged"):
+            judge_pairs(config(server), pairs, tmp_path, 0)
+    with judge_server(lambda *_: verdict()) as server:
+        assert judge_pairs(config(server), pairs, tmp_path, 0)["judged"] == 12
+
+
+def test_a_judge_that_wants_max_completion_tokens(tmp_path):
+    def reply(request, _):
+        return verdict() if "max_completion_tokens" in request else {"error": {"message": "use max_completion_tokens", "code": 400}}
+
+    with judge_server(reply) as server:
+        assert judge_pairs(config(server, concurrency=1), write_pairs(tmp_path, 1, 2), tmp_path, 0)["judged"] == 2
+    assert [request.get("max_completion_tokens") for request in server.requests] == [None, 300, 300]

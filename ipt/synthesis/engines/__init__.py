@@ -25,6 +25,7 @@ class Generation(NamedTuple):
     # stop: ended by itself | repetition: ended by us (stop_at_repetition) | length: cut at max_new_tokens | error: prompt refused
     finish_reason: str
     cached_tokens: int  # prompt tokens whose keys and values were in the engine's prefix cache
+    refusal: str = ""  # why the prompt was refused, in the engine's or server's words
 
 
 Watch = Callable[[str], None]  # told an output so far whenever more of it is there, from whatever thread
