@@ -1,6 +1,7 @@
 """A trained model as a Hugging Face folder: safetensors, tokenizer, and a card that says what it was trained on.
 
 `python -m ipt.training.export CHECKPOINT OUTPUT` does the same from a checkpoint, without a GPU and in one process, however many wrote it.
+What an export takes over from the start model's folder is tried out before the training (`check_export`).
 """
 
 import argparse
@@ -8,8 +9,8 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 from ipt.config import Config
+from ipt.errors import UserError
+from ipt.generation_config import load_generation_config
+from ipt.model_checks import quiet, read_config, readable
 from ipt.models import load_tokenizer, resolve_model
 from ipt.training.build import build_model
 from ipt.training.card import model_card
@@ -37,6 +41,24 @@ def export(model: Any, config: Config, output: Path, sources: Mapping[str, Any])
     weights = gather_weights(model, DTYPES[config.trainer.export_dtype], frozen=bool(config.architecture))
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         write_model(weights, config, output / "export", output / "adapter", model_card(config, sources, output / METRICS))
+
+
+def check_export(config: Config) -> None:
+    """Write all that an export holds except weights and card to a temporary folder.
+
+    Raises UserError for what could not be written after the training: config, generation config,
+    tokenizer or chat template.
+    """
+    what = f"model={config.model}"
+    with TemporaryDirectory(prefix="ipt-export-") as folder:
+        with readable(what, "an export could not write the model's config"):
+            model = _empty_model(config)
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+            read_config(folder)
+        with readable(what, "an export could not write the tokenizer"):
+            load_tokenizer(config.model).save_pretrained(folder)
+            load_tokenizer(folder)
 
 
 def export_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, model: str | None = None) -> None:
@@ -80,7 +102,7 @@ def write_model(weights: dict[str, Tensor], config: Config, folder: Path, adapte
     model = _empty_model(config)
     model.save_pretrained(temporary, state_dict=weights, max_shard_size=SHARD)
     load_tokenizer(config.model).save_pretrained(temporary)
-    (temporary / "README.md").write_text(card)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
@@ -100,15 +122,15 @@ def push(folder: Path, name: str, private: bool) -> str:
 
 def _empty_model(config: Config) -> Any:
     """The plain Hugging Face model of the run on the meta device: what knows the names in files and how to write them."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     start = None if config.architecture else resolve_model(config.model)
-    facts = AutoConfig.from_pretrained(start, trust_remote_code=False) if start else AutoConfig.for_model(**config.architecture)
-    with torch.device("meta"):
+    facts = read_config(start) if start else AutoConfig.for_model(**config.architecture)
+    with torch.device("meta"), quiet():
         model = AutoModelForCausalLM.from_config(facts, dtype=DTYPES[config.trainer.export_dtype])
-    if start:
-        with suppress(OSError):  # it has none
-            model.generation_config = GenerationConfig.from_pretrained(start)
+    generation = load_generation_config(start) if start else None
+    if generation is not None:
+        model.generation_config = generation
     return model
 
 
@@ -125,7 +147,7 @@ def _merged(adapter: dict[str, Tensor], config: Config, folder: Path) -> dict[st
     model: Any = build_model(config, "sdpa")  # which attention changes nothing here, and the run's may not be had
     unknown = model.load_state_dict(adapter, strict=False).unexpected_keys
     if unknown:
-        raise ValueError(f"model={config.model} has no {unknown[0]}, which was trained: it is not the model that training started from")
+        raise UserError(f"model={config.model} has no {unknown[0]}, which was trained: it is not the model that training started from")
     model.peft_config["default"].base_model_name_or_path = config.model  # not the place where this machine keeps it
     model.save_pretrained(folder, state_dict={name: value.to(dtype) for name, value in get_peft_model_state_dict(model).items()})
     weights: dict[str, Tensor] = {}

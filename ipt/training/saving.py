@@ -47,7 +47,8 @@ class EpochLoop(_TrainingEpochLoop):
 
 
 class Checkpoints(Callback):
-    """Saves by steps and by time, and when a signal stops the run; before the first step, goes on from the newest whole checkpoint.
+    """Saves by steps and by time, after the last step, and when a signal stops the run; before the first step, goes on from the newest
+    whole checkpoint. After the last step it always saves: an export that fails then costs no steps.
 
     At most one checkpoint is being written at a time: the next one waits for it, and so does the end of the run. `run` says whose
     checkpoints these are, as `ipt.training.checkpoint.run_key` does, and `about` is kept in them for exports.
@@ -152,7 +153,7 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._agreement.last()
-        if not self.stopped_by and self._config.trainer.keep_checkpoints and self._step != self._saved:
+        if not self.stopped_by and self._step != self._saved:
             self.save(trainer)
         self.wait()
         self._signals.restore()
