@@ -20,6 +20,7 @@ from ipt.mixture.report import plan_report
 from ipt.mixture.schedule import used_sources
 from ipt.mixture.stores import open_stores
 from ipt.mixture.table import mixture_table
+from ipt.model_limits import model_limits
 from ipt.stage import rank, write_json
 from ipt.training.callbacks import Score, StepMetrics
 from ipt.training.checkpoint import METRICS
@@ -44,7 +45,8 @@ def train(
     """Train `config.model` on `config.mixture` and write `export/`, `metrics.jsonl` and `summary.json` to `output`.
 
     `stores` are the token stores of the sources that the mixture uses. A run that was interrupted goes on from its newest whole
-    checkpoint in `output/checkpoints`, or else in `trainer.checkpoint_url`, with the same batches in the same order. Loggers are made
+    checkpoint in `output/checkpoints`, or else in `trainer.checkpoint_url`, with the same batches in the same order. A run whose last step
+    is saved, as after an export that failed, only writes the export. Loggers are made
     once that is known. `score` is asked after each step for scores of the model, which are kept with the step's metrics. Returns the
     summary. Raises Stopped when a signal has ended the run, and KeyboardInterrupt.
     """
@@ -55,7 +57,8 @@ def train(
     report = plan_report(plan)
     if rank() == 0:
         console.print(mixture_table(report))
-    sequences = PackedSequences(plan, [opened[name] for name in plan.sources])
+    limits = model_limits(config.model, config.architecture)
+    sequences = PackedSequences(plan, [opened[name] for name in plan.sources], limits and limits.vocabulary)
     module = PretrainingModule(config, plan.sources)
     output.mkdir(parents=True, exist_ok=True)
     checkpoints = _checkpoints(config, report, output)

@@ -154,7 +154,7 @@ class Checkpoints(Callback):
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._agreement.last()
         if not self.stopped_by and self._step != self._saved:
-            self.save(trainer)
+            self._save_last(trainer)
         self.wait()
         self._signals.restore()
 
@@ -193,6 +193,18 @@ class Checkpoints(Callback):
         self._saved, self._clock, self._asked = self._step, monotonic(), False
         if not self._config.trainer.async_checkpoint:
             self._wait_for_writing()
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        """Save the last step. Without room for it the export, which is smaller, may still have room."""
+        self._wait_for_writing()
+        saved = self._saved
+        try:
+            self.save(trainer)
+            self._wait_for_writing()
+        except OSError as error:
+            self._saved = saved
+            message = f"step {self._step} could not be saved ({error}); the model is exported all the same"
+            console.print(message, style="yellow", markup=False)
 
     def wait(self) -> None:
         """Until what is being written is there, and the newest checkpoint is copied. Raises what went wrong with the writing."""
