@@ -209,6 +209,9 @@ def _check_stored_names(source: str, model: Any, stored: Mapping[str, Stored]) -
     from transformers.core_model_loading import revert_weight_conversion
 
     wanted = revert_weight_conversion(model, dict(model.state_dict()))
+    for tied in model.all_tied_weights_keys:
+        if tied not in stored:
+            wanted.pop(tied, None)
     missing = [name for name in wanted if name not in stored]
     if missing:
         raise UserError(_missing(source, missing, stored.keys() - wanted.keys()))
