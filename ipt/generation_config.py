@@ -81,8 +81,7 @@ def _valid(values: Mapping[str, Any]) -> "GenerationConfig | None":
 @cache  # logs once per process
 def _log_dropped(path: str, names: str) -> None:
     logger.warning(
-        "%s: transformers does not write these entries together with the others, they are left"
-        " out: %s",
+        "%s: transformers does not write these entries together with the others, they are left out: %s",
         path,
         names,
     )

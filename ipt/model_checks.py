@@ -87,10 +87,7 @@ def check_adapter(source: str, adapter: str) -> None:
     with readable(f"adapter={adapter}", f"the adapter does not fit model={source}"):
         model = meta_model(read_config(source), source)
         wrapped = get_peft_model(model, settings, low_cpu_mem_usage=True)
-    wanted = {
-        name: tuple(value.shape)
-        for name, value in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
-    }
+    wanted = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}
     _check_same(adapter, source, wanted, read_header(Path(adapter) / ADAPTER_WEIGHTS))
 
 
@@ -239,9 +236,7 @@ def _missing(source: str, missing: list[str], unexpected: Iterable[str]) -> str:
 def _check_unexpected(source: str, model: "PreTrainedModel", names: Iterable[str]) -> None:
     """Weights that the model has no place for: parts next to the language model are only logged."""
     buffers = {name for name, _ in model.named_buffers()}
-    unexpected = [
-        name for name in sorted(names) if name not in buffers and not OLD_BUFFERS.search(name)
-    ]
+    unexpected = [name for name in sorted(names) if name not in buffers and not OLD_BUFFERS.search(name)]
     inside = [name for name in unexpected if not OTHER_PARTS.search(name)]
     if inside:
         raise UserError(
@@ -267,9 +262,7 @@ def _check_still_tied(source: str, model: "PreTrainedModel") -> None:
             raise UserError(_untied(source, target, origin))
 
 
-def _check_tied_values(
-    source: str, model: "PreTrainedModel", stored: Mapping[str, Stored]
-) -> None:
+def _check_tied_values(source: str, model: "PreTrainedModel", stored: Mapping[str, Stored]) -> None:
     """Tied weights that are stored twice must be equal."""
     for target, origin in getattr(model, "all_tied_weights_keys", {}).items():
         both = target in stored and origin in stored  # a .bin file holds one tensor by two names
@@ -299,15 +292,12 @@ def _equal(left: str, right: str, stored: Mapping[str, Stored]) -> bool:
     return True
 
 
-def _check_same(
-    adapter: str, source: str, wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]
-) -> None:
+def _check_same(adapter: str, source: str, wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]) -> None:
     """Compare the names and shapes of an adapter with those that PEFT adds to the model."""
     for name, shape in wanted.items():
         if name not in stored:
             raise UserError(
-                f"adapter={adapter}: weight {name} is missing from {ADAPTER_WEIGHTS}: the adapter"
-                f" is not whole, or not of model={source}"
+                f"adapter={adapter}: weight {name} is missing from {ADAPTER_WEIGHTS}: the adapter is not whole, or not of model={source}"
             )
         if stored[name].shape != shape:
             raise UserError(
@@ -315,9 +305,7 @@ def _check_same(
                 f" model={source} needs {list(shape)}: the adapter is of another model"
             )
     # PEFT stores whole embedding layers with an adapter that grew or trained them.
-    unexpected = sorted(
-        name for name in stored if name not in wanted and not _is_embedding(name)
-    )
+    unexpected = sorted(name for name in stored if name not in wanted and not _is_embedding(name))
     if unexpected:
         raise UserError(
             f"adapter={adapter}: model={source} has no place for {unexpected[0]}"

@@ -5,6 +5,7 @@ Git LFS pointers in place of content, damaged JSON, weight files that are missin
 
 import json
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,8 @@ def check_files(folder: Path) -> None:
     """Check config and tokenizer files of a model folder. Raises UserError that names the file."""
     for name in JSON_FILES:
         if _is_there(folder / name):
-            read_object(folder / name)
+            status = (folder / name).stat()
+            _check_object(folder / name, status.st_size, status.st_mtime_ns)
     for name in TEXT_FILES:
         if _is_there(folder / name):
             _read_text(folder / name)
@@ -63,10 +65,7 @@ def weight_files(folder: Path) -> list[Path]:
             return _indexed_files(folder / index)
     if (folder / ADAPTER_CONFIG).exists():
         raise UserError(adapter_instead_of_model(folder))
-    raise UserError(
-        f"model={folder}: the folder has no weights ({SINGLE} or {INDEX}): copy them there, or name"
-        " another folder"
-    )
+    raise UserError(f"model={folder}: the folder has no weights ({SINGLE} or {INDEX}): copy them there, or name another folder")
 
 
 def read_headers(files: list[Path]) -> dict[str, Stored]:
@@ -94,10 +93,7 @@ def read_header(file: Path) -> dict[str, Stored]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{file} is no safetensors file: its header is damaged") from None
     if 8 + length + end != size:
-        raise UserError(
-            f"{file} was cut off or changed: it has {size} bytes, and its header describes"
-            f" {8 + length + end}: copy it again"
-        )
+        raise UserError(f"{file} was cut off or changed: it has {size} bytes, and its header describes {8 + length + end}: copy it again")
     return found
 
 
@@ -136,9 +132,7 @@ def check_pointer(file: Path) -> None:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     if begin.startswith(POINTERS):
-        raise UserError(
-            f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"
-        )
+        raise UserError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -151,6 +145,11 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{file} is damaged, it holds no JSON object: copy it again")
     return value
+
+
+@lru_cache(maxsize=256)  # a tokenizer has megabytes, and a command names its model many times
+def _check_object(file: Path, size: int, time: int) -> None:
+    read_object(file)
 
 
 def _read_text(file: Path) -> str:

@@ -32,9 +32,7 @@ class Limits:
     table: str | None  # the module that holds learned positions; None: rotary ones, or none
 
 
-def check_model_limits(
-    name: str, architecture: dict[str, Any] | None, lengths: dict[str, int | None]
-) -> None:
+def check_model_limits(name: str, architecture: dict[str, Any] | None, lengths: dict[str, int | None]) -> None:
     """Check the tokenizer of the model `name` and the `lengths` that config keys ask of it."""
     limits = model_limits(name, architecture)
     if limits is None:
@@ -82,8 +80,7 @@ def check_vocabulary(limits: Limits, name: str, tokenizer: "PreTrainedTokenizerB
         )
     if rank() == 0:
         logger.warning(
-            "model=%s: special token %r has the id %d, beyond the %d rows of the embedding table; text"
-            " never becomes this token",
+            "model=%s: special token %r has the id %d, beyond the %d rows of the embedding table; text never becomes this token",
             name,
             beyond[min(unused)],
             min(unused),
@@ -101,13 +98,11 @@ def check_positions(limits: Limits, key: str, length: int) -> None:
         return
     if limits.table is not None:
         raise UserError(
-            f"{key}={length}: {limits.name} has {limits.positions} learned positions"
-            f" ({limits.table}): set {key}={limits.positions} or less"
+            f"{key}={length}: {limits.name} has {limits.positions} learned positions ({limits.table}): set {key}={limits.positions} or less"
         )
     if rank() == 0:
         logger.warning(
-            "%s=%d: %s was made for %d positions (RoPE scaling included); it was not trained on later"
-            " ones",
+            "%s=%d: %s was made for %d positions (RoPE scaling included); it was not trained on later ones",
             key,
             length,
             limits.name,
@@ -165,9 +160,7 @@ def _limits(name: str, config: "PretrainedConfig", model: "PreTrainedModel") -> 
     return Limits(name, rows, stated_positions(config), None)
 
 
-def _position_tables(
-    model: "PreTrainedModel", config: "PretrainedConfig"
-) -> Iterator[tuple[str, int]]:
+def _position_tables(model: "PreTrainedModel", config: "PretrainedConfig") -> Iterator[tuple[str, int]]:
     """Name of each table with a row per position in the decoder, and how many positions it has."""
     from torch import nn
 

@@ -15,6 +15,7 @@ from ipt.mixture.plan import make_plan
 from ipt.model_limits import (
     check_model_limits,
     check_positions,
+    check_vocabulary,
     check_window,
     model_limits,
     stated_positions,
@@ -32,34 +33,31 @@ def folder(tiny_model, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
-def _with_token(folder: Path, **tokens) -> str:
-    tokenizer = load_tokenizer(str(folder))
-    if "plain" in tokens:
-        tokenizer.add_tokens([tokens["plain"]])
-    elif "extra" in tokens:
-        tokenizer.add_special_tokens({"additional_special_tokens": [tokens["extra"]]})
+@pytest.fixture(scope="module")
+def limits(tiny_model):
+    return model_limits(tiny_model)
+
+
+@pytest.mark.parametrize("role", ["eos_token", "bos_token", "pad_token", None])
+def test_a_token_beyond_the_embeddings_is_named(limits, tiny_model, role):
+    tokenizer = load_tokenizer(tiny_model)
+    check_vocabulary(limits, tiny_model, tokenizer)
+    if role:
+        tokenizer.add_special_tokens({role: "<|e|>"})
     else:
-        tokenizer.add_special_tokens(tokens)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.mark.parametrize(
-    "tokens", [{"eos_token": "<|e|>"}, {"bos_token": "<|e|>"}, {"pad_token": "<|e|>"}, {"plain": "<|e|>"}]
-)
-def test_a_token_beyond_the_embeddings_is_named(folder, tokens):
-    name = _with_token(folder, **tokens)
+        tokenizer.add_tokens(["<|e|>"])
     with pytest.raises(UserError, match=r"has 49152 rows, .* gives '<\|e\|>' the id 49152"):
-        check_model_limits(name, None, {})
+        check_vocabulary(limits, tiny_model, tokenizer)
 
 
-def test_a_special_token_that_no_text_holds_is_logged(folder, caplog):
-    name = _with_token(folder, extra="<image>")
-    check_model_limits(name, None, {})
+def test_a_special_token_that_no_text_holds_is_logged(limits, tiny_model, caplog):
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    check_vocabulary(limits, tiny_model, tokenizer)
     assert "special token '<image>' has the id 49152, beyond the 49152 rows" in caplog.text
-    (folder / "chat_template.jinja").write_text("<image>{{ messages }}")
+    tokenizer.chat_template = "<image>{{ messages }}"
     with pytest.raises(UserError, match="gives '<image>' the id 49152"):
-        check_model_limits(name, None, {})
+        check_vocabulary(limits, tiny_model, tokenizer)
 
 
 def test_an_architecture_must_hold_the_tokenizer(tiny_model):

@@ -108,7 +108,7 @@ def check_trained_model(config: Config) -> None:
     """The model that a training starts from, what it is trained on, and whether its export can be written."""
     from ipt.model_checks import check_weights, local_folder
     from ipt.model_limits import check_model_limits
-    from ipt.training.export import check_export
+    from ipt.training.folder import check_export
 
     source = resolve_model(config.model)
     if not config.architecture:
@@ -156,10 +156,12 @@ def _check_store_ids(config: Config) -> None:
     """Finished token stores that the config names must hold ids of the model only."""
     from ipt.model_limits import model_limits
 
-    limits = model_limits(config.model, config.architecture)
     for name in used_sources(config.mixture):
         source = config.mixture.sources.get(name)
-        if limits is not None and source is not None and source.kind == STORE:
+        if source is None or source.kind != STORE:
+            continue
+        limits = model_limits(config.model, config.architecture)
+        if limits is not None:
             check_ids(name, source, limits.vocabulary, config.tokens.cache_gib)
 
 

@@ -1,7 +1,7 @@
 """A trained model as a Hugging Face folder: safetensors, tokenizer, and a card that says what it was trained on.
 
 `python -m ipt.training.export CHECKPOINT OUTPUT` does the same from a checkpoint, without a GPU and in one process, however many wrote it.
-What an export takes over from the start model's folder is tried out before the training (`check_export`).
+ipt.training.folder checks before the training that all but the weights can be written.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,15 +19,13 @@ from torch.distributed.tensor import DTensor
 
 from ipt.config import Config
 from ipt.errors import UserError
-from ipt.generation_config import load_generation_config
-from ipt.model_checks import quiet, read_config, readable
-from ipt.models import load_tokenizer, resolve_model
+from ipt.models import load_tokenizer
 from ipt.training.build import build_model
 from ipt.training.card import model_card
 from ipt.training.checkpoint import METRICS, newest_checkpoint, read_facts, read_whole_tensors
+from ipt.training.folder import DTYPES, plain_model
 from ipt.training.state import MODEL, trained_tensors
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHARD = "5GB"
 
 
@@ -41,24 +38,6 @@ def export(model: Any, config: Config, output: Path, sources: Mapping[str, Any])
     weights = gather_weights(model, DTYPES[config.trainer.export_dtype], frozen=bool(config.architecture))
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         write_model(weights, config, output / "export", output / "adapter", model_card(config, sources, output / METRICS))
-
-
-def check_export(config: Config) -> None:
-    """Write all that an export holds except weights and card to a temporary folder.
-
-    Raises UserError for what could not be written after the training: config, generation config,
-    tokenizer or chat template.
-    """
-    what = f"model={config.model}"
-    with TemporaryDirectory(prefix="ipt-export-") as folder:
-        with readable(what, "an export could not write the model's config"):
-            model = _empty_model(config)
-            model.config.save_pretrained(folder)
-            model.generation_config.save_pretrained(folder)
-            read_config(folder)
-        with readable(what, "an export could not write the tokenizer"):
-            load_tokenizer(config.model).save_pretrained(folder)
-            load_tokenizer(folder)
 
 
 def export_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, model: str | None = None) -> None:
@@ -99,7 +78,7 @@ def write_model(weights: dict[str, Tensor], config: Config, folder: Path, adapte
     shutil.rmtree(temporary, ignore_errors=True)
     if config.lora.rank:
         weights = _merged(weights, config, adapter if adapter.parent != folder else temporary / adapter.name)
-    model = _empty_model(config)
+    model = plain_model(config)
     model.save_pretrained(temporary, state_dict=weights, max_shard_size=SHARD)
     load_tokenizer(config.model).save_pretrained(temporary)
     (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -118,20 +97,6 @@ def push(folder: Path, name: str, private: bool) -> str:
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model trained with ipt"))
     except (HfHubHTTPError, OSError) as error:
         raise ValueError(f"--push {name}: {str(error).splitlines()[0]}; the model itself is in {folder}") from None
-
-
-def _empty_model(config: Config) -> Any:
-    """The plain Hugging Face model of the run on the meta device: what knows the names in files and how to write them."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    start = None if config.architecture else resolve_model(config.model)
-    facts = read_config(start) if start else AutoConfig.for_model(**config.architecture)
-    with torch.device("meta"), quiet():
-        model = AutoModelForCausalLM.from_config(facts, dtype=DTYPES[config.trainer.export_dtype])
-    generation = load_generation_config(start) if start else None
-    if generation is not None:
-        model.generation_config = generation
-    return model
 
 
 def _merged(adapter: dict[str, Tensor], config: Config, folder: Path) -> dict[str, Tensor]:

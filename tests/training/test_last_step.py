@@ -30,9 +30,7 @@ def _assert_same_weights(left, right):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_same_command_writes_a_failed_export_without_a_step(
-    failed_export, uninterrupted, stores, tmp_path, monkeypatch
-):
+def test_the_same_command_writes_a_failed_export_without_a_step(failed_export, uninterrupted, stores, tmp_path, monkeypatch):
     config, output = failed_export
     (checkpoint,) = whole_checkpoints(output / "checkpoints")
     assert checkpoint.name == "step-00000006"
