@@ -6,6 +6,7 @@ Found from config and tokenizer, with the model on the meta device; no weights a
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ipt.errors import UserError
@@ -32,15 +33,19 @@ class Limits:
     table: str | None  # the module that holds learned positions; None: rotary ones, or none
 
 
-def check_model_limits(name: str, architecture: dict[str, Any] | None, lengths: dict[str, int | None]) -> None:
-    """Check the tokenizer of the model `name` and the `lengths` that config keys ask of it."""
+def check_model_limits(name: str, architecture: dict[str, Any] | None, lengths: dict[str, int | None]) -> Limits | None:
+    """Check the tokenizer of the model `name` and the `lengths` that config keys ask of it.
+
+    Returns the model's limits, or None for a hub's model that is not in the local cache.
+    """
     limits = model_limits(name, architecture)
     if limits is None:
-        return
+        return None
     check_vocabulary(limits, name, load_tokenizer(name))
     for key, length in lengths.items():
         if length is not None:
             check_positions(limits, key, length)
+    return limits
 
 
 def model_limits(name: str, architecture: dict[str, Any] | None = None) -> Limits | None:
@@ -78,14 +83,11 @@ def check_vocabulary(limits: Limits, name: str, tokenizer: "PreTrainedTokenizerB
             f" gives {beyond[used[0]]!r} the id {used[0]} ({len(used)} such tokens): use the"
             f" tokenizer that belongs to the model, or a vocab_size of {max(beyond) + 1}"
         )
-    if rank() == 0:
-        logger.warning(
-            "model=%s: special token %r has the id %d, beyond the %d rows of the embedding table; text never becomes this token",
-            name,
-            beyond[min(unused)],
-            min(unused),
-            rows,
-        )
+    token = min(unused)
+    _warn_once(
+        f"model={name}: special token {beyond[token]!r} has the id {token}, beyond the {rows} rows of the"
+        " embedding table; text never becomes this token"
+    )
 
 
 def check_positions(limits: Limits, key: str, length: int) -> None:
@@ -100,14 +102,9 @@ def check_positions(limits: Limits, key: str, length: int) -> None:
         raise UserError(
             f"{key}={length}: {limits.name} has {limits.positions} learned positions ({limits.table}): set {key}={limits.positions} or less"
         )
-    if rank() == 0:
-        logger.warning(
-            "%s=%d: %s was made for %d positions (RoPE scaling included); it was not trained on later ones",
-            key,
-            length,
-            limits.name,
-            limits.positions,
-        )
+    _warn_once(
+        f"{key}={length}: {limits.name} was made for {limits.positions} positions (RoPE scaling included); it was not trained on later ones"
+    )
 
 
 def check_window(name: str, key: str, length: int) -> None:
@@ -188,3 +185,9 @@ def _is_unused(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> bool:
     if token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         return False
     return added.content not in str(tokenizer.chat_template or "")
+
+
+@cache  # checked before the stages and again when training starts
+def _warn_once(message: str) -> None:
+    if rank() == 0:
+        logger.warning("%s", message)

@@ -93,10 +93,13 @@ def start(config: SynthesisConfig, seed: int) -> tuple[PromptFormat, Engine]:
         from ipt.synthesis.engines.rules import RuleEngine
 
         return FORMATS[RULE_BASED](None, config), RuleEngine(seed)
+    from ipt.model_checks import check_weights
     from ipt.models import load_tokenizer, resolve_model
 
     served = config.engine == "openai"
     model = "" if served else resolve_model(config.model, config.adapter)
+    if not served:
+        check_weights(model)  # vLLM leaves some missing weights as they are
     vocabulary = Vocabulary(load_tokenizer((config.tokenizer or config.model) if served else model))
     prompt_format = FORMATS[config.format](vocabulary, config)
     _check_window(config, None if served else model, prompt_format)
