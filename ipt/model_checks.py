@@ -7,6 +7,7 @@ more when it is loaded (`ipt.models.load_model`).
 
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -84,7 +85,8 @@ def check_adapter(source: str, adapter: str) -> None:
     with readable(f"adapter={adapter}", ADAPTER_CONFIG):
         settings = PeftConfig.from_pretrained(adapter)
     settings.inference_mode = True
-    with readable(f"adapter={adapter}", f"the adapter does not fit model={source}"):
+    with readable(f"adapter={adapter}", f"the adapter does not fit model={source}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the model has another name here than where the adapter was trained
         model = meta_model(read_config(source), source)
         wrapped = get_peft_model(model, settings, low_cpu_mem_usage=True)
     wanted = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}

@@ -55,8 +55,15 @@ def check_files(folder: Path) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the model's weights, in transformers' order of preference; each is there.
 
-    Raises UserError if the folder has none, or if its index names a file that is missing.
+    Raises UserError if the folder has none, if its index names a file that is missing, or if there is an
+    adapter too: transformers would then load the adapter's base model instead.
     """
+    has_weights = any((folder / name).exists() for name in (SINGLE, INDEX, PICKLED, PICKLED_INDEX))
+    if has_weights and (folder / ADAPTER_CONFIG).exists():
+        raise UserError(
+            f"model={folder}: the folder holds weights and {ADAPTER_CONFIG}, so transformers would load another model and"
+            " the adapter: move the adapter's files to a folder of their own"
+        )
     for single, index in ((SINGLE, INDEX), (PICKLED, PICKLED_INDEX)):
         if _is_there(folder / single):
             check_pointer(folder / single)

@@ -123,6 +123,12 @@ def test_an_adapter_in_place_of_a_model(folder):
         check_model(str(folder))
 
 
+def test_weights_and_an_adapter_in_one_folder(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    with pytest.raises(UserError, match="move the adapter's files to a folder of their own"):
+        load_model(str(folder), torch.float32)
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_pointer_in_an_adapter_is_named(tmp_path, name):
     (tmp_path / "adapter_config.json").write_text("{}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
@@ -32,12 +33,19 @@ SHARD = "5GB"
 def export(model: Any, config: Config, output: Path, sources: Mapping[str, Any]) -> None:
     """Write `output/export`; LoRA layers are merged there and also written as they are to `output/adapter`.
 
-    All processes must call it: sharded weights are gathered one by one, and the first process writes. `sources` is the mixture's
+    All processes must call it: sharded weights are gathered one by one, and the first process writes. Raises UserError if the
+    folder cannot be written. `sources` is the mixture's
     report of what was taken from each source.
     """
     weights = gather_weights(model, DTYPES[config.trainer.export_dtype], frozen=bool(config.architecture))
     if not distributed.is_initialized() or distributed.get_rank() == 0:
-        write_model(weights, config, output / "export", output / "adapter", model_card(config, sources, output / METRICS))
+        try:
+            write_model(weights, config, output / "export", output / "adapter", model_card(config, sources, output / METRICS))
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{output / 'export'} could not be written ({error}): remove the cause and run the same command again;"
+                " it resumes from the newest checkpoint and writes the export"
+            ) from error
 
 
 def export_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, model: str | None = None) -> None:
@@ -159,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"model: {options.output}")
         if options.push:
             print(f"uploaded: {push(options.output, options.push, options.private)}")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ipt.errors import UserError
 from ipt.training.checkpoint import whole_checkpoints
 from ipt.training.export import main
 from ipt.training.module import PretrainingModule
@@ -18,7 +19,7 @@ def failed_export(stores, make_config, tmp_path):
     output = tmp_path / "run"
     output.mkdir()
     (output / ".export.partial").write_text("a file where the export's folder is to be")
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="run the same command again; it resumes from the newest checkpoint"):
         train(config, stores, output)
     (output / ".export.partial").unlink()
     return config, output
