@@ -45,8 +45,14 @@ def check_weights(source: str) -> None:
     unexpected or of another shape. Does nothing for a hub's model that is not in the local cache.
     """
     folder = local_folder(source)
-    if folder is not None:
-        _check_weights(folder, _state_of(folder))
+    if folder is None:
+        return
+    if not Path(source).is_dir():
+        try:
+            weight_files(folder)
+        except UserError:  # only some of a hub's files are here so far
+            return
+    _check_weights(folder, _state_of(folder))
 
 
 def check_loaded(source: str, model: "PreTrainedModel", info: Mapping[str, Any]) -> None:
@@ -101,7 +107,10 @@ def local_folder(source: str) -> Path | None:
         return None  # made by ipt itself
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source, "config.json")
+    try:
+        found = try_to_load_from_cache(source, "config.json")
+    except ValueError:  # not a name that a hub can have
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 

@@ -199,3 +199,18 @@ def test_merging_checks_the_adapter(tiny_model, adapter, monkeypatch, tmp_path):
     monkeypatch.setenv("IPT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="the adapter is of another model"):
         resolve_model(tiny_model, str(adapter[1]))
+
+
+def test_a_hubs_model_is_checked_once_its_files_are_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    check_weights("owner/name")
+    repository = tmp_path / "models--owner--name"
+    snapshot = make(repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    check_weights("owner/name")
+    change(snapshot, without(NORM))
+    with pytest.raises(UserError, match=f"weight {NORM} is missing"):
+        check_weights("owner/name")
+    (snapshot / "model.safetensors").unlink()
+    check_weights("owner/name")
