@@ -17,6 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from ipt.errors import UserError
+from ipt.generation_config import load_generation_config
+from ipt.model_checks import check_adapter, check_loaded, check_weights, quiet, read_config, readable
+from ipt.model_files import ADAPTER_CONFIG, adapter_instead_of_model, check_adapter_files, check_files
 from ipt.stage import hash_file, hash_json
 
 if TYPE_CHECKING:
@@ -41,7 +45,10 @@ def check_model(name: str) -> None:
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise FileNotFoundError(f"model={name}: no such folder, and not a hub name of the form owner/name")
         return
+    check_files(folder)
     if not (folder / "config.json").exists():
+        if (folder / ADAPTER_CONFIG).exists():
+            raise UserError(adapter_instead_of_model(folder))
         raise FileNotFoundError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model folder")
     if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise FileNotFoundError(
@@ -93,6 +100,7 @@ def adapter_identity(folder: str) -> str:
     paths = [Path(folder) / file for file in ("adapter_config.json", "adapter_model.safetensors")]
     if missing := [path for path in paths if not path.exists()]:
         raise FileNotFoundError(f"adapter={folder}: the folder has no {missing[0].name}, so it is no LoRA adapter that PEFT has saved")
+    check_adapter_files(Path(folder))
     return hash_json([hash_file(path) for path in paths])
 
 
@@ -102,35 +110,50 @@ def _file_identity(path: Path) -> str:
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of the model `name`. Raises UserError if its files cannot be read."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(resolve_model(name), trust_remote_code=False)  # None would ask the user
+    source = resolve_model(name)
+    with readable(f"model={name}", "the tokenizer cannot be loaded"):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)  # None would ask the user
 
 
 def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
     """The causal language model `name` with its weights in `dtype`; `options` go to `from_pretrained`.
 
     Unless `attn_implementation` is given, the attention is sdpa, or eager for a model with features that sdpa ignores.
+    Raises UserError unless every weight of the model is in its files: none is left at a random value.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
 
     from ipt.small_copy import plain_attention
 
-    logging.disable_progress_bar()
-    folder = resolve_model(name)
+    source = resolve_model(name)
+    check_weights(source)  # in one line where transformers has a report of many
+    options |= {"generation_config": load_generation_config(source)}
     if "attn_implementation" not in options:
-        options["attn_implementation"] = plain_attention(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
+        options["attn_implementation"] = plain_attention(AutoConfig.from_pretrained(source, trust_remote_code=False))
+    auto_class: Any = AutoModelForCausalLM
+    with quiet():
+        model, info = auto_class.from_pretrained(
+            source,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_loaded` raises for them, and names one
+            **options,
+        )
+    check_loaded(source, model, info)
+    return model
 
 
 def count_parameters(name: str) -> int:
     """Parameters of the model `name`, from its config alone; tied ones count once."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False))
+        model = AutoModelForCausalLM.from_config(read_config(resolve_model(name)))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -139,6 +162,7 @@ def _merge(name: str, adapter: Path, folder: Path) -> None:
     from peft import PeftModel
 
     base = resolve_model(name)
+    check_adapter(base, str(adapter))
     model = PeftModel.from_pretrained(load_model(base, torch.float32), adapter).merge_and_unload()
     model.to(torch.bfloat16).save_pretrained(folder)
     load_tokenizer(base).save_pretrained(folder)

@@ -18,6 +18,8 @@ from ipt.config import EvaluationConfig, SynthesisConfig
 from ipt.console import console, progress
 from ipt.evaluation.encoding import Question, Row, check_chat, make_encoder, plain_rows
 from ipt.evaluation.generated import Generation, cut, end_tokens, generated_text
+from ipt.generation_config import load_generation_config
+from ipt.model_checks import check_weights
 from ipt.models import load_tokenizer, resolve_model
 from ipt.synthesis.engines import ENGINES, EngineDied
 from ipt.synthesis.engines.keeper import Keeper
@@ -51,6 +53,7 @@ def check_vllm(config: EvaluationConfig) -> None:
 def open_vllm(config: EvaluationConfig, name: str) -> Iterator["VllmBackend"]:
     """The model `name` in vLLM's engine, which ends with the context. Raises EngineDied if it does not start."""
     check_vllm(config)
+    check_weights(resolve_model(name))  # vLLM leaves some missing weights as they are
     tokenizer = load_tokenizer(name)
     check_chat(tokenizer, config.chat, config.chat_template_kwargs)
     before, log = dict(os.environ), EngineLog()
@@ -173,9 +176,4 @@ def _options(config: EvaluationConfig, name: str) -> dict[str, Any]:
 
 
 def _end_tokens(name: str, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    from transformers import GenerationConfig
-
-    try:
-        return end_tokens(GenerationConfig.from_pretrained(resolve_model(name)), tokenizer)
-    except OSError:  # a folder without one
-        return end_tokens(None, tokenizer)
+    return end_tokens(load_generation_config(resolve_model(name)), tokenizer)

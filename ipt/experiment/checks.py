@@ -1,8 +1,11 @@
-"""Everything that can be known to be wrong before a model is loaded, in one line each."""
+"""Everything that can be known to be wrong before a model is loaded, in one line each.
+
+Checks that need transformers, of a model's weights, vocabulary and positions, come last: they take seconds.
+"""
 
 import os
 
-from ipt.config import Config, SourceConfig
+from ipt.config import Config, SourceConfig, SynthesisConfig
 from ipt.corpus.build import check_corpus
 from ipt.evaluation import chat
 from ipt.evaluation.contamination import check_data
@@ -12,7 +15,7 @@ from ipt.evaluation.task import load_tasks
 from ipt.experiment.pipeline import PHASES, arm_config
 from ipt.experiment.sources import SOURCE_TEXTS, source_corpus
 from ipt.mixture.schedule import used_sources
-from ipt.models import check_model
+from ipt.models import check_model, resolve_model
 from ipt.playground.server import check_page
 from ipt.rendering.run import check_rendering
 from ipt.synthesis.filtering import OVERLAP_MODES, check_filters
@@ -20,7 +23,7 @@ from ipt.synthesis.prompts import RULE_BASED
 from ipt.synthesis.run import check_synthesis
 from ipt.synthesis.tuning import check_tuning_source
 from ipt.tokens.source import KIND as STORE
-from ipt.tokens.source import open_source
+from ipt.tokens.source import check_ids, open_source
 from ipt.tokens.tokenize import check_tokens
 from ipt.training.check import check_launch, check_training
 
@@ -28,11 +31,13 @@ from ipt.training.check import check_launch, check_training
 def check_synthesize(config: Config) -> None:
     check_corpus(config.corpus)
     check_synthesis_stage(config)
+    check_synthesizer(config.synthesis)
 
 
 def check_train(config: Config) -> None:
     _check_training_stage(config)
     check_launch(config.trainer)
+    check_trained_model(config)
 
 
 def _check_training_stage(config: Config) -> None:
@@ -49,19 +54,24 @@ def check_evaluate(config: Config) -> None:
     if not config.tasks:
         raise ValueError("tasks=[]: name at least one task or group, for example tasks=[ontology]")
     _check_tasks(config)
+    check_scored_model(config.model, config)
 
 
 def check_chat(config: Config) -> None:
     check_model(config.model)
     check_config(config.evaluation)
     chat.check_chat(config.chat, config.evaluation)
+    check_scored_model(config.model, config)
 
 
 def check_playground(config: Config) -> None:
     check_synthesis_stage(config)
     check_rendering(config.rendering)
-    check_chat(config)
     check_page(config.playground)
+    check_chat(config)
+    check_synthesizer(config.synthesis)
+    for name in config.playground.models:
+        check_scored_model(name, config)
 
 
 def check_arms(config: Config) -> None:
@@ -81,8 +91,8 @@ def check_reproduce(config: Config) -> None:
     check_arms(config)
     phases = config.stages or list(PHASES)
     scored = {"evaluation", "report"} & set(phases)
-    for name in config.only or config.arms:
-        arm = arm_config(config, config.arms[name])
+    arms = [arm_config(config, config.arms[name]) for name in config.only or config.arms]
+    for arm in arms:
         _check_training_stage(arm)
         if scored and not arm.tasks:
             raise ValueError("tasks=[]: name what to score the arms on, as tasks=[medicine], or stages=[synthesis,tokens,training]")
@@ -90,6 +100,69 @@ def check_reproduce(config: Config) -> None:
             _check_tasks(arm)
         if "training" in phases:
             _check_processes(arm, phases)
+    for arm in arms:
+        check_trained_model(arm)
+
+
+def check_trained_model(config: Config) -> None:
+    """The model that a training starts from, what it is trained on, and whether its export can be written."""
+    from ipt.model_checks import check_weights, local_folder
+    from ipt.model_limits import check_model_limits
+    from ipt.training.folder import check_export
+
+    source = resolve_model(config.model)
+    if not config.architecture:
+        check_weights(source)
+    lengths: dict[str, int | None] = {"mixture.seq_len": config.mixture.seq_len}
+    if config.tasks:
+        lengths["evaluation.max_length"] = config.evaluation.max_length
+    check_model_limits(config.model, config.architecture, lengths)
+    _check_store_ids(config)
+    if local_folder(source) is not None:
+        check_export(config)
+    if "instruction" in used_sources(config.mixture):
+        check_synthesizer(config.synthesis)
+
+
+def check_scored_model(name: str, config: Config) -> None:
+    """A model that is scored or talked to."""
+    from ipt.model_checks import check_weights
+    from ipt.model_limits import check_model_limits
+
+    check_weights(resolve_model(name))
+    check_model_limits(name, None, {"evaluation.max_length": config.evaluation.max_length})
+
+
+def check_synthesizer(config: SynthesisConfig) -> None:
+    """The synthesizer's weights, its adapter's, and whether it has the window that the config asks for."""
+    if config.format == RULE_BASED:
+        return
+    if config.engine == "openai":
+        if config.tokenizer:
+            check_model(config.tokenizer)
+        return
+    from ipt.model_checks import check_adapter, check_weights
+    from ipt.model_limits import check_model_limits, check_window
+
+    source = resolve_model(config.model)
+    check_weights(source)
+    if config.adapter:
+        check_adapter(source, config.adapter)
+    check_model_limits(config.model, None, {})
+    check_window(config.model, "synthesis.max_model_len", config.max_model_len)
+
+
+def _check_store_ids(config: Config) -> None:
+    """Finished token stores that the config names must hold ids of the model only."""
+    from ipt.model_limits import model_limits
+
+    for name in used_sources(config.mixture):
+        source = config.mixture.sources.get(name)
+        if source is None or source.kind != STORE:
+            continue
+        limits = model_limits(config.model, config.architecture)
+        if limits is not None:
+            check_ids(name, source, limits.vocabulary, config.tokens.cache_gib)
 
 
 def _check_processes(config: Config, phases: list[str]) -> None:

@@ -142,7 +142,7 @@ def _reckon(step: Step, config: Config, corpus: Stage | None, known: dict[str, N
         trainer = config.trainer
         step.tokens = needs.tokens
         step.gpu_hours = needs.seconds / 3600 * trainer.devices * trainer.num_nodes if needs.seconds else None
-        step.disk = needs.export + (needs.checkpoint * (1 + trainer.keep_last) if trainer.keep_checkpoints else 0)
+        step.disk = needs.export + needs.checkpoint * (1 + trainer.keep_last)  # the last step is saved before the export
     elif step.name == "synthesis" and characters and documents:
         _reckon_synthesis(step, config, characters / CHARACTERS, documents)
     elif step.label == "tokens raw" and characters:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ipt.errors import UserError
 from ipt.mixture.order import Recent
 from ipt.mixture.plan import Piece, Plan
 from ipt.tokens.store import TokenStore
@@ -18,10 +19,13 @@ FIELDS = ("input_ids", "labels", "position_ids", "source_ids")
 
 
 class PackedSequences:
-    """The sequences of a plan, filled from the stores of its sources."""
+    """The sequences of a plan, filled from the stores of its sources.
 
-    def __init__(self, plan: Plan, stores: Sequence[TokenStore]) -> None:
-        self.plan, self.stores = plan, stores
+    `vocabulary` is how many embeddings the model has: a batch with another token raises UserError.
+    """
+
+    def __init__(self, plan: Plan, stores: Sequence[TokenStore], vocabulary: int | None = None) -> None:
+        self.plan, self.stores, self.vocabulary = plan, stores, vocabulary
         self._has_mask = [any(index.has_loss_mask for index in store.indices) for store in stores]
         self._positions = np.arange(plan.seq_len)
 
@@ -45,6 +49,11 @@ class PackedSequences:
         """The four tensors of `batch` as one, [4, B, T], and the sizes of the pieces: what costs least to pass between processes."""
         fields = np.empty((len(FIELDS), len(indices), self.plan.seq_len), np.int64)
         sizes = [size for row, index in enumerate(indices) for size in self._fill(index, *fields[:, row])]
+        if self.vocabulary is not None and fields[:2].max() >= self.vocabulary:
+            raise UserError(
+                f"a token store holds the token {fields[:2].max()}, and the model has {self.vocabulary}"
+                " embeddings: tokenise its texts with the model's tokenizer"
+            )
         return torch.from_numpy(fields), sizes
 
     def target_count(self, index: int) -> int:

@@ -93,10 +93,13 @@ def start(config: SynthesisConfig, seed: int) -> tuple[PromptFormat, Engine]:
         from ipt.synthesis.engines.rules import RuleEngine
 
         return FORMATS[RULE_BASED](None, config), RuleEngine(seed)
+    from ipt.model_checks import check_weights
     from ipt.models import load_tokenizer, resolve_model
 
     served = config.engine == "openai"
     model = "" if served else resolve_model(config.model, config.adapter)
+    if not served:
+        check_weights(model)  # vLLM leaves some missing weights as they are
     vocabulary = Vocabulary(load_tokenizer((config.tokenizer or config.model) if served else model))
     prompt_format = FORMATS[config.format](vocabulary, config)
     _check_window(config, None if served else model, prompt_format)
@@ -106,13 +109,10 @@ def start(config: SynthesisConfig, seed: int) -> tuple[PromptFormat, Engine]:
 
 def _check_window(config: SynthesisConfig, model: str | None, prompt_format: PromptFormat) -> None:
     """The model must have the context window that the config asks for, and the window must have room for documents."""
-    from transformers import AutoConfig
+    if model:
+        from ipt.model_limits import check_window
 
-    window = model and getattr(
-        AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config(), "max_position_embeddings", None
-    )
-    if window and config.max_model_len > window:
-        raise ValueError(f"synthesis.max_model_len={config.max_model_len}: the model {config.model} was made for at most {window} tokens")
+        check_window(config.model, "synthesis.max_model_len", config.max_model_len)
     room = config.max_model_len - config.max_new_tokens - len(prompt_format.begin("").ids)
     if room < 1:
         raise ValueError(

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from ipt.config import SourceConfig
+from ipt.errors import UserError
 from ipt.tokens.encode import tokenizer_fingerprint
 from ipt.tokens.store import TokenStore
 
@@ -43,3 +44,17 @@ def open_source(name: str, config: SourceConfig, model: str, cache_gib: float) -
             f"{key} was made with tokenizer {store.fingerprint}, but that of model={model} is {wanted}: tokenise its texts again"
         )
     return store
+
+
+def check_ids(name: str, config: SourceConfig, vocabulary: int, cache_gib: float) -> None:
+    """Check that a model with `vocabulary` embeddings has one for every token of a source's store.
+
+    Reads the tokens of a store on this machine; those of a very large or remote one are checked as they
+    are trained on (ipt.mixture.batches). Raises UserError.
+    """
+    store = TokenStore.open(config.path, cache_gib)
+    if (largest := store.largest_id()) >= vocabulary:
+        raise UserError(
+            f"mixture.sources.{name}.path={config.path}: the store holds the token {largest}, and the"
+            f" model has {vocabulary} embeddings: tokenise its texts with the model's tokenizer"
+        )

@@ -30,6 +30,8 @@ from ipt.tokens.shards import (
 
 OPEN_FILES = 128  # of one store at the same time: each takes a file descriptor, and a process may have some 1,000
 CACHE_GIB = 100.0
+SCANNED_TOKENS = 2**32  # of a store, for its largest id: 16 GiB, some 15 seconds
+SCANNED_AT_ONCE = 2**24
 
 
 def write_store(folder: Path, documents: Iterable[EncodedDocument], fingerprint: str, shard_tokens: int) -> None:
@@ -104,6 +106,18 @@ class TokenStore:
             offsets = self._map(shard, OFFSETS_FILE, None)
             result[here] = offsets[documents[here] - self._first_document[shard]] + self._first_token[shard]
         return result
+
+    def largest_id(self) -> int:
+        """The largest token id of a store on this machine, or of its first 2**32 tokens; -1 of a remote one."""
+        if not isinstance(self._folder, LocalFolder):
+            return -1
+        largest, left = -1, SCANNED_TOKENS
+        for shard in range(len(self.indices)):
+            tokens = self._map(shard, TOKENS_FILE, TOKEN)[:left]
+            for start in range(0, len(tokens), SCANNED_AT_ONCE):
+                largest = max(largest, int(tokens[start : start + SCANNED_AT_ONCE].max()))
+            left -= len(tokens)
+        return largest
 
     def verify(self) -> None:
         """Read all files and compare them with the hashes in the indices. Raises ValueError naming each that differs."""

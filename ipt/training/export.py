@@ -1,6 +1,7 @@
 """A trained model as a Hugging Face folder: safetensors, tokenizer, and a card that says what it was trained on.
 
 `python -m ipt.training.export CHECKPOINT OUTPUT` does the same from a checkpoint, without a GPU and in one process, however many wrote it.
+ipt.training.folder checks before the training that all but the weights can be written.
 """
 
 import argparse
@@ -8,35 +9,43 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 from ipt.config import Config
-from ipt.models import load_tokenizer, resolve_model
+from ipt.errors import UserError
+from ipt.models import load_tokenizer
 from ipt.training.build import build_model
 from ipt.training.card import model_card
 from ipt.training.checkpoint import METRICS, newest_checkpoint, read_facts, read_whole_tensors
+from ipt.training.folder import DTYPES, plain_model
 from ipt.training.state import MODEL, trained_tensors
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHARD = "5GB"
 
 
 def export(model: Any, config: Config, output: Path, sources: Mapping[str, Any]) -> None:
     """Write `output/export`; LoRA layers are merged there and also written as they are to `output/adapter`.
 
-    All processes must call it: sharded weights are gathered one by one, and the first process writes. `sources` is the mixture's
+    All processes must call it: sharded weights are gathered one by one, and the first process writes. Raises UserError if the
+    folder cannot be written. `sources` is the mixture's
     report of what was taken from each source.
     """
     weights = gather_weights(model, DTYPES[config.trainer.export_dtype], frozen=bool(config.architecture))
     if not distributed.is_initialized() or distributed.get_rank() == 0:
-        write_model(weights, config, output / "export", output / "adapter", model_card(config, sources, output / METRICS))
+        try:
+            write_model(weights, config, output / "export", output / "adapter", model_card(config, sources, output / METRICS))
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{output / 'export'} could not be written ({error}): remove the cause and run the same command again;"
+                " it resumes from the newest checkpoint and writes the export"
+            ) from error
 
 
 def export_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, model: str | None = None) -> None:
@@ -77,10 +86,10 @@ def write_model(weights: dict[str, Tensor], config: Config, folder: Path, adapte
     shutil.rmtree(temporary, ignore_errors=True)
     if config.lora.rank:
         weights = _merged(weights, config, adapter if adapter.parent != folder else temporary / adapter.name)
-    model = _empty_model(config)
+    model = plain_model(config)
     model.save_pretrained(temporary, state_dict=weights, max_shard_size=SHARD)
     load_tokenizer(config.model).save_pretrained(temporary)
-    (temporary / "README.md").write_text(card)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
@@ -98,20 +107,6 @@ def push(folder: Path, name: str, private: bool) -> str:
         raise ValueError(f"--push {name}: {str(error).splitlines()[0]}; the model itself is in {folder}") from None
 
 
-def _empty_model(config: Config) -> Any:
-    """The plain Hugging Face model of the run on the meta device: what knows the names in files and how to write them."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-    start = None if config.architecture else resolve_model(config.model)
-    facts = AutoConfig.from_pretrained(start, trust_remote_code=False) if start else AutoConfig.for_model(**config.architecture)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(facts, dtype=DTYPES[config.trainer.export_dtype])
-    if start:
-        with suppress(OSError):  # it has none
-            model.generation_config = GenerationConfig.from_pretrained(start)
-    return model
-
-
 def _merged(adapter: dict[str, Tensor], config: Config, folder: Path) -> dict[str, Tensor]:
     """Write the LoRA layers to `folder`, and give all weights of the model with them merged in.
 
@@ -125,7 +120,7 @@ def _merged(adapter: dict[str, Tensor], config: Config, folder: Path) -> dict[st
     model: Any = build_model(config, "eager")  # every class has it, and the attention changes no weights
     unknown = model.load_state_dict(adapter, strict=False).unexpected_keys
     if unknown:
-        raise ValueError(f"model={config.model} has no {unknown[0]}, which was trained: it is not the model that training started from")
+        raise UserError(f"model={config.model} has no {unknown[0]}, which was trained: it is not the model that training started from")
     model.peft_config["default"].base_model_name_or_path = config.model  # not the place where this machine keeps it
     model.save_pretrained(folder, state_dict={name: value.to(dtype) for name, value in get_peft_model_state_dict(model).items()})
     weights: dict[str, Tensor] = {}
@@ -172,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"model: {options.output}")
         if options.push:
             print(f"uploaded: {push(options.output, options.push, options.private)}")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -1,6 +1,5 @@
 """Weights of a sharded model: each process reads its own rows of them, so nobody ever holds the whole model."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,27 +8,31 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ipt.errors import UserError
+from ipt.model_checks import check_weights
+from ipt.model_files import read_headers, weight_files
 from ipt.models import resolve_model
 from ipt.training.build import base_model, initial_lora, is_lora
 from ipt.training.slices import like, local, rows
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-
 
 def stored_weights(name: str) -> dict[str, Path]:
-    """Weights of the model `name` -> the safetensors file that holds them; fetches a hub's. Empty if there are none in this format."""
+    """Weights of the model `name` -> the safetensors file that holds them; fetches a hub's. Empty if there are none in this format.
+
+    Raises UserError unless these are all of the model's weights and no others.
+    """
     resolved = resolve_model(name)
     if not Path(resolved).is_dir():
         from huggingface_hub import snapshot_download
 
         resolved = snapshot_download(resolved, allow_patterns=["*.json", "*.safetensors"])
-    folder = Path(resolved)
-    if (folder / INDEX).exists():
-        return {weight: folder / file for weight, file in json.loads((folder / INDEX).read_text())["weight_map"].items()}
-    if not (folder / SINGLE).exists():
+    if not any(Path(resolved).glob("*.safetensors*")):
         return {}
-    with safe_open(folder / SINGLE, "pt") as file:
-        return dict.fromkeys(file.keys(), folder / SINGLE)
+    check_weights(resolved)
+    files = weight_files(Path(resolved))
+    if files[0].suffix != ".safetensors":
+        return {}
+    return {name: tensor.file for name, tensor in read_headers(files).items()}
 
 
 def can_be_filled(model: Any, stored: Mapping[str, Path]) -> bool:
@@ -44,7 +47,7 @@ def can_be_filled(model: Any, stored: Mapping[str, Path]) -> bool:
 def fill(model: Any, stored: Mapping[str, Path], device: torch.device, seed: int) -> None:
     """Give `model`, cut while on the meta device, its weights, on `device`; LoRA layers get their first values.
 
-    Raises ValueError for a weight of another shape than the model's.
+    Raises UserError for a weight of another shape than the model's.
     """
     made: dict[int, nn.Parameter] = {}
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.is_meta}  # tied ones once
@@ -74,7 +77,7 @@ def stored_name(name: str) -> str:
 def _read_rows(weights: Any, name: str, parameter: Tensor) -> Tensor:
     view = weights.get_slice(name)
     if list(parameter.shape) != view.get_shape():
-        raise ValueError(f"{name}: stored as {view.get_shape()}, but the model's config.json makes it {list(parameter.shape)}")
+        raise UserError(f"{name}: stored as {view.get_shape()}, but the model's config.json makes it {list(parameter.shape)}")
     start, end = rows(parameter)
     return view[start:end] if end > start else torch.empty(0, *parameter.shape[1:])
 

@@ -20,11 +20,13 @@ from ipt.mixture.report import plan_report
 from ipt.mixture.schedule import used_sources
 from ipt.mixture.stores import open_stores
 from ipt.mixture.table import mixture_table
+from ipt.model_limits import check_model_limits
 from ipt.stage import rank, write_json
 from ipt.training.callbacks import Score, StepMetrics
 from ipt.training.checkpoint import METRICS
 from ipt.training.export import export
 from ipt.training.flops import flops_per_token
+from ipt.training.folder import check_export
 from ipt.training.identity import global_batch, run_key
 from ipt.training.logger import run_id
 from ipt.training.module import PretrainingModule
@@ -44,18 +46,22 @@ def train(
     """Train `config.model` on `config.mixture` and write `export/`, `metrics.jsonl` and `summary.json` to `output`.
 
     `stores` are the token stores of the sources that the mixture uses. A run that was interrupted goes on from its newest whole
-    checkpoint in `output/checkpoints`, or else in `trainer.checkpoint_url`, with the same batches in the same order. Loggers are made
+    checkpoint in `output/checkpoints`, or else in `trainer.checkpoint_url`, with the same batches in the same order. A run whose last step
+    is saved, as after an export that failed, only writes the export. Loggers are made
     once that is known. `score` is asked after each step for scores of the model, which are kept with the step's metrics. Returns the
     summary. Raises Stopped when a signal has ended the run, and KeyboardInterrupt.
     """
     _quiet_libraries()
     L.seed_everything(config.seed, verbose=False)
+    check_export(config)
+    limits = check_model_limits(config.model, config.architecture, {"mixture.seq_len": config.mixture.seq_len})
     opened = open_stores({name: stores[name] for name in used_sources(config.mixture)}, config.tokens.cache_gib)
     plan = make_plan(opened, config.mixture, config.trainer.max_steps * global_batch(config.trainer), config.seed)
     report = plan_report(plan)
     if rank() == 0:
         console.print(mixture_table(report))
-    sequences = PackedSequences(plan, [opened[name] for name in plan.sources])
+    vocabulary = limits.vocabulary if limits else None
+    sequences = PackedSequences(plan, [opened[name] for name in plan.sources], vocabulary)
     module = PretrainingModule(config, plan.sources)
     output.mkdir(parents=True, exist_ok=True)
     checkpoints = _checkpoints(config, report, output)

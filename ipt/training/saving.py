@@ -47,7 +47,8 @@ class EpochLoop(_TrainingEpochLoop):
 
 
 class Checkpoints(Callback):
-    """Saves by steps and by time, and when a signal stops the run; before the first step, goes on from the newest whole checkpoint.
+    """Saves by steps and by time, after the last step, and when a signal stops the run; before the first step, goes on from the newest
+    whole checkpoint. After the last step it always saves: an export that fails then costs no steps.
 
     At most one checkpoint is being written at a time: the next one waits for it, and so does the end of the run. `run` says whose
     checkpoints these are, as `ipt.training.checkpoint.run_key` does, and `about` is kept in them for exports.
@@ -152,8 +153,8 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._agreement.last()
-        if not self.stopped_by and self._config.trainer.keep_checkpoints and self._step != self._saved:
-            self.save(trainer)
+        if not self.stopped_by and self._step != self._saved:
+            self._save_last(trainer)
         self.wait()
         self._signals.restore()
 
@@ -192,6 +193,18 @@ class Checkpoints(Callback):
         self._saved, self._clock, self._asked = self._step, monotonic(), False
         if not self._config.trainer.async_checkpoint:
             self._wait_for_writing()
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        """Save the last step. Without room for it the export, which is smaller, may still have room."""
+        self._wait_for_writing()
+        saved = self._saved
+        try:
+            self.save(trainer)
+            self._wait_for_writing()
+        except OSError as error:
+            self._saved = saved
+            message = f"step {self._step} could not be saved ({error}); the model is exported all the same"
+            console.print(message, style="yellow", markup=False)
 
     def wait(self) -> None:
         """Until what is being written is there, and the newest checkpoint is copied. Raises what went wrong with the writing."""

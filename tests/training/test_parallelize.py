@@ -30,7 +30,7 @@ LARGE = {**SHAPE, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_la
 def _save(folder: Path, shape: dict, tied: bool) -> None:
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied)).to(torch.bfloat16).save_pretrained(folder)
-    (folder / "tokenizer.json").touch()
+    (folder / "tokenizer.json").write_text("{}")
 
 
 @pytest.fixture(scope="module")

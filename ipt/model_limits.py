@@ -1,0 +1,193 @@
+"""How many token ids and positions a model has, and whether that is enough for what a command asks.
+
+Found from config and tokenizer, with the model on the meta device; no weights are read.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ipt.errors import UserError
+from ipt.model_checks import local_folder, meta_model, read_config
+from ipt.models import load_tokenizer, resolve_model
+from ipt.stage import rank
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+OFFSET = 8  # rows that a table of positions has beyond the positions, at most (OPT has 2)
+LENGTHENING = ("linear", "dynamic", "yarn")  # RoPE scalings that reach beyond the stated positions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model can read."""
+
+    name: str  # of the model, for messages: model=NAME or architecture
+    vocabulary: int  # rows of its embedding table, or of its output projection if those are fewer
+    positions: int | None  # None: any number
+    table: str | None  # the module that holds learned positions; None: rotary ones, or none
+
+
+def check_model_limits(name: str, architecture: dict[str, Any] | None, lengths: dict[str, int | None]) -> Limits | None:
+    """Check the tokenizer of the model `name` and the `lengths` that config keys ask of it.
+
+    Returns the model's limits, or None for a hub's model that is not in the local cache.
+    """
+    limits = model_limits(name, architecture)
+    if limits is None:
+        return None
+    check_vocabulary(limits, name, load_tokenizer(name))
+    for key, length in lengths.items():
+        if length is not None:
+            check_positions(limits, key, length)
+    return limits
+
+
+def model_limits(name: str, architecture: dict[str, Any] | None = None) -> Limits | None:
+    """The limits of a model, or of an `architecture` that is trained from scratch.
+
+    None for a hub's model that is not in the local cache. Raises UserError if the config describes no
+    model that transformers can build.
+    """
+    if architecture:
+        config = _architecture_config(architecture)
+        return _limits("architecture", config, meta_model(config, "architecture"))
+    source = resolve_model(name)
+    if local_folder(source) is None:
+        return None
+    config = read_config(source)
+    return _limits(f"model={name}", config, meta_model(config, name))
+
+
+def check_vocabulary(limits: Limits, name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Check that the model has an embedding for every id that the tokenizer `name` can give.
+
+    Raises UserError that names the first token beyond the table. Special tokens that are neither
+    BOS, EOS nor PAD and not in the chat template never come up in text, so they are only logged:
+    published models have such tokens for images.
+    """
+    rows = limits.vocabulary
+    beyond = {id: token for token, id in tokenizer.get_vocab().items() if id >= rows}
+    if not beyond:
+        return
+    unused = {id for id in beyond if _is_unused(tokenizer, id)}
+    used = sorted(beyond.keys() - unused)
+    if used:
+        raise UserError(
+            f"{limits.name}: the embedding table has {rows} rows, and the tokenizer of model={name}"
+            f" gives {beyond[used[0]]!r} the id {used[0]} ({len(used)} such tokens): use the"
+            f" tokenizer that belongs to the model, or a vocab_size of {max(beyond) + 1}"
+        )
+    token = min(unused)
+    _warn_once(
+        f"model={name}: special token {beyond[token]!r} has the id {token}, beyond the {rows} rows of the"
+        " embedding table; text never becomes this token"
+    )
+
+
+def check_positions(limits: Limits, key: str, length: int) -> None:
+    """Check a length in tokens, the value of the config's `key`, against the model's positions.
+
+    Raises UserError for learned positions, which end with their table. Rotary ones can be computed for
+    any length, but the model was not trained on them: that is logged.
+    """
+    if limits.positions is None or length <= limits.positions:
+        return
+    if limits.table is not None:
+        raise UserError(
+            f"{key}={length}: {limits.name} has {limits.positions} learned positions ({limits.table}): set {key}={limits.positions} or less"
+        )
+    _warn_once(
+        f"{key}={length}: {limits.name} was made for {limits.positions} positions (RoPE scaling included); it was not trained on later ones"
+    )
+
+
+def check_window(name: str, key: str, length: int) -> None:
+    """Check that a model that generates was made for a window of `length` tokens. Raises UserError."""
+    source = resolve_model(name)
+    window = stated_positions(read_config(source)) if local_folder(source) is not None else None
+    if window is not None and length > window:
+        raise UserError(f"{key}={length}: the model {name} was made for at most {window} tokens")
+
+
+def stated_positions(config: "PretrainedConfig") -> int | None:
+    """Positions that a config states, RoPE scaling included; None if it states none.
+
+    A scaling that reaches beyond the stated positions multiplies those of its own
+    `original_max_position_embeddings`, or else the stated ones.
+    """
+    text = config.get_text_config()
+    stated = getattr(text, "max_position_embeddings", None)
+    if not isinstance(stated, int) or stated < 1:
+        return None
+    rope = getattr(text, "rope_parameters", None)
+    if not isinstance(rope, dict):
+        return stated
+    kind = rope.get("rope_type", rope.get("type"))
+    factor = rope.get("factor")
+    if kind not in LENGTHENING or not isinstance(factor, int | float):
+        return stated
+    original = rope.get("original_max_position_embeddings") or stated
+    return max(stated, int(original * factor))
+
+
+def _architecture_config(architecture: dict[str, Any]) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(**architecture)
+    except Exception as error:  # each kind of config checks its values in its own way
+        message = " ".join(str(error).split())
+        raise UserError(f"architecture: transformers does not accept it: {message}") from error
+
+
+def _limits(name: str, config: "PretrainedConfig", model: "PreTrainedModel") -> Limits:
+    embeddings: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    rows = int(embeddings.weight.shape[0])
+    if getattr(head, "weight", None) is not None:
+        rows = min(rows, int(head.weight.shape[0]))
+    for table, positions in _position_tables(model, config):
+        return Limits(name, rows, positions, table)
+    return Limits(name, rows, stated_positions(config), None)
+
+
+def _position_tables(model: "PreTrainedModel", config: "PretrainedConfig") -> Iterator[tuple[str, int]]:
+    """Name of each table with a row per position in the decoder, and how many positions it has."""
+    from torch import nn
+
+    text = config.get_text_config()
+    stated = getattr(text, "max_position_embeddings", None) or 0
+    decoder = model.get_decoder()
+    for name, module in decoder.named_modules():
+        if not isinstance(module, nn.Embedding) or module is model.get_input_embeddings():
+            continue
+        rows = module.num_embeddings
+        if stated and stated <= rows <= stated + OFFSET:
+            yield name, stated
+        elif module.embedding_dim == text.hidden_size and "pos" in name:
+            yield name, rows - getattr(module, "offset", 0)
+    for name, buffer in decoder.named_buffers():
+        if "pos" in name and buffer.ndim > 1 and stated and buffer.shape[0] == stated:
+            yield name, stated
+
+
+def _is_unused(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> bool:
+    """Whether a token is special, and nothing that ipt does puts it into a text."""
+    added = tokenizer.added_tokens_decoder.get(token_id)
+    if added is None or not added.special:
+        return False
+    if token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return False
+    return added.content not in str(tokenizer.chat_template or "")
+
+
+@cache  # checked before the stages and again when training starts
+def _warn_once(message: str) -> None:
+    if rank() == 0:
+        logger.warning("%s", message)

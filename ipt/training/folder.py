@@ -1,0 +1,46 @@
+"""What an export takes over from the folder of the start model: config, generation config, tokenizer."""
+
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from ipt.config import Config
+from ipt.generation_config import load_generation_config
+from ipt.model_checks import quiet, read_config, readable
+from ipt.models import load_tokenizer, resolve_model
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def check_export(config: Config) -> None:
+    """Write all that an export holds except weights and card to a temporary folder.
+
+    Raises UserError for what could not be written after the training: config, generation config,
+    tokenizer or chat template.
+    """
+    what = f"model={config.model}"
+    with TemporaryDirectory(prefix="ipt-export-") as folder:
+        with readable(what, "an export could not write the model's config"):
+            model = plain_model(config)
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+            read_config(folder)
+        with readable(what, "an export could not write the tokenizer"):
+            load_tokenizer(config.model).save_pretrained(folder)
+
+
+def plain_model(config: Config) -> Any:
+    """The plain Hugging Face model of the run on the meta device: it knows the names in files and how to
+    write them.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    start = None if config.architecture else resolve_model(config.model)
+    facts = read_config(start) if start else AutoConfig.for_model(**config.architecture)
+    with torch.device("meta"), quiet():
+        model = AutoModelForCausalLM.from_config(facts, dtype=DTYPES[config.trainer.export_dtype])
+    generation = load_generation_config(start) if start else None
+    if generation is not None:
+        model.generation_config = generation
+    return model
