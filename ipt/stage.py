@@ -272,7 +272,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -311,12 +311,12 @@ def parse_yaml(data: bytes, path: Path) -> Any:
 
 def note_hash(path: Path) -> None:
     """Keep the hash of a finished file of an unfinished stage beside it, for `is_as_noted` after an interruption."""
-    _note(path).write_text(hash_file(path))
+    _note(path).write_text(hash_file(path), encoding="utf-8")
 
 
 def is_as_noted(path: Path) -> bool:
     """Whether a file is what it was at `note_hash`; of one without a note nothing is known. Raises FileNotFoundError without the file."""
-    return hash_file(path) == _note(path).read_text() if _note(path).exists() else path.stat().st_size > 0
+    return hash_file(path) == _note(path).read_text(encoding="utf-8") if _note(path).exists() else path.stat().st_size > 0
 
 
 def remove_notes(folder: Path) -> None:
@@ -407,7 +407,7 @@ def installed_versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Commit of the checkout that the code runs from; None when it was installed without one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     return result.stdout.strip() or None
 
 
@@ -415,7 +415,7 @@ def hardware() -> dict[str, Any]:
     facts: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()}
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
-        gpus = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+        gpus = subprocess.run(query, capture_output=True, encoding="utf-8", check=False).stdout.strip()
     except FileNotFoundError:
         gpus = ""
     return {**facts, "gpus": gpus.splitlines()}

@@ -93,7 +93,7 @@ def _recipe_arms(place: Path) -> Iterator[Arm]:
 def _jobs(folder: Path) -> list[Job]:
     if not (folder / "sweep.json").exists():
         return []
-    numbers = [job["number"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]]
+    numbers = [job["number"] for job in json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["jobs"]]
     return [job for number in numbers if (job := load_job(folder, number)) is not None and job_folder(folder, number).is_dir()]
 
 
@@ -107,8 +107,8 @@ def _evaluation_of(training: Path) -> Path:
     """The scores of a training: below it, or among the stages beside it that has its model as input, the newest."""
     if (training / EVALUATION / RESULTS).exists():
         return training / EVALUATION
-    digest = json.loads((training / MANIFEST).read_text())["digest"] if (training / MANIFEST).exists() else None
-    manifests = {path.parent: json.loads(path.read_text()) for path in training.parent.glob(f"{EVALUATION}-*/{MANIFEST}")}
+    digest = json.loads((training / MANIFEST).read_text(encoding="utf-8"))["digest"] if (training / MANIFEST).exists() else None
+    manifests = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in training.parent.glob(f"{EVALUATION}-*/{MANIFEST}")}
     scored = [folder for folder, manifest in manifests.items() if digest and manifest["inputs"].get("model") == digest]
     if not scored:
         raise ValueError(f"{training} has no scores, neither in {EVALUATION} nor beside it: evaluate its export first")
@@ -119,7 +119,7 @@ def _seed_of(training: Path) -> int:
     path = training / MANIFEST
     if not path.exists():
         return 0
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     given = manifest["config"].get("trainer", {}).get("seed")
     return int(manifest["seed"] if given is None else given)
 

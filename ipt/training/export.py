@@ -80,7 +80,7 @@ def write_model(weights: dict[str, Tensor], config: Config, folder: Path, adapte
     model = _empty_model(config)
     model.save_pretrained(temporary, state_dict=weights, max_shard_size=SHARD)
     load_tokenizer(config.model).save_pretrained(temporary)
-    (temporary / "README.md").write_text(card)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 

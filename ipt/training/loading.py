@@ -25,7 +25,7 @@ def stored_weights(name: str) -> dict[str, Path]:
         resolved = snapshot_download(resolved, allow_patterns=["*.json", "*.safetensors"])
     folder = Path(resolved)
     if (folder / INDEX).exists():
-        return {weight: folder / file for weight, file in json.loads((folder / INDEX).read_text())["weight_map"].items()}
+        return {weight: folder / file for weight, file in json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].items()}
     if not (folder / SINGLE).exists():
         return {}
     with safe_open(folder / SINGLE, "pt") as file:

@@ -56,7 +56,7 @@ def _log_pairs(run: Any, pairs: Path, seed: int) -> None:
     run.log({"pairs": wandb.Table(["doc_id", "document", "question", "answer", "rewrite"], rows)})
     stats = pairs.parent / STATS
     if stats.exists():
-        log_figures(run, json.loads(stats.read_text()), "synthesis")
+        log_figures(run, json.loads(stats.read_text(encoding="utf-8")), "synthesis")
 
 
 def _figures(stats: dict[str, Any], prefix: str) -> dict[str, float]:
@@ -81,8 +81,8 @@ def run_id(output: Path) -> str | None:
     if not path.exists():
         newest = next(reversed(whole_checkpoints(output / "checkpoints")), None)
         known = read_facts(newest)["about"].get("wandb_id") if newest else None
-        path.write_text(known or uuid4().hex[:12])
-    return path.read_text()
+        path.write_text(known or uuid4().hex[:12], encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def _offline(config: LoggerConfig) -> bool:

@@ -158,7 +158,7 @@ def _uses_fsdp(config: TrainerConfig) -> bool:
 
 
 def _summary(config: Config, plan: Plan, module: PretrainingModule, report: dict[str, Any], seconds: float, output: Path) -> dict[str, Any]:
-    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "steps": config.trainer.max_steps,
         "tokens": plan.tokens,
