@@ -1,6 +1,9 @@
 """What a person sees while a command runs: one console and one style of progress bar."""
 
+import codecs
+import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 WIDE = 160  # columns where there is no terminal, so that tables in a job's log do not fold
+
+
+def use_utf8() -> None:
+    """Let standard output and standard error take any text, whatever the locale: to be called first in a command.
+
+    A stream in ASCII, the encoding of the locale C, becomes UTF-8. Others keep their encoding, and write what it lacks as \\uXXXX.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            is_ascii = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if is_ascii else stream.encoding, errors="backslashreplace")
 
 
 def make_console(stderr: bool = False) -> Console:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from ipt.places import check_writable, expanded, home_folder
 from ipt.stage import hash_file, hash_json
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ ADAPTER = Path(__file__).parent / "synthesis" / "adapter"
 
 
 def cache_dir() -> Path:
-    return Path(os.environ.get("IPT_CACHE", Path.home() / ".cache" / "ipt"))
+    """Where embedded models and token stores behind URLs are kept. Raises UserError where there is no home folder for it."""
+    if "IPT_CACHE" in os.environ:
+        return Path(expanded(os.environ["IPT_CACHE"]))
+    return home_folder(".cache/ipt")
 
 
 def check_model(name: str) -> None:
@@ -35,6 +39,7 @@ def check_model(name: str) -> None:
     if name.startswith("embedded:"):
         if name.removeprefix("embedded:") not in EMBEDDED:
             raise ValueError(f"model={name}: no such embedded model, there are {', '.join(f'embedded:{known}' for known in EMBEDDED)}")
+        check_writable("IPT_CACHE", cache_dir())
         return
     folder = Path(name)
     if not folder.exists():

@@ -272,7 +272,9 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        # What no encoding has, as the bytes of a file name that is not UTF-8, becomes \\udcXX, which JSON reads back.
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any]:

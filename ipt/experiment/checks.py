@@ -1,6 +1,7 @@
 """Everything that can be known to be wrong before a model is loaded, in one line each."""
 
 import os
+from pathlib import Path
 
 from ipt.config import Config, SourceConfig
 from ipt.corpus.build import check_corpus
@@ -13,8 +14,10 @@ from ipt.experiment.pipeline import PHASES, arm_config
 from ipt.experiment.sources import SOURCE_TEXTS, source_corpus
 from ipt.mixture.schedule import used_sources
 from ipt.models import check_model
+from ipt.places import check_writable
 from ipt.playground.server import check_page
 from ipt.rendering.run import check_rendering
+from ipt.stage import rank
 from ipt.synthesis.filtering import OVERLAP_MODES, check_filters
 from ipt.synthesis.prompts import RULE_BASED
 from ipt.synthesis.run import check_synthesis
@@ -23,6 +26,15 @@ from ipt.tokens.source import KIND as STORE
 from ipt.tokens.source import open_source
 from ipt.tokens.tokenize import check_tokens
 from ipt.training.check import check_launch, check_training
+
+
+def check_places(config: Config) -> None:
+    """Check that the folders of results can be written, before any work. The first process checks for all."""
+    if rank() > 0:
+        return
+    if config.output_dir:
+        check_writable("output_dir", Path(config.output_dir))
+    check_writable("stages_dir", Path(config.stages_dir))
 
 
 def check_synthesize(config: Config) -> None:
