@@ -1,6 +1,5 @@
 """What a person sees while a command runs: one console and one style of progress bar."""
 
-import codecs
 import io
 import os
 import sys
@@ -12,18 +11,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+UTF8_MODE = "PYTHONUTF8"  # environment variable of Python's
 WIDE = 160  # columns where there is no terminal, so that tables in a job's log do not fold
 
 
 def use_utf8() -> None:
-    """Let standard output and standard error take any text, whatever the locale: to be called first in a command.
+    """Have arguments, file names and standard streams in UTF-8, whatever the locale: to be called first in a command.
 
-    A stream in ASCII, the encoding of the locale C, becomes UTF-8. Others keep their encoding, and write what it lacks as \\uXXXX.
+    Where Python has chosen another encoding for file names, it is started again in its UTF-8 mode: libraries such as pyarrow take
+    names as UTF-8 and would otherwise look for other files. What a stream cannot write, as a part of a name that is not UTF-8,
+    it writes as `\\udcff`.
     """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get(UTF8_MODE) != "1":
+        os.environ[UTF8_MODE] = "1"
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            is_ascii = codecs.lookup(stream.encoding).name == "ascii"
-            stream.reconfigure(encoding="utf-8" if is_ascii else stream.encoding, errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")
 
 
 def make_console(stderr: bool = False) -> Console:

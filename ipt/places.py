@@ -1,10 +1,13 @@
-"""Places that the user names: `~`, and whether a folder can be written."""
+"""Places that the user names: `~`, whether a folder can be written, and files that Git LFS has not fetched."""
 
 import os
 import tempfile
 from pathlib import Path
 
 from ipt.errors import UserError
+
+POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+POINTER_BYTES = 1024  # which no pointer exceeds
 
 
 def expanded(path: str) -> str:
@@ -48,6 +51,18 @@ def check_writable(key: str, path: Path) -> None:
     except OSError as error:
         message = f"{key}={path}: cannot be written ({error.strerror or error}): {advice}"
         raise UserError(message) from None
+
+
+def check_content(path: str, head: bytes) -> None:
+    """Raise UserError if a file that begins with `head` is a Git LFS pointer in place of the file."""
+    if head.startswith(POINTERS) and b"\noid sha256:" in head[:POINTER_BYTES]:
+        raise UserError(f"{path}: a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
+
+
+def check_file(path: Path) -> None:
+    """As `check_content`, for a file on this machine that is about to be read."""
+    with path.open("rb") as file:
+        check_content(str(path), file.read(POINTER_BYTES))
 
 
 def _existing(path: Path) -> Path:

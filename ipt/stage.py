@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from ipt.console import console
+from ipt.places import check_file
 
 MANIFEST, STATS, STARTED = "manifest.json", "stats.json", ".started.json"
 CHECKED_BYTES = 2**34  # of a finished stage's files that are read again before others build on them: about 15 seconds
@@ -357,6 +358,7 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> Iterator[dict[
     if not paths:
         raise FileNotFoundError(f"{folder} holds no part-*.parquet")
     for path in paths:
+        check_file(path)
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:  # not a whole part in memory
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 yield from batch.to_pylist()

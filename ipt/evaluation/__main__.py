@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ipt.console import make_console
+from ipt.console import make_console, use_utf8
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -148,4 +148,5 @@ def _print(found: Any, table: Any, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ipt.config import TokensConfig
-from ipt.console import console
+from ipt.console import console, use_utf8
 from ipt.tokens.store import TokenStore
 from ipt.tokens.tokenize import add_texts, check_tokens
 
@@ -91,4 +91,5 @@ def _add(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

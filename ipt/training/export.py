@@ -18,6 +18,7 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 from ipt.config import Config
+from ipt.console import use_utf8
 from ipt.models import load_tokenizer, resolve_model
 from ipt.training.build import build_model
 from ipt.training.card import model_card
@@ -190,4 +191,5 @@ def _check_push(name: str) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

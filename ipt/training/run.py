@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ipt.config import Config, TrainerConfig
@@ -22,6 +24,7 @@ from ipt.mixture.stores import open_stores
 from ipt.mixture.table import mixture_table
 from ipt.stage import rank, write_json
 from ipt.training.callbacks import Score, StepMetrics
+from ipt.training.check import slurm_tasks
 from ipt.training.checkpoint import METRICS
 from ipt.training.export import export
 from ipt.training.flops import flops_per_token
@@ -134,6 +137,7 @@ def _trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
+        plugins=_environment(config),
         strategy=ModelParallelStrategy(config.devices * config.num_nodes, 1) if fsdp else "auto",
         precision="bf16-mixed" if config.precision == "bf16" and not fsdp else "32-true",
         max_steps=config.max_steps,
@@ -148,6 +152,18 @@ def _trainer(
         enable_model_summary=False,
         enable_checkpointing=False,
     )
+
+
+def _environment(config: TrainerConfig) -> ClusterEnvironment | None:
+    """Who started the processes. A single process asks no cluster, whose variables may describe a larger job.
+
+    Several are found out by Lightning (None), apart from those of `srun` in a shell that `salloc` opened.
+    """
+    if config.devices * config.num_nodes == 1:
+        return LightningEnvironment()
+    if "WORLD_SIZE" not in os.environ and slurm_tasks() > 1:
+        return SLURMEnvironment()
+    return None
 
 
 def _uses_fsdp(config: TrainerConfig) -> bool:
