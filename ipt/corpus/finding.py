@@ -298,10 +298,14 @@ def _remote_entry(entry: str, kind: str) -> _Entry:
             found = system.glob(path, detail=True).items()
             files = [name for name, facts in found if facts["type"] == "file" and posixpath.basename(name).lower() != QUESTIONS]
             root = _before_pattern(path)
-            return _Entry(kind, root, _not_own(files, root, unread), system, unread)
+            if "/." not in path:
+                files = _not_hidden(files, root, unread)
+            listing = system.find(root) if "**" in path else files
+            return _Entry(kind, root, _not_own(files, root, unread, listing), system, unread)
         is_file = file_kind(without_query(path, kind)) is not None or (system.isfile(path) and not system.isdir(path))
         if not is_file and system.exists(path):
-            files = _not_own(_not_hidden(system.find(path), path, unread), path, unread)
+            listing = system.find(path)
+            files = _not_own(_not_hidden(listing, path, unread), path, unread, listing)
             return _Entry(kind, path, _documents(files, unread), system, unread)
         system.info(path)  # raises if it is not there
         return _Entry(kind, posixpath.dirname(path), [path], system)
@@ -311,18 +315,17 @@ def _not_hidden(files: list[str], root: str, unread: Counter[str]) -> list[str]:
     visible = []
     for file in files:
         parts = posixpath.relpath(file, root).split("/")
-        marks = [part for part in parts if part.startswith(".")]
-        if marks and marks != [STARTED]:  # which tells of a folder of ours
-            unread[HIDDEN] += 1
-        else:
+        if not any(part.startswith(".") for part in parts):
             visible.append(file)
+        elif parts[-1] != STARTED:
+            unread[HIDDEN] += 1
     return visible
 
 
-def _not_own(files: list[str], root: str, unread: Counter[str]) -> list[str]:
-    """Without what ipt wrote, told by names alone: a manifest beside statistics, or the name of a stage's folder."""
+def _not_own(files: list[str], root: str, unread: Counter[str], listing: list[str]) -> list[str]:
+    """Without what ipt wrote, told by names alone: a manifest beside statistics in `listing`, or the name of a stage's folder."""
     names: dict[str, set[str]] = defaultdict(set)
-    for file in files:
+    for file in listing:
         names[posixpath.dirname(file)].add(posixpath.basename(file))
     own = {folder for folder, held in names.items() if STARTED in held or {MANIFEST, STATS} <= held}
     kept = []
