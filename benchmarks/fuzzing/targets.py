@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import zstandard
 
 from benchmarks.fuzzing.mutations import Mutation, mutate, packed, parquet
-from ipt.config import CorpusConfig, RenderingConfig, SynthesisConfig, conf_dir
+from ipt.arguments import plain_arguments
+from ipt.config import Config, CorpusConfig, RenderingConfig, SynthesisConfig, conf_dir
 from ipt.corpus.documents import read_documents
 from ipt.corpus.files import CorpusFile
 from ipt.corpus.ontology import parse_ontology
@@ -322,7 +323,7 @@ def _overrides(data: bytes, folder: Path) -> None:
 
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = to_config(compose("reproduce", _text(data).split("\n")))
+            config = to_config(compose("reproduce", plain_arguments(_text(data).split("\n"), Config)))
     except (HydraException, OmegaConfBaseException):
         return
     check_reproduce(config)

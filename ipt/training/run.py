@@ -137,7 +137,7 @@ def _trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        plugins=_environment(config),
+        plugins=cluster_environment(config),
         strategy=ModelParallelStrategy(config.devices * config.num_nodes, 1) if fsdp else "auto",
         precision="bf16-mixed" if config.precision == "bf16" and not fsdp else "32-true",
         max_steps=config.max_steps,
@@ -154,7 +154,7 @@ def _trainer(
     )
 
 
-def _environment(config: TrainerConfig) -> ClusterEnvironment | None:
+def cluster_environment(config: TrainerConfig) -> ClusterEnvironment | None:
     """Who started the processes. A single process asks no cluster, whose variables may describe a larger job.
 
     Several are found out by Lightning (None), apart from those of `srun` in a shell that `salloc` opened.
