@@ -26,7 +26,7 @@ class CorpusConfig:
     """Where raw documents come from, and which of them are held out from training."""
 
     kind: str = "auto"  # files | hub | ontology; auto: files if path is set, hub if dataset is, else ontology
-    # files: a .parquet, .jsonl(.gz, .zst) or .txt file, a folder of them or a glob; paths or fsspec URLs
+    # files: a .parquet, .jsonl, .ndjson, .txt or .json file (also .gz, .zst), a folder of them or a glob; paths or fsspec URLs
     path: str | None = field(default=None, metadata=PATH)
     dataset: str | None = None  # hub: dataset name
     subset: str | None = None  # hub: dataset configuration
@@ -347,7 +347,7 @@ class LoggerConfig:
     project: str = "ipt"
     group: str | None = None  # null: the experiment, or the sweep's folder
     tags: list[str] = field(default_factory=list)
-    offline: bool | None = None  # null: offline when no key is configured
+    offline: bool | None = None  # null: as WANDB_MODE and W&B's settings say; without a key offline
     upload: bool = False  # artifacts hold the data themselves, weights included; false: where they are, and their digests
     timeout: float = 20.0  # seconds that W&B may take to begin a run, or to end it; then the run is offline, or what is left is
 

@@ -116,8 +116,9 @@ def _local_entry(entry: str, path: Path) -> _Entry:
         _check_own(entry, path)
         return _Entry("", str(path.parent.absolute()), [str(path)])
     if not glob.has_magic(str(path)):
-        what = "a broken link" if path.is_symlink() else "no such file or folder"
-        raise FileNotFoundError(f"corpus.path={entry}: {what}")
+        if path.is_symlink():
+            raise FileNotFoundError(f"corpus.path={entry}: a broken link")
+        raise FileNotFoundError(f"corpus.path={entry}: no such file or folder")
     root = Path(_before_pattern(str(path)))
     _check_own(entry, root, inside_only=True)
     matches = [str(match) for match in _glob(path, root, unread) if match.name.lower() != QUESTIONS]
