@@ -53,6 +53,14 @@ def check_writable(key: str, path: Path) -> None:
         raise UserError(message) from None
 
 
+def check_temporary() -> None:
+    """Raise UserError if there is no folder for temporary files."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        raise UserError("no folder for temporary files can be written: set TMPDIR to one that can") from None
+
+
 def check_content(path: str, head: bytes) -> None:
     """Raise UserError if a file that begins with `head` is a Git LFS pointer in place of the file."""
     if head.startswith(POINTERS) and b"\noid sha256:" in head[:POINTER_BYTES]:

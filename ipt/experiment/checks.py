@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ipt.config import Config, SourceConfig
 from ipt.corpus.build import check_corpus
+from ipt.errors import UserError
 from ipt.evaluation import chat
 from ipt.evaluation.contamination import check_data
 from ipt.evaluation.during_training import check_during_training
@@ -14,7 +15,7 @@ from ipt.experiment.pipeline import PHASES, arm_config
 from ipt.experiment.sources import SOURCE_TEXTS, source_corpus
 from ipt.mixture.schedule import used_sources
 from ipt.models import check_model
-from ipt.places import check_writable
+from ipt.places import check_temporary, check_writable
 from ipt.playground.server import check_page
 from ipt.rendering.run import check_rendering
 from ipt.stage import rank
@@ -35,6 +36,7 @@ def check_places(config: Config) -> None:
     if config.output_dir:
         check_writable("output_dir", Path(config.output_dir))
     check_writable("stages_dir", Path(config.stages_dir))
+    check_temporary()
 
 
 def check_synthesize(config: Config) -> None:
@@ -165,8 +167,8 @@ def check_source(name: str, config: Config) -> None:
     elif source.kind in SOURCE_TEXTS:
         try:
             check_corpus(source_corpus(name, source), SOURCE_TEXTS[source.kind])
-        except FileNotFoundError as error:  # which names the key of a corpus
-            raise FileNotFoundError(str(error).replace("corpus.", f"mixture.sources.{name}.", 1)) from None
+        except (FileNotFoundError, UserError) as error:  # which names the key of a corpus
+            raise type(error)(str(error).replace("corpus.", f"mixture.sources.{name}.", 1)) from None
     else:
         check_tuning_source(name, source)
 

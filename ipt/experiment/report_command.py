@@ -15,6 +15,7 @@ from ipt.experiment.job import Job, job_folder, load_job
 from ipt.experiment.records import Record, read_record
 from ipt.experiment.scores import Arm
 from ipt.experiment.sweep_report import job_arms
+from ipt.places import check_writable
 from ipt.stage import MANIFEST, hardware, installed_versions
 
 RESULTS, STEPS, EVALUATION = "results.json", "metrics.jsonl", "evaluation"
@@ -42,6 +43,7 @@ def report_folders(folders: list[Path], output: Path, title: str) -> Path:
     """
     from ipt.experiment.report import write_report
 
+    check_writable("--output", output)
     found = [arm for folder in folders for arm in _arms(folder)]
     arms = list({arm.evaluation.resolve(): arm for arm in reversed(found)}.values())[::-1]  # what two folders lead to stands once
     jobs = [job for folder in folders for job in _jobs(folder)]
