@@ -88,3 +88,8 @@ def test_a_text_about_git_lfs_is_no_pointer(tmp_path):
     assert len(list(read_documents(CorpusConfig(kind="files", path=str(path))))) == 1
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "part-0.parquet")
     assert list(read_parts(Path(tmp_path))) == [{"text": "a"}]
+
+
+def test_a_tilde_in_the_data_of_a_task_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Task("t", "choice", "~/rows.jsonl").path == tmp_path / "rows.jsonl"
