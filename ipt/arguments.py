@@ -107,7 +107,7 @@ def _parsed(value: str) -> Override | None:
     """How Hydra reads a value; None if it does not."""
     try:
         return OverridesParser.create().parse_override(f"key={value}")
-    except HydraException:
+    except (HydraException, ValueError, RecursionError):  # numbers of too many digits, brackets nested too deep
         return None
 
 
