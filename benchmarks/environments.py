@@ -16,7 +16,8 @@ def environment(requirements: Path) -> Path:
     Raises subprocess.CalledProcessError if pip cannot install them.
     """
     torch = f"torch=={version('torch').split('+')[0]}"
-    folder = cache_dir() / "benchmarks" / f"{requirements.stem}-{hash_json([torch, requirements.read_text(), sys.version])[:12]}"
+    key = hash_json([torch, requirements.read_text(encoding="utf-8"), sys.version])[:12]
+    folder = cache_dir() / "benchmarks" / f"{requirements.stem}-{key}"
     python, finished = folder / "bin" / "python", folder / "finished"
     if not finished.exists():
         shutil.rmtree(folder, ignore_errors=True)

@@ -84,7 +84,7 @@ def work_apart(name: str, folder: Path, seed: int, first: int, seconds: float) -
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".slice-") as home:
         command = [sys.executable, "-m", "benchmarks.fuzzing.worker", name, str(folder), home, str(seed), str(first), str(seconds)]
-        with (Path(home) / "log").open("w+", errors="replace") as log:
+        with (Path(home) / "log").open("w+", errors="replace", encoding="utf-8") as log:
             process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log)
             try:
                 code = process.wait(START + seconds + SECONDS)
@@ -94,7 +94,7 @@ def work_apart(name: str, folder: Path, seed: int, first: int, seconds: float) -
             log.seek(0)
             said = log.read()
         if code == 0:
-            return Progress(**json.loads((Path(home) / "progress.json").read_text()))
+            return Progress(**json.loads((Path(home) / "progress.json").read_text(encoding="utf-8")))
         return _crashed(name, folder, Path(home), code, said)
 
 
@@ -106,8 +106,8 @@ def _crashed(name: str, folder: Path, home: Path, code: int, said: str) -> Progr
     path = folder / "findings" / name / what.replace(" ", "-")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(current.read_bytes())
-    path.with_suffix(".txt").write_text(said)
-    number = int((home / "number").read_text())
+    path.with_suffix(".txt").write_text(said, encoding="utf-8")
+    number = int((home / "number").read_text(encoding="utf-8"))
     return Progress(executions=number + 1, findings={what: [str(path), said.strip().splitlines()[-1] if said.strip() else ""]})
 
 

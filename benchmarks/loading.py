@@ -255,7 +255,7 @@ class FormulaLengths:
 
 
 def timed(empty: int, label: str, work: Callable[[], Any]) -> Row:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
     started = time.monotonic()
     work()
     return label, time.monotonic() - started, status(os.getpid(), "VmHWM") - empty
@@ -266,14 +266,14 @@ def timed(empty: int, label: str, work: Callable[[], Any]) -> Row:
 
 def private_memory() -> int:
     """Bytes that this process and its children have for themselves."""
-    children = (Path(f"/proc/self/task/{os.getpid()}/children").read_text()).split()
+    children = (Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8")).split()
     return sum(status(int(process), "RssAnon") for process in (os.getpid(), *children))
 
 
 def status(process: int, field: str) -> int:
     """A size of a process, in bytes; 0 for one that has ended."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)

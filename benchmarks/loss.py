@@ -163,7 +163,7 @@ def peak_memory(loss: Loss, operands: tuple[Tensor, Tensor, Tensor]) -> int:
 
 
 def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * PAGE
 
 
 def errors(loss: Loss, operands: tuple[Tensor, Tensor, Tensor], exact: tuple[Tensor, Tensor, Tensor]) -> list[float]:

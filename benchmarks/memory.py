@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def write_documents(path: Path, count: int) -> None:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for text in make_texts(count):
             file.write(json.dumps({"text": text}) + "\n")
 

@@ -121,8 +121,8 @@ def report(comparisons: Sequence[Comparison], path: Path | None) -> None:
         table.add_row(*row.values())
     Console(width=180).print(table)
     if path:
-        path.write_text(json.dumps([asdict(comparison) for comparison in comparisons], indent=1) + "\n")
+        path.write_text(json.dumps([asdict(comparison) for comparison in comparisons], indent=1) + "\n", encoding="utf-8")
 
 
 def read_report(path: Path) -> list[Comparison]:
-    return [Comparison(**fields) for fields in json.loads(path.read_text())]
+    return [Comparison(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]

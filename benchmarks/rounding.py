@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def make_sequences(count: int, length: int) -> Tensor:
-    text = "\n".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
     ids = torch.tensor(load_tokenizer(MODEL)(text)["input_ids"])
     return ids[: count * (length + 1)].view(count, length + 1)
 

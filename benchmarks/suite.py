@@ -73,7 +73,7 @@ def measure(benchmark: Benchmark, folder: Path, load: float) -> Record:
     report.unlink(missing_ok=True)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "PYTHONUNBUFFERED": "1"}
     started, clock = datetime.now(UTC), time.monotonic()
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         command = [sys.executable, str(benchmark.script), *benchmark.options, "--json", str(report.absolute())]
         code = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
     finished = code == 0 and report.exists()
@@ -96,7 +96,7 @@ def measure(benchmark: Benchmark, folder: Path, load: float) -> Record:
 
 def read_record(folder: Path, benchmark: Benchmark) -> Record | None:
     path = folder / f"{benchmark.name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def log_path(folder: Path, benchmark: Benchmark) -> Path:
@@ -106,7 +106,7 @@ def log_path(folder: Path, benchmark: Benchmark) -> Path:
 def failure(code: int, log: Path) -> str:
     if code == 0:
         return "it ended without figures"
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(errors="replace", encoding="utf-8").splitlines() if line.strip()]
     return f"failed with code {code}: {lines[-1][:300] if lines else 'it said nothing'}"
 
 
@@ -119,7 +119,11 @@ def machine() -> str:
     import torch
 
     facts = hardware()
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     gpus = ", ".join(facts["gpus"]) or "no NVIDIA GPU"
     return f"{models[0] if models else facts['machine']}, {facts['cpus']} cores, {memory}, {gpus}, {torch.get_num_threads()} torch threads"
@@ -136,7 +140,7 @@ def write_page(benchmarks: Sequence[Benchmark], folder: Path) -> None:
     rows = [{"benchmark": name, **comparison.cells} for name, record in found.items() for comparison in comparisons_of(record)]
     rows.append({"benchmark": "gpu", **gpu_part().cells})
     lines = ["# Benchmarks", "", *facts(records), "", HOW_TO_READ, "", *markdown_table(rows), "", "## Runs", ""]
-    (folder / RESULTS).write_text("\n".join([*lines, *markdown_table([run_cells(record) for record in records])]) + "\n")
+    (folder / RESULTS).write_text("\n".join([*lines, *markdown_table([run_cells(record) for record in records])]) + "\n", encoding="utf-8")
 
 
 def comparisons_of(record: Record | None) -> list[Comparison]:

@@ -152,7 +152,7 @@ def make_documents(arguments: argparse.Namespace) -> Iterator[list[int]]:
             tokens = tokenizer(document.text)["input_ids"]
             yield from (tokens[start : start + arguments.seq_len] for start in range(0, len(tokens), arguments.seq_len))
         return
-    words = tokenizer("\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))))["input_ids"]
+    words = tokenizer("\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))))["input_ids"]
     random = np.random.default_rng(0)
     for _ in range(2 * SEQUENCES * arguments.seq_len // MEAN_LENGTH):
         length = int(np.clip(random.lognormal(np.log(MEAN_LENGTH) - 0.5, 1.0), 8, arguments.seq_len))
@@ -196,10 +196,10 @@ class Side:
     def __init__(self, name: str, job: dict[str, Any], folder: Path) -> None:
         self.name, self.loss, self.memory = name, 0.0, 0
         path = folder / f"{name}.json"
-        path.write_text(json.dumps({**job, "output": str(folder / name)}))
-        self._log = (folder / f"{name}.log").open("w+")
+        path.write_text(json.dumps({**job, "output": str(folder / name)}), encoding="utf-8")
+        self._log = (folder / f"{name}.log").open("w+", encoding="utf-8")
         command = [job["python"], str(SIDES / job["script"]), str(path)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, encoding="utf-8")
 
     def warm_up(self) -> float:
         """Take two steps, the second with memory measured. Gives the loss of the first."""
@@ -295,7 +295,7 @@ def comparisons(
     for own, peer in ((OURS, PACKED), (OURS, PADDED), (OURS, LITGPT), (RECOMPUTED, PACKED)):
         if peer not in speeds:
             continue
-        name = (SIDES / "litgpt.txt").read_text().split()[0] if peer == LITGPT else named(peer, "transformers")
+        name = (SIDES / "litgpt.txt").read_text(encoding="utf-8").split()[0] if peer == LITGPT else named(peer, "transformers")
         note = f"a step {steps[own]}, of the peer {steps[peer]}"
         yield Comparison(f"{own}: {what}", "tokens/s", speeds[own], name, speeds[peer], note=note)
         mib = [memory[side] / 2**20 for side in (own, peer)]

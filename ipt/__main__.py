@@ -2,6 +2,7 @@
 
 import sys
 
+from ipt.console import use_utf8
 from ipt.experiment.commands import COMMANDS
 
 
@@ -15,4 +16,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -4,7 +4,7 @@ Every group of `conf/` has one dataclass here; `Config` is what each of the comm
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,28 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from ipt.arguments import plain_arguments
+from ipt.places import expanded
+
+# Metadata of keys. PLAIN: on the command line the value is taken as typed, commas and brackets included. PATH: the same, and
+# `~` is the home folder. PATHS: a list of paths.
+PLAIN, PATH = {"plain": True}, {"plain": True, "path": True}
+PATHS = {"path": True}
+
 
 @dataclass
 class CorpusConfig:
     """Where raw documents come from, and which of them are held out from training."""
 
     kind: str = "auto"  # files | hub | ontology; auto: files if path is set, hub if dataset is, else ontology
-    path: str | None = None  # files: a .parquet, .jsonl(.gz, .zst) or .txt file, a folder of them or a glob; paths or fsspec URLs
+    # files: a .parquet, .jsonl, .ndjson, .txt or .json file (also .gz, .zst), a folder of them or a glob; paths or fsspec URLs
+    path: str | None = field(default=None, metadata=PATH)
     dataset: str | None = None  # hub: dataset name
     subset: str | None = None  # hub: dataset configuration
     split: str = "train"  # hub: dataset split
     text_field: str = "text"  # column that holds the text
     # files, hub: Jinja template that makes a text of all of a row's fields, in place of text_field; empty: text_field
-    template: str = ""
+    template: str = field(default="", metadata=PLAIN)
     id_field: str | None = None  # column that holds the id; null: a hash of file and row
     held_out: float = 0.05  # share of documents (ontology: of terms) that never enter training
     # files, hub: field such as chapter: documents with the same value are held out together, those without one never; null: each alone
@@ -52,7 +61,7 @@ class CorpusConfig:
 class DecontaminationConfig:
     """What `corpus.overlap` and `filters.overlap` look for: n-grams of words that items of evaluation tasks have too."""
 
-    tasks: list[str] = field(default_factory=list)  # tasks and groups; empty: those of the run
+    tasks: list[str] = field(default_factory=list, metadata=PATHS)  # tasks and groups; empty: those of the run
     ngram: int = 13  # words in a row
 
 
@@ -66,11 +75,13 @@ class SynthesisConfig:
     """How documents become instruction-response pairs."""
 
     # Folder, hub name, or embedded:NAME; with engine=openai the server's name for it; without a meaning for format=rule_based.
-    model: str = "embedded:smollm2-135m-synthesizer"
-    adapter: str | None = None  # folder of a LoRA adapter, merged into the model before use
-    tokenizer: str | None = None  # engine=openai: folder or hub name of the tokenizer that counts lengths; null: that of `model`
+    model: str = field(default="embedded:smollm2-135m-synthesizer", metadata=PATH)
+    adapter: str | None = field(default=None, metadata=PATH)  # folder of a LoRA adapter, merged into the model before use
+    # engine=openai: folder or hub name of the tokenizer that counts lengths; null: that of `model`
+    tokenizer: str | None = field(default=None, metadata=PATH)
     format: str = "ipt"  # ipt (the paper's synthesizer) | chat (any instruction-tuned model) | rule_based (no model)
-    prompt: str = "pairs"  # format=chat: a prompt shipped in ipt/synthesis/chat_prompts, or the path of a .yaml file
+    # format=chat: a prompt shipped in ipt/synthesis/chat_prompts, or the path of a .yaml file
+    prompt: str = field(default="pairs", metadata=PATH)
     engine: str = "vllm"  # vllm | openai (any server that speaks that protocol) | transformers
     base_url: str = "http://localhost:8000/v1"  # engine=openai: the server
     api_key_env: str = "OPENAI_API_KEY"  # engine=openai: environment variable that holds the key, if the server wants one
@@ -149,7 +160,7 @@ class RenderingConfig:
     arrangement: str = "attached"  # attached | pairs_first | detached | pairs_only | stitched
     layouts: dict[str, float] = field(default_factory=dict)  # weight of each layout; conf/rendering/paper.yaml
     inversion: float = 0.05  # probability that pairs precede their document (arrangement=attached only)
-    templates: str = "default"  # a pool shipped in ipt/rendering/templates, or the path of a .yaml file
+    templates: str = field(default="default", metadata=PATH)  # a pool shipped in ipt/rendering/templates, or the path of a .yaml file
     versions: int = 1  # renderings of each chain; arrangement=stitched: renderings of a document in its one text
     workers: int | None = None  # processes; null: one for each core. The texts do not depend on it
 
@@ -169,7 +180,7 @@ class TokensConfig:
 class SourceConfig:
     """A source of the mixture beside `raw` and `instruction`."""
 
-    path: str = ""  # file, folder, glob or URL; collection: a file or a folder of data sets
+    path: str = field(default="", metadata=PATH)  # file, folder, glob or URL; collection: a file or a folder of data sets
     # texts | instructions (instructions with their responses) | store (a token store), or a set of contexts and pairs that
     # tunes a synthesizer: adversarial_qa | collection | fairytaleqa | medquad | medquad_pages | squad
     kind: str = "texts"
@@ -177,7 +188,8 @@ class SourceConfig:
     subset: str | None = None  # its configuration
     split: str = "train"
     text_field: str = "text"
-    template: str = ""  # texts: Jinja template that makes a text of all of a row's fields, in place of text_field
+    # texts: Jinja template that makes a text of all of a row's fields, in place of text_field
+    template: str = field(default="", metadata=PLAIN)
     shots: int | None = 3  # tuning sets: at most so many examples in one text; null: as many as max_tokens allows
     include: list[str] = field(default_factory=list)  # collection: which folders of path, each a data set; empty: all
     max_contexts: int | None = None  # tuning sets: at most so many contexts of a data set, those with most pairs
@@ -199,7 +211,8 @@ class MixtureConfig:
 
     # `raw`: the corpus as it is; `instruction`: the corpus with its pairs. null: what the others leave of 1.
     ratios: dict[str, float | None] = field(default_factory=dict)
-    sources: dict[str, Any] = field(default_factory=dict)  # name -> SourceConfig; Any, so that +mixture.sources.NAME.path=FILE adds one
+    # name -> SourceConfig; Any, so that +mixture.sources.NAME.path=FILE adds one
+    sources: dict[str, Any] = field(default_factory=dict, metadata={"values": SourceConfig})
     unit: str = "tokens"  # tokens | documents: what ratios are shares of
     schedule: list[SchedulePoint] = field(default_factory=list)  # ratios that change over the run, instead of `ratios`; empty: constant
     interpolation: str = "step"  # between points of the schedule: step | linear
@@ -278,7 +291,8 @@ class TrainerConfig:
     keep_last: int = 1  # newest checkpoints that are kept
     keep_every: int | None = None  # steps: those at multiples of it are saved too, and kept for good; null: none
     keep_checkpoints: bool = True  # false: all checkpoints are removed once the run has finished
-    checkpoint_url: str | None = None  # fsspec folder that checkpoints are copied to, and resumed from where there is none here
+    # fsspec folder that checkpoints are copied to, and resumed from where there is none here
+    checkpoint_url: str | None = field(default=None, metadata=PATH)
     async_checkpoint: bool = True  # write checkpoints beside the training, from a copy in host memory
     export_dtype: str = "fp32"  # weights of export/: fp32 | bf16
     profiler: str = "none"  # none | torch: a trace of a few steps after warm-up
@@ -290,7 +304,7 @@ class DuringTrainingConfig:
     """Scores of the model while it is trained, in metrics.jsonl and the loggers."""
 
     steps: int | None = None  # score every so many optimizer steps, and at the end; null: never
-    tasks: list[str] = field(default_factory=list)  # empty: those of `tasks`
+    tasks: list[str] = field(default_factory=list, metadata=PATHS)  # empty: those of `tasks`
     limit: int | None = 100  # at most so many items of a task
 
 
@@ -307,7 +321,7 @@ class EvaluationConfig:
     chat_template_kwargs: dict[str, Any] = field(default_factory=chat_template_kwargs)  # variables of the template; chat's too
     max_length: int | None = None  # tokens of a prompt with its option, or of a window of a document; null: the model's context
     scoring: str = "auto"  # auto: tree where the model takes it | tree: all options in one pass | plain: each option alone
-    contamination: list[str] = field(default_factory=list)  # paths of token stores or folders of texts to look for items in
+    contamination: list[str] = field(default_factory=list, metadata=PATHS)  # paths of token stores or folders of texts to look for items in
     during_training: DuringTrainingConfig = field(default_factory=DuringTrainingConfig)
 
 
@@ -328,8 +342,8 @@ class PlaygroundConfig:
 
     host: str = "127.0.0.1"  # address to listen at; any other than this machine's own lets others use the page, without a password
     port: int | None = None  # null: the first free one from 7860 on
-    models: list[str] = field(default_factory=list)  # to talk to, beside `model` and what is in `exports`
-    exports: str = "outputs"  # every export/ below this folder is a model to talk to
+    models: list[str] = field(default_factory=list, metadata=PATHS)  # to talk to, beside `model` and what is in `exports`
+    exports: str = field(default="outputs", metadata=PATH)  # every export/ below this folder is a model to talk to
     max_characters: int = 50_000  # of a text
     max_file_mib: int = 16  # of a file that is dropped on the page
 
@@ -340,7 +354,7 @@ class LoggerConfig:
     project: str = "ipt"
     group: str | None = None  # null: the experiment, or the sweep's folder
     tags: list[str] = field(default_factory=list)
-    offline: bool | None = None  # null: offline when no key is configured
+    offline: bool | None = None  # null: as WANDB_MODE and W&B's settings say; without a key offline
     upload: bool = False  # artifacts hold the data themselves, weights included; false: where they are, and their digests
     timeout: float = 20.0  # seconds that W&B may take to begin a run, or to end it; then the run is offline, or what is left is
 
@@ -348,14 +362,15 @@ class LoggerConfig:
 @dataclass
 class Config:
     name: str = "run"  # name of the experiment
-    title: str = ""  # heading of its report; empty: its name
-    output_dir: str | None = None  # null: outputs/<command>-<key of the config>
-    stages_dir: str = "outputs/stages"  # where finished corpus, pairs, texts and tokens are kept for all runs
+    title: str = field(default="", metadata=PLAIN)  # heading of its report; empty: its name
+    output_dir: str | None = field(default=None, metadata=PATH)  # null: outputs/<command>-<key of the config>
+    stages_dir: str = field(default="outputs/stages", metadata=PATH)  # where finished corpus, pairs, texts and tokens are kept for all runs
     seed: int = 0
-    model: str = "embedded:smollm2-135m"  # what training starts from and evaluation scores: folder, hub name, embedded:NAME
+    # what training starts from and evaluation scores: folder, hub name, embedded:NAME
+    model: str = field(default="embedded:smollm2-135m", metadata=PATH)
     architecture: dict[str, Any] = field(default_factory=dict)  # not empty: train from scratch, a transformers config
-    data_dir: str = "data"  # where recipes look for data sets that you fetch yourself
-    tasks: list[str] = field(default_factory=list)
+    data_dir: str = field(default="data", metadata=PATH)  # where recipes look for data sets that you fetch yourself
+    tasks: list[str] = field(default_factory=list, metadata=PATHS)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
@@ -380,8 +395,27 @@ class Config:
     dry_run_gpu: str = "H100"  # the GPU that a dry run reckons with: H100 | H200 | B200 | A100 | A100-40 | RTX4090 | RTX3090 | L4
     dry_run_mfu: float = 0.5  # and the share of its peak rate that is reached (model FLOPs utilisation)
 
+    def __post_init__(self) -> None:
+        _expand_paths(self)
+
 
 ConfigStore.instance().store(name="schema", node=Config)
+
+
+def _expand_paths(part: Any) -> None:
+    """Replace `~` in the paths of a part of the config, and of the parts in it."""
+    for one in fields(part):
+        value = getattr(part, one.name)
+        nested = value.values() if isinstance(value, dict) else [value]
+        for inner in nested:
+            if is_dataclass(inner):
+                _expand_paths(inner)
+        if not one.metadata.get("path"):
+            continue
+        if isinstance(value, str):  # corpus.path may name several
+            setattr(part, one.name, ",".join(map(expanded, value.split(","))))
+        elif isinstance(value, list):
+            setattr(part, one.name, [expanded(entry) for entry in value])
 
 
 def conf_dir() -> Path:
@@ -400,4 +434,4 @@ def to_config(config: DictConfig) -> Config:
 def compose_config(command: str, overrides: Sequence[str]) -> Config:
     """What `command` would run with these overrides. Raises Hydra's and OmegaConf's errors."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return to_config(compose(command, list(overrides)))
+        return to_config(compose(command, plain_arguments(overrides, Config)))

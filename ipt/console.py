@@ -1,6 +1,8 @@
 """What a person sees while a command runs: one console and one style of progress bar."""
 
+import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +11,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+UTF8_MODE = "PYTHONUTF8"  # environment variable of Python's
 WIDE = 160  # columns where there is no terminal, so that tables in a job's log do not fold
+
+
+def use_utf8() -> None:
+    """Have arguments, file names and standard streams in UTF-8, whatever the locale: to be called first in a command.
+
+    Where Python has chosen another encoding for file names, it is started again in its UTF-8 mode: libraries such as pyarrow take
+    names as UTF-8 and would otherwise look for other files. What a stream cannot write, as a part of a name that is not UTF-8,
+    it writes as `\\udcff`.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get(UTF8_MODE) != "1":
+        os.environ[UTF8_MODE] = "1"
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def make_console(stderr: bool = False) -> Console:

@@ -21,6 +21,7 @@ from ipt.errors import UserError
 from ipt.generation_config import load_generation_config
 from ipt.model_checks import check_adapter, check_loaded, check_weights, quiet, read_config, readable
 from ipt.model_files import ADAPTER_CONFIG, adapter_instead_of_model, check_adapter_files, check_files
+from ipt.places import check_writable, expanded, home_folder
 from ipt.stage import hash_file, hash_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ ADAPTER = Path(__file__).parent / "synthesis" / "adapter"
 
 
 def cache_dir() -> Path:
-    return Path(os.environ.get("IPT_CACHE", Path.home() / ".cache" / "ipt"))
+    """Where embedded models and token stores behind URLs are kept. Raises UserError where there is no home folder for it."""
+    if "IPT_CACHE" in os.environ:
+        return Path(expanded(os.environ["IPT_CACHE"]))
+    return home_folder(".cache/ipt")
 
 
 def check_model(name: str) -> None:
@@ -39,6 +43,7 @@ def check_model(name: str) -> None:
     if name.startswith("embedded:"):
         if name.removeprefix("embedded:") not in EMBEDDED:
             raise ValueError(f"model={name}: no such embedded model, there are {', '.join(f'embedded:{known}' for known in EMBEDDED)}")
+        check_writable("IPT_CACHE", cache_dir())
         return
     folder = Path(name)
     if not folder.exists():

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from ipt.console import console
+from ipt.places import check_file
 
 MANIFEST, STATS, STARTED = "manifest.json", "stats.json", ".started.json"
 CHECKED_BYTES = 2**34  # of a finished stage's files that are read again before others build on them: about 15 seconds
@@ -272,7 +273,9 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+        # What no encoding has, as the bytes of a file name that is not UTF-8, becomes \\udcXX, which JSON reads back.
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -311,12 +314,12 @@ def parse_yaml(data: bytes, path: Path) -> Any:
 
 def note_hash(path: Path) -> None:
     """Keep the hash of a finished file of an unfinished stage beside it, for `is_as_noted` after an interruption."""
-    _note(path).write_text(hash_file(path))
+    _note(path).write_text(hash_file(path), encoding="utf-8")
 
 
 def is_as_noted(path: Path) -> bool:
     """Whether a file is what it was at `note_hash`; of one without a note nothing is known. Raises FileNotFoundError without the file."""
-    return hash_file(path) == _note(path).read_text() if _note(path).exists() else path.stat().st_size > 0
+    return hash_file(path) == _note(path).read_text(encoding="utf-8") if _note(path).exists() else path.stat().st_size > 0
 
 
 def remove_notes(folder: Path) -> None:
@@ -355,6 +358,7 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> Iterator[dict[
     if not paths:
         raise FileNotFoundError(f"{folder} holds no part-*.parquet")
     for path in paths:
+        check_file(path)
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:  # not a whole part in memory
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 yield from batch.to_pylist()
@@ -407,7 +411,7 @@ def installed_versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Commit of the checkout that the code runs from; None when it was installed without one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     return result.stdout.strip() or None
 
 
@@ -415,7 +419,7 @@ def hardware() -> dict[str, Any]:
     facts: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()}
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
-        gpus = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+        gpus = subprocess.run(query, capture_output=True, encoding="utf-8", check=False).stdout.strip()
     except FileNotFoundError:
         gpus = ""
     return {**facts, "gpus": gpus.splitlines()}

@@ -39,9 +39,9 @@ def look_up(pip_audit: str, pins: list[str]) -> tuple[list[str], list[str]]:
     for pin in _apart(pins):
         with TemporaryDirectory() as folder:
             path = Path(folder) / "requirements.txt"
-            path.write_text("\n".join(pin) + "\n")
+            path.write_text("\n".join(pin) + "\n", encoding="utf-8")
             command = [pip_audit, "--requirement", str(path), "--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
         answer = json.loads(done.stdout) if done.stdout.strip() else {"dependencies": []}
         for entry in answer["dependencies"] or [{"name": name} for name in pin]:
             if "version" not in entry:
@@ -64,7 +64,7 @@ def _apart(pins: list[str]) -> list[list[str]]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
 
 
 if __name__ == "__main__":

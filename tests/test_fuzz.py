@@ -35,6 +35,7 @@ def index(without: str = "", **changed: int) -> bytes:
 # What the fuzzer has found: each of these ended in an error that was not the project's own, or never ended.
 FOUND = {
     "judge's reply": [b"[" * 100_000],
+    "rules": [sign * 200_000 for sign in (b".", b"!", "…".encode())],
     "answers": [b"a" * 70_000 + b"\n\nx", b"Ada (PER) " * 3 + b" " * 5_000],
     "corpus jsonl": [b'{"instruction": 1.5, "input": "", "output": "x", "text": "a"}', b'{"text": ' + b"9" * 5_000 + b"}"],
     "corpus template": [b"{{" + b"(" * 5_000, b"{{ " + b"9" * 5_000 + b" }}", b"{{ 1 / 0 }}"],

@@ -85,6 +85,11 @@ TOKENS = (
         b"-DOCSTART-",
     ),
 )
+# What is repeated in dotted lines, rulers, tables, listings and broken outputs of models.
+RUNS = tuple(
+    sign.encode() for sign in (*".,;:!?-_=*#|/\\ \t\n0a(){}[]<>\"'`", ". ", "a ", "a. ", "1,", "\n\n", "…", "。", "é", "</END>", "{}", "[]")
+)
+RUN_BYTES = 60_000
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**400, -0.0, 1e308, float("inf"), float("nan")),
     *("", " ", "\0", "\ud800", "a" * 70000, "é" * 300, "../x", "<b>", "{{ x }}", "{x}", "\x1b[2J", "1", "[]"),
@@ -169,6 +174,14 @@ def _repeat(data: bytes, random_: random.Random, others: Sequence[bytes]) -> byt
     return data[:end] + data[start:end] * random_.choice((1, 2, 50)) + data[end:]
 
 
+def _run(data: bytes, random_: random.Random, others: Sequence[bytes]) -> bytes:
+    """A long run of one sign or of a few, which takes quadratic time where each of its places is tried."""
+    place = random_.randint(0, len(data))
+    sign = random_.choice(RUNS) if random_.random() < 0.7 else data[place : place + random_.choice((1, 2, 8))]
+    run = sign * (RUN_BYTES // max(1, len(sign)))
+    return data[:place] + run + data[place:]
+
+
 def _cut(data: bytes, random_: random.Random, others: Sequence[bytes]) -> bytes:
     return data[: random_.randint(0, len(data))]
 
@@ -178,7 +191,7 @@ def _splice(data: bytes, random_: random.Random, others: Sequence[bytes]) -> byt
     return data[: random_.randint(0, len(data))] + other[random_.randint(0, len(other)) :]
 
 
-CHANGES: tuple[Mutation, ...] = (_flip, _remove, _insert, _insert, _replace, _repeat, _cut, _splice)
+CHANGES: tuple[Mutation, ...] = (_flip, _remove, _insert, _insert, _replace, _repeat, _run, _cut, _splice)
 
 
 # Structure -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import zstandard
 
 from benchmarks.fuzzing.mutations import Mutation, mutate, packed, parquet
-from ipt.config import CorpusConfig, RenderingConfig, SynthesisConfig, conf_dir
+from ipt.arguments import plain_arguments
+from ipt.config import Config, CorpusConfig, RenderingConfig, SynthesisConfig, conf_dir
 from ipt.corpus.documents import read_documents
 from ipt.corpus.files import CorpusFile
 from ipt.corpus.ontology import parse_ontology
@@ -150,7 +151,7 @@ def _corpus(ending: str, data: bytes, folder: Path) -> None:
 
 
 def _template(data: bytes, folder: Path) -> None:
-    (folder / "row.jsonl").write_text(json.dumps({"text": TEXT, "n": 3, "list": [1, {"a": None}]}))
+    (folder / "row.jsonl").write_text(json.dumps({"text": TEXT, "n": 3, "list": [1, {"a": None}]}), encoding="utf-8")
     template = _text(data)
     if any(sign in template for sign in ("*", "range", "~", "%", "<<", "center", "ljust", "indent")):
         return  # a template is the user's own: it may ask for as much work as it likes
@@ -262,7 +263,7 @@ def _manifest(data: bytes, folder: Path) -> None:
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
     (stage / "manifest.json").write_bytes(data)
-    (stage / "stats.json").write_text("{}")
+    (stage / "stats.json").write_text("{}", encoding="utf-8")
     found = load_stage(stage, "key")
     assert found is None or isinstance(found.digest, str)
     run_stage("name", stage, lambda _: {}, config={"a": 1}, inputs={})
@@ -293,7 +294,8 @@ def _rows(name: str, data: bytes, folder: Path) -> None:
 def _task_file(data: bytes, folder: Path) -> None:
     path = folder / "task.yaml"
     path.write_bytes(data)
-    (folder / "rows.jsonl").write_text(json.dumps({"id": 1, "prompt": "p", "options": ["a", "b"], "gold": 0, "text": TEXT}))
+    row = {"id": 1, "prompt": "p", "options": ["a", "b"], "gold": 0, "text": TEXT}
+    (folder / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
     for task in load_tasks([str(path)]):
         json.dumps(task.definition)
 
@@ -321,7 +323,7 @@ def _overrides(data: bytes, folder: Path) -> None:
 
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = to_config(compose("reproduce", _text(data).split("\n")))
+            config = to_config(compose("reproduce", plain_arguments(_text(data).split("\n"), Config)))
     except (HydraException, OmegaConfBaseException):
         return
     check_reproduce(config)
@@ -470,7 +472,7 @@ def _manifests() -> list[bytes]:
 
     with tempfile.TemporaryDirectory() as name:
         run_stage("name", Path(name) / "s", lambda _: {}, config={"a": 1}, inputs={})
-        found = json.loads((Path(name) / "s" / "manifest.json").read_text())
+        found = json.loads((Path(name) / "s" / "manifest.json").read_text(encoding="utf-8"))
         return [json.dumps(found).encode(), json.dumps({**found, "key": "key"}).encode(), b"{}"]
 
 

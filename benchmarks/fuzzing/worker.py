@@ -61,7 +61,7 @@ def work(name: str, folder: Path, home: Path, seed: int, first: int, seconds: fl
             random_ = random.Random(f"{seed}/{name}/{number}")
             data = target.mutate(random_.choice(pool), random_, pool)
             (home / "current").write_bytes(data)
-            (home / "number").write_text(str(progress.executions))
+            (home / "number").write_text(str(progress.executions), encoding="utf-8")
             watched = lines if number % WATCHED == 0 else None
             if _try(target, data, Path(scratch), watched, progress, folder) and len(data) < 1 << 16:
                 pool.append(data)
@@ -138,7 +138,7 @@ def _keep(name: str, data: bytes, error: BaseException, progress: Progress, fold
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    path.with_suffix(".txt").write_text("".join(traceback.format_exception(error)), errors="backslashreplace")
+    path.with_suffix(".txt").write_text("".join(traceback.format_exception(error)), errors="backslashreplace", encoding="utf-8")
     progress.findings[place] = [str(path), " ".join(str(error).split())[:200]]
 
 
@@ -148,7 +148,7 @@ def _hang(number: int, frame: FrameType | None) -> None:
 
 def _data_bytes() -> int:
     """Memory of this process that counts towards RLIMIT_DATA."""
-    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[5])
     return pages * resource.getpagesize()
 
 
@@ -156,4 +156,4 @@ if __name__ == "__main__":
     name, folder, home, seed, first, seconds = sys.argv[1:]
     faulthandler.enable()
     done = work(name, Path(folder), Path(home), int(seed), int(first), float(seconds))
-    (Path(home) / "progress.json").write_text(json.dumps(vars(done)))
+    (Path(home) / "progress.json").write_text(json.dumps(vars(done)), encoding="utf-8")

@@ -34,7 +34,7 @@ def measure(piece: Piece) -> None:
             piece.row("Attention (trainer.attention)", {"asked": name, "runs": str(error)})
     if shutil.which("nvidia-smi"):
         query = "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm,compute_cap"
-        answer = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, check=False)
+        answer = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, encoding="utf-8", check=False)
         piece.note(f"nvidia-smi ({query.partition('=')[2]}): {answer.stdout.strip()}")
     rates(piece)
 
@@ -44,7 +44,7 @@ def imports(piece: Piece) -> None:
     for module in ("bitsandbytes",) if piece.smoke else ("bitsandbytes", "flash_attn", "flash_attn.cute", "liger_kernel", "vllm"):
         if find_spec(module.partition(".")[0]) is None or not piece.reach(f"import {module}", 60):
             continue
-        done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, encoding="utf-8", check=False)
         said = done.stderr.strip().splitlines() or [""]
         piece.row("Imports", {"module": module, "exit code": done.returncode, "last words": said[-1] if done.returncode else ""})
 

@@ -50,18 +50,18 @@ def run_job(job: Job, seconds: float) -> Outcome:
     output = Path(job.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     path, facts = output.with_suffix(".json"), output.with_suffix(".facts.json")
-    path.write_text(json.dumps(asdict(job)))
+    path.write_text(json.dumps(asdict(job)), encoding="utf-8")
     environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if job.deterministic else None
     try:
         command = [sys.executable, "-m", "benchmarks.gpu.jobs", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, seconds), check=False, env=environment)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=max(1.0, seconds), check=False, env=environment)
     except subprocess.TimeoutExpired:
         return Outcome(None, error="its time was up")
     metrics = output / "metrics.jsonl"
     return Outcome(
         done.returncode,
-        [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else [],
-        json.loads(facts.read_text()) if facts.exists() else {},
+        [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else [],
+        json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {},
         "\n".join(done.stderr.strip().splitlines()[-25:]) if done.returncode else "",
     )
 
@@ -110,7 +110,7 @@ def main(path: Path) -> int:
     allow_older_torch()
     from ipt.training import run
 
-    job = Job(**json.loads(path.read_text()))
+    job = Job(**json.loads(path.read_text(encoding="utf-8")))
     if job.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     if job.kill_after:
@@ -125,7 +125,7 @@ def main(path: Path) -> int:
     facts = {"attention": summary["attention"], "flops_per_token": summary["flops"] / summary["tokens"]}
     if torch.cuda.is_available():
         facts["reserved"] = torch.cuda.max_memory_reserved() / 2**30
-    path.with_suffix(".facts.json").write_text(json.dumps(facts))
+    path.with_suffix(".facts.json").write_text(json.dumps(facts), encoding="utf-8")
     return 0
 
 

@@ -77,8 +77,8 @@ class Piece:
             "versions": installed_versions(),
             "hardware": hardware(),
         }
-        (self.folder / f"{self.name}.json").write_text(json.dumps(record, indent=1) + "\n")
-        (self.folder / f"{self.name}.md").write_text(markdown(record))
+        (self.folder / f"{self.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (self.folder / f"{self.name}.md").write_text(markdown(record), encoding="utf-8")
 
     def _say(self, text: str) -> None:
         print(f"[{self.name}] {text}", flush=True)

@@ -12,8 +12,9 @@ def main(folder: Path, pieces: list[str]) -> int:
     records = [read(folder, name) for name in pieces]
     rows = [row_of(record) for record in records]
     page = ["# On a GPU", "", *table(rows), ""]
-    (folder / "summary.md").write_text("\n".join(page) + "\n" + "\n".join(markdown(record) for record in records if record["tables"]))
-    (folder / "summary.json").write_text(json.dumps(records, indent=1) + "\n")
+    tables = "\n".join(markdown(record) for record in records if record["tables"])
+    (folder / "summary.md").write_text("\n".join(page) + "\n" + tables, encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     print("\n".join(table(rows)))
     return int(any(record["status"] in (FAILED, RUNNING) for record in records))
 
@@ -22,7 +23,7 @@ def read(folder: Path, name: str) -> dict[str, Any]:
     """The record of a piece; of one that left none, that it failed."""
     path = folder / f"{name}.json"
     if path.exists():
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     return {"name": name, "status": FAILED, "reason": f"it did not start: see {name}.log", "seconds": 0.0, "tables": {}, "not_reached": []}
 
 

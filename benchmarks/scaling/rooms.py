@@ -79,7 +79,8 @@ def measured(room: str, folder: Path, megabytes: float) -> Cost:
     """Run a room in a process of its own. Raises RuntimeError if it fails."""
     command = [sys.executable, "-m", "benchmarks.scaling.rooms", room, str(folder), str(megabytes)]
     root = Path(__file__).resolve().parents[2]
-    result = subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, encoding="utf-8", check=False)
     if result.returncode:
         raise RuntimeError(f"{room} on {megabytes:g} MB failed: {result.stderr.strip()[-2000:]}")
     return Cost(megabytes, **json.loads(result.stdout.splitlines()[-1]))
@@ -90,7 +91,7 @@ def run_room(room: str, folder: Path, megabytes: float) -> None:
     clock = Clock()
     (write_text if room == TEXT else ROOMS[room])(folder, megabytes, clock)
     seconds = clock.seconds()
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
     print(json.dumps({"seconds": seconds, "memory": int(peak.split()[1]) * 1024}))
 
 
@@ -118,7 +119,7 @@ def write_text(folder: Path, megabytes: float, clock: Clock) -> None:
     if not (pages := _embedded(folder)).exists():
         build_corpus(_config().corpus, 0, pages)
     texts = [row["text"] for row in read_parts(pages / "documents", ["text"])]
-    with (folder / SOURCE).open("w") as source, (folder / SHUFFLED).open("w") as shuffled:
+    with (folder / SOURCE).open("w", encoding="utf-8") as source, (folder / SHUFFLED).open("w", encoding="utf-8") as shuffled:
         for number, text in _enough(texts, int(megabytes * 1e6)):
             source.write(json.dumps({"id": str(number), "text": text}) + "\n")
             words = text.split()

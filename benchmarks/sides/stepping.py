@@ -76,7 +76,7 @@ class MicroBatchMemory:
         self._without_gradient -= 1
         if self._without_gradient == 0:
             ctypes.CDLL(None).malloc_trim(0)  # what was freed is no part of it
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
             self._before = status("VmRSS")
 
 
@@ -88,5 +88,5 @@ def return_memory_beyond(size: int) -> None:
 
 def status(field: str) -> int:
     """A size of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

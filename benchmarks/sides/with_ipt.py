@@ -15,12 +15,12 @@ from ipt.training.run import train  # noqa: E402
 
 
 def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text())
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     output = Path(job["output"])
 
     def losses() -> list[float]:
         path = output / METRICS
-        return [json.loads(line)["loss"] for line in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line)["loss"] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     Stepping(losses)
     train(compose_config("train", job["overrides"]), {"raw": job["store"]}, output)

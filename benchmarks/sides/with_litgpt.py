@@ -33,7 +33,7 @@ class GivenRows(DataModule):
 
 
 def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text())
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     output = Path(job["output"])
     Stepping(lambda: logged_losses(output))
     rows, width = len(job["rows"][0]), len(job["rows"][0][0]) - 1
@@ -74,7 +74,7 @@ def converted(name: str, model: Path, output: Path) -> Path:
 
 def logged_losses(output: Path) -> list[float]:
     paths = sorted(output.glob("logs/**/metrics.csv"))
-    return [float(row["loss"]) for path in paths for row in csv.DictReader(path.open()) if row["loss"]]
+    return [float(row["loss"]) for path in paths for row in csv.DictReader(path.open(encoding="utf-8")) if row["loss"]]
 
 
 if __name__ == "__main__":

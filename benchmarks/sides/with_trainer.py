@@ -26,7 +26,7 @@ class GivenBatches(Trainer):
 
 
 def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text())
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
     batches = [[{"input_ids": document} for document in documents] for documents in job["micro_batches"]]
     trainer = GivenBatches(model=model, args=training_arguments(job), train_dataset=batches, data_collator=collator(job))

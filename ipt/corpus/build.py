@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.config import CorpusConfig
-from ipt.console import progress
+from ipt.console import console, progress
 from ipt.corpus.documents import SCHEMA, Document, RowText, read_documents
-from ipt.corpus.files import QUESTIONS, CorpusFile, find_files
+from ipt.corpus.files import QUESTIONS, CorpusFile
 from ipt.corpus.filtering import build_filters
+from ipt.corpus.finding import describe_unread, find_files
 from ipt.corpus.hashing import unit_hash
 from ipt.corpus.ontology import Ontology, check_ontologies, held_out_terms, load_ontology
 from ipt.corpus.overlap import Overlap, OverlapCount
@@ -125,6 +126,7 @@ def _build_documents(
 ) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
     filters, groups = build_filters(config), _Groups(config, seed)
+    unread = _unread_files(config)
     with (
         _Parts(output / "documents") as training,
         _Parts(output / "held_out") as held_out,
@@ -156,9 +158,21 @@ def _build_documents(
         "dropped": dict(dropped),
         "stopped_at_limit": training.documents == config.limit,
         "questions": questions,
+        "unread_files": dict(unread),
         **groups.report(),
         **decontamination.report(),
     }
+
+
+def _unread_files(config: CorpusConfig) -> Counter[str]:
+    """Files that `corpus.path` leads to and that were not read, by ending or reason; says so in the log."""
+    unread: Counter[str] = Counter()
+    if config.kind == "files" and config.path:
+        files = find_files(config.path, unread)
+        if unread:
+            line = f"corpus: {len(files)} files read, {unread.total()} left unread: {describe_unread(unread)}"
+            console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+    return unread
 
 
 class _Groups:

@@ -78,7 +78,7 @@ def clean_definition(text: str) -> str:
     text = re.sub(r"\s+(?=[.,;:])", "", text)
     text = re.sub(r"([,;])(?=[A-Za-z])", r"\1 ", text)
     text = re.sub(r"\.(?:\s*\.)+", ".", text)
-    text = _POINTERS.sub("", re.sub(r"(?:[.;,:]\s*)+$", "", text.strip()) + ".")
+    text = _POINTERS.sub("", text.rstrip(".;,: ") + ".")
     text = " ".join(text.split())
     return sentence_case(text) if text.strip(".") else ""
 

@@ -16,7 +16,8 @@ from jinja2 import StrictUndefined, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from ipt.config import CorpusConfig
-from ipt.corpus.files import CorpusFile, find_files, first_line, json_lines
+from ipt.corpus.files import CorpusFile, first_line, json_lines, json_rows
+from ipt.corpus.finding import find_files
 from ipt.corpus.hashing import short_hash
 
 SCHEMA = pa.schema([("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())])
@@ -174,10 +175,12 @@ def _file_rows(config: CorpusConfig, all_fields: bool) -> Iterator[Row]:
         raise ValueError("corpus.path is not set: name a .parquet, .jsonl or .txt file, a folder or a glob")
     columns = None if all_fields else [config.text_field, config.id_field, config.held_out_by]
     for file in find_files(config.path):
-        if file.name.endswith(".parquet"):
+        if file.kind == "parquet":
             yield from _parquet_rows(file, columns)
-        elif file.name.endswith(".txt"):
+        elif file.kind == "txt":
             yield Row(file.path, file.name, 1, {config.text_field: _read_text(file)}, whole_file=True)
+        elif file.kind == "json":
+            yield from (Row(f"{file.path}, entry {number}", file.name, number, values) for number, values in json_rows(file))
         else:
             yield from (Row(f"{file.path}, line {number}", file.name, number, values) for number, values in json_lines(file))
 
@@ -204,7 +207,7 @@ def _check_columns(path: str, schema: pa.Schema, columns: list[str | None]) -> N
 
 
 def _read_text(file: CorpusFile) -> str:
-    with file.open() as data:
+    with file.open_lines() as data:
         try:
             return data.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:

@@ -1,6 +1,5 @@
-"""The files of a corpus, on this machine or behind an fsspec URL: which they are, what they hold, and what they are called."""
+"""A file of a corpus, on this machine or behind an fsspec URL: what kind it is, and what it holds."""
 
-import glob
 import gzip
 import io
 import json
@@ -8,19 +7,21 @@ import posixpath
 import shutil
 import tempfile
 import zlib
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 
+from ipt.places import POINTER_BYTES, check_content
 from ipt.stage import hash_file, hash_json
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+KINDS = ("parquet", "jsonl", "txt", "json")  # what a file can hold; .json last, which a folder's are passed over
+ENDINGS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt", ".json": "json"}
+COMPRESSED = (".gz", ".zst")
+READABLE = f"{', '.join(ENDINGS)} (all but the first also as .gz or .zst)"
 LINE_BYTES = 1 << 28  # of a compressed file
 ZSTANDARD_BYTES = 4096  # that are decompressed at a time: little, for they may hold ten thousand times as much
 QUESTIONS = "questions.jsonl"  # closed-book questions that may lie beside a corpus: never read as documents
@@ -38,11 +39,20 @@ class CorpusFile:
     name: str  # how documents name it: the same wherever the corpus is kept
     system: Any = field(default=None, compare=False)
 
+    @property
+    def kind(self) -> str | None:
+        """One of KINDS, by the ending of the name; None for another file."""
+        return file_kind(self.name)
+
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The bytes of the file as they lie. What a broken or unreachable file raises ends in one line that names it."""
+        """The bytes of the file as they are stored. What a broken or unreachable file raises ends in one line that names it.
+
+        Raises UserError for a Git LFS pointer.
+        """
         try:
             with Path(self.path).open("rb") if self.system is None else io.BufferedReader(_Remote(self.system, self.path), 1 << 20) as data:
+                check_content(self.path, data.peek(POINTER_BYTES))
                 yield data
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             raise ValueError(f"{self.path}: the file cannot be read to its end ({first_line(error)})") from None
@@ -51,10 +61,10 @@ class CorpusFile:
     def open_lines(self) -> Iterator[IO[bytes]]:
         """The bytes of the file, decompressed if its name ends in .gz or .zst."""
         with self.open() as data:
-            if self.name.endswith(".gz"):
+            if self.name.lower().endswith(".gz"):
                 with gzip.open(data, "rb") as stream:
                     yield io.BufferedReader(_Lines(stream), 1 << 17)
-            elif self.name.endswith(".zst"):
+            elif self.name.lower().endswith(".zst"):
                 yield io.BufferedReader(_Lines(io.BufferedReader(_Zstandard(data))), 1 << 17)
             else:
                 yield data
@@ -75,7 +85,7 @@ class CorpusFile:
         """SHA-256 of a file on this machine; of a remote one a hash of its size and its checksum, or else when it was written."""
         if self.system is None:
             return hash_file(Path(self.path))
-        with _reaching(self.path):
+        with reaching(self.path):
             facts = self.system.info(self.path)
         known = next((name for name in (*_CHECKSUMS, *_TIMES) if facts.get(name)), None)
         return hash_json({"size": facts.get("size"), "version": str(facts[known]) if known else None})
@@ -83,8 +93,34 @@ class CorpusFile:
     def exists(self) -> bool:
         if self.system is None:
             return Path(self.path).is_file()
-        with _reaching(self.path):
+        with reaching(self.path):
             return bool(self.system.exists(self.path))
+
+
+def file_kind(name: str) -> str | None:
+    """What a file of this name holds, one of KINDS, whatever the case of its ending; None for another file."""
+    stem, ending = posixpath.splitext(name.lower())
+    if ending in COMPRESSED:
+        kind = ENDINGS.get(posixpath.splitext(stem)[1])
+        return kind if kind != "parquet" else None
+    return ENDINGS.get(ending)
+
+
+def without_query(path: str, kind: str) -> str:
+    return path.partition("?")[0] if kind in ("http", "https") else path
+
+
+@contextmanager
+def reaching(where: str) -> Iterator[None]:
+    """Turn what a file system raises, which is whatever its client does, into one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{where}: no such file or folder") from None
+    except ImportError as error:
+        raise ValueError(f"{where}: a package is missing ({first_line(error)})") from None
+    except Exception as error:
+        raise ValueError(f"{where}: cannot be reached ({type(error).__name__}: {first_line(error)})") from None
 
 
 class _Zstandard(io.RawIOBase):
@@ -186,6 +222,21 @@ class _Remote(io.RawIOBase):
             raise OSError(first_line(error)) from error
 
 
+def json_rows(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a .json file, each with its number: those of a list, a single object, or else those of JSON lines."""
+    with file.open_lines() as data:
+        content = data.read()
+    try:
+        values = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        yield from json_lines(file)
+        return
+    for number, value in enumerate(values if isinstance(values, list) else [values], start=1):
+        if not isinstance(value, dict):
+            raise ValueError(f"{file.path}, entry {number}: a JSON {type(value).__name__}, expected an object with named fields")
+        yield number, value
+
+
 def json_lines(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines, each behind the number of its line; empty lines are passed over.
 
@@ -209,122 +260,5 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     return values
 
 
-def find_files(path: str) -> list[CorpusFile]:
-    """The files that `corpus.path` stands for: a file, a folder or a glob, here or as an fsspec URL, or several with commas between.
-
-    A folder gives the files of known kinds in it and below it; hidden ones and questions.jsonl are passed over. A file that
-    two entries name comes once. Names are relative to the folder (several entries: to what their folders have in common; on
-    several kinds of file system: with the kind before remote ones). Raises FileNotFoundError for an entry that is not there
-    or holds nothing to read, ValueError for a file of another kind and for a file system that cannot be reached.
-    """
-    whole = "://" not in path and Path(path).exists()
-    entries = [path] if whole else [entry.strip() for entry in path.split(",") if entry.strip()]
-    if not entries:
-        raise FileNotFoundError("corpus.path is empty: name a file, a folder or a glob")
-    kinds: dict[str, list[_Entry]] = defaultdict(list)
-    for found in map(_entry, entries):
-        kinds[found.kind].append(found)
-    files: dict[str, CorpusFile] = {}
-    for kind, members in kinds.items():
-        base = posixpath.commonpath([member.root for member in members]) or "."
-        prefix = f"{kind}/" if kind and len(kinds) > 1 else ""
-        for member in members:
-            for file in member.files:
-                name = prefix + posixpath.relpath(_without_query(file, kind), base)
-                files[name] = CorpusFile(file, name, member.system)
-    return [file for _, file in sorted(files.items())]
-
-
 def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
-
-
-# One entry -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """What one entry of `corpus.path` stands for."""
-
-    kind: str  # protocol of a remote one, else empty
-    root: str  # the folder that names are relative to: of a glob, what stands before its first pattern
-    files: list[str]
-    system: Any = None
-
-
-def _entry(entry: str) -> _Entry:
-    kind, separator, path = entry.partition("://")
-    if separator and kind not in ("file", "local"):
-        found = _remote_entry(entry, kind)
-    else:
-        found = _local_entry(entry, Path(path if separator else entry))
-    if not found.files:
-        folder = f"the folder holds none of {', '.join(SUFFIXES)}"
-        raise FileNotFoundError(f"corpus.path={entry}: {'no file matches' if glob.has_magic(entry) else folder}")
-    unknown = [file for file in found.files if not _without_query(file, kind).endswith(SUFFIXES)]
-    if unknown:
-        raise ValueError(f"corpus.path={entry}: {posixpath.basename(unknown[0])} is none of {', '.join(SUFFIXES)}")
-    return found
-
-
-def _local_entry(entry: str, path: Path) -> _Entry:
-    if path.is_dir():
-        below = [str(found) for found in path.rglob("*") if found.is_file()]
-        return _Entry("", str(path.absolute()), _documents(below, str(path)))
-    if path.exists():
-        return _Entry("", str(path.parent.absolute()), [str(path)])
-    if not glob.has_magic(str(path)):
-        raise FileNotFoundError(f"corpus.path={entry}: no such file or folder")
-    found = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    matches = [str(match) for match in found if match.is_file() and match.name != QUESTIONS]
-    return _Entry("", str(Path(_before_pattern(str(path))).absolute()), matches)
-
-
-def _remote_entry(entry: str, kind: str) -> _Entry:
-    """As `_local_entry`. A URL that ends as no kind of file does is a folder, since web servers do not tell the two apart."""
-    import fsspec
-
-    with _reaching(f"corpus.path={entry}"):
-        system, path = fsspec.url_to_fs(entry)
-        system.invalidate_cache()  # of listings: a file may have changed since the last look
-        if glob.has_magic(_without_query(path, kind)):
-            matches = [found for found, facts in system.glob(path, detail=True).items() if facts["type"] == "file"]
-            return _Entry(kind, _before_pattern(path), [match for match in matches if posixpath.basename(match) != QUESTIONS], system)
-        is_file = _without_query(path, kind).endswith(SUFFIXES) or (system.isfile(path) and not system.isdir(path))
-        if not is_file and system.exists(path):
-            return _Entry(kind, path, _documents(system.find(path), path), system)
-        system.info(path)  # raises if it is not there
-        return _Entry(kind, posixpath.dirname(path), [path], system)
-
-
-@contextmanager
-def _reaching(where: str) -> Iterator[None]:
-    """Turn what a file system raises, which is whatever its client does, into one line."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{where}: no such file or folder") from None
-    except ImportError as error:
-        raise ValueError(f"{where}: a package is missing ({first_line(error)})") from None
-    except Exception as error:
-        raise ValueError(f"{where}: cannot be reached ({type(error).__name__}: {first_line(error)})") from None
-
-
-def _documents(below: list[str], folder: str) -> list[str]:
-    """The files of a folder that hold documents: those of known kinds, but not hidden ones and questions."""
-    relative = {file: posixpath.relpath(file, folder).split("/") for file in below}
-    return [
-        file
-        for file, parts in relative.items()
-        if parts[-1].endswith(SUFFIXES) and parts[-1] != QUESTIONS and not any(part.startswith(".") for part in parts)
-    ]
-
-
-def _before_pattern(path: str) -> str:
-    """The folder before the first pattern of a glob."""
-    parts = list(takewhile(lambda part: not glob.has_magic(part), path.split("/")[:-1]))
-    return "/".join(parts) or ("/" if path.startswith("/") else "")
-
-
-def _without_query(path: str, kind: str) -> str:
-    return path.partition("?")[0] if kind in ("http", "https") else path

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ipt.console import make_console
+from ipt.console import make_console, use_utf8
+from ipt.places import check_writable
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -89,6 +90,7 @@ def _show(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from ipt.evaluation.export import export
 
+    check_writable("FOLDER", Path(options.folder))
     names = export(options.names, options.folder, options.corpus, options.data_dir)
     print(f"lm_eval --include_path {options.folder} --tasks {','.join(names)} --model hf --model_args pretrained=MODEL")
 
@@ -133,6 +135,7 @@ def _pairs(options: argparse.Namespace) -> None:
     else:
         here = EvaluationConfig(backend=options.backend, dtype=options.dtype)
     output = options.output or default_output(options.folder, judge, here, options.seed)
+    check_writable("--output", output)
     try:
         found = judge_corpus(options.folder, judge, here, options.seed, output)
     except EngineDied as error:
@@ -148,4 +151,5 @@ def _print(found: Any, table: Any, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

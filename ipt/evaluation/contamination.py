@@ -78,7 +78,7 @@ def find_contamination(
 
 def load_contaminated(folders: Sequence[Path], tasks: Sequence[Task]) -> dict[str, list[str] | None]:
     """What `find_contamination` has found in the data sets of several folders, together."""
-    found = [json.loads((folder / FILE).read_text()) for folder in folders]
+    found = [json.loads((folder / FILE).read_text(encoding="utf-8")) for folder in folders]
     return {task.name: sorted({name for ids in found for name in ids[task.name]}) if is_looked_for(task) else None for task in tasks}
 
 

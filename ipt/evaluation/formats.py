@@ -66,10 +66,12 @@ def read_hub(task: Task) -> Iterator[Row]:
 
 
 def _format(task: Task, file: CorpusFile) -> str:
-    name = file.name.removesuffix(".gz").removesuffix(".zst")
-    found = task.format or name.rpartition(".")[2]
+    whole = file.name.lower()
+    name = whole.removesuffix(".gz").removesuffix(".zst")
+    ending = name.rpartition(".")[2]
+    found = task.format or ALIASES.get(ending, ending)
     known = [*FORMATS, "parquet"]
-    if found in known and (found != "parquet" or name == file.name):
+    if found in known and (found != "parquet" or name == whole):
         return found
     if task.format:
         raise ValueError(f"task {task.name}: format is {task.format!r}, expected {', '.join(known)}")
@@ -191,6 +193,7 @@ def _entities(sentence: list[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"text": " ".join(tokens), "type": kind} for tokens, kind in found]
 
 
+ALIASES = {"ndjson": "jsonl"}
 FORMATS: dict[str, Callable[[Task, str, io.TextIOWrapper], Iterator[Row]]] = {
     "jsonl": _jsonl,
     "json": _json,

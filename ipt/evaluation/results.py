@@ -37,7 +37,7 @@ def read_task(folder: Path, task: str) -> Task:
 def load_results(folder: Path) -> Results:
     """results.json of a finished evaluation stage."""
     try:
-        return json.loads((folder / RESULTS).read_text())
+        return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} holds no {RESULTS}: it is no finished evaluation") from None
 

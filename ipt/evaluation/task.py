@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt.corpus.files import CorpusFile, first_line
+from ipt.places import expanded
 from ipt.stage import hash_folder, hash_json, parse_yaml
 
 SHIPPED = Path(__file__).parent / "tasks"
@@ -78,7 +79,7 @@ class Task:
         """The file of a task that reads one from this machine; None where it reads a corpus stage, a hub, a URL or the harness's data."""
         if not self.data or self.data.startswith((CORPUS, HUB)) or "://" in self.data:
             return None
-        return self.data_dir / self.data.removeprefix(DATA) if self.data.startswith(DATA) else self.folder / self.data
+        return self.data_dir / self.data.removeprefix(DATA) if self.data.startswith(DATA) else self.folder / expanded(self.data)
 
     @property
     def file(self) -> CorpusFile | None:

@@ -4,9 +4,11 @@ Checks that need transformers, of a model's weights, vocabulary and positions, c
 """
 
 import os
+from pathlib import Path
 
 from ipt.config import Config, SourceConfig, SynthesisConfig
 from ipt.corpus.build import check_corpus
+from ipt.errors import UserError
 from ipt.evaluation import chat
 from ipt.evaluation.contamination import check_data
 from ipt.evaluation.during_training import check_during_training
@@ -16,8 +18,10 @@ from ipt.experiment.pipeline import PHASES, arm_config
 from ipt.experiment.sources import SOURCE_TEXTS, source_corpus
 from ipt.mixture.schedule import used_sources
 from ipt.models import check_model, resolve_model
+from ipt.places import check_temporary, check_writable
 from ipt.playground.server import check_page
 from ipt.rendering.run import check_rendering
+from ipt.stage import rank
 from ipt.synthesis.filtering import OVERLAP_MODES, check_filters
 from ipt.synthesis.prompts import RULE_BASED
 from ipt.synthesis.run import check_synthesis
@@ -26,6 +30,16 @@ from ipt.tokens.source import KIND as STORE
 from ipt.tokens.source import check_ids, open_source
 from ipt.tokens.tokenize import check_tokens
 from ipt.training.check import check_launch, check_training
+
+
+def check_places(config: Config) -> None:
+    """Check that the folders of results can be written, before any work. The first process checks for all."""
+    if rank() > 0:
+        return
+    if config.output_dir:
+        check_writable("output_dir", Path(config.output_dir))
+    check_writable("stages_dir", Path(config.stages_dir))
+    check_temporary()
 
 
 def check_synthesize(config: Config) -> None:
@@ -226,8 +240,8 @@ def check_source(name: str, config: Config) -> None:
     elif source.kind in SOURCE_TEXTS:
         try:
             check_corpus(source_corpus(name, source), SOURCE_TEXTS[source.kind])
-        except FileNotFoundError as error:  # which names the key of a corpus
-            raise FileNotFoundError(str(error).replace("corpus.", f"mixture.sources.{name}.", 1)) from None
+        except (FileNotFoundError, UserError) as error:  # which names the key of a corpus
+            raise type(error)(str(error).replace("corpus.", f"mixture.sources.{name}.", 1)) from None
     else:
         check_tuning_source(name, source)
 

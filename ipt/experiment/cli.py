@@ -16,7 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ipt.arguments import plain_arguments
 from ipt.config import Config, conf_dir, to_config
+from ipt.console import use_utf8
 from ipt.errors import UserError
 from ipt.experiment.job import obey_launcher
 
@@ -25,6 +27,7 @@ QUIET = {"TOKENIZERS_PARALLELISM": "true", "WANDB_SILENT": "true", "HF_HUB_DISAB
 OPEN_KEYS = ("mixture.ratios", "mixture.sources", "mixture.max_repeats", "mixture.subsample", "architecture", "arms")  # take any name
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # names and values may hold what a terminal obeys
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_PLACE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)  # of a path that the user chose
 
 
 def run_command(command: str, work: Callable[[Config], None]) -> None:
@@ -37,6 +40,8 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
         os.environ.setdefault(name, value)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us instead of Hydra's own many lines
 
+    use_utf8()
+    sys.argv[1:] = plain_arguments(sys.argv[1:], Config)
     obey_launcher()
     failures: list[BaseException] = []
 
@@ -62,7 +67,7 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
     except OSError as error:
         if error.errno in DISK_FULL:
             _fail(f"no room to write {error.filename or 'a file'} ({error.strerror}): what is finished is kept, make room and run again")
-        if error.errno == errno.ENAMETOOLONG:
+        if error.errno in NO_PLACE:
             _fail(f"{error.strerror}: {error.filename}")
         if not (isinstance(error, FileNotFoundError) and _raised_by_ipt(error)):
             raise

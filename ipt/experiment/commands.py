@@ -6,6 +6,7 @@ from functools import partial
 from ipt.config import Config
 from ipt.experiment.cli import run_command
 
+WRITING = ("synthesize", "train", "evaluate", "reproduce")  # these write to output_dir and stages_dir
 DRY = ("train", "reproduce")  # both describe the recipe's training, reproduce the stages of its arms too
 
 
@@ -16,6 +17,8 @@ def _work(command: str, config: Config) -> None:
         return _dry_run(command, config)
     from ipt.experiment import checks, pipeline, reproduce
 
+    if command in WRITING:
+        checks.check_places(config)
     check, work = {
         "synthesize": (checks.check_synthesize, pipeline.synthesize),
         "train": (checks.check_train, pipeline.train),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipt.stage import write_json
-from ipt.training.logger import has_key
+from ipt.training.wandb_mode import ONLINE, has_key, wandb_mode
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
@@ -36,9 +36,10 @@ def dashboard(project: str, entity: str, scores: Sequence[str], output: Path) ->
     against the ratio beside the loss. Raises ValueError where the extra is not installed.
     """
     space = workspace(project, entity, scores)
-    if not has_key():
+    if not has_key() or wandb_mode(None).mode != ONLINE:
         write_json(output, json.loads(space._to_model().model_dump_json(by_alias=True, exclude_none=True)))
-        return f"workspace: {output} (no key is configured: run `wandb login`, then this command again, to have it on W&B)"
+        advice = "run `wandb login`, or unset WANDB_MODE, then this command again, to have it on W&B"
+        return f"workspace: {output} (no key is configured, or W&B is offline: {advice})"
     space.save()
     report = _report(project, entity, scores)
     report.save()

@@ -27,7 +27,7 @@ def log_evaluation(config: Config, folder: Path, identity: str, name: str = "eva
     trained = Path(config.model).parent
     trained_by = trained / ".wandb_id"
     lineage: dict[str, Any] = {"model": config.model, "model_identity": identity}
-    lineage["trained_by"] = trained_by.read_text() if trained_by.exists() else None
+    lineage["trained_by"] = trained_by.read_text(encoding="utf-8") if trained_by.exists() else None
     model = trained if (trained / MANIFEST).exists() else None
     lineage["made_from"] = [artifact_name(model)] if model else []
     for logger in build_loggers(config, name, folder, None):

@@ -47,7 +47,7 @@ def save_job(sweep: Path, job: Job) -> None:
 def load_job(sweep: Path, number: int) -> Job | None:
     """Job `number` of the sweep in this folder, or None if there is none yet."""
     try:
-        record = json.loads((job_folder(sweep, number) / JOB).read_text())
+        record = json.loads((job_folder(sweep, number) / JOB).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     places = {name: Path(record[name]) if record[name] else None for name in ("training", "evaluation", "folder")}
@@ -77,7 +77,7 @@ def report_result(result: Mapping[str, Any]) -> None:
 def report_training(folder: Path) -> None:
     """Called by a job when its training begins: tell the sweep it belongs to, if any, where to look for its metrics."""
     if FOLDER in os.environ:
-        (Path(os.environ[FOLDER]) / TRAINING).write_text(str(folder))
+        (Path(os.environ[FOLDER]) / TRAINING).write_text(str(folder), encoding="utf-8")
 
 
 def obey_launcher() -> None:

@@ -69,5 +69,5 @@ def _log_training(run: "wandb.Run", folders: Sequence[Path], training: Stage, re
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return manifest

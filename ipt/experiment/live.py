@@ -84,7 +84,7 @@ def job_label(job: Job) -> str:
 def last_metrics(folder: Path) -> dict[str, Any]:
     """The newest line of metrics.jsonl of the job in this folder; empty before its training's first step."""
     try:
-        line = _last_line(Path((folder / TRAINING).read_text()) / "metrics.jsonl")
+        line = _last_line(Path((folder / TRAINING).read_text(encoding="utf-8")) / "metrics.jsonl")
         return json.loads(line) if line else {}
     except (FileNotFoundError, ValueError):  # not there yet, or half written
         return {}

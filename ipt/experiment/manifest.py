@@ -65,7 +65,7 @@ def write_manifest(output: Path, found: dict[str, Any], stages: Iterable[tuple[s
 
 def _data(stages: Iterable[tuple[str, Stage]]) -> dict[str, str]:
     """Inputs of the stages that no stage has made: files, models, tasks."""
-    manifests = {label: json.loads((stage.folder / MANIFEST).read_text()) for label, stage in stages}
+    manifests = {label: json.loads((stage.folder / MANIFEST).read_text(encoding="utf-8")) for label, stage in stages}
     made = {manifest["digest"] for manifest in manifests.values()}
     found = {}
     for manifest in manifests.values():
@@ -78,5 +78,5 @@ def _data(stages: Iterable[tuple[str, Stage]]) -> dict[str, str]:
 
 
 def _is_dirty() -> bool:
-    result = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, text=True, check=False)
+    result = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, encoding="utf-8", check=False)
     return bool(result.stdout.strip())

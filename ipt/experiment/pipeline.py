@@ -456,7 +456,7 @@ def _below(folder: Path | None, name: str) -> Path | None:
 
 def _scores(folder: Path) -> dict[str, float]:
     """All scores of an evaluation, the main one of each task first."""
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     scores = {f"{task} {name}": metric["value"] for task, metrics in results.items() for name, metric in metrics.items()}
     return main_scores_of(folder) | scores
 
@@ -464,7 +464,7 @@ def _scores(folder: Path) -> dict[str, float]:
 def main_scores_of(folder: Path) -> dict[str, float]:
     """One figure a task, for a sweep's table: the log-probability of the right answer, which tells small models apart, or what the
     task has instead."""
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     scores = {}
     for task, metrics in results.items():
         name = next(metric for metric in ("logprob", "nll", "correct", "paper", *metrics) if metric in metrics)

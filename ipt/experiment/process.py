@@ -74,7 +74,7 @@ class Run:
         start = [sys.executable, *processes(command, self.config), "-m", "ipt", command, *flags, *self.job.overrides]
         environment = job_environment(os.environ, self.gpus, side_by_side)
         environment |= {FOLDER: str(self.folder.absolute()), LAUNCHER: str(os.getpid())}
-        with (self.folder / LOG).open("a") as log:
+        with (self.folder / LOG).open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(start)}\n")
             log.flush()
             self.log_start = log.tell()
@@ -92,7 +92,7 @@ class Run:
         seconds = round(time.monotonic() - self.started, 1)
         job = Job(self.job.name, self.job.overrides, seconds=seconds, number=self.job.number, key=self.job.key)
         if code == 0 and result.exists():
-            self._keep(with_result(job, json.loads(result.read_text()), "finished"))
+            self._keep(with_result(job, json.loads(result.read_text(encoding="utf-8")), "finished"))
         elif stopped or code == TRY_AGAIN:
             self._keep(job)
         else:
@@ -165,7 +165,7 @@ def _ignore_warning() -> None:
 
 
 def _last_error(log: Path, start: int) -> str:
-    with log.open(errors="replace") as file:
+    with log.open(errors="replace", encoding="utf-8") as file:
         file.seek(start)
         lines = [line.strip() for line in file if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]

@@ -184,7 +184,7 @@ def _notes(runs: Sequence[Run], panels: Sequence[Panel]) -> list[str]:
 
 def _manifest(arm: Arm) -> dict[str, Any]:
     path = (arm.training or Path()) / MANIFEST
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -93,13 +93,13 @@ def write_record(folder: Path, record: Record) -> None:
 
 def read_record(folder: Path) -> Record:
     """What `write_record` has written. Raises FileNotFoundError if there is none."""
-    found: Mapping[str, Any] = json.loads((folder / RECORD).read_text())
+    found: Mapping[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     sources = {name: SourceRecord(**source) for name, source in found["sources"].items()}
     return Record(**{name: value for name, value in found.items() if name in Record.__dataclass_fields__} | {"sources": sources})
 
 
 def _gpu_seconds(stage: Stage, config: Config) -> float:
-    manifest = json.loads((stage.folder / MANIFEST).read_text())
+    manifest = json.loads((stage.folder / MANIFEST).read_text(encoding="utf-8"))
     there = len(manifest["hardware"]["gpus"])
     used = {
         "synthesis": config.synthesis.tensor_parallel * config.synthesis.replicas,

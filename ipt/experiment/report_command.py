@@ -15,6 +15,7 @@ from ipt.experiment.job import Job, job_folder, load_job
 from ipt.experiment.records import Record, read_record
 from ipt.experiment.scores import Arm
 from ipt.experiment.sweep_report import job_arms
+from ipt.places import check_writable
 from ipt.stage import MANIFEST, hardware, installed_versions
 
 RESULTS, STEPS, EVALUATION = "results.json", "metrics.jsonl", "evaluation"
@@ -42,6 +43,7 @@ def report_folders(folders: list[Path], output: Path, title: str) -> Path:
     """
     from ipt.experiment.report import write_report
 
+    check_writable("--output", output)
     found = [arm for folder in folders for arm in _arms(folder)]
     arms = list({arm.evaluation.resolve(): arm for arm in reversed(found)}.values())[::-1]  # what two folders lead to stands once
     jobs = [job for folder in folders for job in _jobs(folder)]
@@ -93,7 +95,7 @@ def _recipe_arms(place: Path) -> Iterator[Arm]:
 def _jobs(folder: Path) -> list[Job]:
     if not (folder / "sweep.json").exists():
         return []
-    numbers = [job["number"] for job in json.loads((folder / "sweep.json").read_text())["jobs"]]
+    numbers = [job["number"] for job in json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["jobs"]]
     return [job for number in numbers if (job := load_job(folder, number)) is not None and job_folder(folder, number).is_dir()]
 
 
@@ -107,8 +109,8 @@ def _evaluation_of(training: Path) -> Path:
     """The scores of a training: below it, or among the stages beside it that has its model as input, the newest."""
     if (training / EVALUATION / RESULTS).exists():
         return training / EVALUATION
-    digest = json.loads((training / MANIFEST).read_text())["digest"] if (training / MANIFEST).exists() else None
-    manifests = {path.parent: json.loads(path.read_text()) for path in training.parent.glob(f"{EVALUATION}-*/{MANIFEST}")}
+    digest = json.loads((training / MANIFEST).read_text(encoding="utf-8"))["digest"] if (training / MANIFEST).exists() else None
+    manifests = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in training.parent.glob(f"{EVALUATION}-*/{MANIFEST}")}
     scored = [folder for folder, manifest in manifests.items() if digest and manifest["inputs"].get("model") == digest]
     if not scored:
         raise ValueError(f"{training} has no scores, neither in {EVALUATION} nor beside it: evaluate its export first")
@@ -119,7 +121,7 @@ def _seed_of(training: Path) -> int:
     path = training / MANIFEST
     if not path.exists():
         return 0
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     given = manifest["config"].get("trainer", {}).get("seed")
     return int(manifest["seed"] if given is None else given)
 

@@ -184,7 +184,7 @@ def _report(config: Config, output: Path, runs: list[ArmRun], records: list[Reco
         if stage.reused and label.split()[0] in SHOWN:
             check_outputs(stage)
     with atomic(output / "config.yaml") as temporary:
-        temporary.write_text(OmegaConf.to_yaml(asdict(config)))
+        temporary.write_text(OmegaConf.to_yaml(asdict(config)), encoding="utf-8")
     rows = [_row(label, stage) for label, stage in done]
     write_json(output / "stages.json", rows)
     write_records(output, records)
@@ -195,7 +195,7 @@ def _report(config: Config, output: Path, runs: list[ArmRun], records: list[Reco
     statistics = write_report(
         output,
         title=config.title or config.name,
-        config_yaml=(output / "config.yaml").read_text(),
+        config_yaml=(output / "config.yaml").read_text(encoding="utf-8"),
         arms=arms,
         pairs=pairs,
         texts=texts,
@@ -239,7 +239,7 @@ def _folder(stage: Stage | None) -> Path | None:
 
 
 def _row(label: str, stage: Stage) -> dict[str, Any]:
-    manifest = json.loads((stage.folder / MANIFEST).read_text())
+    manifest = json.loads((stage.folder / MANIFEST).read_text(encoding="utf-8"))
     return {
         "name": label,
         "folder": str(stage.folder),

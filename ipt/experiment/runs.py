@@ -78,7 +78,7 @@ def _entry(folder: Path) -> Entry:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):  # a run may be writing, or gone by now
         return {}
     return record if isinstance(record, dict) else {}

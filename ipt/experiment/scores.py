@@ -267,8 +267,8 @@ def _training_files(folder: Path | None) -> tuple[list[dict[str, Any]], dict[str
     if folder is None:
         return [], {}
     metrics, summary = folder / "metrics.jsonl", folder / "summary.json"
-    steps = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    return steps, json.loads(summary.read_text()) if summary.exists() else {}
+    steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+    return steps, json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
 
 
 def _guessing(predictions: Path) -> float | None:

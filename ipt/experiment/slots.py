@@ -43,7 +43,7 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", check=False)
     except FileNotFoundError:
         return []
     return [str(number) for number, line in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU "))]

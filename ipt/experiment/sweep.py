@@ -17,6 +17,7 @@ from ipt.config import Config, to_config
 from ipt.console import console
 from ipt.experiment.job import FINISHED, Job, load_job, save_job, varying_name
 from ipt.experiment.live import job_label
+from ipt.places import check_writable
 from ipt.stage import hash_json, write_json
 
 AUTO = "auto"  # hydra.sweep.dir: outputs/sweeps/NAME-KEY
@@ -45,6 +46,7 @@ def name_sweep(config: DictConfig) -> Path:
 @contextmanager
 def open_sweep(folder: Path) -> Iterator[None]:
     """The sweep's folder is this process's alone. Raises ValueError if another one runs the sweep."""
+    check_writable("hydra.sweep.dir", folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:

@@ -103,7 +103,7 @@ def _launch(page: "gr.Blocks", config: PlaygroundConfig) -> str:
 
     from ipt.playground.page import STYLE, theme
 
-    options: dict[str, Any] = {"theme": theme(), "css": STYLE.read_text(), "footer_links": [], "run_history": False}
+    options: dict[str, Any] = {"theme": theme(), "css": STYLE.read_text(encoding="utf-8"), "footer_links": [], "run_history": False}
     closed: dict[str, Any] = {"share": False, "ssr_mode": False, "pwa": False, "mcp_server": False, "enable_monitoring": False}
     try:
         _, address, _ = page.launch(

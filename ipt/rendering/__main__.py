@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from ipt.config import compose_config
-from ipt.console import make_console
+from ipt.console import make_console, use_utf8
 from ipt.rendering.preview import preview
 
 
@@ -27,4 +27,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -1,61 +1,128 @@
 """General instruction data: rows of the usual schemas as texts to train on.
 
 An instruction and its response are joined by one space, as the cards of the published domain models say (paper section 8); so are
-the turns of a longer conversation. What a system prompt says is left out, as it has no place in that form.
+the turns of a longer conversation. System prompts are left out, as they have no place in that form.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ipt.corpus.documents import LeftOut
 
 NO_RESPONSE = "an instruction without a response"
+NO_INSTRUCTION = "a response without an instruction"
+BLANK_TURN = "a conversation with a turn without text"
 NO_TEXT = "an instruction or a response is not a string"
-ROLES, WORDS = ("from", "role"), ("value", "content")  # what conversations call who speaks and what is said
 
-# Fields that tell a schema -> the turns of a row. The first whose fields are all there is taken.
-SCHEMAS: dict[tuple[str, ...], Callable[[Mapping[str, Any]], Sequence[Any]]] = {
-    ("conversations",): lambda row: _spoken(row["conversations"]),  # WizardLM_evol_instruct_V2 (from, value), LIMA (strings)
-    ("conversation",): lambda row: _spoken(row["conversation"]),
-    ("messages",): lambda row: _spoken(row["messages"]),  # role, content
-    ("question", "response"): lambda row: (row["question"], row["response"]),  # OpenOrca
-    ("instruction", "input", "output"): lambda row: ("\n".join(filter(None, (row["instruction"], row["input"]))), row["output"]),  # Alpaca
-    ("instruction", "output"): lambda row: (row["instruction"], row["output"]),  # WizardLM_evol_instruct_70k
-    ("instruction", "response"): lambda row: (row["instruction"], row["response"]),
-    ("prompt", "response"): lambda row: (row["prompt"], row["response"]),
-    ("prompt", "completion"): lambda row: (row["prompt"], row["completion"]),
-    ("inputs", "targets"): lambda row: (row["inputs"], row["targets"]),  # FLAN
-}
+# What the columns of published data sets are called, by what they hold. A row is read by all of its columns, so none with text is
+# lost: Alpaca has instruction, input, output; Dolly instruction, context, response; OpenOrca question, response; FLAN inputs, targets.
+CONVERSATIONS = ("conversations", "conversation", "messages")  # WizardLM (from, value), LIMA (strings), chat (role, content)
+INSTRUCTIONS = ("instruction", "question", "prompt", "inputs", "query")  # what is asked
+MATERIALS = ("input", "context")  # what the instruction is about; a lone `input` is the instruction
+RESPONSES = ("response", "output", "completion", "targets")
+ANSWER = "answer"  # the response where there is no other
+HISTORY = "history"  # turns before the instruction
+ROLES, WORDS = ("from", "role"), ("value", "content")  # what conversations call who speaks and what is said
+INVISIBLE = "\u200b\u2060\ufeff"
 
 
 def instruction_text(row: Mapping[str, Any]) -> str:
     """`{instruction} {response}` of a row, with one space between turns.
 
-    Raises LeftOut for a row that lacks one of them (LIMA's test questions have no response), ValueError for one of no schema.
+    A column that is null or blank counts as missing. Raises LeftOut for a row without an instruction or a response (LIMA's test
+    questions have none), ValueError for columns of another kind of data and for two different responses.
+
+    >>> instruction_text({"instruction": "When?", "context": "It began in 2000.", "response": "In 2000."})
+    'When?\\nIt began in 2000. In 2000.'
     """
-    try:
-        turns = next((read(row) for names, read in SCHEMAS.items() if all(name in row for name in names)), None)
-    except TypeError:  # what is to be joined is no text
-        raise ValueError(NO_TEXT) from None
+    columns = {str(name).lower(): value for name, value in row.items()}
+    turns = _conversation(columns)
     if turns is None:
-        known = "; ".join(" + ".join(names) for names in SCHEMAS)
-        raise ValueError(f"has the fields {', '.join(row) or 'none'}, expected those of instruction data: {known}")
-    if len(turns) < 2 or not all(turns):
+        turns = _single(columns)
+    if turns is None:
+        known = [*CONVERSATIONS, f"{' or '.join((*INSTRUCTIONS, MATERIALS[0]))} with {' or '.join((*RESPONSES, ANSWER))}"]
+        raise ValueError(f"has the fields {', '.join(row) or 'none'}, expected those of instruction data: {'; '.join(known)}")
+    return _joined(turns)
+
+
+def _conversation(columns: Mapping[str, Any]) -> list[str] | None:
+    """The turns of a row that holds a whole conversation."""
+    found = [columns[name] for name in CONVERSATIONS if name in columns]
+    given = next((value for value in found if not _is_missing(value) and value != []), None)
+    if given is None:
+        return None if not found or _single(columns) else []
+    return _spoken(given)
+
+
+def _single(columns: Mapping[str, Any]) -> list[str] | None:
+    """The turns before a row's instruction, the instruction with what it is about, and the response; None for other data."""
+    asked = [name for name in (*INSTRUCTIONS, MATERIALS[0]) if name in columns]
+    answers = [name for name in (*RESPONSES, ANSWER) if name in columns]
+    if not asked or not answers:
+        return None
+    parts = _distinct(columns, INSTRUCTIONS)
+    parts += [part for part in _distinct(columns, MATERIALS) if part not in parts]
+    opening = [turn for turn in _turns(columns.get(HISTORY)) if turn]
+    if prompt := next((columns[name] for name in asked if isinstance(columns[name], list)), None):
+        opening += _spoken(prompt)
+    elif parts or not opening:
+        opening.append("\n".join(parts))
+    return [*opening, _response(columns)]
+
+
+def _distinct(columns: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The texts of the columns, without those that another one contains."""
+    texts = [_text(columns.get(name)) for name in names if not isinstance(columns.get(name), list)]
+    longest = sorted(set(filter(None, texts)), key=len, reverse=True)
+    kept = [text for number, text in enumerate(longest) if not any(text in other for other in longest[:number])]
+    return [text for text in dict.fromkeys(texts) if text in kept]
+
+
+def _response(columns: Mapping[str, Any]) -> str:
+    given = {name: _answered(columns[name]) for name in RESPONSES if name in columns}
+    texts = {name: text for name, text in given.items() if text}
+    if len(set(texts.values())) > 1:
+        message = "kind=texts with a template says which to train on"
+        raise ValueError(f"has more than one response ({', '.join(texts)}): {message}")
+    return next(iter(texts.values()), "") or _answered(columns.get(ANSWER))
+
+
+def _answered(value: Any) -> str:
+    return " ".join(_spoken(value)) if isinstance(value, list) else _text(value)
+
+
+def _joined(turns: Sequence[str]) -> str:
+    if len(turns) < 2 or not turns[-1]:
         raise LeftOut(NO_RESPONSE)
-    if not all(isinstance(turn, str) for turn in turns):
-        raise ValueError(NO_TEXT)
-    return " ".join(turn.strip() for turn in turns)
+    if not turns[0]:
+        raise LeftOut(NO_INSTRUCTION)
+    if not all(turns):
+        raise LeftOut(BLANK_TURN)
+    return " ".join(turns)
 
 
-def _spoken(turns: Any) -> list[Any]:
+def _turns(history: Any) -> Iterator[str]:
+    """Turns before: pairs of instruction and response, objects, or texts."""
+    if _is_missing(history):
+        return
+    if not isinstance(history, list):
+        raise ValueError(f"its history is {type(history).__name__}, expected a list of turns")
+    for turn in history:
+        yield from map(_text, turn) if isinstance(turn, list) else _spoken([turn])
+
+
+def _spoken(turns: Any) -> list[str]:
     """What is said in each turn of a conversation, of strings or of objects that name the speaker."""
     if not isinstance(turns, list):
         raise ValueError(f"its conversation is {type(turns).__name__}, expected a list of turns")
     return [_said(turn) for turn in turns if not (isinstance(turn, dict) and _field(turn, ROLES) == "system")]
 
 
-def _said(turn: Any) -> Any:
-    return _field(turn, WORDS) if isinstance(turn, dict) else turn
+def _said(turn: Any) -> str:
+    content = _field(turn, WORDS) if isinstance(turn, dict) else turn
+    if isinstance(content, list):  # parts, as those of messages with images
+        return "\n".join(_text(part.get("text") if isinstance(part, dict) else part) for part in content)
+    return _text(content)
 
 
 def _field(turn: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -63,3 +130,16 @@ def _field(turn: Mapping[str, Any], names: Sequence[str]) -> Any:
     if found is None:
         raise ValueError(f"a turn has the fields {', '.join(turn) or 'none'}, expected one of {', '.join(names)}")
     return turn[found]
+
+
+def _text(value: Any) -> str:
+    """A text without white space at its ends; empty for a missing or blank one. Raises ValueError for what is no text."""
+    if _is_missing(value):
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(NO_TEXT)
+    return value.strip() if value.strip().strip(INVISIBLE).strip() else ""
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value  # NaN, as pandas writes for null

@@ -14,6 +14,7 @@ from rich.text import Text as Coloured
 
 from ipt.config import RenderingConfig
 from ipt.corpus.files import CorpusFile, json_lines
+from ipt.places import check_file
 from ipt.rendering.pairs import ChainRow, read_document
 from ipt.rendering.pools import MARKS
 from ipt.rendering.render import Settings, Text, render_documents
@@ -97,13 +98,14 @@ def _values(path: Path) -> Iterator[Mapping[str, Any]]:
     else:
         raise FileNotFoundError(f"{path}: no such file or folder")
     for part in parts:
-        if part.suffix == ".parquet":
+        if part.suffix.lower() == ".parquet":
             yield from _parquet_values(part)
         else:
             yield from (values for _, values in json_lines(CorpusFile(str(part), part.name)))
 
 
 def _parquet_values(path: Path) -> Iterator[Mapping[str, Any]]:
+    check_file(path)
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=64):
             yield from batch.to_pylist()

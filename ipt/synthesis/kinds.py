@@ -93,7 +93,7 @@ def kind_of(question: str, answer: str, question_words: list[str], answer_words:
 def _by_cues(question_words: list[str]) -> str:
     line = f"^ {' '.join(question_words)} $ "
     rank, kind = len(CUES), ""
-    for word in question_words:
+    for word in dict.fromkeys(question_words):  # each once: a word that is repeated would make the time quadratic
         for cue_rank, cue_kind, cue in _CUES_BY_WORD.get(word, ()):
             if cue_rank < rank and cue in line:
                 rank, kind = cue_rank, cue_kind

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 MODES = ("split", "truncate", "skip")
 # The end of a sentence: a full stop before something that begins one, a full stop of a script without spaces, or a line break.
-SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+(?![a-z])|[。！？｡।]+[」』”’）]*\s*|\n\s*")
+# A run of full stops is tried once, from its first one: trying each takes quadratic time on dotted lines.
+SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+\s+(?![a-z])|[。！？｡।]+[」』”’）]*\s*|\n\s*")
 
 
 class Fitted(NamedTuple):

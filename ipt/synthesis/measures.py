@@ -43,7 +43,7 @@ def read_pair(question: str, answer: str, document: DocumentWords) -> PairWords:
     if not answer_words:
         return PairWords(words_of(question), [], 0.0, verbatim=False)
     known, line = document.known, document.line
-    grounded = sum([word in known for word in answer_words]) / len(answer_words)
+    grounded = sum(word in known for word in answer_words) / len(answer_words)
     return PairWords(words_of(question), answer_words, grounded, grounded == 1 and f" {' '.join(answer_words)} " in line)
 
 

@@ -99,6 +99,8 @@ def _mine_rules(parts: list[Sentence], random_: random.Random) -> Iterator[tuple
             if taken < (1 if rule == "completion" else PER_RULE) and used.isdisjoint(candidate.sentences):
                 used.update(candidate.sentences)
                 taken += 1
+                if rule == "definition":  # only now: it looks through the whole text
+                    candidate = candidate._replace(fields={"term": _as_within(candidate.fields["term"], parts)})
                 yield rule, _ask(rule, candidate, random_)
 
 
@@ -290,7 +292,7 @@ def _definition(parts: list[Sentence]) -> Iterator[Found]:
     for number, sentence in _usable(parts):
         said = DEFINITION.fullmatch(sentence)
         if said:
-            yield Found({"term": _as_within(said["term"], parts)}, sentence, (number,))
+            yield Found({"term": said["term"]}, sentence, (number,))
 
 
 def _naming(parts: list[Sentence]) -> Iterator[Found]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ipt.config import SourceConfig
 from ipt.console import progress
-from ipt.corpus.files import CorpusFile, json_lines
+from ipt.corpus.files import CorpusFile, file_kind, json_lines
 from ipt.stage import write_parts
 from ipt.synthesis.format import Pair, context_text, pairs_text, parse
 
@@ -86,7 +86,7 @@ def data_sets(name: str, config: SourceConfig) -> dict[str, list[Path]]:
         return {name: [path]}
     if config.kind != "collection":
         raise ValueError(f"mixture.sources.{name}.path={config.path} is a folder: kind={config.kind} reads a file")
-    shards = {folder.name: sorted(folder.glob("shard/*.jsonl*")) for folder in sorted(path.iterdir()) if folder.is_dir()}
+    shards = {folder.name: _shards(folder) for folder in sorted(path.iterdir()) if folder.is_dir()}
     found = {data_set: files for data_set, files in shards.items() if files}
     missing = [data_set for data_set in config.include if data_set not in found]
     if missing or not found:
@@ -95,6 +95,10 @@ def data_sets(name: str, config: SourceConfig) -> dict[str, list[Path]]:
             f"mixture.sources.{name}.path={config.path} does not hold {wanted} (DATASET/shard/*.jsonl); it holds: {there}"
         )
     return {data_set: found[data_set] for data_set in config.include or found}
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("shard/*") if file_kind(path.name) == "jsonl")
 
 
 def read_examples(kind: str, path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:

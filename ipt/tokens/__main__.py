@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.table import Table
 
 from ipt.config import TokensConfig
-from ipt.console import console
+from ipt.console import console, use_utf8
+from ipt.places import check_writable
 from ipt.tokens.store import TokenStore
 from ipt.tokens.tokenize import add_texts, check_tokens
 
@@ -86,9 +87,11 @@ def _add(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.store}: a store is made in a folder on this machine, and then copied")
     config = TokensConfig(bos=options.bos, eos=options.eos, shard_tokens=options.shard_tokens, workers=options.workers)
     check_tokens(config)
+    check_writable("STORE", Path(options.store))
     stats = add_texts(config, options.texts, options.model, Path(options.store))
     print(f"{options.store}: {stats['documents']:,} documents, {stats['tokens']:,} tokens in {stats['shards']:,} shards")
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -82,7 +82,7 @@ class StepMetrics(Callback):
         record |= scores
         self._started = time.monotonic()
         if trainer.is_global_zero:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             self._bar.advance(1, step_note(record, trainer.world_size))
         if trainer.loggers and (self._step % self.log_every == 0 or scores):

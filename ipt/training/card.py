@@ -15,7 +15,7 @@ def model_card(config: Config, sources: Mapping[str, Any], metrics: Path) -> str
 
     `sources` is the mixture's report of what a whole run takes from each source, `metrics` the run's metrics.jsonl so far.
     """
-    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     start = f"random weights, architecture `{config.architecture['model_type']}`" if config.architecture else f"`{config.model}`"
     return "\n".join(
         [

@@ -5,6 +5,8 @@ import os
 from ipt.config import Config, TrainerConfig
 
 ATTENTION = ("auto", "packed", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+FIRST_SPECIAL_STEP = 0xFFFF_FFF0  # ids of SLURM's own steps: batch script, interactive shell, extern
+SHELLS = ("bash", "sh", "zsh", "fish", "ksh", "csh", "tcsh")  # names of jobs that are `srun --pty SHELL`
 BEFORE = {  # values that once were choices
     ("trainer.activation_checkpointing", "true"): "; true used to mean full",
     ("trainer.activation_checkpointing", "false"): "; false used to mean none",
@@ -51,14 +53,32 @@ def check_launch(trainer: TrainerConfig) -> None:
             raise ValueError(f"trainer.accelerator={trainer.accelerator}: {found}: trainer=cpu does without")
     keys = f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}"
     wanted = trainer.devices * trainer.num_nodes
-    is_task = "SLURM_STEP_ID" in os.environ and "SLURM_NTASKS" in os.environ  # of srun, not the batch script itself
-    started = int(os.environ.get("WORLD_SIZE") or (os.environ["SLURM_NTASKS"] if is_task else 1))
+    started = int(os.environ.get("WORLD_SIZE") or slurm_tasks())
     if started == wanted:
         return
     if started == 1:
         nodes = "" if trainer.num_nodes == 1 else f"--nnodes={trainer.num_nodes} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 "
         raise ValueError(f"{keys}: {wanted} processes are needed: torchrun {nodes}--nproc-per-node={trainer.devices} train.py …")
-    raise ValueError(f"{keys}: {started} processes were started: set trainer.devices={started // trainer.num_nodes or 1}")
+    hint = "" if "WORLD_SIZE" in os.environ else ", or start one with srun --ntasks=1"
+    raise ValueError(f"{keys}: {started} processes were started: set trainer.devices={started // trainer.num_nodes or 1}{hint}")
+
+
+def slurm_tasks() -> int:
+    """The processes that `srun` started together with this one; 1 in a batch script, in a shell and outside of SLURM.
+
+    A job's variables describe its allocation, so they also reach a single process: one of a batch script, of a shell that `salloc`
+    or `srun --pty` opened, or of anything started from there.
+    """
+    environment = os.environ
+    step = environment.get("SLURM_STEP_ID", "")
+    if not step.isdigit() or int(step) >= FIRST_SPECIAL_STEP:
+        return 1
+    name = environment.get("SLURM_JOB_NAME", "")
+    is_shell = name in SHELLS or (name == "interactive" and "SLURM_PROCID" not in environment)
+    if is_shell or any(variable.startswith("SLURM_PTY_") for variable in environment):
+        return 1
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
+    return int(tasks) if tasks.isdigit() else 1
 
 
 def _check_saving(trainer: TrainerConfig) -> None:

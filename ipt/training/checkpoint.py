@@ -252,7 +252,7 @@ def check_files(checkpoint: Path, group: dist.ProcessGroup | None) -> None:
 
 def read_random(checkpoint: Path, rank: int) -> dict[str, Any]:
     """Random states of one of the processes that wrote the checkpoint."""
-    return json.loads((checkpoint / f"rng-{rank:05d}.json").read_text())
+    return json.loads((checkpoint / f"rng-{rank:05d}.json").read_text(encoding="utf-8"))
 
 
 def read_tensors(checkpoint: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:

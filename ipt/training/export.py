@@ -19,8 +19,10 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 from ipt.config import Config
+from ipt.console import use_utf8
 from ipt.errors import UserError
 from ipt.models import load_tokenizer
+from ipt.places import check_writable
 from ipt.training.build import build_model
 from ipt.training.card import model_card
 from ipt.training.checkpoint import METRICS, newest_checkpoint, read_facts, read_whole_tensors
@@ -163,6 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if options.push:
             _check_push(options.push)
+        check_writable("OUTPUT", options.output)
         export_checkpoint(options.checkpoint, options.output, options.dtype, options.model)
         print(f"model: {options.output}")
         if options.push:
@@ -185,4 +188,5 @@ def _check_push(name: str) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -1,17 +1,17 @@
 """Weights & Biases through Lightning's logger."""
 
 import json
-import netrc
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 from uuid import uuid4
 
-from ipt.config import Config, LoggerConfig
+from ipt.config import Config
+from ipt.console import console
 from ipt.stage import STATS, rank
 from ipt.training.checkpoint import read_facts, whole_checkpoints
+from ipt.training.wandb_mode import DISABLED, OFFLINE, wandb_mode
 
 if TYPE_CHECKING:
     from ipt.training.wandb_run import WandbRun
@@ -21,15 +21,22 @@ def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -
     """The loggers of a training run. With `logger=wandb`: config, curves over tokens, a table of pairs, and their figures.
 
     The run's id is kept in `output`, so a resumed run goes on in W&B too. Without a key the run is offline, complete on
-    disk, and `wandb sync` uploads it later. Only the first process has a logger.
+    disk, and `wandb sync` uploads it later; see `wandb_mode` for what else decides. Only the first process has a logger.
     """
     if config.logger.name == "none" or rank() > 0:
         return []
+    chosen = wandb_mode(config.logger.offline)
+    if chosen.reason:
+        console.print(f"W&B: {chosen.reason}", highlight=False, markup=False, soft_wrap=True)
+    if chosen.mode == DISABLED:
+        return []
+    if chosen.reason:  # W&B is not to stumble over the same files
+        os.environ.update({"WANDB_CONFIG_DIR": str(output), "WANDB_DIR": str(output)})
     from ipt.training.wandb_run import open_run
 
     identity = {"name": f"{config.name} {name}", "id": run_id(output), "group": config.logger.group or config.name}
     job_type = name.partition(" ")[0]
-    run = open_run(config.logger, output, _offline(config.logger), **identity, job_type=job_type, config=asdict(config))
+    run = open_run(config.logger, output, chosen.mode == OFFLINE, **identity, job_type=job_type, config=asdict(config))
     if run is None:
         return []
     run.send(lambda run: run.define_metric("*", step_metric="tokens"))
@@ -56,7 +63,7 @@ def _log_pairs(run: Any, pairs: Path, seed: int) -> None:
     run.log({"pairs": wandb.Table(["doc_id", "document", "question", "answer", "rewrite"], rows)})
     stats = pairs.parent / STATS
     if stats.exists():
-        log_figures(run, json.loads(stats.read_text()), "synthesis")
+        log_figures(run, json.loads(stats.read_text(encoding="utf-8")), "synthesis")
 
 
 def _figures(stats: dict[str, Any], prefix: str) -> dict[str, float]:
@@ -81,18 +88,5 @@ def run_id(output: Path) -> str | None:
     if not path.exists():
         newest = next(reversed(whole_checkpoints(output / "checkpoints")), None)
         known = read_facts(newest)["about"].get("wandb_id") if newest else None
-        path.write_text(known or uuid4().hex[:12])
-    return path.read_text()
-
-
-def _offline(config: LoggerConfig) -> bool:
-    return not has_key() if config.offline is None else config.offline
-
-
-def has_key() -> bool:
-    """Whether a key is configured, told without asking W&B, which would read its settings too early."""
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return "WANDB_API_KEY" in os.environ or netrc.netrc().authenticators(host) is not None
-    except FileNotFoundError:
-        return False
+        path.write_text(known or uuid4().hex[:12], encoding="utf-8")
+    return path.read_text(encoding="utf-8")

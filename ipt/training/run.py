@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ipt.config import Config, TrainerConfig
@@ -23,6 +25,7 @@ from ipt.mixture.table import mixture_table
 from ipt.model_limits import check_model_limits
 from ipt.stage import rank, write_json
 from ipt.training.callbacks import Score, StepMetrics
+from ipt.training.check import slurm_tasks
 from ipt.training.checkpoint import METRICS
 from ipt.training.export import export
 from ipt.training.flops import flops_per_token
@@ -140,6 +143,7 @@ def _trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
+        plugins=cluster_environment(config),
         strategy=ModelParallelStrategy(config.devices * config.num_nodes, 1) if fsdp else "auto",
         precision="bf16-mixed" if config.precision == "bf16" and not fsdp else "32-true",
         max_steps=config.max_steps,
@@ -156,6 +160,18 @@ def _trainer(
     )
 
 
+def cluster_environment(config: TrainerConfig) -> ClusterEnvironment | None:
+    """Who started the processes. A single process asks no cluster, whose variables may describe a larger job.
+
+    Several are found out by Lightning (None), apart from those of `srun` in a shell that `salloc` opened.
+    """
+    if config.devices * config.num_nodes == 1:
+        return LightningEnvironment()
+    if "WORLD_SIZE" not in os.environ and slurm_tasks() > 1:
+        return SLURMEnvironment()
+    return None
+
+
 def _uses_fsdp(config: TrainerConfig) -> bool:
     """FSDP2 on GPUs, one of them included, so that one and many do the same arithmetic, and wherever there are several processes."""
     if config.strategy == "auto":
@@ -164,7 +180,7 @@ def _uses_fsdp(config: TrainerConfig) -> bool:
 
 
 def _summary(config: Config, plan: Plan, module: PretrainingModule, report: dict[str, Any], seconds: float, output: Path) -> dict[str, Any]:
-    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "steps": config.trainer.max_steps,
         "tokens": plan.tokens,

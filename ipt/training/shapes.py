@@ -46,4 +46,4 @@ def model_config(config: Config) -> Any:
 @cache
 def known_architectures() -> dict[str, dict[str, Any]]:
     """Hub and embedded names -> keyword arguments of a transformers config."""
-    return yaml.safe_load(KNOWN.read_text())
+    return yaml.safe_load(KNOWN.read_text(encoding="utf-8"))

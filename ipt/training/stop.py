@@ -83,6 +83,6 @@ def requeue_job() -> None:
     if shutil.which("scontrol") is None:
         console.print(f"[yellow]there is no scontrol here: put job {job} back into the queue yourself")
         return
-    result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    result = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", check=False)
     outcome = "is in the queue again" if result.returncode == 0 else f"was not requeued: {result.stderr.strip()}"
     console.print(f"job {job} {outcome}")

@@ -1,6 +1,7 @@
 """A run on Weights & Biases that never keeps a training waiting, whatever becomes of the server, its process or the disk."""
 
 import atexit
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -93,12 +94,13 @@ def open_run(logger: LoggerConfig, output: Path, offline: bool, **keywords: Any)
         limited = wandb.Settings(**settings, init_timeout=logger.timeout, login_timeout=logger.timeout)
         try:
             return WandbRun(wandb.init(**keywords, mode="online", settings=limited), logger.timeout)
-        except (wandb.Error, OSError) as error:
+        except (wandb.Error, OSError, ValueError) as error:
             _tell(f"offline ({_line(error)}); `wandb sync {output}/wandb/*` uploads the run later")
             wandb.teardown()  # what is left of the attempt holds the run's id
+    os.environ["WANDB_MODE"] = "offline"  # for W&B's own telemetry, which does not look at the argument
     try:
         return WandbRun(wandb.init(**keywords, mode="offline", settings=wandb.Settings(**settings)), logger.timeout)
-    except (wandb.Error, OSError) as error:
+    except (wandb.Error, OSError, ValueError) as error:
         _tell(f"nothing is logged ({_line(error)}); metrics.jsonl has all steps")
         return None
 

@@ -65,7 +65,7 @@ def main() -> None:
         console.print(f"{outcome.seconds:5.0f} s  {' | '.join(outcome.cells())}  {outcome.told}", markup=False, highlight=False)
     console.print(_table(outcomes))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(_markdown(outcomes))
+    options.output.write_text(_markdown(outcomes), encoding="utf-8")
     survived = all(outcome.survived for outcome in outcomes)
     if survived:
         shutil.rmtree(place)

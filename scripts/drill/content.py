@@ -26,14 +26,14 @@ def content_of(folder: Path) -> Counter[tuple[str, ...]]:
     for path in folder.glob("outputs/tiny/*.csv"):
         found["report", path.name, hash_file(path)] += 1
     for path in folder.glob("outputs/sweeps/*/sweep.json"):
-        for job in json.loads(path.read_text())["jobs"]:
+        for job in json.loads(path.read_text(encoding="utf-8"))["jobs"]:
             found["sweep", job["name"], hash_json(job["figures"])] += 1
     return found
 
 
 def finished_stages(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(folder.glob("outputs/stages/*/manifest.json")):
-        yield path.parent, json.loads(path.read_text())
+        yield path.parent, json.loads(path.read_text(encoding="utf-8"))
 
 
 def lost(whole: Path, folder: Path) -> dict[str, int]:
@@ -43,7 +43,7 @@ def lost(whole: Path, folder: Path) -> dict[str, int]:
 
 
 def _metrics(path: Path) -> str:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return hash_json([{name: value for name, value in line.items() if name not in TIMES} for line in lines])
 
 

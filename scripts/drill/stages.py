@@ -149,7 +149,7 @@ class Running:
         except subprocess.TimeoutExpired:
             self.kill()
         seconds = time.monotonic() - self._started
-        return Ended(self.process.returncode, self._log.read_text(errors="replace"), seconds)
+        return Ended(self.process.returncode, self._log.read_text(errors="replace", encoding="utf-8"), seconds)
 
     def kill(self, only_group: bool = False) -> None:
         """As when the machine goes down; `only_group`: what the command has put in other groups must end by itself."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ipt.config import CorpusConfig
 from ipt.corpus.documents import EMPTY, NO_TEXT, read_documents
-from ipt.corpus.files import find_files
+from ipt.corpus.finding import find_files
 
 ROWS = [{"text": f"Document number {i}.\nSecond line — with a dash.", "name": f"doc-{i}"} for i in range(5)]
 

@@ -17,7 +17,7 @@ import pytest
 from ipt.config import CorpusConfig
 from ipt.corpus.build import build_corpus, check_corpus, input_digests
 from ipt.corpus.documents import read_documents
-from ipt.corpus.files import find_files
+from ipt.corpus.finding import find_files
 from ipt.stage import hash_file
 
 QUESTION = {"id": "1", "task": "recall", "split": "recall", "prompt": "Q:", "options": [" a", " b"], "gold": 0, "meta": {}}

@@ -116,6 +116,45 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(command, overrides, message
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "environment", "message"),
+    [
+        (["output_dir={file}"], {}, "output_dir={file}: {file} is a file, expected a folder"),
+        (["output_dir=/proc/below"], {}, "output_dir=/proc/below: cannot be written"),
+        ([], {}, "stages_dir=outputs/stages: cannot be written"),
+        (
+            ["stages_dir={folder}", "synthesis=smollm2", "synthesis.engine=transformers"],
+            {"IPT_CACHE": "/proc/below"},
+            "IPT_CACHE=/proc/below",
+        ),
+        (["-m", "seed=1,2"], {}, "hydra.sweep.dir=outputs/sweeps/"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line(overrides, environment, message, tmp_path):
+    """In /proc, which is a folder that nobody can write, root included."""
+    places = {"file": tmp_path / "file", "folder": tmp_path / "folder"}
+    places["file"].write_text("")
+    (tmp_path / "c.jsonl").write_text('{"text": "a document"}\n')
+    settings = ["experiment=tiny", "synthesis=rule_based", f"corpus.path={tmp_path}/c.jsonl"]
+    command = ["-m", "ipt", "synthesize", *settings, *(override.format(**places) for override in overrides)]
+    if overrides[:1] == ["-m"]:
+        command = ["-m", "ipt", "synthesize", *overrides, *settings]
+    result = run(*command, cwd=Path("/proc"), PYTHONPATH=str(ROOT), **environment)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {message.format(**places)}"), result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 and result.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "file"]
+
+
+def test_nothing_is_left_in_the_current_folder(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "c, d=1.jsonl").write_text('{"text": "a document"}\n')
+    places = [f"corpus.path={tmp_path}/c, d=1.jsonl", f"stages_dir={tmp_path}/stages", "corpus.held_out=0"]
+    result = run("-m", "ipt", "synthesize", "experiment=tiny", "synthesis=rule_based", *places, cwd=tmp_path / "here")
+    assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
     script = "from ipt.experiment.cli import run_command\nrun_command('train', lambda config: int('x'))"
     result = run("-c", script, cwd=tmp_path)

@@ -116,7 +116,7 @@ def test_a_job_ends_when_its_launcher_is_killed_and_saves_first_if_it_can(saves,
 
 def _is_alive(process: int) -> bool:
     try:
-        with open(f"/proc/{process}/stat") as file:  # noqa: PTH123
+        with open(f"/proc/{process}/stat", encoding="utf-8") as file:  # noqa: PTH123
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False

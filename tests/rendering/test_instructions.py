@@ -9,7 +9,7 @@ from ipt.corpus.documents import LeftOut
 from ipt.experiment.checks import check_train
 from ipt.experiment.pipeline import Stages
 from ipt.experiment.sources import source_corpus
-from ipt.rendering.instructions import NO_RESPONSE, instruction_text
+from ipt.rendering.instructions import BLANK_TURN, NO_INSTRUCTION, NO_RESPONSE, instruction_text
 from ipt.stage import read_parts, write_parquet
 from ipt.tokens.store import TokenStore
 
@@ -41,6 +41,53 @@ def test_all_turns_of_a_conversation_follow_one_another():
 
 
 @pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (
+            {"instruction": "When?", "context": "It began in 2000.", "response": "In 2000.", "category": "qa"},
+            "When?\nIt began in 2000. In 2000.",
+        ),
+        ({"question": "When?", "context": "It began in 2000.", "answer": "In 2000."}, "When?\nIt began in 2000. In 2000."),
+        ({"instruction": "Answer.", "input": "A?", "context": "C.", "output": "B."}, "Answer.\nA?\nC. B."),
+        ({"instruction": "Answer truthfully.", "question": "A?", "response": "B."}, "Answer truthfully.\nA? B."),
+        ({"instruction": "C?", "input": None, "output": "D.", "system": "S", "history": [["A?", "B."]]}, "A? B. C? D."),
+        ({"instruction": "C?", "output": "D.", "history": []}, "C? D."),
+        ({"prompt": "### A? ###", "instruction": "A?", "output": "B."}, "### A? ### B."),
+        ({"input": "A?", "output": "B."}, "A? B."),
+        ({"query": "A?", "response": "B."}, "A? B."),
+        ({"Instruction": "A?", "Response": "B."}, "A? B."),
+        ({"messages": None, "prompt": "A?", "completion": "B."}, "A? B."),
+        ({"messages": [], "prompt": "A?", "completion": "B."}, "A? B."),
+        ({"prompt": "A?", "prompt_id": "1", "messages": [{"role": "user", "content": "A?"}, {"role": "x", "content": "B."}]}, "A? B."),
+        ({"prompt": [{"role": "user", "content": "A?"}], "completion": [{"role": "assistant", "content": "B."}]}, "A? B."),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "A?"}]}, {"role": "x", "content": "B."}]}, "A? B."),
+        ({"instruction": "A?", "output": None, "response": "B."}, "A? B."),
+        ({"instruction": "A?", "output": "B.", "response": "B. "}, "A? B."),
+    ],
+)
+def test_no_column_with_text_is_lost(row, text):
+    assert instruction_text(row) == text
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"instruction": "A?", "context": "", "response": "   "}, NO_RESPONSE),
+        ({"instruction": "A?", "output": float("nan")}, NO_RESPONSE),
+        ({"instruction": "A?", "output": "\u200b"}, NO_RESPONSE),
+        ({"conversations": ["A?", "B.", "C?", " \n"]}, NO_RESPONSE),
+        ({"messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": None, "tool_calls": []}]}, NO_RESPONSE),
+        ({"instruction": " ", "input": "", "output": "B."}, NO_INSTRUCTION),
+        ({"conversations": ["", "B."]}, NO_INSTRUCTION),
+        ({"conversations": ["A?", "B.", "", "D."]}, BLANK_TURN),
+    ],
+)
+def test_blank_sides_are_counted_by_reason(row, reason):
+    with pytest.raises(LeftOut, match=reason):
+        instruction_text(row)
+
+
+@pytest.mark.parametrize(
     "row",
     [
         {"conversations": ["Only a question."]},
@@ -62,6 +109,12 @@ def test_rows_without_a_response_are_left_out(row):
         ({"conversations": "A? B."}, "its conversation is str, expected a list of turns"),
         ({"messages": [{"speaker": "a", "content": "b"}]}, "a turn has the fields speaker, content, expected one of from, role"),
         ({"question": "A?", "response": 7}, "a response is not a string"),
+        (
+            {"instruction": "A?", "output": "B.", "response": "C."},
+            r"has more than one response \(response, output\): kind=texts with a template",
+        ),
+        ({"context": "C.", "response": "B."}, "has the fields context, response, expected those of instruction data"),
+        ({"instruction": "A?", "output": "B.", "history": "C"}, "its history is str, expected a list of turns"),
     ],
 )
 def test_rows_that_are_no_instruction_data(row, message: str):

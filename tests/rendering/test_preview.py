@@ -29,7 +29,7 @@ def shown(path: Path, config: RenderingConfig = CLASSIC, colours: bool = False, 
 
 
 def write(path: Path, *rows: dict) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 

@@ -676,13 +676,13 @@ def vllm_serve(folder: Path, model: str):
 
 def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
     for _ in range(600):
-        assert server.poll() is None, log.read_text()[-3000:]
+        assert server.poll() is None, log.read_text(encoding="utf-8")[-3000:]
         try:
             with urlopen(url, timeout=5):
                 return
         except (URLError, ConnectionError):
             time.sleep(0.5)
-    raise AssertionError(log.read_text()[-3000:])
+    raise AssertionError(log.read_text(encoding="utf-8")[-3000:])
 
 
 @pytest.mark.engine

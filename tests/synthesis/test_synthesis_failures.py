@@ -24,7 +24,7 @@ def command(corpus: Path, output: Path, *overrides: str) -> list[str]:
 
 
 def write_corpus(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path
 
 

@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(make_texts, tiny_mo
 def _wait_for_shards(number: int, process, folder) -> list[int]:
     """The processes below `process` once so many shards are finished."""
     _wait_until(lambda: process.poll() is not None or len(list(folder.glob("shard-*/index.json"))) >= number, "no shard was finished")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8")
     return [int(child) for child in children.split()]
 
 
@@ -122,7 +122,7 @@ def _wait_until(is_so, otherwise: str) -> None:
 
 def _is_alive(process: int) -> bool:
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
@@ -288,7 +288,7 @@ def _measure(encoding, folders, output, peaks) -> None:
 def _memory() -> int:
     """Memory of this process in bytes, without what was freed and is kept for later."""
     ctypes.CDLL(None).malloc_trim(0)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _rows(folder):

@@ -111,7 +111,7 @@ def memory_of_loading(folder: Path, mesh: DeviceMesh) -> dict:
 
 
 def anonymous_memory() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import signal
 import subprocess
 import time
@@ -15,11 +16,11 @@ from ipt.config import TrainerConfig
 from ipt.mixture.batches import PackedSequences
 from ipt.stage import sealed
 from ipt.training.callbacks import StepMetrics, step_note
-from ipt.training.check import check_launch, check_training
+from ipt.training.check import check_launch, check_training, slurm_tasks
 from ipt.training.checkpoint import read_facts, whole_checkpoints
 from ipt.training.identity import run_key, trainer_settings
 from ipt.training.logger import run_id
-from ipt.training.run import train
+from ipt.training.run import cluster_environment, train
 from tests.training.jobs import copy_run, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +134,55 @@ def test_starting_too_few_or_too_many_processes_is_told(monkeypatch):
     check_launch(one)
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     check_launch(four)
+
+
+STEP = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NTASKS": "4",
+    "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_PROCID": "0",
+    "SLURM_JOB_NAME": "train",
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "tasks"),
+    [
+        ({}, 1),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "job"}, 1),  # of a batch script
+        (STEP, 4),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "1"}, 1),  # srun --ntasks=1 in an allocation for four
+        (STEP | {"SLURM_JOB_NAME": "interactive"}, 4),  # srun in a shell of salloc
+        (STEP | {"SLURM_JOB_NAME": "bash"}, 1),
+        (STEP | {"SLURM_JOB_NAME": "my-shell", "SLURM_PTY_PORT": "40000"}, 1),  # srun --pty my-shell
+        ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "interactive"}, 1),
+        (STEP | {"SLURM_STEP_ID": "4294967290"}, 1),  # the shell of salloc where it is a step
+        (STEP | {"SLURM_STEP_ID": "4294967291"}, 1),  # a batch script where it is a step
+        (STEP | {"SLURM_STEP_ID": "batch"}, 1),
+    ],
+)
+def test_a_single_process_is_told_from_the_tasks_of_srun(monkeypatch, variables, tasks):
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert slurm_tasks() == tasks
+    check_launch(TrainerConfig(devices=tasks))
+    environment = cluster_environment(TrainerConfig(devices=tasks))
+    assert type(environment).__name__ == ("LightningEnvironment" if tasks == 1 else "SLURMEnvironment")
+
+
+@pytest.mark.parametrize(
+    "variables", [{"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "1"}, STEP | {"SLURM_JOB_NAME": "bash"}]
+)
+def test_lightning_takes_a_single_process_in_a_slurm_job(monkeypatch, variables):
+    import lightning as L
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    trainer = L.Trainer(accelerator="cpu", devices=1, plugins=cluster_environment(TrainerConfig()), logger=False, enable_progress_bar=False)
+    assert trainer.world_size == 1 and trainer.is_global_zero
 
 
 @pytest.mark.parametrize("key", ["keep_last=0", "checkpoint_steps=0", "checkpoint_minutes=-1", "profiler=nsight", "export_dtype=fp8"])

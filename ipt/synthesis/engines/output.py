@@ -36,7 +36,7 @@ class EngineLog:
         if not self.path.exists():
             return "its log has been deleted"
         self._keep = True
-        errors = ERROR.findall(self.path.read_text(errors="replace"))
+        errors = ERROR.findall(self.path.read_text(errors="replace", encoding="utf-8"))
         known = [error.strip() for error in errors if "See " not in error and "see " not in error]
         return f"{known[-1] + '; ' if known else ''}its log is {self.path}"
 
