@@ -42,6 +42,27 @@ def make_config(tiny_model):
     return make
 
 
+class Clock:
+    """Replaces the clock of step metrics: one second passes at each reading, and more only where a test calls `advance`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    replacement = Clock()
+    monkeypatch.setattr("ipt.training.callbacks.time", replacement)
+    return replacement
+
+
 @pytest.fixture(scope="session")
 def uninterrupted(stores, make_config, tmp_path_factory):
     """A finished run of one process that others are compared with, and its summary."""

@@ -83,7 +83,7 @@ def test_lora_is_merged_and_written_apart(quantize, stores, make_config, tmp_pat
     from peft import PeftModel
     from peft.utils.integrations import dequantize_module_weight
 
-    config = make_config("lora.rank=2", f"lora.quantize={quantize}", "optimizer.lr=1e-1")
+    config = make_config("lora.rank=2", f"lora.quantize={quantize}", "optimizer.lr=1e-2")
     train(config, stores, tmp_path / "run")
     export_checkpoint(tmp_path / "run", tmp_path / "export")
     merged = load_file(tmp_path / "export" / "model.safetensors")
@@ -96,10 +96,13 @@ def test_lora_is_merged_and_written_apart(quantize, stores, make_config, tmp_pat
     for name, part in base.named_modules():
         if hasattr(part, "base_layer"):
             start.get_submodule(name).weight.data = dequantize_module_weight(part.base_layer).detach().float()
-    apart = PeftModel.from_pretrained(start, tmp_path / "export" / "adapter")
-    torch.testing.assert_close(_logits(tmp_path / "export"), apart(IDS).logits, rtol=0, atol=1e-5)
-    plain = load_model(tiny_model, torch.float32)(IDS).logits
-    assert (plain - apart(IDS).logits).abs().max() > 1e-2
+    # In float64 the kernels of the CPU play no part: what differs is that each merged weight was rounded to float32, a few times.
+    rounding = 100 * torch.finfo(torch.float32).eps
+    apart = PeftModel.from_pretrained(start, tmp_path / "export" / "adapter").double()(IDS).logits
+    together = load_model(str(tmp_path / "export"), torch.float32).double()(IDS).logits
+    torch.testing.assert_close(together, apart, rtol=0, atol=rounding * apart.abs().max().item())
+    plain = load_model(tiny_model, torch.float32).double()(IDS).logits
+    assert (plain - apart).abs().max() > 1e-2
     assert "quantization_config" not in json.loads((tmp_path / "export" / "config.json").read_text())
 
 
