@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from ipt.stage import hash_folder
-from tests.experiment.test_commands import ROOT, run
+from tests.commands import ROOT, run
 
 RATIOS = ("0", "0.5", "1")
 TINY = ["experiment=tiny", "synthesis=rule_based", "tasks=[held_out_perplexity]", "evaluation.limit=2", "trainer.max_steps=6"]

@@ -3,7 +3,7 @@ import subprocess
 import sys
 import zipfile
 
-from tests.experiment.test_commands import ROOT
+from tests.commands import ROOT
 
 
 def test_the_wheel_carries_conf_adapter_and_templates_and_runs_from_anywhere(tmp_path):
