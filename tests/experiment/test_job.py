@@ -133,7 +133,7 @@ def test_a_sweep_ends_with_one_table_survives_a_failure_and_groups_in_wandb(job,
     assert sum("training: finished before" in log for log in logs) == 2
     log = next((job / "outputs" / "stages").glob("training-*/wandb/offline-run-*/*.wandb"))
     records = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)], capture_output=True, text=True, timeout=300
     )
     assert '"sweep-mixture_ratios_instruction"' in records.stdout
     assert "loss/" in records.stdout

@@ -252,7 +252,7 @@ def test_a_token_store_tells_its_tokens_and_repeats(offline, capsys, tmp_path):
 
 def test_other_commands_have_no_dry_run(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "ipt", "evaluate", "dry_run=true"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "ipt", "evaluate", "dry_run=true"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 1
     assert result.stderr == "error: dry_run=true describes a training: use it with train or reproduce, not with evaluate\n"

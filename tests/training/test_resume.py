@@ -17,7 +17,7 @@ from ipt.training.callbacks import StepMetrics
 from ipt.training.checkpoint import read_facts, whole_checkpoints
 from ipt.training.run import train
 from ipt.training.stop import EXIT_CODE, Stopped
-from tests.training.jobs import assert_same_steps, copy_run, read_metrics, run_torchrun, write_job
+from tests.training.jobs import assert_same_steps, copy_run, read_metrics, reserved_port, run_torchrun, write_job
 
 
 @pytest.fixture
@@ -66,14 +66,14 @@ def test_two_go_on_as_two(stopped_two, uninterrupted_two, stores, two_ranks, tmp
     """Started as `srun` starts them, with a process for each task and no torchrun."""
     output = copy_run(stopped_two, tmp_path / "run")
     job = write_job(two_ranks, stores, output)
-    port = str(20_000 + os.getpid() % 20_000)
     tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0"}
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, *job], env={**os.environ, **tasks, **address, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
-        for rank in "01"
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    address = {"MASTER_ADDR": "localhost", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"}
+    with reserved_port() as port:
+        environment = {**os.environ, **tasks, **address, "MASTER_PORT": str(port)}
+        processes = [
+            subprocess.Popen([sys.executable, *job], env={**environment, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"
+        ]
+        assert [process.wait(timeout=500) for process in processes] == [0, 0]
     assert_same_steps(output, uninterrupted_two)
     assert _same_weights(output, uninterrupted_two)
 
@@ -131,7 +131,7 @@ def test_one_goes_on_as_one_and_as_two(uninterrupted, stores, make_config, two_r
 @pytest.mark.parametrize("moment", ["any time", "while it saves"])
 def test_killed_and_run_again_equals_uninterrupted(moment, whole_forty, stores, tmp_path):
     (whole, config), killed = whole_forty, tmp_path / "killed"
-    arguments = write_job(config, stores, killed, slow_from=0 if moment == "any time" else 6)
+    arguments = write_job(config, stores, killed, slow_from=30 if moment == "any time" else 6)  # which ends no run
     wanted = "step-*" if moment == "any time" else ".step-00000006.partial/shard-*"
     process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
     while not list((killed / "checkpoints").glob(wanted)) and process.poll() is None:
