@@ -1,7 +1,6 @@
 """Runs that are scored on the way, against the same runs left alone, and their scores against those of what they export."""
 
 import csv
-import json
 import signal
 
 import pytest
@@ -16,31 +15,10 @@ from ipt.training.module import PretrainingModule
 from ipt.training.run import train
 from ipt.training.state import random_state
 from ipt.training.stop import Stopped
-from tests.training.jobs import assert_same_steps, read_metrics, run_torchrun, write_job
+from tests.training.jobs import assert_same_steps, read_metrics
 from tests.training.ranks import batch_of
 
 SCORED = [2, 4, 6]
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    """Tasks of each kind that a live model answers: options in one row, documents, and generated text."""
-    folder = tmp_path_factory.mktemp("tasks")
-    texts = ["The heart pumps blood through the body", "A femur is a long bone", "Nerves carry signals"]
-    options = [" of the child", " and", " at night"]
-    choices = [{"prompt": text, "options": options[number:] + options[:number], "gold": 0} for number, text in enumerate(texts * 3)]
-    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
-    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": f"{text}. " * 5}) + "\n" for text in texts))
-    (folder / "choices.yaml").write_text("kind: choice\ndata: choices.jsonl\n")
-    (folder / "texts.yaml").write_text("kind: perplexity\ndata: texts.jsonl\n")
-    (folder / "answers.yaml").write_text("kind: generation\ndata: texts.jsonl\nprompt: '{{ text }}'\nanswer: bone\nmax_new_tokens: 4\n")
-    return [str(folder / f"{name}.yaml") for name in ("choices", "texts", "answers")]
-
-
-@pytest.fixture(scope="module")
-def during(tasks):
-    """What asks for scores at every second step."""
-    return ["evaluation.during_training.steps=2", f"evaluation.during_training.tasks=[{','.join(tasks)}]"]
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +30,9 @@ def scored(stores, make_config, during, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scored_two(stores, two_ranks, make_config, during, tmp_path_factory):
+def scored_two(runs_of_two):
     """The run of `uninterrupted_two`, scored on the way."""
-    output = tmp_path_factory.mktemp("scored") / "two"
-    config = make_config("trainer.devices=2", "trainer.micro_batch_size=1", *during)
-    result = run_torchrun(write_job(config, stores, output))
-    assert result.returncode == 0, result.stderr
-    return output
+    return runs_of_two / "scored"
 
 
 def train_scored(config, stores, output):
