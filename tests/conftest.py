@@ -1,5 +1,6 @@
 """Shared fixtures and settings. Tests reach no hub, log to nobody, and do not depend on the shell that starts them."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; workers take files in this order (`--no-loadscope-reorder`)."""
     places = {str(Path(__file__).parent / name): place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the imports have made out of every later garbage collection; each stage ends with a full one."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
