@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from torch import distributed
 
 from ipt.config import Config
 from ipt.tokens.store import EncodedDocument, write_store
@@ -44,6 +45,14 @@ def make_config(tiny_model):
         return OmegaConf.to_object(merged)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group_is_left():
+    """A training under FSDP leaves its process group, which another test could not set up again."""
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 class Clock:
