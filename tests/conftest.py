@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A launcher's or a tracker's settings, which would change what is tested, and whatever forces or forbids colours.
 FOREIGN = ("SLURM_", "WANDB_", "TORCHELASTIC_", "IPT_JOB_", "IPT_LAUNCHER")
@@ -22,8 +22,9 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # serve
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny and workers many: more threads only wait for each other
 
-settings.register_profile("quick", max_examples=10, derandomize=True, deadline=None)
-settings.register_profile("full", deadline=None)
+UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # a busy machine is slow
+settings.register_profile("quick", max_examples=10, derandomize=True, **UNTIMED)
+settings.register_profile("full", **UNTIMED)
 settings.load_profile("quick")
 
 # Files of minutes, the longest first: started at the end, they would keep one worker busy while the others have nothing left to do.
