@@ -8,7 +8,7 @@ INSTALLED    := $(VENV)/.installed-$(notdir $(basename $(REQUIREMENTS)))
 UV           := $(VENV)/uv/bin/uv
 AUDIT        := $(VENV)/audit/bin/pip-audit
 
-.PHONY: help install reproduce test drill audit lint lock clean
+.PHONY: help install reproduce test test-all drill audit lint lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -31,7 +31,10 @@ reproduce: $(INSTALLED)  ## documents -> pairs -> texts -> tokens -> two models 
 	$(BIN)/python -m ipt reproduce experiment=$(EXPERIMENT) $(ARGS)
 
 test: $(INSTALLED)  ## run the tests (those of minutes: ARGS="-m slow")
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all: $(INSTALLED)  ## the same tests with all examples of the property tests
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --hypothesis-profile=full $(ARGS)
 
 drill: $(INSTALLED)  ## faults on every stage: kills, full disks, damaged files, clocks, servers (long; ARGS=--quick: a selection)
 	$(BIN)/python -m scripts.drill $(ARGS)

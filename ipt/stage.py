@@ -228,6 +228,8 @@ def _worker(folder: Path) -> str:
 def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse a folder that holds something else; an unfinished run of the same identity may go on."""
     record = next((folder / name for name in (MANIFEST, STARTED) if (folder / name).exists()), None)
+    for leftover in folder.glob(f".{STARTED}.*"):  # of a run that was killed while it wrote its record
+        leftover.unlink()
     if record is None:
         foreign = [path.name for path in folder.iterdir()]
         if foreign:

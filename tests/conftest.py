@@ -1,15 +1,61 @@
-"""Shared fixtures. Tests reach no hub and log to nobody."""
+"""Shared fixtures and settings. Tests reach no hub, log to nobody, and do not depend on the shell that starts them."""
 
+import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
+# A launcher's or a tracker's settings, which would change what is tested, and whatever forces or forbids colours.
+FOREIGN = ("SLURM_", "WANDB_", "TORCHELASTIC_", "IPT_JOB_", "IPT_LAUNCHER")
+OTHERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+OTHERS |= {"FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES"}
+for name in list(os.environ):
+    if name.startswith(FOREIGN) or name in OTHERS:
+        del os.environ[name]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny and workers many: more threads only wait for each other
 
+UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # a busy machine is slow
+settings.register_profile("quick", max_examples=10, derandomize=True, **UNTIMED)
+settings.register_profile("full", **UNTIMED)
+settings.load_profile("quick")
+
+# Files of minutes, the longest first: started at the end, they would keep one worker busy while the others have nothing left to do.
+LONG = (
+    "synthesis/test_vllm_engine.py",
+    "experiment/test_sweep.py",
+    "experiment/test_job.py",
+    "training/test_parallelize.py",
+    "training/test_resume.py",
+    "tokens/test_tokenize.py",
+    "experiment/test_reproduce.py",
+    "experiment/test_recipes.py",
+    "synthesis/test_cluster.py",
+)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; workers take files in this order (`--no-loadscope-reorder`)."""
+    places = {str(Path(__file__).parent / name): place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the imports have made out of every later garbage collection; each stage ends with a full one."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +72,22 @@ def tiny_model() -> str:
     from ipt.models import resolve_model
 
     return resolve_model("embedded:tiny")
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory, request) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a folder by a function, once for all workers of the test run. The folder must not be changed afterwards."""
+    root = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        root = root.parent  # that of all workers
+
+    def make(name: str, work: Callable[[Path], None]) -> Path:
+        folder, finished = root / f"once-{name}", root / f"once-{name}.finished"
+        with FileLock(root / f"once-{name}.lock"):
+            if not finished.exists():
+                folder.mkdir()  # fails if the work has failed in another worker
+                work(folder)
+                finished.touch()
+        return folder
+
+    return make

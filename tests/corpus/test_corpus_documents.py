@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.config import CorpusConfig
 from ipt.corpus.documents import EMPTY, NO_TEXT, read_documents
 from ipt.corpus.finding import find_files
+from tests.examples import examples
 
 ROWS = [{"text": f"Document number {i}.\nSecond line — with a dash.", "name": f"doc-{i}"} for i in range(5)]
 
@@ -106,7 +107,7 @@ def test_every_kind_of_string_column(tmp_path, kind):
     assert [document.text for document in read_documents(files(tmp_path / "a.parquet"))] == ["one", "two"]
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=1, max_size=20))
 def test_any_text_comes_through(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("texts")

@@ -2,13 +2,14 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.config import CorpusConfig
 from ipt.corpus.build import OVERLAPS, build_corpus, check_corpus
 from ipt.corpus.filtering import NEARLY_SAME, SAME, TOO_LONG, TOO_SHORT, UNCERTAIN, build_filters
 from ipt.corpus.overlap import Overlap
+from tests.examples import examples
 
 ENGLISH = "The heart of a mammal has four chambers, and its walls are made of muscle."
 GERMAN = "Das Herz eines Säugetiers hat vier Kammern, und seine Wände bestehen aus Muskeln."
@@ -38,7 +39,7 @@ def test_languages():
     assert reasons([ENGLISH], languages=["en"], language_probability=1.0) == [UNCERTAIN]
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(st.text(max_size=2), max_size=30))
 def test_the_first_of_equal_texts_is_kept(texts):
     assert reasons(texts, exact_duplicates="remove") == [SAME if text in texts[:place] else None for place, text in enumerate(texts)]

@@ -1,9 +1,10 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.corpus.overlap import SHORTEST, Overlap, OverlapCount
 from ipt.corpus.words import words_of
+from tests.examples import examples
 
 LETTERS = st.lists(st.sampled_from("abc"), max_size=30).map(" ".join)  # few words, so that n-grams do meet
 
@@ -24,7 +25,7 @@ def plain_find(texts: dict[str, list[str]], ngram: int, text: str) -> dict[str, 
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.dictionaries(st.sampled_from("xyz"), st.lists(LETTERS, max_size=5)), st.integers(1, 13), LETTERS)
 def test_finds_what_the_definition_says(texts, ngram, text):
     overlap = Overlap(texts, ngram)

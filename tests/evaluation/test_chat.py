@@ -162,8 +162,8 @@ def test_a_template_that_fails_is_one_line(capsys, monkeypatch, scorer, tokenize
 
 def test_the_commands(tmp_path, tiny_model):
     command = [sys.executable, str(ROOT / "evaluate.py"), "chat"]
-    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert shown.returncode == 0 and "chat.temperature" in shown.stdout
     options = [f"model={tiny_model}", "chat.max_new_tokens=3", "chat.temperature=0.5"]
-    spoken = subprocess.run([*command, *options], input="One?\n", capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    spoken = subprocess.run([*command, *options], input="One?\n", capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert spoken.returncode == 0 and spoken.stdout.endswith("\n\n"), spoken.stderr

@@ -7,7 +7,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.config import Config, EvaluationConfig, TokensConfig
@@ -20,6 +20,7 @@ from ipt.evaluation.task import Task, load_tasks
 from ipt.experiment.pipeline import Stages
 from ipt.tokens.store import TokenStore
 from ipt.tokens.tokenize import tokenize_texts
+from tests.examples import examples
 
 WORDS = [
     f"{first}{second}" for first in ("ba", "ko", "li", "mu", "re", "su", "ti") for second in ("den", "fal", "gor", "mip", "nas", "pel")
@@ -76,7 +77,7 @@ def test_planted_items_are_found_and_no_others(items, tiny_model, tmp_path, requ
     assert stats["tasks"]["quiz"] == {"items": 21, "contaminated": 3, "too_short_to_look_for": 1}
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.text())
 def test_tokens_are_decoded_as_by_their_tokenizer(tokenizer, decode, text):
     ids = tokenizer(text)["input_ids"]

@@ -28,7 +28,7 @@ def test_an_evaluation_is_in_wandb(evaluation, tmp_path):
     log_evaluation(config, evaluation, "identity")
     (log,) = evaluation.glob("wandb/offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    inspected = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    inspected = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     for entry in ('"trained_by":"abc123"', '"model_identity":"identity"', "own/logprob", "results.md"):
         assert entry in inspected, entry
     tables = {path.name.split("_")[0]: json.loads(path.read_text()) for path in evaluation.glob("wandb/*/files/media/table/*.json")}

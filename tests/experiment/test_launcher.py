@@ -122,7 +122,7 @@ def _is_alive(process: int) -> bool:
         return False
 
 
-def _wait_until(condition, seconds: float = 60) -> None:
+def _wait_until(condition, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

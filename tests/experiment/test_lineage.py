@@ -41,7 +41,7 @@ def logged(request, stages, tmp_path):
     log_training([logger], list(stages.values()), stages["training"], RECORD, request.param)
     (log,) = output.glob("wandb/offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    lines = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout.splitlines()
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()
     return request.param, [json.loads(line) for line in lines]
 
 

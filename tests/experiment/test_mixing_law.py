@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.experiment.mixing_law import MIN_RATIOS, Point, fit_law
+from tests.examples import examples
 
 FIVE = np.linspace(0, 1, 5)
 
@@ -78,7 +79,7 @@ def test_hard_items_that_are_hard_for_all_do_not_blur_the_best_ratio():
     assert np.ptp([law.low[100], law.high[100]]) > 0.2 and law.best_high - law.best_low < 0.02
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.floats(-50, 50), st.floats(0.1, 20), st.sampled_from([1, -1]))
 def test_units_do_not_matter(shift, scale, better):
     values = [1.0, 1.4, 1.5, 1.2, 0.7]

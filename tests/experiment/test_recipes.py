@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import pytest
 
 from ipt.config import Config, compose_config, conf_dir
 from ipt.evaluation.task import load_tasks
+from ipt.experiment import dry_run as dry_run_module
 from ipt.experiment.dry_run import Needs, dry_run, remedies, training_needs
 from ipt.experiment.dry_run_arms import dry_run_arms, plan_arms
 from ipt.experiment.inputs import FETCHED, HERE, MISSING, training_inputs
 from ipt.experiment.pipeline import arm_config
 from ipt.mixture.schedule import resolve_ratios, used_sources
+from ipt.stage import hash_json
 from ipt.training.memory import world_size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,9 +58,27 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _trainings_traced_once():
+    """Recipes share trainings, and arms of a recipe have the same one: what each needs is computed once for all tests."""
+    known: dict[str, Needs] = {}
+
+    def needs(config: Config) -> Needs:
+        model = [config.model, config.architecture, asdict(config.lora), config.mixture.seq_len]
+        key = hash_json([asdict(config.trainer), asdict(config.optimizer), *model, config.dry_run_gpu, config.dry_run_mfu])
+        if key not in known:
+            known[key] = training_needs(config)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr("ipt.experiment.dry_run.training_needs", needs)
+        patches.setattr("ipt.experiment.dry_run_arms.training_needs", needs)
+        yield
+
+
 @cache
 def needs_of(name: str) -> Needs:
-    return training_needs(recipe(name))
+    return dry_run_module.training_needs(recipe(name))
 
 
 def said(capsys) -> str:
@@ -252,7 +273,7 @@ def test_a_token_store_tells_its_tokens_and_repeats(offline, capsys, tmp_path):
 
 def test_other_commands_have_no_dry_run(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "ipt", "evaluate", "dry_run=true"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "ipt", "evaluate", "dry_run=true"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 1
     assert result.stderr == "error: dry_run=true describes a training: use it with train or reproduce, not with evaluate\n"

@@ -95,7 +95,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_counts_no_trial_twice(tmp_pat
 def test_a_killed_search_repeats_the_trials_that_were_running(tmp_path):
     script = f"from tests.experiment.test_search import *; search(Path({str(tmp_path)!r}), events={{4: 'kill'}})"
     root = Path(__file__).resolve().parents[2]
-    killed = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=120)
+    killed = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     study = search(tmp_path)
     complete = study.get_trials(states=(TrialState.COMPLETE,))

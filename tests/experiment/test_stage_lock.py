@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ipt.stage import find_stage, run_stage
+from ipt.stage import STARTED, find_stage, run_stage
 
 WORKER = """
 import sys, time
@@ -41,8 +41,8 @@ def test_others_say_whom_they_wait_for_and_then_reuse(tmp_path):
     second = _worker(tmp_path, "second")
     assert f"slow: waiting for process {first.pid} on " in second.stderr.readline()
     (tmp_path / "go").touch()
-    assert second.communicate(timeout=60)[0] == "reused\n"
-    assert first.communicate(timeout=60)[0] == "made\n"
+    assert second.communicate(timeout=300)[0] == "reused\n"
+    assert first.communicate(timeout=300)[0] == "made\n"
 
 
 def test_a_killed_holder_holds_nobody_up(tmp_path):
@@ -52,8 +52,16 @@ def test_a_killed_holder_holds_nobody_up(tmp_path):
     assert "waiting for process" in second.stderr.readline()
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    assert second.communicate(timeout=60)[0] == "at work\nmade\n"
+    assert second.communicate(timeout=300)[0] == "at work\nmade\n"
     assert (tmp_path / "slow" / "begun-first").exists()  # it went on in the same folder
+
+
+def test_a_run_killed_while_it_writes_its_first_record_can_be_repeated(tmp_path):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    (folder / f".{STARTED}.a1b2c3d4").touch()  # the temporary file of an atomic write
+    stage = run_stage("some", folder, lambda folder: {}, config={}, inputs={})
+    assert not stage.reused and not list(folder.glob(f"*{STARTED}*"))
 
 
 def test_a_stage_is_found_only_when_it_is_finished(tmp_path):

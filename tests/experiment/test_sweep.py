@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import psutil
 import pytest
 
 from ipt.stage import hash_folder
-from tests.experiment.test_commands import ROOT, run
+from tests.commands import ROOT, run
 
 RATIOS = ("0", "0.5", "1")
 TINY = ["experiment=tiny", "synthesis=rule_based", "tasks=[held_out_perplexity]", "evaluation.limit=2", "trainer.max_steps=6"]
@@ -47,7 +46,12 @@ def _jobs(folder: Path) -> list[dict]:
     return json.loads((_sweep(folder) / "sweep.json").read_text())["jobs"]
 
 
-def _wait_until(condition, seconds: float = 120) -> None:
+def _begun(folder: Path) -> int:
+    """Trainings that have taken a step."""
+    return len(list(folder.glob("outputs/stages/training-*/metrics.jsonl")))
+
+
+def _wait_until(condition, seconds: float = 500) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -71,13 +75,18 @@ def whole(tmp_path_factory, tiny_model) -> Path:
     return folder
 
 
+def _copy_what_trainings_share(whole: Path, folder: Path) -> None:
+    """Copy the stages before the training, which are not what a test is about."""
+    ignored = shutil.ignore_patterns("training-*", "evaluation-*", "contamination-*", ".*")
+    shutil.copytree(whole / "outputs" / "stages", folder / "outputs" / "stages", ignore=ignored)
+
+
 def test_killed_twice_the_same_command_finishes_with_the_same_models_and_scores(whole, start, tmp_path):
-    moments = random.Random(0)
+    _copy_what_trainings_share(whole, tmp_path)
     for kills in ("all", "launcher"):
         process = start(*SWEEP, cwd=tmp_path)
-        begun = len(list(tmp_path.glob("outputs/stages/training-*")))
-        _wait_until(lambda begun=begun: len(list(tmp_path.glob("outputs/stages/training-*"))) > begun)
-        time.sleep(moments.uniform(0, 3))
+        begun = _begun(tmp_path)
+        _wait_until(lambda begun=begun: _begun(tmp_path) > begun)
         assert process.poll() is None
         if kills == "all":
             _kill_all(process)
@@ -131,14 +140,16 @@ def test_a_failing_job_leaves_the_others_done(whole, tmp_path):
     assert result.stderr.strip().splitlines()[-1] == "error: 1 of 3 jobs failed; run the same command again to redo only those"
 
 
-def test_ctrl_c_lets_the_running_job_save_and_the_sweep_end(tiny_model, start, tmp_path):
+def test_ctrl_c_lets_the_running_job_save_and_the_sweep_end(whole, start, tmp_path):
+    _copy_what_trainings_share(whole, tmp_path)
     command = [str(ROOT / "train.py"), "-m", *TINY[:2], "tasks=[]", "trainer.max_steps=1000", "trainer.checkpoint_minutes=null", "seed=1,2"]
+    command += ["mixture.seq_len=64", "trainer.micro_batch_size=1"]
     process = start(*command, "trainer.checkpoint_steps=100000", cwd=tmp_path)
     _wait_until(lambda: list(tmp_path.glob("outputs/sweeps/*/jobs/0/training")))
     training = tmp_path / Path(next(tmp_path.glob("outputs/sweeps/*/jobs/0/training")).read_text())
     _wait_until((training / "metrics.jsonl").exists)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=500)
     assert process.returncode == 130, error
     assert error.strip().splitlines()[-1] == "error: stopped; the same command goes on from here"
     assert "stopping: 1 running jobs save first" in error
@@ -156,14 +167,16 @@ def test_a_sweep_runs_once_at_a_time_and_jobs_do_not_share_a_folder(tmp_path):
     assert "a grid needs values" in interval.stderr
 
 
-def test_under_submitit_a_preempted_job_saves_and_goes_on(tiny_model, start, tmp_path):
+def test_under_submitit_a_preempted_job_saves_and_goes_on(whole, start, tmp_path):
+    _copy_what_trainings_share(whole, tmp_path)
     steps = 120
     command = [str(ROOT / "train.py"), "-m", *TINY[:2], "tasks=[]", f"trainer.max_steps={steps}", "trainer.checkpoint_minutes=null"]
+    command += ["mixture.seq_len=64", "trainer.micro_batch_size=1"]
     process = start(*command, "trainer.checkpoint_steps=100000", "hydra/launcher=submitit_local", "seed=1", cwd=tmp_path)
     _wait_until(lambda: list(tmp_path.glob("outputs/stages/training-*/metrics.jsonl")))
     (worker,) = [child for child in psutil.Process(process.pid).children(recursive=True) if "submitit.core._submit" in child.cmdline()]
     worker.send_signal(signal.SIGUSR2)
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=500)
     assert process.returncode == 0, error
     (job,) = _jobs(tmp_path)
     assert job["status"] == "finished"

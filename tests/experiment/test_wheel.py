@@ -3,7 +3,7 @@ import subprocess
 import sys
 import zipfile
 
-from tests.experiment.test_commands import ROOT
+from tests.commands import ROOT
 
 
 def test_the_wheel_carries_conf_adapter_and_templates_and_runs_from_anywhere(tmp_path):
@@ -21,7 +21,7 @@ def test_the_wheel_carries_conf_adapter_and_templates_and_runs_from_anywhere(tmp
     assert not [name for name in names if name.startswith("tests/")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     script = "import ipt, sys; sys.argv = ['ipt', 'train', '--cfg', 'job']; print(ipt.__file__); from ipt.__main__ import main; main()"
-    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert str(tmp_path / "site") in result.stdout.splitlines()[0]
     assert "embedded:smollm2-135m-synthesizer" in result.stdout

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.mixture import order
 from ipt.mixture.order import Stream
+from tests.examples import examples
 from tests.mixture.lengths import Lengths
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=60).filter(any)
@@ -15,7 +16,7 @@ def _positions(pieces):
     return [(document, place) for document, start, end, _ in pieces.tolist() for place in range(start, end)]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(lengths=LENGTHS, start=st.integers(0, 700), size=st.integers(0, 700), chunk=st.integers(1, 8), window=st.integers(1, 4))
 def test_any_part_of_the_stream_is_what_reading_from_the_start_gives(lengths, start, size, chunk, window):
     with pytest.MonkeyPatch.context() as patch:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -14,6 +14,7 @@ from ipt.mixture.plan import make_plan
 from ipt.mixture.report import plan_report
 from ipt.mixture.schedule import resolve_ratios
 from ipt.mixture.table import mixture_table
+from tests.examples import examples
 from tests.mixture.lengths import Lengths, log_normal
 
 LENGTHS = st.lists(st.integers(0, 30), min_size=1, max_size=20).filter(any)
@@ -23,7 +24,7 @@ def _config(**settings):
     return MixtureConfig(**{"ratios": {"raw": 0.7, "instruction": 0.3}, "seq_len": 64, **settings})
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     lengths=st.lists(LENGTHS, min_size=1, max_size=4),
     weights=st.lists(st.integers(0, 5), min_size=4, max_size=4).filter(lambda weights: weights[0] > 0),
@@ -98,7 +99,7 @@ def test_the_order_is_random_by_seed_and_the_plan_repeats():
     assert (plans[0] != plans[2]).any()
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(mean=st.integers(20, 300), sigma=st.floats(0.8, 1.2), sources=st.integers(1, 3), seed=st.integers(0, 100))
 def test_best_fit_cuts_no_document_that_fits_and_pads_under_two_percent(mean, sigma, sources, seed):
     stores = {f"s{number}": log_normal(4000, mean, sigma, seed + number) for number in range(sources)}

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.config import MixtureConfig, SchedulePoint
 from ipt.mixture.quotas import Quotas, cap_shares
 from ipt.mixture.schedule import Schedule, read_schedule, resolve_ratios, schedule_points, used_sources
+from tests.examples import examples
 
 
 @st.composite
@@ -25,7 +26,7 @@ def _share_at(schedule, moment):
     return schedule.shares[max(0, int(np.searchsorted(schedule.at, moment, side="right")) - 1)]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(schedule=schedules(), moment=st.floats(0, 1))
 def test_the_integral_is_that_of_the_shares(schedule, moment):
     steps = 2000
@@ -35,7 +36,7 @@ def test_the_integral_is_that_of_the_shares(schedule, moment):
     assert found.sum() == pytest.approx(moment)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(schedule=schedules(), total=st.integers(1, 300))
 def test_quotas_sum_up_never_fall_and_stay_with_the_integral(schedule, total):
     quotas = Quotas(schedule, total)

@@ -2,7 +2,7 @@ from collections import Counter
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.config import RenderingConfig
@@ -11,6 +11,7 @@ from ipt.rendering.layouts import LAYOUTS
 from ipt.rendering.pairs import ChainRow, read_document
 from ipt.rendering.render import ARRANGEMENTS, Settings, Text, render_chain
 from ipt.synthesis.format import Pair
+from tests.examples import examples
 
 PAPER = {"classic": 80, "dialogue": 5, "numbered": 5, "inline_few_shot": 5, "next_turn": 5}
 EVEN = dict.fromkeys(LAYOUTS, 1.0)
@@ -66,7 +67,7 @@ CHAINS = st.lists(st.tuples(WRITING, st.lists(PAIRS, max_size=30)), min_size=1, 
 
 
 @given(CHAINS, st.sampled_from(sorted(ARRANGEMENTS)), st.integers(0, 1000))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_what_was_not_dropped_and_counted_is_in_the_text(rows, arrangement: str, seed: int):
     texts = render_chain(rows, ALL[arrangement], seed)
     documents = [read_document(row) for row in rows]
@@ -89,7 +90,7 @@ def test_what_was_not_dropped_and_counted_is_in_the_text(rows, arrangement: str,
 
 
 @given(CHAINS, st.sampled_from(sorted(ARRANGEMENTS)), st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_rendering_twice_gives_the_same_good_texts_and_changes_nothing(rows, arrangement: str, seed: int):
     before = [row._replace(pairs=list(row.pairs)) for row in rows]
     assert render_chain(rows, ALL[arrangement], seed) == render_chain(rows, ALL[arrangement], seed)

@@ -24,16 +24,19 @@ class OracleEngine:
     """Says something for each prompt that depends on nothing but the prompt: good pairs, none at all, repeated, broken and torn ones.
 
     It takes a random moment for it, so that chains overtake each other. `record` gets one line for each prompt it is asked.
+    With a `limit` it answers no more than that many prompts and then waits for its process to be killed.
     """
 
-    def __init__(self, vocabulary, record: Path | None = None, delay: float = 0.0) -> None:
+    def __init__(self, vocabulary, record: Path | None = None, delay: float = 0.0, limit: int | None = None) -> None:
         self.prompts: list[list[int]] = []
         self.closed = False
-        self._vocabulary, self._record, self._delay = vocabulary, record, delay
+        self._vocabulary, self._record, self._delay, self._limit = vocabulary, record, delay, limit
 
     async def generate(self, prompt, *, priority, lane):
         prompt_ids, eos = prompt.ids, self._vocabulary.eos
         self.prompts.append(prompt_ids)
+        if self._limit is not None and len(self.prompts) > self._limit:
+            await asyncio.Event().wait()
         if self._record:
             with self._record.open("a") as file:
                 file.write(f"{len(prompt_ids)}\n")

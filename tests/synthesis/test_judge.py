@@ -1,5 +1,5 @@
 import json
-import time
+import threading
 
 import pytest
 from quality_cases import HEART, judge_server, verdict, write_chains
@@ -116,14 +116,20 @@ def test_a_server_that_only_fails_stops_the_run(tmp_path):
 
 
 def test_a_judge_that_says_nothing_is_not_waited_for(tmp_path):
+    given_up = threading.Event()
+
     def reply(_, number):
-        time.sleep(2 * (number == 1))
+        if number == 1:
+            given_up.wait()
         return verdict()
 
     pairs = write_pairs(tmp_path, 3, 1)
     with judge_server(reply) as server:
-        with pytest.raises(EngineDied, match=r"does not answer in time \(filters\.judge\.timeout=0\.5 seconds\)"):
-            judge_pairs(config(server, concurrency=1, max_retries=0, timeout=0.5), pairs, tmp_path, 0)
+        try:
+            with pytest.raises(EngineDied, match=r"does not answer in time \(filters\.judge\.timeout=2 seconds\)"):
+                judge_pairs(config(server, concurrency=1, max_retries=0, timeout=2), pairs, tmp_path, 0)
+        finally:
+            given_up.set()
         figures = judge_pairs(config(server, concurrency=1, max_retries=0), pairs, tmp_path, 0)
     assert (figures["judged"], figures["failed"], len(server.requests)) == (3, {}, 4)
 

@@ -13,11 +13,11 @@ from ipt.synthesis.engines.keeper import MARK, Keeper
 RUN = """
 import subprocess, time
 from ipt.synthesis.engines.keeper import Keeper
-before = subprocess.Popen(["sleep", "60"])
+before = subprocess.Popen(["sleep", "600"])
 keeper = Keeper()
-engine = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE, text=True)
+engine = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE, text=True)
 print(before.pid, engine.pid, engine.stdout.readline().strip(), keeper.scratch, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -38,7 +38,7 @@ def test_a_killed_run_takes_its_engine_and_the_engines_children_with_it():
     assert len(engine) == 2 and all(lives(pid) for pid in (before, *engine))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while any(lives(pid) for pid in engine) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(lives(pid) for pid in engine)
@@ -51,7 +51,7 @@ def test_a_killed_run_takes_its_engine_and_the_engines_children_with_it():
 
 def test_closing_ends_what_is_left_and_takes_the_mark_back():
     keeper = Keeper()
-    engine = subprocess.Popen(["sleep", "60"])
+    engine = subprocess.Popen(["sleep", "600"])
     keeper.close()
-    assert engine.wait(timeout=10) == -signal.SIGKILL
+    assert engine.wait(timeout=120) == -signal.SIGKILL
     assert MARK not in os.environ and not Path(keeper.scratch).exists()

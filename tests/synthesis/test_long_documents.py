@@ -1,8 +1,9 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.synthesis.long_documents import fit, sentences, split, truncate
+from tests.examples import examples
 
 
 def count_characters(text):
@@ -57,7 +58,7 @@ def test_truncation_keeps_a_beginning_that_fits(text, limit):
     assert len(kept) >= min(len(text), limit - 5) // 2
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.text(alphabet=st.sampled_from("ab .\n心🫀é"), min_size=60, max_size=200), st.sampled_from(["split", "truncate"]))
 def test_real_tokens_whose_number_is_not_additive(vocabulary, text, mode):
     def count(piece):

@@ -1,8 +1,9 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.synthesis.format import STRICTER, Pair, _parse_pieces, context_text, grammar, pairs_text, parse
+from tests.examples import examples
 
 
 def test_the_published_bytes():
@@ -36,7 +37,7 @@ WRITTEN = st.lists(
 )
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(WRITTEN.map("".join))
 def test_the_fast_way_gives_what_the_rules_give(output):
     assert parse(output) == _parse_pieces(output)
@@ -54,7 +55,7 @@ PIECES = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(PIECES)
 def test_only_the_named_rules_are_stricter_than_the_published_ones(output):
     theirs, ours = published(output), parse(output)
@@ -106,7 +107,7 @@ def test_the_grammar_takes_up_to_so_many_pairs(accepts, sides):
     assert accepts(pairs_text(Pair(*side) for side in sides)) == (len(sides) <= 3)
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(WRITTEN.map("".join))
 def test_the_parser_rejects_nothing_that_the_grammar_takes(accepts, output):
     if accepts(output.strip()):

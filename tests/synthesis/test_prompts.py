@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -13,6 +13,7 @@ from ipt.synthesis.chains import Piece, run_chain
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.format import Pair, pairs_text, parse
 from ipt.synthesis.prompts import IptFormat, Prompt, Vocabulary
+from tests.examples import examples
 
 DOCUMENTS = ["The heart pumps blood.", "心臓は血液を送り出す。\n\nΗ καρδιά  \t", "A <b>tag</b>, an emoji 🫀 and <|im_end|> spelt out."]
 OUTPUTS = ["<QUE> What pumps blood? <ANS> The heart </END>\n\n<QUE> Où? <ANS> Là — 心臓 🫀 </END>", "<QUE> B? <ANS> c </END>", "nothing"]
@@ -143,7 +144,7 @@ def test_no_space_slips_in_with_tokenizers_that_add_one(rejected):
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(document=TEXT, output=st.lists(st.sampled_from(["<QUE>", "<ANS>", "</END>", " word", "🫀", "\n\n", " "]), max_size=20).map("".join))
 def test_any_output_gives_a_published_prompt(vocabulary, tokenizer, document, output):
     prompts, rounds = prompts_of_chain(vocabulary, [document, "next"], [output, ""])

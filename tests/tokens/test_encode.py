@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.config import TokensConfig
@@ -11,6 +11,7 @@ from ipt.tokens import encode as encode_module
 from ipt.tokens.encode import Encoder, begins_with_bos, encoding_of, tokenizer_fingerprint
 from ipt.tokens.shards import EncodedDocument
 from ipt.tokens.store import TokenStore, write_store
+from tests.examples import examples
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 SPECIAL = ["", " ", "\n\n", "<|im_end|>", "a<|endoftext|>b", "  two  spaces", "e\u0301", "\u0000", "🫀" * 3]
@@ -29,7 +30,7 @@ def encoders(tokenizer) -> dict[tuple[bool, bool], Encoder]:
     return {(bos, eos): Encoder(encoding_of(tokenizer, TokensConfig(bos=bos, eos=eos))) for bos, eos in rules}
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(texts=TEXTS, bos=st.booleans(), eos=st.booleans(), shard_tokens=st.integers(1, 60))
 def test_any_documents_are_what_each_is_alone(tokenizer, encoders, tmp_path_factory, texts, bos, eos, shard_tokens):
     folder = tmp_path_factory.mktemp("store")

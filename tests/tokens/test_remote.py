@@ -245,7 +245,7 @@ def test_what_another_process_has_open_stays(small):
     opened, done = context.Event(), context.Event()
     process = context.Process(target=_hold, args=(small, "a", opened, done))
     process.start()
-    assert opened.wait(60)
+    assert opened.wait(300)
     for name in "bcdef":
         put(small, name)
     assert {name[0] for name in cached(small.folder)} == set("aef")
@@ -258,7 +258,7 @@ def test_what_another_process_has_open_stays(small):
 def _hold(cache, name, opened, done) -> None:
     held = put(cache, name)
     opened.set()
-    done.wait(60)
+    done.wait(300)
     assert held[0] == ord(name)
 
 
@@ -303,5 +303,5 @@ def test_a_forked_process_can_copy_too(folder):
 
 
 def _read(store, start, results) -> None:
-    start.wait(60)
+    start.wait(300)
     results.put(all_tokens(store if isinstance(store, TokenStore) else TokenStore.open(store)))

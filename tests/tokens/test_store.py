@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokens_cases import write
 
@@ -12,11 +12,12 @@ from ipt.tokens import folders as folders_module
 from ipt.tokens import store as store_module
 from ipt.tokens.shards import EncodedDocument, Origin, ShardWriter
 from ipt.tokens.store import TokenStore, write_store
+from tests.examples import examples
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=20), max_size=12)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(documents=DOCUMENTS, shard_tokens=st.integers(1, 40))
 def test_every_document_comes_back_from_any_number_of_shards(tmp_path_factory, documents, shard_tokens):
     store = TokenStore(write(tmp_path_factory.mktemp("store"), documents, shard_tokens))
@@ -32,7 +33,7 @@ def test_every_document_comes_back_from_any_number_of_shards(tmp_path_factory, d
             store.tokens(absent)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(documents=DOCUMENTS, shard_tokens=st.integers(1, 40), data=st.data())
 def test_positions_are_the_sums_of_lengths(tmp_path_factory, documents, shard_tokens, data):
     store = TokenStore(write(tmp_path_factory.mktemp("store"), documents, shard_tokens))

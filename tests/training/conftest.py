@@ -1,8 +1,11 @@
+import json
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from torch import distributed
 
 from ipt.config import Config
 from ipt.tokens.store import EncodedDocument, write_store
@@ -22,15 +25,17 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="session")
-def stores(tmp_path_factory):
+def stores(made_once):
     """Two stores of short random documents over a few hundred tokens, so that a tiny model learns something in six steps."""
-    random = np.random.default_rng(0)
-    folders = {}
-    for source in ("raw", "instruction"):
-        folders[source] = tmp_path_factory.mktemp(source)
-        documents = [EncodedDocument(random.integers(100, 300, random.integers(10, 50)).astype(np.uint32)) for _ in range(60)]
-        write_store(folders[source], documents, "f", 10_000)
-    return folders
+
+    def write(folder: Path) -> None:
+        random = np.random.default_rng(0)
+        for source in ("raw", "instruction"):
+            documents = [EncodedDocument(random.integers(100, 300, random.integers(10, 50)).astype(np.uint32)) for _ in range(60)]
+            write_store(folder / source, documents, "f", 10_000)
+
+    folder = made_once("stores", write)
+    return {source: folder / source for source in ("raw", "instruction")}
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +45,35 @@ def make_config(tiny_model):
         return OmegaConf.to_object(merged)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group_is_left():
+    """A training under FSDP leaves its process group, which another test could not set up again."""
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+class Clock:
+    """Replaces the clock of step metrics: one second passes at each reading, and more only where a test calls `advance`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    replacement = Clock()
+    monkeypatch.setattr("ipt.training.callbacks.time", replacement)
+    return replacement
 
 
 @pytest.fixture(scope="session")
@@ -58,21 +92,48 @@ def two_ranks(make_config):
 
 
 @pytest.fixture(scope="session")
-def runs_of_two(stores, two_ranks, tmp_path_factory):
-    """Two runs of the same two processes under FSDP2: a whole one, and one that stops, since one of them gets SIGTERM after step 3."""
-    folder = tmp_path_factory.mktemp("run")
-    whole, stopped = folder / "two", folder / "stopped"
-    jobs = write_job(two_ranks, stores, whole) + write_job(two_ranks, stores, stopped, (3, 1, signal.SIGTERM))[1:]
-    result = run_torchrun(jobs)
-    assert f"exitcode  : {EXIT_CODE}" in result.stderr
-    return whole, stopped
+def tasks(made_once):
+    """Tasks of each kind that a live model answers: options in one row, documents, and generated text."""
+    folder = made_once("tasks", _write_tasks)
+    return [str(folder / f"{name}.yaml") for name in ("choices", "texts", "answers")]
+
+
+def _write_tasks(folder: Path) -> None:
+    texts = ["The heart pumps blood through the body", "A femur is a long bone", "Nerves carry signals"]
+    options = [" of the child", " and", " at night"]
+    choices = [{"prompt": text, "options": options[number:] + options[:number], "gold": 0} for number, text in enumerate(texts * 3)]
+    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": f"{text}. " * 5}) + "\n" for text in texts))
+    (folder / "choices.yaml").write_text("kind: choice\ndata: choices.jsonl\n")
+    (folder / "texts.yaml").write_text("kind: perplexity\ndata: texts.jsonl\n")
+    (folder / "answers.yaml").write_text("kind: generation\ndata: texts.jsonl\nprompt: '{{ text }}'\nanswer: bone\nmax_new_tokens: 4\n")
+
+
+@pytest.fixture(scope="session")
+def during(tasks):
+    """Settings of a run that is scored after every second step."""
+    return ["evaluation.during_training.steps=2", f"evaluation.during_training.tasks=[{','.join(tasks)}]"]
+
+
+@pytest.fixture(scope="session")
+def runs_of_two(stores, two_ranks, make_config, during, made_once):
+    """Three runs of the same two processes under FSDP2: a whole one, one that is scored on the way, and one that stops because one
+    of the processes gets SIGTERM after step 3."""
+
+    def run(folder: Path) -> None:
+        scored = make_config("trainer.devices=2", "trainer.micro_batch_size=1", *during)
+        jobs = write_job(two_ranks, stores, folder / "two") + write_job(scored, stores, folder / "scored")[1:]
+        result = run_torchrun(jobs + write_job(two_ranks, stores, folder / "stopped", (3, 1, signal.SIGTERM))[1:])
+        assert f"exitcode  : {EXIT_CODE}" in result.stderr, result.stderr
+
+    return made_once("two", run)
 
 
 @pytest.fixture(scope="session")
 def uninterrupted_two(runs_of_two):
-    return runs_of_two[0]
+    return runs_of_two / "two"
 
 
 @pytest.fixture(scope="session")
 def stopped_two(runs_of_two):
-    return runs_of_two[1]
+    return runs_of_two / "stopped"

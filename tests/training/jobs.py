@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -65,7 +68,16 @@ def write_job(config: Config, stores: dict, output: Path, signal: tuple | None =
 
 def run_torchrun(arguments: list[str], processes: int = 2) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=500)
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that no other process is given meanwhile: it is bound here, but nothing listens, so a server may still take it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("localhost", 0))
+        yield held.getsockname()[1]
 
 
 def read_metrics(output: Path) -> list[dict]:

@@ -1,9 +1,7 @@
 """Runs that are scored on the way, against the same runs left alone, and their scores against those of what they export."""
 
 import csv
-import json
 import signal
-import time
 
 import pytest
 import torch
@@ -17,31 +15,10 @@ from ipt.training.module import PretrainingModule
 from ipt.training.run import train
 from ipt.training.state import random_state
 from ipt.training.stop import Stopped
-from tests.training.jobs import assert_same_steps, read_metrics, run_torchrun, write_job
+from tests.training.jobs import assert_same_steps, read_metrics
 from tests.training.ranks import batch_of
 
 SCORED = [2, 4, 6]
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    """Tasks of each kind that a live model answers: options in one row, documents, and generated text."""
-    folder = tmp_path_factory.mktemp("tasks")
-    texts = ["The heart pumps blood through the body", "A femur is a long bone", "Nerves carry signals"]
-    options = [" of the child", " and", " at night"]
-    choices = [{"prompt": text, "options": options[number:] + options[:number], "gold": 0} for number, text in enumerate(texts * 3)]
-    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
-    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": f"{text}. " * 5}) + "\n" for text in texts))
-    (folder / "choices.yaml").write_text("kind: choice\ndata: choices.jsonl\n")
-    (folder / "texts.yaml").write_text("kind: perplexity\ndata: texts.jsonl\n")
-    (folder / "answers.yaml").write_text("kind: generation\ndata: texts.jsonl\nprompt: '{{ text }}'\nanswer: bone\nmax_new_tokens: 4\n")
-    return [str(folder / f"{name}.yaml") for name in ("choices", "texts", "answers")]
-
-
-@pytest.fixture(scope="module")
-def during(tasks):
-    """What asks for scores at every second step."""
-    return ["evaluation.during_training.steps=2", f"evaluation.during_training.tasks=[{','.join(tasks)}]"]
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +30,9 @@ def scored(stores, make_config, during, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scored_two(stores, two_ranks, make_config, during, tmp_path_factory):
+def scored_two(runs_of_two):
     """The run of `uninterrupted_two`, scored on the way."""
-    output = tmp_path_factory.mktemp("scored") / "two"
-    config = make_config("trainer.devices=2", "trainer.micro_batch_size=1", *during)
-    result = run_torchrun(write_job(config, stores, output))
-    assert result.returncode == 0, result.stderr
-    return output
+    return runs_of_two / "scored"
 
 
 def train_scored(config, stores, output):
@@ -163,9 +136,9 @@ def state_of(module):
     return modes, forwards, module.model.config._attn_implementation, random_state()
 
 
-def test_time_for_scores_counts_for_no_step_and_loggers_get_all_of_them(stores, make_config, tmp_path):
+def test_time_for_scores_counts_for_no_step_and_loggers_get_all_of_them(stores, make_config, tmp_path, clock):
     def slow(module, step):
-        time.sleep(1)
+        clock.advance(1000)
         return {"eval/pause/one": 1.0}
 
     config = make_config("trainer.max_steps=3", "trainer.log_every=2")
@@ -174,8 +147,9 @@ def test_time_for_scores_counts_for_no_step_and_loggers_get_all_of_them(stores, 
     with next(tmp_path.glob("logged/*/metrics.csv")).open() as file:
         assert [row["eval/pause/one"] for row in csv.DictReader(file)] == ["1.0"] * 3
     assert all(step["eval/pause/one"] == 1.0 for step in steps)
-    assert all(step["tokens_per_second"] > 128 for step in steps[1:])  # 128 tokens a step, which takes much less than the pause
-    assert all(step["data_wait"] < 0.9 for step in steps[1:])
+    for step in steps:
+        seconds = 128 / step["tokens_per_second"]  # 128 tokens a step; a second for each reading of the clock
+        assert 0 < step["data_wait"] * seconds < seconds < 10
 
 
 def test_late_scores_are_averaged(scored):

@@ -20,10 +20,6 @@ from ipt.training.run import train
 IDS = torch.arange(100, 140)[None]
 
 
-def _logits(folder) -> torch.Tensor:
-    return load_model(str(folder), torch.float32)(IDS).logits
-
-
 def test_the_export_is_the_trained_model(uninterrupted, tiny_model):
     output, _ = uninterrupted
     start, weights = load_model(tiny_model, torch.float32), load_file(output / "export" / "model.safetensors")
@@ -31,7 +27,10 @@ def test_the_export_is_the_trained_model(uninterrupted, tiny_model):
     (checkpoint,) = whole_checkpoints(output / "checkpoints")
     start.load_state_dict(read_whole_tensors(checkpoint, "model.", torch.float32), strict=False)
     start.tie_weights()
-    torch.testing.assert_close(_logits(output / "export"), start(IDS).logits, rtol=0, atol=0)
+    exported = load_model(str(output / "export"), torch.float32)
+    assert exported.state_dict().keys() == start.state_dict().keys()
+    assert all(torch.equal(value, start.state_dict()[name]) for name, value in exported.state_dict().items())
+    torch.testing.assert_close(exported(IDS).logits, start(IDS).logits)  # not to the bit: how weights lie in memory may change a sum
     assert load_tokenizer(str(output / "export"))("a heart")["input_ids"] == load_tokenizer(tiny_model)("a heart")["input_ids"]
 
 
@@ -83,7 +82,7 @@ def test_lora_is_merged_and_written_apart(quantize, stores, make_config, tmp_pat
     from peft import PeftModel
     from peft.utils.integrations import dequantize_module_weight
 
-    config = make_config("lora.rank=2", f"lora.quantize={quantize}", "optimizer.lr=1e-1")
+    config = make_config("lora.rank=2", f"lora.quantize={quantize}", "optimizer.lr=1e-2")
     train(config, stores, tmp_path / "run")
     export_checkpoint(tmp_path / "run", tmp_path / "export")
     merged = load_file(tmp_path / "export" / "model.safetensors")
@@ -96,10 +95,13 @@ def test_lora_is_merged_and_written_apart(quantize, stores, make_config, tmp_pat
     for name, part in base.named_modules():
         if hasattr(part, "base_layer"):
             start.get_submodule(name).weight.data = dequantize_module_weight(part.base_layer).detach().float()
-    apart = PeftModel.from_pretrained(start, tmp_path / "export" / "adapter")
-    torch.testing.assert_close(_logits(tmp_path / "export"), apart(IDS).logits, rtol=0, atol=1e-5)
-    plain = load_model(tiny_model, torch.float32)(IDS).logits
-    assert (plain - apart(IDS).logits).abs().max() > 1e-2
+    # In float64 the kernels of the CPU play no part: what differs is that each merged weight was rounded to float32, a few times.
+    rounding = 100 * torch.finfo(torch.float32).eps
+    apart = PeftModel.from_pretrained(start, tmp_path / "export" / "adapter").double()(IDS).logits
+    together = load_model(str(tmp_path / "export"), torch.float32).double()(IDS).logits
+    torch.testing.assert_close(together, apart, rtol=0, atol=rounding * apart.abs().max().item())
+    plain = load_model(tiny_model, torch.float32).double()(IDS).logits
+    assert (plain - apart).abs().max() > 1e-2
     assert "quantization_config" not in json.loads((tmp_path / "export" / "config.json").read_text())
 
 

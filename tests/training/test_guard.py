@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -13,6 +13,7 @@ from ipt.config import OptimizerConfig
 from ipt.training.guard import LEAST, NORMAL, PATIENCE, WINDOW, StepGuard
 from ipt.training.optimization import build_optimizer
 from ipt.training.run import train
+from tests.examples import examples
 from tests.training.jobs import read_metrics
 
 
@@ -42,7 +43,7 @@ def _expected(losses, norms, limit: float) -> list[bool]:
     return skips
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 2**31), st.floats(3, 10), st.floats(0, 0.1))
 def test_as_a_plain_computation_says(seed, limit, share):
     random = np.random.default_rng(seed)

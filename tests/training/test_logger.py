@@ -33,7 +33,7 @@ def test_pairs_and_their_figures_are_in_wandb(pairs, tmp_path):
     logger.close()
     (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    inspected = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    inspected = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     for entry in ("synthesis/grounded_rate", "synthesis/judge/accuracy", "synthesis/pairs"):
         assert entry in inspected
     assert "synthesis/frames" not in inspected and "synthesis/histograms" not in inspected
@@ -51,5 +51,5 @@ def test_without_it_nothing_is_imported():
         "build_loggers(Config(), 'training', Path(), None);"
         "print([name for name in sys.modules if name.partition('.')[0] in ('wandb', 'wandb_workspaces')])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert result.stdout.strip() == "[]"

@@ -16,7 +16,7 @@ def _codes(model) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("quantize", "kind"), [("4bit", "Linear4bit"), ("8bit", "Linear8bitLt"), (None, "Linear")])
 def test_a_step_trains_lora_layers_and_moves_nothing_else(quantize, kind, make_config):
-    config = make_config("lora.rank=2", "optimizer.lr=1e-2")
+    config = make_config("lora.rank=2", "optimizer.lr=3e-3")  # the loss falls at each step, without swinging
     config.lora.quantize = quantize
     model = build_model(config)
     assert type(model.get_base_model().model.layers[0].mlp.up_proj.base_layer).__name__ == kind
@@ -30,6 +30,7 @@ def test_a_step_trains_lora_layers_and_moves_nothing_else(quantize, kind, make_c
         optimizer.step()
         optimizer.zero_grad()
         values.append(value.item())
+    assert values == sorted(values, reverse=True)
     assert values[-1] < values[0] - 0.05
     for name, parameter in model.named_parameters():
         if is_lora(name):

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -13,6 +13,7 @@ from ipt.config import Config, OptimizerConfig, ScheduleConfig
 from ipt.training.check import check_training
 from ipt.training.optimization import build_optimizer, learning_rate_factor, parameter_groups, warmup_steps
 from ipt.training.optimizers import AdamW, _cut, orthogonalised, round_stochastically
+from tests.examples import examples
 
 
 def _trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -> list[torch.Tensor]:
@@ -94,7 +95,7 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw():
     assert _difference([one.weight], [other.weight], [start]) < 0.02  # products in bf16, in another order
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
 def test_rounding_goes_to_a_neighbour_and_keeps_what_bf16_has(numbers):
     values = torch.tensor(numbers)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,24 +18,24 @@ from ipt.training.callbacks import StepMetrics
 from ipt.training.checkpoint import read_facts, whole_checkpoints
 from ipt.training.run import train
 from ipt.training.stop import EXIT_CODE, Stopped
-from tests.training.jobs import assert_same_steps, copy_run, read_metrics, run_torchrun, write_job
+from tests.training.jobs import assert_same_steps, copy_run, read_metrics, reserved_port, run_torchrun, write_job
 
 
 @pytest.fixture
 def signal_after(monkeypatch):
     """Send this process a signal after a step of its training."""
+    return partial(_signal_after, monkeypatch)
 
-    def arm(step: int, number: signal.Signals) -> None:
-        tell = StepMetrics.on_train_batch_end
 
-        def signalling(self, trainer, *arguments):
-            tell(self, trainer, *arguments)
-            if trainer.global_step == step:
-                os.kill(os.getpid(), number)
+def _signal_after(patches: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
+    tell = StepMetrics.on_train_batch_end
 
-        monkeypatch.setattr(StepMetrics, "on_train_batch_end", signalling)
+    def signalling(self, trainer, *arguments):
+        tell(self, trainer, *arguments)
+        if trainer.global_step == step:
+            os.kill(os.getpid(), number)
 
-    return arm
+    patches.setattr(StepMetrics, "on_train_batch_end", signalling)
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +67,14 @@ def test_two_go_on_as_two(stopped_two, uninterrupted_two, stores, two_ranks, tmp
     """Started as `srun` starts them, with a process for each task and no torchrun."""
     output = copy_run(stopped_two, tmp_path / "run")
     job = write_job(two_ranks, stores, output)
-    port = str(20_000 + os.getpid() % 20_000)
     tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0"}
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, *job], env={**os.environ, **tasks, **address, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
-        for rank in "01"
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    address = {"MASTER_ADDR": "localhost", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"}
+    with reserved_port() as port:
+        environment = {**os.environ, **tasks, **address, "MASTER_PORT": str(port)}
+        processes = [
+            subprocess.Popen([sys.executable, *job], env={**environment, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"
+        ]
+        assert [process.wait(timeout=500) for process in processes] == [0, 0]
     assert_same_steps(output, uninterrupted_two)
     assert _same_weights(output, uninterrupted_two)
 
@@ -85,14 +86,45 @@ def test_two_go_on_as_one(stopped_two, uninterrupted, stores, make_config, tmp_p
     assert read_facts(output / "checkpoints" / "step-00000006")["processes"] == 1
 
 
-def test_two_copies_go_on_as_two_and_as_one(stores, make_config, tmp_path):
+@pytest.fixture(scope="module")
+def requeued(stores, make_config, tmp_path_factory):
+    """A run of one process that SLURM's signal before the time is up has ended after step 3, and what was asked of SLURM then."""
+    folder = tmp_path_factory.mktemp("requeued")
+    output, record, scontrol = folder / "run", folder / "record", folder / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {record}\n')
+    scontrol.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+        patches.setenv("SLURM_JOB_ID", "17")
+        _signal_after(patches, 3, signal.SIGUSR1)
+        with pytest.raises(Stopped) as stopped:
+            train(make_config("trainer.checkpoint_steps=null"), stores, output)
+    assert stopped.value.code == EXIT_CODE
+    return output, record
+
+
+@pytest.fixture(scope="module")
+def of_two_copies(make_config):
     """HSDP: each process has all weights, and one of the two writes each."""
-    config = make_config("trainer.devices=2", "trainer.micro_batch_size=1", "trainer.replicas=2", "trainer.keep_every=4")
-    whole, again, one = (tmp_path / name for name in ("whole", "again", "one"))
-    stopped = write_job(config, stores, again, (3, 1, signal.SIGTERM))
-    result = run_torchrun(write_job(config, stores, whole) + stopped[1:] + write_job(config, stores, again)[1:])
+    return make_config("trainer.devices=2", "trainer.micro_batch_size=1", "trainer.replicas=2", "trainer.keep_every=4")
+
+
+@pytest.fixture(scope="module")
+def resumed_by_two(requeued, of_two_copies, stores, two_ranks, tmp_path_factory):
+    """A folder of what the same two processes ran: two copies of a model, whole and stopped and gone on with; a run of one process."""
+    folder = tmp_path_factory.mktemp("resumed")
+    spread = copy_run(requeued[0], folder / "spread")
+    stopped = write_job(of_two_copies, stores, folder / "again", (3, 1, signal.SIGTERM))[1:]
+    jobs = write_job(of_two_copies, stores, folder / "whole") + stopped + write_job(of_two_copies, stores, folder / "again")[1:]
+    result = run_torchrun(jobs + write_job(two_ranks, stores, spread)[1:])
     assert result.returncode == 0, result.stderr
     assert "going on from step 4" in result.stderr
+    return folder
+
+
+def test_two_copies_go_on_as_two_and_as_one(resumed_by_two, stores, make_config, tmp_path):
+    whole, again, one = resumed_by_two / "whole", resumed_by_two / "again", tmp_path / "one"
     assert_same_steps(again, whole)
     assert _same_weights(again, whole)
     checkpoint = again / "checkpoints" / "step-00000004"
@@ -103,35 +135,22 @@ def test_two_copies_go_on_as_two_and_as_one(stores, make_config, tmp_path):
     assert written == pytest.approx(summary["parameters"] * (4 + 8), rel=0.01)  # weights and two moments, once
 
 
-def test_one_goes_on_as_one_and_as_two(uninterrupted, stores, make_config, two_ranks, signal_after, monkeypatch, tmp_path):
+def test_one_goes_on_as_one_and_as_two(requeued, resumed_by_two, uninterrupted, stores, make_config, tmp_path):
     """SLURM's signal before the time is up: saved, and back in the queue."""
-    output, record = tmp_path / "run", tmp_path / "requeued"
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {record}\n')
-    scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    with monkeypatch.context() as patches:
-        signal_after(3, signal.SIGUSR1)
-        with pytest.raises(Stopped) as stopped:
-            train(make_config("trainer.checkpoint_steps=null"), stores, output)
-        patches.undo()
-    assert stopped.value.code == EXIT_CODE
+    stopped, record = requeued
     assert record.read_text() == "requeue 17\n"
-    assert [path.name for path in whole_checkpoints(output / "checkpoints")] == ["step-00000003"]
-    spread = copy_run(output, tmp_path / "spread")
+    assert [path.name for path in whole_checkpoints(stopped / "checkpoints")] == ["step-00000003"]
+    output = copy_run(stopped, tmp_path / "run")
     train(make_config(), stores, output)
     assert_same_steps(output, uninterrupted[0])
     assert _same_weights(output, uninterrupted[0])
-    assert run_torchrun(write_job(two_ranks, stores, spread)).returncode == 0
-    assert_same_steps(spread, uninterrupted[0], tolerance=1e-3)
+    assert_same_steps(resumed_by_two / "spread", uninterrupted[0], tolerance=1e-3)
 
 
 @pytest.mark.parametrize("moment", ["any time", "while it saves"])
 def test_killed_and_run_again_equals_uninterrupted(moment, whole_forty, stores, tmp_path):
     (whole, config), killed = whole_forty, tmp_path / "killed"
-    arguments = write_job(config, stores, killed, slow_from=0 if moment == "any time" else 6)
+    arguments = write_job(config, stores, killed, slow_from=30 if moment == "any time" else 6)  # which ends no run
     wanted = "step-*" if moment == "any time" else ".step-00000006.partial/shard-*"
     process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
     while not list((killed / "checkpoints").glob(wanted)) and process.poll() is None:
