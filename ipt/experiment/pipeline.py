@@ -81,7 +81,6 @@ class Stages:
         """`work` that first makes sure of the stages it reads: what was finished before may have been damaged since."""
 
         def checked(output: Path) -> Json:
-            self.before_work()
             if rank() == 0:
                 self.check(stage for _, stage in self.done if stage.digest in inputs.values())
             return work(output)
@@ -97,6 +96,8 @@ class Stages:
 
     def _stage(self, name: str, folder: Path | None, identity: Json, work: Callable[[Path], Json], collective: bool) -> Stage:
         if self.only is None or name in self.only:
+            if find_stage(name, folder, **identity) is None:
+                self.before_work()
             return run_stage(name, folder, work, **identity, collective=collective)
         stage = find_stage(name, folder, **identity)
         if stage is None:

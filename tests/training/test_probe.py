@@ -1,5 +1,7 @@
 """The check of a model before its training: what must fail it, and what it says."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -7,6 +9,7 @@ from transformers import AttentionInterface
 
 from ipt.config import Config
 from ipt.errors import UserError
+from ipt.experiment import pipeline
 from ipt.models import load_model
 from ipt.small_copy import plain_attention, random_model, small_copies
 from ipt.training import objective, probe
@@ -195,3 +198,15 @@ def test_real_weights_are_compared_before_the_first_step(tmp_path, tiny_model, m
         probe.check_weights(module, config)
     monkeypatch.undo()
     implementation("packed")
+
+
+def test_a_command_ends_before_any_stage(tmp_path, monkeypatch):
+    """An unsupported model is an error before documents are read."""
+    config = _config(STATES["bloom"])
+    config.corpus.path = str(tmp_path / "c.jsonl")
+    config.stages_dir = str(tmp_path / "stages")
+    config.mixture.ratios = {"raw": 1.0}
+    Path(config.corpus.path).write_text('{"text": "a document"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="packed documents influence each other"):
+        pipeline.train(config)
+    assert not Path(config.stages_dir).exists()
