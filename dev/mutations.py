@@ -1,13 +1,13 @@
-"""Check that the test suite catches faults: apply small mutations to `ipt`, one at a time, and run tests.
+"""Check that the test suite catches faults: apply small mutations to `ipt` one by one, run tests.
 
-    python -m dev.mutations                   # all mutations, each with the tests that should catch it
+    python -m dev.mutations                   # all mutations, each with the tests that should fail
     python -m dev.mutations plan wilson-term  # the mutations of an area, and one by its name
     python -m dev.mutations --full            # with the whole suite instead of the chosen tests
     python -m dev.mutations --list            # where each mutation is; runs no tests
 
-The mutations are listed in dev/mutations.yaml. Each one is applied in a temporary copy of the checkout.
-It is caught if a test fails with it and passes without it. Exit code 1: a mutation survived; 2: a
-mutation could not be applied or its tests could not be run.
+The mutations are listed in dev/mutations.yaml. Each is applied in a temporary copy of the checkout.
+It is caught if a test fails with it and passes without it. Exit code 1: a mutation survived;
+2: a mutation could not be applied or its tests could not be run.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,9 +39,11 @@ from ipt.stage import parse_yaml
 ROOT = Path(__file__).resolve().parents[1]
 MUTATIONS = Path(__file__).with_suffix(".yaml")
 # The profile makes examples reproducible and sets no deadline, which a busy machine would miss.
-OPTIONS = "-x -q -p no:cacheprovider -p no:randomly --hypothesis-profile=ci"
+OPTIONS = "-q -p no:cacheprovider -p no:randomly --hypothesis-profile=ci"
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", re.MULTILINE)
 PASSED, FAILURES = 0, 1  # exit codes of pytest
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Mutation:
 
     area: str
     name: str
-    symbol: str  # the end of a dotted name: split_long, Plan.sequence, evaluation.perplexity.metrics
+    symbol: str  # the end of a dotted name: split_long, Plan.sequence, perplexity.metrics
     old: str
     new: str
     tests: str  # arguments of pytest: paths, and -k EXPRESSION
@@ -85,21 +88,37 @@ class Span(NamedTuple):
 
 def main() -> None:
     arguments = _parse_arguments()
-    outcomes = []
-    symbols = find_symbols(ROOT)
-    for mutation in arguments.mutations:
-        if arguments.list:
-            outcome = _located(mutation, symbols)
-        else:
-            outcome = run_mutation(mutation, ROOT, symbols, arguments.full)
-            console.print(f"{mutation.name}: {outcome.state} {outcome.detail}", markup=False)
-        outcomes.append(outcome)
+    if arguments.list:
+        symbols = find_symbols(ROOT)
+        outcomes = [_located(mutation, ROOT, symbols) for mutation in arguments.mutations]
+    else:
+        outcomes = run_mutations(arguments.mutations, ROOT, arguments.full)
     make_console().print(_table(outcomes))
     sys.exit(_exit_code(outcomes))
 
 
+def run_mutations(mutations: Sequence[Mutation], root: Path, full: bool = False) -> list[Outcome]:
+    """Run the tests of each mutation in a copy of the tree at `root`; with `full` the whole suite.
+
+    Tests that failed run again without any mutation, all in one process: they must pass then.
+    """
+    outcomes: list[Outcome] = []
+    symbols = find_symbols(root)
+    with _copy(root) as folder:
+        for mutation in mutations:
+            outcome = _located(mutation, folder, symbols)
+            if outcome.place is not None:
+                outcome = _run(mutation, outcome.place, folder, full)
+            console.print(f"{mutation.name}: {outcome.state} {outcome.detail}", markup=False)
+            outcomes.append(outcome)
+        return _checked_without(outcomes, folder)
+
+
 def read_mutations(path: Path) -> list[Mutation]:
-    """The mutations of a YAML file: area -> list of mutations. Raises UserError for a name that comes twice."""
+    """The mutations of a YAML file: area -> list of mutations.
+
+    Raises UserError if two have the same name.
+    """
     listed = parse_yaml(path.read_bytes(), path)
     mutations = [Mutation(area, **entry) for area, entries in listed.items() for entry in entries]
     for name, times in Counter(mutation.name for mutation in mutations).items():
@@ -121,74 +140,100 @@ def find_symbols(root: Path) -> dict[str, list[Span]]:
 
 
 def locate(mutation: Mutation, root: Path, symbols: dict[str, list[Span]]) -> Place:
-    """The line that `mutation` changes. Raises UserError unless its symbol and its fragment are there exactly once."""
+    """The line that `mutation` changes.
+
+    Raises UserError unless its symbol is in the tree once and its fragment once in the symbol.
+    """
     names = [name for name in symbols if f".{name}".endswith(f".{mutation.symbol}")]
     spans = [span for name in names for span in symbols[name]]
-    if len(spans) != 1:
-        found = f"{len(spans)} symbols of this name ({', '.join(names)})" if spans else "no such symbol"
-        raise UserError(f"mutation {mutation.name}: symbol {mutation.symbol}: {found} in ipt/, expected one")
+    subject = f"mutation {mutation.name}: symbol {mutation.symbol}"
+    if not spans:
+        raise UserError(f"{subject}: not found in ipt/")
+    if len(spans) > 1:
+        raise UserError(f"{subject}: found {len(spans)} times, expected once: {', '.join(names)}")
     path, first, last = spans[0]
-    lines = (root / path).read_text(encoding="utf-8").splitlines()
-    places = [number for number in range(first, last + 1) for _ in range(lines[number - 1].count(mutation.old))]
+    lines = (root / path).read_text(encoding="utf-8").split("\n")
+    places: list[Place] = []
+    for number in range(first, last + 1):
+        places += [Place(path, number)] * lines[number - 1].count(mutation.old)
     if len(places) != 1:
-        where = f"lines {first} to {last} of {path} ({mutation.symbol})"
-        raise UserError(f"mutation {mutation.name}: {mutation.old!r} occurs {len(places)} times in {where}, expected once")
-    return Place(path, places[0])
+        found = f"{mutation.old!r} occurs {len(places)} times in {path}:{first}-{last}"
+        raise UserError(f"{subject}: {found}, expected once")
+    return places[0]
 
 
-def apply(mutation: Mutation, place: Place, root: Path) -> None:
-    """Change the line in the tree at `root`. Raises UserError if the result is no Python."""
-    path = root / place.path
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+def mutated(source: str, mutation: Mutation, place: Place) -> str:
+    """The text of a module with the mutation. Raises UserError if it is no Python."""
+    lines = source.split("\n")
     lines[place.line - 1] = lines[place.line - 1].replace(mutation.old, mutation.new)
-    mutated = "".join(lines)
+    text = "\n".join(lines)
     try:
-        ast.parse(mutated)
+        ast.parse(text)
     except SyntaxError as error:
-        raise UserError(f"mutation {mutation.name}: {place.path}:{place.line} is no Python with it: {error}") from None
-    path.write_text(mutated, encoding="utf-8")
+        where = f"{place.path}:{place.line}"
+        raise UserError(f"mutation {mutation.name}: {where} is invalid Python: {error}") from None
+    return text
 
 
-def run_mutation(mutation: Mutation, root: Path, symbols: dict[str, list[Span]], full: bool = False) -> Outcome:
-    """Apply a mutation to a copy of the tree at `root` and run its tests there, or with `full` all tests."""
-    located = _located(mutation, symbols, root)
-    if located.place is None:
-        return located
-    tests = [] if full else shlex.split(mutation.tests)
+def _run(mutation: Mutation, place: Place, folder: Path, full: bool) -> Outcome:
+    """Run the tests of a mutation in `folder`, and leave the folder as it was."""
+    path, tests = folder / place.path, [] if full else shlex.split(mutation.tests)
+    original = path.read_text(encoding="utf-8")
     started = time.monotonic()
-    with _copy(root) as folder:
-        original = (folder / located.place.path).read_bytes()
-        try:
-            apply(mutation, located.place, folder)
-        except UserError as error:
-            return located._replace(state=State.ERROR, detail=str(error))
-        code, output = _pytest(folder, tests)
-        seconds = time.monotonic() - started
-        if code == PASSED:
-            return located._replace(state=State.SURVIVED, detail=mutation.tests, seconds=seconds)
-        failed = FAILED.search(output)
-        if code != FAILURES or failed is None:
-            detail = f"pytest exited with code {code}: {output.strip()[-300:]}"
-            return located._replace(state=State.ERROR, detail=detail, seconds=seconds)
-        (folder / located.place.path).write_bytes(original)
-        code, _ = _pytest(folder, [failed[1]])
-    if code != PASSED:
-        detail = f"{failed[1]} fails without the mutation too"
-        return located._replace(state=State.ERROR, detail=detail, seconds=seconds)
-    return located._replace(state=State.CAUGHT, detail=failed[1], seconds=seconds)
+    try:
+        _write_module(path, mutated(original, mutation, place))
+        code, output = _pytest(folder, ["-x", *tests])
+    except UserError as error:
+        return Outcome(mutation, place, State.ERROR, str(error))
+    finally:
+        _write_module(path, original)
+    seconds = time.monotonic() - started
+    failed = FAILED.search(output)
+    if code == PASSED:
+        return Outcome(mutation, place, State.SURVIVED, mutation.tests, seconds)
+    if code != FAILURES or failed is None:
+        return Outcome(mutation, place, State.ERROR, _ended(code, output), seconds)
+    return Outcome(mutation, place, State.CAUGHT, failed[1], seconds)
 
 
-def _located(mutation: Mutation, symbols: dict[str, list[Span]], root: Path = ROOT) -> Outcome:
+def _checked_without(outcomes: Sequence[Outcome], folder: Path) -> list[Outcome]:
+    """The outcomes, where a test that fails without a mutation too has caught nothing."""
+    tests = {outcome.detail for outcome in outcomes if outcome.state == State.CAUGHT}
+    if not tests:
+        return list(outcomes)
+    code, output = _pytest(folder, sorted(tests))
+    broken = {test: f"{test} fails without the mutation too" for test in FAILED.findall(output)}
+    if code not in (PASSED, FAILURES):
+        broken = dict.fromkeys(tests, f"without the mutation {_ended(code, output)}")
+    checked = []
+    for outcome in outcomes:
+        if outcome.detail in broken:
+            outcome = outcome._replace(state=State.ERROR, detail=broken[outcome.detail])
+        checked.append(outcome)
+    return checked
+
+
+def _ended(code: int, output: str) -> str:
+    return f"pytest ended with code {code}: {output.strip()[-300:]}"
+
+
+def _write_module(path: Path, text: str) -> None:
+    """Also removes the bytecode, which looks current if size and second of both texts are equal."""
+    path.write_text(text, encoding="utf-8")
+    Path(cache_from_source(str(path))).unlink(missing_ok=True)
+
+
+def _located(mutation: Mutation, root: Path, symbols: dict[str, list[Span]]) -> Outcome:
     try:
         return Outcome(mutation, locate(mutation, root, symbols), State.FOUND)
     except UserError as error:
         return Outcome(mutation, None, State.ERROR, str(error))
 
 
-def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
+def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:
     for child in ast.iter_child_nodes(node):
         name = prefix
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if isinstance(child, Definition):
             name = f"{prefix}.{child.name}"
             yield name, child
         yield from _definitions(child, name)
@@ -197,11 +242,11 @@ def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.Function
 @contextmanager
 def _copy(root: Path) -> Iterator[Path]:
     """A copy of the files that git tracks or does not ignore, as they are now."""
-    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     with tempfile.TemporaryDirectory(prefix="ipt-mutation-") as name:
         folder = Path(name).resolve()
-        for file in filter(None, listed.split("\0")):
+        for file in filter(None, listed.stdout.split("\0")):
             if (root / file).is_file():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(root / file, folder / file)
@@ -209,12 +254,11 @@ def _copy(root: Path) -> Iterator[Path]:
 
 
 def _pytest(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """Exit code and output of pytest in a copy. Bytecode is not kept: a mutated file may have the size and the second of the original."""
+    """Exit code and output of pytest in a copy."""
     command = [sys.executable, "-m", "pytest", *shlex.split(OPTIONS), *tests]
     environment = {
         **os.environ,
         "PYTHONPATH": str(folder),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }
     result = subprocess.run(
@@ -232,8 +276,9 @@ def _pytest(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
     table = Table(title="Mutations", title_justify="left")
-    for header in ("area", "mutation", "where", "change", "result", "first failing test", "seconds"):
-        table.add_column(header, overflow="fold", justify="right" if header == "seconds" else "left")
+    for header in ("area", "mutation", "where", "change", "result", "first failing test"):
+        table.add_column(header, overflow="fold")
+    table.add_column("seconds", justify="right")
     for mutation, place, state, detail, seconds in outcomes:
         where = f"{mutation.symbol} {place.path}:{place.line}" if place else mutation.symbol
         change = f"{mutation.old} → {mutation.new}"
@@ -257,11 +302,15 @@ def _parse_arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a mutation or an area; default: all")
-    parser.add_argument("--list", action="store_true", help="show where each mutation is, run no tests")
-    parser.add_argument("--full", action="store_true", help="run the whole suite for each mutation")
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="a mutation or an area; default: all")
+    add("--list", action="store_true", help="show where each mutation is, run no tests")
+    add("--full", action="store_true", help="run the whole suite for each mutation")
     arguments = parser.parse_args()
-    known = read_mutations(MUTATIONS)
+    try:
+        known = read_mutations(MUTATIONS)
+    except ValueError as error:
+        parser.error(str(error))
     for name in arguments.names:
         if not any(name in (mutation.area, mutation.name) for mutation in known):
             parser.error(f"{name}: no such mutation or area; --list shows all")
