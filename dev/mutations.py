@@ -109,7 +109,8 @@ def run_mutations(mutations: Sequence[Mutation], root: Path, full: bool = False)
             outcome = _located(mutation, folder, symbols)
             if outcome.place is not None:
                 outcome = _run(mutation, outcome.place, folder, full)
-            console.print(f"{mutation.name}: {outcome.state} {outcome.detail}", markup=False)
+            line = f"{mutation.name}: {outcome.state} {outcome.detail}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
             outcomes.append(outcome)
         return _checked_without(outcomes, folder)
 
