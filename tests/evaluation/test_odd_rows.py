@@ -31,6 +31,8 @@ ODD = [
     ("choice", {"options": ["x", ""]}, {"option": " {{ option }}"}, r"options are \[' x', ' '\]"),
     ("choice", {"options": [" x", None]}, {}, r"none empty"),
     ("choice", {"options": [" x"]}, {}, r"at least two"),
+    ("choice", {"options": "xy"}, {}, r"field options is 'xy', expected a list of texts"),
+    ("choice", {"options": [" x", 3]}, {}, r"field options is \[' x', 3\], expected a list of texts"),
     ("choice", {"options": None}, {}, r"there is no field options, which the task's key `options` names; there are"),
     ("choice", {"gold": None}, {}, r"field gold is None: the row has no right option"),
     ("choice", {"gold": ""}, {}, r"field gold is '': the row has no right option"),
