@@ -278,7 +278,7 @@ THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
 MINUS = re.compile(rf"{NO_WORD_BEFORE}[{SIGNS}](?=(?:{CURRENCY}\s?)?\.?\d)|(?<=\d)[{SIGNS}](?=\d)|−")
 # Punctuation that makes another answer of one: -5, -x, 1.5, .5, 3:1, 5%, C++, C#, A+, O-, <5.
 MEANS_SOMETHING = (
-    rf"{NO_WORD_BEFORE}-(?=(?:{CURRENCY}\s?|[^\w\s])?\.?\d|[^\W\d_](?![\w'’-])|[∞√])"
+    rf"{NO_WORD_BEFORE}-(?=(?:{CURRENCY}\s?|[^\w\s])?\.?\d|[a-zα-ω](?![\w'’-])|[∞√])"
     r"|(?<=\d)[^\w\s](?=\d)|(?<!\w)\.(?=\d)|(?<=\d)%|(?<=\w)[+#]+"
     r"|(?:(?<=\b[A-Z])|(?<=\bAB))-(?![\w-])|[<>]=?(?=[-.$]*\d)"
 )

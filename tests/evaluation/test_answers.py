@@ -258,7 +258,7 @@ DIFFERENT = """|A   .|A   |+   |.   +|-   C|C++   C#|C   C#|C++   5|-5   15|1.5 
 -x|x   −x|x   -∞|∞   -½|½   -π|π   利益は-5|利益は5"""
 SAME = """A|a.   (A)|A   The A|A   C++|c++.   −5|-5   –5|-5   +5|5   -5|(-5)   5.|5   .5|0.5   1,234|1234   50 %|50%   50\u00a0%|50%
 “Heart”|heart   ¿qué?|Qué   heart—lung|heart lung   don’t|don't   vitamin a|Vitamin A   café|cafe\u0301   हृदय।|हृदय   القلب؟|القلب
-½|1/2   1½|1 1/2   e‑mail|e-mail
+-B|B   ½|1/2   1½|1 1/2   e‑mail|e-mail
 心臓。|心臓   ２|2   ٥|5   so\u00adft|soft   STRASSE|straße   the|The"""
 
 
