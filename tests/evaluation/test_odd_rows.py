@@ -35,6 +35,8 @@ ODD = [
     ("choice", {"options": [" x", 3]}, {}, r"field options is \[' x', 3\], expected a list of texts"),
     ("choice", {"options": None}, {}, r"there is no field options, which the task's key `options` names; there are"),
     ("choice", {"gold": None}, {}, r"field gold is None: the row has no right option"),
+    ("choice", {"gold": float("nan")}, {}, r"field gold is nan: the row has no right option"),
+    ("choice", {"prompt": float("nan")}, {}, r"cannot fill its prompt: 'prompt' is undefined"),
     ("choice", {"gold": ""}, {}, r"field gold is '': the row has no right option"),
     ("choice", {"gold": []}, {}, r"field gold is \[\]"),
     ("choice", {"gold": None}, {"gold": "{{ gold }}"}, r"cannot fill its gold: 'gold' is undefined"),
