@@ -273,13 +273,13 @@ def entities_right(output: str, answer: str) -> int:
 ARTICLES = frozenset({"a", "an", "the"})
 LETTER = "\ue000"  # stands for an A that is a letter and no article
 LETTERS = re.compile(r"(?<![\w'’-])A(?=[^\w\s'’+#-]|\s*$)")  # (A), "A. the heart", "Vitamin A"
-JOINED = re.compile(r"(?<=\d)\s+(?=%)|(?<=[<>])\s+(?=[-.$]?\d)")  # 5 %, < 5
+JOINED = re.compile(r"(?<=\d)\s+(?=%)|(?<=[<>≤≥])\s+(?=[-.$]?\d)")  # 5 %, < 5
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
 MINUS = re.compile(rf"{NO_WORD_BEFORE}[{SIGNS}](?=(?:{CURRENCY}\s?)?\.?\d)|(?<=\d)[{SIGNS}](?=\d)|−")
-# Punctuation that makes another answer of one: -5, -x, 1.5, .5, 3:1, 5%, C++, C#, A+, O-, <5.
+# Punctuation that makes another answer of one: -5, -x, 1.5, .5, 3:1, 5%, C++, C#, A+, O-, x^2, <5.
 MEANS_SOMETHING = (
     rf"{NO_WORD_BEFORE}-(?=(?:{CURRENCY}\s?|[^\w\s])?\.?\d|[a-zα-ω](?![\w'’-])|[∞√])"
-    r"|(?<=\d)[^\w\s](?=\d)|(?<!\w)\.(?=\d)|(?<=\d)%|(?<=\w)[+#]+"
+    r"|(?<=\d)[^\w\s](?=\d)|(?<!\w)\.(?=\d)|(?<=\d)%|(?<=\w)[+#]+|(?<=[\w)])\^(?=[\w({-])"
     r"|(?:(?<=\b[A-Z])|(?<=\bAB))-(?![\w-])|[<>]=?(?=[-.$]*\d)"
 )
 PUNCTUATION = re.compile(rf"(?P<kept>{MEANS_SOMETHING})|(?P<other>[^\w\s]|_)")
