@@ -34,8 +34,10 @@ def test_every_file_that_decides_what_a_model_reads_is_part_of_its_identity(fold
     assert [one != other for one, other in zip(before, after, strict=True)] == [True, is_tokenizer]
 
 
-def test_the_chat_template_of_a_servers_tokenizer_decides_its_prompts(folder):
-    config = SynthesisConfig(model="served", engine="openai", tokenizer=str(folder), format="chat", prompt="faq")
+@pytest.mark.parametrize("key", ["model", "tokenizer"])
+def test_the_chat_template_of_a_servers_tokenizer_decides_its_prompts(folder, key):
+    names = {"model": "served", "tokenizer": None} | {key: str(folder)}
+    config = SynthesisConfig(engine="openai", format="chat", prompt="faq", **names)
     before = synthesis_inputs(config)
     (folder / "chat_template.jinja").write_text("changed")
     assert synthesis_inputs(config) != before
