@@ -61,6 +61,11 @@ def check_model(name: str) -> None:
         )
 
 
+# What decides how a folder's model reads and answers
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "added_tokens.json", "special_tokens_map.json", "*.model")
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "additional_chat_templates/*.jinja")
+
+
 def resolve_model(name: str, adapter: str | None = None) -> str:
     """The folder or hub name that `from_pretrained` takes; makes an embedded model at its first use.
 
@@ -95,9 +100,9 @@ def model_identity(name: str, tokenizer_only: bool = False) -> str:
     folder = Path(name)
     if not folder.exists():
         return name
-    kinds = ("tokenizer*", "vocab*", "merges*") if tokenizer_only else ("*.json", "*.safetensors", "*.bin", "tokenizer*")
+    kinds = TOKENIZER_FILES if tokenizer_only else (*TOKENIZER_FILES, *MODEL_FILES)
     paths = sorted({path for kind in kinds for path in folder.glob(kind)})
-    return hash_json({path.name: _file_identity(path) for path in paths})
+    return hash_json({str(path.relative_to(folder)): _file_identity(path) for path in paths})
 
 
 def adapter_identity(folder: str) -> str:

@@ -60,6 +60,9 @@ UNITS = {
 }
 UNIT = "|".join(UNITS)
 SIGNS = "-−–"
+# Scripts without spaces between words, and Hangul, which writes particles onto them.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+NO_WORD_BEFORE = rf"(?:(?<![^\W_])|(?<=[{UNSPACED}]))"  # where a hyphen is a sign
 CURRENCY_SIGNS = "$¢£¤¥֏؋৲৳௹฿₠-⃀"
 CURRENCY_CODES = (
     "AED|ARS|AUD|BGN|BRL|CAD|CHF|CLP|CNY|COP|CZK|DKK|EGP|EUR|GBP|HKD|HUF|IDR|ILS|INR|ISK|JPY|KES|KRW|MXN|MYR|NGN|NOK"
@@ -72,18 +75,26 @@ BEFORE = rf"(?:[-–+]|−\s?|\(\s?|{CURRENCY}\s?|(?<![A-Za-z])(?:minus|negative
 DIGITS = (
     r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)"  # 1,234,567; 12,34,567
     r"|\d{1,3}(?:(?:[ \u00a0\u2007-\u200a\u202f]\d{3})+(?:,\d+)?|(?:['’]\d{3})+)(?!\d)"  # 1 234 567,8; 1'234'567
+    r"|0,\d+(?![.,]?\d)|\d{1,3},\d{1,2}(?![.,]?\d)"  # 1,5: too few digits for thousands
     r"|\d+)(?:\.\d+)?"
 )
+# 1/2, 2 1/2; 9/11/2001 and 2018/19 are none
+FRACTION = r"(?:(?<!\d{4})(?<![.,]\d)(?<![.,]\d\d)(?<![.,]\d{3})(?:\s(?P<above>\d{1,3}))?/(?P<below>[1-9]\d{0,2})(?![\d/.,]*\d))"
 MANY_DOTS = r"\d{1,3}(?:\.\d{3}){2,}(?![\d.])(?:,\d+)?"  # 1.234.567,8: two dots are no decimal points
-EXPONENT = r"[eE](?P<e>[-−+]?\d{1,3})\b|\s?[×x*·]\s?10(?:\^|\*\*)[{(]?(?P<power>[-−+]?\d{1,3})[})]?"
+EXPONENT = r"[eE](?P<e>[-−+]?\d{1,3})\b|\s?[×x*·⋅]\s?10(?:\^|\*\*)[{(]?(?P<power>[-−+]?\d{1,3})[})]?"
+RAISED = r"\s?[×x*·⋅]\s?10(?P<raised>[⁺⁻]?[⁰¹²³⁴-⁹]{1,3})"
 NUMBER = re.compile(
     rf"(?:(?P<before>{BEFORE}{{1,8}})|(?<![A-Za-z0-9])(?<![0-9][.,]))"
-    rf"(?P<digits>{MANY_DOTS}|{DIGITS}|(?<![A-Za-z0-9.])\.\d+)(?:{EXPONENT})?"
-    rf"(?:\s?{CURRENCY})?(?:(?:\s{{0,3}}|[-‐‑])(?P<inner>{UNIT}))?"
+    rf"(?P<digits>{MANY_DOTS}|{DIGITS}|(?<![A-Za-z0-9.])\.\d+)(?:{EXPONENT}|{RAISED}|{FRACTION})?"
+    rf"(?:\s?{CURRENCY})?(?:(?:\s{{0,3}}|-(?![a-z]\b))(?P<inner>{UNIT}))?"  # a 10-K is no 10,000
     rf"(?:\s?{CURRENCY})?(?:\s?(?P<close>\)))?(?:\s{{0,3}}(?P<outer>{UNIT}))?",
     re.IGNORECASE,
 )
-GLUED = re.compile(r"(?<=[a-z]{2})(?=\d)")  # "Answer5": read where there is no other number, while Q4 is a name
+DECIMAL_COMMA = re.compile(r"0,\d+|\d{1,3},\d{1,2}")
+SIGN_PLACE = re.compile(NO_WORD_BEFORE)
+# A date, a time, a range, a version: what stands together as no single number does.
+JOINED_NUMBERS = re.compile(rf"\d[\d.,]*(?:%?\s?(?:[{SIGNS}/:]|\bto\b)\s?[-−(]?(?:{CURRENCY}\s?)?\d[\d.,]*)*")
+GLUED = re.compile(r"(?:(?<=[a-z]{2})|(?<=\bFY))(?=\d)")  # "Answer5": read where there is no other number, while Q4 is a name
 RELATIVE = Decimal("0.005")  # rounding to three digits changes a number by no more
 
 
@@ -91,7 +102,7 @@ class Number(NamedTuple):
     """A number as it is written."""
 
     value: Decimal  # without its unit
-    step: Decimal  # what its last digit stands for
+    step: Decimal  # what its last digit stands for; 0 for a fraction
     unit: Decimal | None  # what a percent sign or a word such as million makes of 1; None: nothing of the kind is said
 
 
@@ -101,27 +112,34 @@ def first_number(text: str) -> Number | None:
     >>> first_number("a loss of US$-1,234.5 million").value
     Decimal('-1234.5')
     """
-    text = in_ascii(text)
-    found = NUMBER.search(text) or NUMBER.search(GLUED.sub(" ", text))
+    found = _search(text)
     if found is None:
         return None
-    before, follows_word = found["before"] or "", re.match(r"\w", text[found.start() - 1 : found.start()]) is not None
+    before, follows_word = found["before"] or "", SIGN_PLACE.match(found.string, found.start()) is None
     minus = re.search(f"[{SIGNS}]|minus|negative", before, re.IGNORECASE) is not None
     negative = (minus and not follows_word) or ("(" in before and found["close"] is not None)  # FY-18, 2018-19: no sign
     digits = _digits(found)
-    return Number(
-        -digits if negative else digits, Decimal(1).scaleb(int(digits.as_tuple().exponent)), _unit(found["inner"] or found["outer"])
-    )
+    step = Decimal(0) if found["below"] else Decimal(1).scaleb(int(digits.as_tuple().exponent))
+    return Number(-digits if negative else digits, step, _unit(found["inner"] or found["outer"]))
+
+
+def _search(text: str) -> re.Match[str] | None:
+    text = in_ascii(text)
+    return NUMBER.search(text) or NUMBER.search(GLUED.sub(" ", text))
 
 
 def _digits(found: re.Match[str]) -> Decimal:
     digits = found["digits"]
     if digits.count(".") > 1:
         digits = digits.replace(".", "").replace(",", ".")
-    elif re.search(r"\s", digits):
+    elif re.search(r"\s", digits) or DECIMAL_COMMA.fullmatch(digits):
         digits = digits.replace(",", ".")
-    exponent = (found["e"] or found["power"] or "0").replace("−", "-")
-    return Decimal(re.sub(r"[^\d.]", "", digits) + "e" + exponent)
+    exponent = unicodedata.normalize("NFKC", found["e"] or found["power"] or found["raised"] or "0").replace("−", "-")
+    number = Decimal(re.sub(r"[^\d.]", "", digits) + "e" + exponent)
+    if not found["below"]:
+        return number
+    below = Decimal(found["below"])
+    return number / below if found["above"] is None else number + Decimal(found["above"]) / below
 
 
 def _unit(said: str | None) -> Decimal | None:
@@ -130,13 +148,16 @@ def _unit(said: str | None) -> Decimal | None:
     return next(factor for names, factor in UNITS.items() if re.fullmatch(names.replace(r"\b", ""), said, re.IGNORECASE))
 
 
-SAME = {"٫": ".", "٬": ",", "٪": "%"}  # Arabic signs within numbers
+# Arabic signs within numbers, hyphens, and the slash of ½
+SAME = {"٫": ".", "٬": ",", "٪": "%", "‐": "-", "‑": "-", "﹣": "-", "⁄": "/"}
+FRACTION_SIGNS = "¼-¾⅐-⅞↉"
 
 
 def in_ascii(text: str) -> str:
     """The text with digits of all scripts as 0 to 9, letters and signs of full width as usual ones, and no invisible marks."""
     if text.isascii():
         return text
+    text = re.sub(rf"(?<=\d)(?=[{FRACTION_SIGNS}])", " ", text)  # 1½
     return "".join(map(_in_ascii, unicodedata.normalize("NFC", text)))
 
 
@@ -146,6 +167,8 @@ def _in_ascii(char: str) -> str:
         return SAME.get(char) or str(unicodedata.decimal(char))
     if unicodedata.category(char) == "Cf":  # soft hyphens, joiners, marks of direction
         return ""
+    if re.match(f"[{FRACTION_SIGNS}]", char):
+        return unicodedata.normalize("NFKC", char).replace("⁄", "/")
     return unicodedata.normalize("NFKC", char) if "\uff00" < char < "\uffef" else char
 
 
@@ -154,8 +177,11 @@ def number_right(output: str, answer: str) -> bool:
 
     It may be rounded as the answer is, or to three digits (0.5%); a whole answer without a unit is exact. Where only one of the two
     says its unit, the other may have left it out (4.2 or 0.042 for 4.2%; 12.6 for $12.6 million). An answer without any number is
-    compared as text.
+    compared as text. A date, a time or a range is right if the output's first one is the same.
     """
+    several = _joined(answer)
+    if several:
+        return _joined(output) == several
     gold, found = first_number(answer), first_number(output)
     if gold is None:
         return exact_match(output, answer)
@@ -166,6 +192,18 @@ def number_right(output: str, answer: str) -> bool:
     if found.unit is None or gold.unit is None:
         readings.append((one, one))
     return any(_close(found.value * unit, gold, gold_unit) for unit, gold_unit in readings)
+
+
+def _joined(text: str) -> str:
+    """The first number of a text with what is joined to it; "" if that is a number by itself."""
+    found = _search(text)
+    if found is None:
+        return ""
+    joined = JOINED_NUMBERS.match(found.string, found.start("digits"))
+    if joined is None or found.start("digits") + len(joined[0].rstrip(".,")) <= found.end():
+        return ""
+    before = "-" if re.search(f"[{SIGNS}]", found["before"] or "") else ""
+    return before + re.sub(rf"to|[{SIGNS}]", "-", re.sub(r"\s", "", joined[0]).rstrip(".,"))
 
 
 def _close(value: Decimal, gold: Number, unit: Decimal) -> bool:
@@ -235,21 +273,18 @@ def entities_right(output: str, answer: str) -> int:
 ARTICLES = frozenset({"a", "an", "the"})
 LETTER = "\ue000"  # stands for an A that is a letter and no article
 LETTERS = re.compile(r"(?<![\w'’-])A(?=[^\w\s'’+#-]|\s*$)")  # (A), "A. the heart", "Vitamin A"
-JOINED = re.compile(r"(?<=\d)\s+(?=%)|(?<=[<>])\s+(?=[-.$]?\d)")  # 5 %, < 5
+JOINED = re.compile(r"(?<=\d)\s+(?=%)|(?<=[<>≤≥])\s+(?=[-.$]?\d)")  # 5 %, < 5
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
-MINUS = re.compile(rf"(?<![^\W_])[{SIGNS}](?=(?:{CURRENCY}\s?)?\.?\d)|(?<=\d)[{SIGNS}](?=\d)|−")
-# Punctuation that makes another answer of one: -5, 1.5, .5, 3:1, 5%, C++, C#, A+, O-, <5.
+MINUS = re.compile(rf"{NO_WORD_BEFORE}[{SIGNS}](?=(?:{CURRENCY}\s?)?\.?\d)|(?<=\d)[{SIGNS}](?=\d)|−")
+# Punctuation that makes another answer of one: -5, -x, 1.5, .5, 3:1, 5%, C++, C#, A+, O-, x^2, <5.
 MEANS_SOMETHING = (
-    rf"(?<![^\W_])-(?=(?:{CURRENCY}\s?|[^\w\s])?\.?\d)"
-    r"|(?<=\d)[^\w\s](?=\d)|(?<!\w)\.(?=\d)|(?<=\d)%|(?<=\w)[+#]+"
+    rf"{NO_WORD_BEFORE}-(?=(?:{CURRENCY}\s?|[^\w\s])?\.?\d|[a-zα-ω](?![\w'’-])|[∞√])"
+    r"|(?<=\d)[^\w\s](?=\d)|(?<!\w)\.(?=\d)|(?<=\d)%|(?<=\w)[+#]+|(?<=[\w)])\^(?=[\w({-])"
     r"|(?:(?<=\b[A-Z])|(?<=\bAB))-(?![\w-])|[<>]=?(?=[-.$]*\d)"
 )
 PUNCTUATION = re.compile(rf"(?P<kept>{MEANS_SOMETHING})|(?P<other>[^\w\s]|_)")
 INSIDE_WORDS = frozenset("’‘‛ʼ‐‑·‧′″…")  # deleted as ASCII punctuation is; all other punctuation separates words
-# Scripts without spaces between words, and Hangul, which writes particles onto them: each character is a word.
-WITHOUT_SPACES = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+WITHOUT_SPACES = re.compile(f"[{UNSPACED}]")  # each character is a word
 
 
 def words(text: str) -> list[str]:

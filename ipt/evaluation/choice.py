@@ -287,7 +287,5 @@ def _raw_options(task: Task, row: Row) -> list[str]:
             f"{row.where}: there is no field {task.options}, which the task's key `options` names; there are {', '.join(row.fields)}"
         )
     if not isinstance(found, list) or not all(option is None or isinstance(option, str) for option in found):
-        raise ValueError(
-            f"{row.where}: field {task.options} is {found!r}, expected a list of texts (the task's key `options` names the field)"
-        )
+        raise OddRow(f"{row.where}: field {task.options} is {found!r}, expected a list of texts (the task's key `options` names the field)")
     return [option or "" for option in found]

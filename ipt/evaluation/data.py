@@ -12,7 +12,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from ipt.corpus.files import CorpusFile, first_line
 from ipt.evaluation.distractors import with_distractors
 from ipt.evaluation.draws import text_hash
-from ipt.evaluation.formats import Row, as_fields, read_file, read_hub
+from ipt.evaluation.formats import Row, as_fields, is_missing, read_file, read_hub
 from ipt.evaluation.odd_rows import OddRow, OddRows
 from ipt.evaluation.task import CORPUS, HUB, Task
 from ipt.stage import read_parts
@@ -145,7 +145,7 @@ def _rendered(task: Task, key: str, template: str, row: Row, environment: Sandbo
         compiled = _compile(environment, template)
     except (TemplateSyntaxError, RecursionError, ValueError) as error:
         raise ValueError(f"task {task.name}: {key} is no valid template: {first_line(error)}") from None
-    known = {name: value for name, value in row.fields.items() if value is not None}
+    known = {name: value for name, value in row.fields.items() if not is_missing(value)}
     try:
         return compiled.render({**known, **more})
     except UndefinedError as error:

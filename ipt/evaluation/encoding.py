@@ -136,8 +136,16 @@ class Encoder:
         elif BYTE.fullmatch(piece):
             size = 1
         else:
-            size = len(str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False)).encode())
+            size = self._first_characters(text, token)
         return min(size, len(text.encode()))
+
+    def _first_characters(self, text: str, token: int) -> int:
+        """As `_first_bytes` for a token of whole characters, which may be written otherwise in the text or be unknown."""
+        written = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        if not written or not self.tokenizer.is_fast:
+            return len(written.encode())
+        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
+        return len(text[: found["offset_mapping"][0][1]].encode())
 
     @cached_property
     def _pieces_are_bytes(self) -> bool:

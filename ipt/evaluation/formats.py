@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,6 +105,11 @@ def _json(task: Task, path: str, lines: io.TextIOWrapper) -> Iterator[Row]:
             yield Row(f"{path} key {key}", number, {"key": key, **as_fields(entry)})
     else:
         raise ValueError(f"{path}: found {type(content).__name__}, expected a list or an object")
+
+
+def is_missing(value: Any) -> bool:
+    """Null, or NaN, which tables have in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def as_fields(entry: Any) -> dict[str, Any]:

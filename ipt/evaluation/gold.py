@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ipt.errors import UserError
 from ipt.evaluation.data import render_value
-from ipt.evaluation.formats import Row
+from ipt.evaluation.formats import Row, is_missing
 from ipt.evaluation.odd_rows import OddRow
 from ipt.evaluation.task import Task
 
@@ -35,7 +35,7 @@ def gold_of(task: Task, row: Row, options: list[str]) -> Gold:
     else:
         raise OddRow(f"{row.where}: there is no field {task.gold}, which the task's key `gold` names; there are {', '.join(row.fields)}")
     gold = Gold(row.where, found, options)
-    if not gold.values or any(value is None or value == "" for value in gold.values):
+    if not gold.values or any(is_missing(value) or value == "" for value in gold.values):
         raise OddRow(f"{row.where}: field {task.gold} is {found!r}: the row has no right option")
     return gold
 

@@ -174,6 +174,8 @@ def synthesis_inputs(config: SynthesisConfig) -> dict[str, str]:
         inputs["prompt"] = hash_file(prompt_path(config.prompt))
     if config.format != RULE_BASED:
         inputs["model"] = config.model if config.engine == "openai" else model_identity(config.model)
+    if config.engine == "openai" and config.format != RULE_BASED:
+        inputs["tokenizer"] = model_identity(config.tokenizer or config.model)  # with its chat template
     if config.adapter:
         inputs["adapter"] = adapter_identity(config.adapter)
     return inputs

@@ -113,6 +113,20 @@ def test_a_number_that_crashed_the_released_scorer_is_wrong():
         ("1.5e-3", "0.0015", "0.0001", None),
         ("12 months", "12", "1", None),  # m is million only by itself
         ("Q4: 8", "8", "1", None),
+        ("‐5", "-5", "1", None),
+        ("﹣5", "-5", "1", None),
+        ("利益は-5円", "-5", "1", None),
+        ("the 10-K", "10", "1", None),  # a form
+        ("FY2021", "2021", "1", None),
+        ("1/2", "0.5", "0", None),
+        ("-2½%", "-2.5", "0", "0.01"),
+        ("2 1/2 million", "2.5", "0", "1e6"),
+        ("9/11/2001", "9", "1", None),
+        ("2018/19", "2018", "1", None),
+        ("1.5·10⁻⁶", "1.5e-6", "1e-7", None),
+        ("5,25 %", "5.25", "0.01", "0.01"),
+        ("0,125", "0.125", "0.001", None),
+        ("2019,5", "2019", "1", None),
         ("no figure", None, None, None),
     ],
 )
@@ -150,6 +164,24 @@ def test_the_first_number_of_a_text(text, value, step, unit):
         ("it is not known", "3", False),
         ("Yes.", "yes", True),  # an answer without a number is compared as text
         ("no", "yes", False),
+        ("1/2", "1/3", False),
+        ("1/2", "1", False),
+        ("0.333", "1/3", True),
+        ("0.53", "1/2", False),
+        ("50%", "½", True),
+        ("12/31/2021", "12/25/2020", False),  # dates, times, ranges and versions are no single numbers
+        ("It was 12/31/2021.", "12/31/2021", True),
+        ("2021-12-31", "2021-01-01", False),
+        ("10:30 am", "10:30", True),
+        ("10:45", "10:30", False),
+        ("5 – 10", "5-10", True),
+        ("5 to 20", "5-10", False),
+        ("5 to 5", "-5 to 5", False),
+        ("2018", "2018-19", False),
+        ("2018-19", "2018", True),
+        ("1.2.4", "1.2.3", False),
+        ("5,75", "5,25", False),
+        ("5.25", "5,25", True),
     ],
 )
 def test_the_right_rule_for_numbers(output, answer, right):
@@ -222,9 +254,11 @@ def test_words():
 
 # Many of these are equal under SQuAD's normalisation.
 DIFFERENT = """|A   .|A   |+   |.   +|-   C|C++   C#|C   C#|C++   5|-5   15|1.5   12|1/2   31|3:1   5|5%   0.05|005   A+|A   O-|O+
--US$5|US$5   the|a   Vitamin|Vitamin A   p<0.05|p>0.05   a b|ab   हद|हृदय   é|e   x²|x2   4,5|45   -.5|.5   a-5|-5"""
+-US$5|US$5   the|a   Vitamin|Vitamin A   p<0.05|p>0.05   a b|ab   हद|हृदय   é|e   x²|x2   4,5|45   -.5|.5   a-5|-5
+x^2|x2   -x|x   −x|x   -∞|∞   -½|½   -π|π   利益は-5|利益は5"""
 SAME = """A|a.   (A)|A   The A|A   C++|c++.   −5|-5   –5|-5   +5|5   -5|(-5)   5.|5   .5|0.5   1,234|1234   50 %|50%   50\u00a0%|50%
 “Heart”|heart   ¿qué?|Qué   heart—lung|heart lung   don’t|don't   vitamin a|Vitamin A   café|cafe\u0301   हृदय।|हृदय   القلب؟|القلب
+≥ 5|≥5   -B|B   ½|1/2   1½|1 1/2   e‑mail|e-mail
 心臓。|心臓   ２|2   ٥|5   so\u00adft|soft   STRASSE|straße   the|The"""
 
 

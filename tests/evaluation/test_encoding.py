@@ -3,7 +3,7 @@ import copy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ipt.chat_templates import TemplateFails
@@ -276,3 +276,16 @@ def test_bytes_where_unknown_characters_are_bytes_of_their_own():
     assert found == [3, 3, 2, 4]
     made.normalizer = normalizers.Replace(" ", "▁")
     assert Encoder(PreTrainedTokenizerFast(tokenizer_object=made), [], 64).document("①").n_bytes == 2
+
+
+@pytest.mark.parametrize(("text", "n_bytes"), [("École the", 4), ("☃ the", 4), (" the the", 4), ("☃", 0)])
+def test_bytes_of_a_first_token_that_is_written_otherwise_in_the_text(text, n_bytes):
+    """Without capitals and accents, or unknown."""
+    made = Tokenizer(models.WordPiece({"[UNK]": 0, "the": 1, "ecole": 2}, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer, made.decoder = (
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+        decoders.WordPiece(),
+    )
+    pieces = Encoder(PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]"), [], 64)
+    assert pieces.document(text).n_bytes == n_bytes

@@ -30,7 +30,10 @@ def body(content="A heart.", finish="stop", **more):
         *((word, "stop") for word in ("stop", "eos_token", "stop_sequence", "eos", "end_turn", "tool_calls", "function_call")),
         *((word, "stop") for word in (None, "", "STOP", "some_new_word", 3, {"type": "stop", "matched": 2})),
         *((word, "length") for word in ("length", "max_tokens", "model_length", "MAX_TOKENS", {"type": "length"})),
+        *((word, "stop") for word in ("null", "None")),
+        *((word, "length") for word in ("ERROR_LIMIT", "model_context_window_exceeded")),
         *((word, Kind.PROMPT) for word in ("content_filter", "content-filter", "SAFETY", "RECITATION", "blocklist", "prohibited_content")),
+        ("ERROR_TOXIC", Kind.PROMPT),
         *((word, Kind.PASSING) for word in ("error", "abort", "insufficient_system_resource")),
     ],
 )
@@ -51,12 +54,28 @@ def test_a_stream_that_repeats_its_message_at_the_end_says_it_once():
     assert read_answer({"choices": [{"message": "A heart."}]}).text == "A heart."
 
 
+def test_an_answer_in_a_list():
+    assert read_answer([body()]).text == "A heart."
+
+
 def test_a_choice_without_a_finish_reason_has_ended_if_it_says_something():
     answer = {"choices": [{"text": "A heart."}]}
     assert end_of(read_answer(answer)) == "stop"
     with pytest.raises(Fault) as raised:
         end_of(read_answer(body(content=None, finish=None)))
     assert raised.value.kind is Kind.PASSING
+
+
+@pytest.mark.parametrize("named", [{"stop_reason": "max_tokens"}, {"finish_details": {"type": "max_tokens"}}])
+def test_a_reason_under_another_name(named):
+    answer = {"choices": [{"message": {"content": "A he"}, "finish_reason": None, **named}]}
+    assert end_of(read_answer(answer)) == "length"
+
+
+def test_an_unknown_finish_reason_without_a_text_is_a_refusal():
+    with pytest.raises(Fault, match="finish_reason=other") as raised:
+        end_of(read_answer(body(content="", finish="OTHER")))
+    assert raised.value.kind is Kind.PROMPT and raised.value.answered
 
 
 @pytest.mark.parametrize(
@@ -100,6 +119,8 @@ def test_usage_may_be_missing(usage):
 def test_a_refusal_of_the_model_is_one_of_the_prompt():
     with pytest.raises(Fault, match="the model refuses: I cannot") as raised:
         read_answer(body(None, refusal="I cannot."))
+    with pytest.raises(Fault, match="the model refuses: I cannot"):
+        read_answer(body([{"type": "refusal", "refusal": "I cannot."}]))
     assert raised.value.kind is Kind.PROMPT and raised.value.answered
     assert read_answer(body(refusal=None)).text == "A heart."
 
@@ -148,7 +169,7 @@ def test_an_error_inside_a_choice():
     assert raised.value.kind is Kind.PASSING
 
 
-@pytest.mark.parametrize("error", [None, {}, "", False])
+@pytest.mark.parametrize("error", [None, {}, "", False, {"code": 0, "message": ""}, {"message": None, "code": None}])
 def test_an_empty_error_is_none(error):
     answer = body()
     answer["error"] = answer["choices"][0]["error"] = error
@@ -165,6 +186,8 @@ def test_an_empty_error_is_none(error):
         (429, {"error": {"message": "requests exceed the context window of your plan"}}, Kind.PASSING),
         (400, {"error": {"message": "x", "code": "content_filter", "innererror": {}}}, Kind.PROMPT),
         (400, {"error": {"message": "x", "type": "rate_limit_exceeded"}}, Kind.PASSING),
+        (429, {"error": {"message": "Request too large for x: Limit 30, Requested 50", "code": "rate_limit_exceeded"}}, Kind.PROMPT),
+        (500, {"error": {"message": "context shift is disabled", "type": "server_error"}}, Kind.PROMPT),
         (413, {"error": {"message": "x", "code": "rate_limit_exceeded"}}, Kind.PROMPT),
         (500, {"error": "the input length exceeds the context length"}, Kind.PROMPT),
         (422, {"error": "x", "error_type": "validation"}, Kind.PROMPT),

@@ -27,6 +27,7 @@ CUT = frozenset(
     (
         *("length", "max_tokens", "model_length", "max_length", "max_new_tokens"),
         *("max_output_tokens", "max_completion_tokens", "token_limit", "context_length"),
+        *("error_limit", "model_context_window_exceeded"),
     )
 )
 BROKEN_OFF = frozenset(
@@ -35,7 +36,8 @@ BROKEN_OFF = frozenset(
         *("engine_error", "server_error", "insufficient_system_resource"),
     )
 )
-REFUSAL = re.compile("filter|safety|recitation|block|prohibited|spii|refus|sensitive|moderat|guardrail|flagged|policy")
+REFUSAL = re.compile("filter|safety|recitation|block|prohibited|spii|refus|sensitive|moderat|guardrail|flagged|policy|toxic")
+NO_REASON = frozenset(("null", "none"))  # written as a text
 
 # HTTP statuses. 424 is how TGI reports a failed generation.
 PASSING = frozenset((408, 409, 424, 425, 429))
@@ -55,10 +57,11 @@ NAMES_OF_PASSING = re.compile(
     "|servererror|internal|busy|resourceexhausted|badgateway|upstream|loading"
 )
 WORDS_OF_LENGTH = re.compile(
-    r"context[_ ](length|window|size)|maximum context|(prompt|input) is too long|too many input tokens"
+    r"context[_ ](length|window|size|shift)|maximum context|(prompt|input) is too long|too many input tokens"
     r"|exceeds? the (available |maximum )?context",
     re.IGNORECASE,
 )
+WORDS_OF_SIZE = re.compile("request too large", re.IGNORECASE)  # OpenAI: more tokens than the limit of a minute
 WORDS_OF_POLICY = re.compile(
     r"\bflagged\b|content[_ ](filter|policy|management)|\bmoderation\b|safety (system|filter|policy)",
     re.IGNORECASE,
@@ -127,6 +130,8 @@ def read_answer(body: Any, streamed: bool = False) -> Answer:
     fault = fault_in(body)
     if fault is not None:
         raise fault
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
     if not isinstance(body, Mapping):
         raise not_json(str(body))
     cached_tokens = _cached_tokens(body.get("usage"))
@@ -140,33 +145,36 @@ def read_answer(body: Any, streamed: bool = False) -> Answer:
     if fault is not None:
         raise fault
     message = _message(choice, streamed)
-    if message.get("refusal"):
-        raise Fault(Kind.PROMPT, f"the model refuses: {message['refusal']}", answered=True)
+    refusal = message.get("refusal") or _refusal(message.get("content"))
+    if refusal:
+        raise Fault(Kind.PROMPT, f"the model refuses: {refusal}", answered=True)
     text, reasoning = _texts(message.get("content"))
     beside = [message.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
     reasoning += next((value for value in beside if isinstance(value, str) and value), "")
     text = text or _texts(choice.get("text"))[0]
     ids = choice.get("token_ids")
     token_ids = tuple(ids) if isinstance(ids, list) else ()
-    finish_reason = _finish_reason(choice.get("finish_reason"))
+    named = [choice.get(key) for key in ("finish_reason", "stop_reason", "finish_details", "native_finish_reason")]
+    finish_reason = next(filter(None, map(_finish_reason, named)), "")
     return Answer(text, reasoning, token_ids, finish_reason, cached_tokens)
 
 
 def end_of(answer: Answer) -> str:
     """stop or length: how a whole answer ended.
 
-    Raises Fault where the server refused to go on or broke off. A server that names no reason has
-    ended if it has said something.
+    Raises Fault where the server refused to go on or broke off. A server that names no reason, or
+    an unknown one, has ended if it has said something.
     """
     reason = answer.finish_reason
+    is_empty = not (answer.text or answer.reasoning or answer.token_ids)
     if reason in CUT:
         return "length"
     if reason in BROKEN_OFF:
         said = f"breaks off its answers with finish_reason={reason}"
         raise Fault(Kind.PASSING, f"finish_reason={reason}", said)
-    if reason not in ENDS and REFUSAL.search(reason):
+    if reason and reason not in ENDS and (is_empty or REFUSAL.search(reason)):
         raise Fault(Kind.PROMPT, f"finish_reason={reason}", answered=True)
-    if not (reason or answer.text or answer.reasoning or answer.token_ids):
+    if is_empty and not reason:
         raise Fault(Kind.PASSING, "an empty answer", "gives empty answers without a finish_reason")
     return "stop"
 
@@ -249,7 +257,7 @@ def _kind(status: int, names: str, words: str) -> Kind:
     if status == TOO_LARGE or NAMES_OF_PROMPT.search(names):
         return Kind.PROMPT
     about_prompt = is_about_length(words) or WORDS_OF_POLICY.search(words)
-    if about_prompt and status not in PASSING:
+    if (about_prompt and status not in PASSING) or WORDS_OF_SIZE.search(words):
         return Kind.PROMPT
     passing = status in PASSING or status >= 500 or NAMES_OF_PASSING.search(names)
     return Kind.PASSING if passing or status == NO_ERROR else Kind.PROMPT
@@ -261,8 +269,11 @@ def _error(body: Any) -> Any:
         body = body[0]
     if not isinstance(body, Mapping):
         return None
-    if body.get("error"):
-        return body["error"]
+    error = body.get("error")
+    if isinstance(error, Mapping) and not any(error.values()):
+        error = None  # a form that is not filled in
+    if error:
+        return error
     if body.get("object") == "error" or body.get("type") == "error":
         return body
     if "detail" in body and "choices" not in body:
@@ -346,11 +357,20 @@ def _texts(content: Any) -> tuple[str, str]:
     return _texts({"type": "text", **inner} if isinstance(inner, Mapping) else inner)
 
 
+def _refusal(content: Any) -> str:
+    """What the refusal among the parts of a content says; "" if there is none."""
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, Mapping) and part.get("refusal"):
+            return str(part["refusal"])
+    return ""
+
+
 def _finish_reason(value: Any) -> str:
-    """In lower case; of an object, as SGLang has it, its type."""
+    """In lower case; of an object, as SGLang has it, its type; "" if none is given."""
     if isinstance(value, Mapping):
         value = value.get("type")
-    return "" if value is None else str(value).strip().lower().replace("-", "_")
+    reason = "" if value is None else str(value).strip().lower().replace("-", "_")
+    return "" if reason in NO_REASON else reason
 
 
 def _cached_tokens(usage: Any) -> int:
