@@ -88,7 +88,7 @@ def as_in_inference(module: "PretrainingModule") -> Iterator[None]:
     from transformers import PreTrainedModel
 
     from ipt.small_copy import plain_attention
-    from ipt.training.build import base_model, transformer_blocks
+    from ipt.training.build import base_model, evaluation_mode, transformer_blocks
     from ipt.training.state import random_state, set_random_state
 
     assert module.loss is not None
@@ -96,7 +96,7 @@ def as_in_inference(module: "PretrainingModule") -> Iterator[None]:
     random, modes = random_state(), {part: part.training for part in root.modules()}
     kernels = [(part.config, part.config._attn_implementation) for part in model.modules() if isinstance(part, PreTrainedModel)]
     forwards = {block: vars(block).pop("forward") for block in transformer_blocks(module.model) if "forward" in vars(block)}
-    root.eval()
+    evaluation_mode(root)
     model.config._attn_implementation = plain_attention(model.config)  # takes plain rows and masks of trees
     if isinstance(root, FSDPModule):
         root.unshard()

@@ -32,7 +32,7 @@ from ipt.small_copy import (
     small_copies,
 )
 from ipt.training.attention import FEATURES, RECORDED, candidates, implementation, record_features
-from ipt.training.build import architecture_of, base_model
+from ipt.training.build import architecture_of, base_model, evaluation_mode
 from ipt.training.objective import CausalLMLoss, logit_transform
 
 log = logging.getLogger(__name__)
@@ -284,7 +284,7 @@ def _inner(first: int, total: int) -> Tensor:
 def _evaluating(module: CausalLMLoss) -> Iterator[None]:
     """Evaluation mode without gradients or compilation; leaves a module in training as it was."""
     modes = {part: part.training for part in module.modules()}
-    module.eval()
+    evaluation_mode(module)
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
