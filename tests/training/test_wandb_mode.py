@@ -11,6 +11,7 @@ from ipt.training.logger import build_loggers
 from ipt.training.wandb_mode import DISABLED, OFFLINE, ONLINE, has_key, wandb_mode
 
 KEY = "0" * 40
+SERVICE = "WANDB_SERVICE"
 VARIABLES = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "NETRC")
 
 
@@ -23,8 +24,12 @@ def home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     yield tmp_path
+    service = os.environ.get(SERVICE)  # of W&B's own process, which a test may have ended
     os.environ.clear()
     os.environ.update(before)
+    os.environ.pop(SERVICE, None)
+    if service:
+        os.environ[SERVICE] = service
 
 
 @pytest.mark.parametrize(
