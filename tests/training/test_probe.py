@@ -111,6 +111,46 @@ def test_small_copies_are_small_and_keep_each_kind_of_layer():
             assert set(small.layer_types) == set(kinds)
 
 
+PUBLISHED = {  # default sizes of classes whose configs lack what most have, or that accept few sizes
+    "falcon_mamba": transformers.FalconMambaConfig(num_hidden_layers=2),  # no attention heads
+    "mamba2": transformers.Mamba2Config(num_hidden_layers=2),  # heads of states, in groups
+    "codegen": transformers.CodeGenConfig(n_layer=2),  # at least four heads
+    "granitemoehybrid": transformers.GraniteMoeHybridConfig(),
+    "gemma3": transformers.Gemma3Config(),  # with a vision tower
+}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_models_of_published_sizes_have_a_small_copy(kind):
+    assert probe._reference_of(PUBLISHED[kind]) is not None
+
+
+def test_experts_whose_config_cannot_be_read_back_are_checked():
+    """Dbrx rejects what its own config says when that is given as settings."""
+    experts = {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}
+    dbrx = transformers.DbrxConfig(
+        vocab_size=300, d_model=32, n_heads=4, n_layers=2, ffn_config=experts, attn_config={"kv_n_heads": 2, "rope_theta": 1e4}
+    )
+    assert _problem(dbrx) is None
+
+
+def test_a_model_that_cannot_be_checked_is_an_error(monkeypatch, caplog):
+    llama = transformers.LlamaConfig(**SIZES, num_attention_heads=4, intermediate_size=64)
+    config = _config(llama)
+    monkeypatch.setattr(probe, "_measure", lambda *arguments: 1 / 0)
+    probe._reference.cache_clear()
+    with pytest.raises(UserError, match=r"architecture \(model type llama\): no small copy of it runs"):
+        probe.check_model(config)
+    monkeypatch.setattr(probe, "architecture_of", lambda config: llama)
+    config.architecture = {}
+    with pytest.raises(UserError, match=r"its class does not run as a causal language model"):
+        probe.check_model(config)
+    monkeypatch.setattr(probe, "architecture_of", lambda config: LLAMA_3)  # other sizes may run
+    assert probe.check_model(config) == "packed"
+    assert "checked only on its weights" in caplog.text
+    probe._reference.cache_clear()
+
+
 def _config(architecture, **settings) -> Config:
     config = Config(architecture=architecture.to_dict())
     config.trainer.accelerator = "cpu"
