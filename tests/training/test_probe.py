@@ -129,7 +129,7 @@ def test_experts_whose_config_cannot_be_read_back_are_checked():
     """Dbrx rejects what its own config says when that is given as settings."""
     experts = {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}
     dbrx = transformers.DbrxConfig(
-        vocab_size=300, d_model=32, n_heads=4, n_layers=2, ffn_config=experts, attn_config={"kv_n_heads": 2, "rope_theta": 1e4}
+        vocab_size=300, d_model=32, n_heads=4, n_layers=2, ffn_config=experts, attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 2.0}
     )
     assert _problem(dbrx) is None
 
