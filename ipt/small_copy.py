@@ -38,7 +38,15 @@ WIDTHS = (
     "shared_expert_intermediate_size",
     "intermediate_size_mlp",
 )
-STATE_SIZES = ("mamba_n_heads", "mamba_num_heads", "mamba_d_ssm", "num_heads", "n_groups", "mamba_n_groups", "lru_width")  # in proportion to the hidden size
+STATE_SIZES = (
+    "mamba_n_heads",
+    "mamba_num_heads",
+    "mamba_d_ssm",
+    "num_heads",
+    "n_groups",
+    "mamba_n_groups",
+    "lru_width",
+)  # in proportion to the hidden size
 HIDDEN_SIZE = 128  # of models without attention
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
@@ -203,7 +211,7 @@ def _shallow_parts(architecture: Any) -> Any:
     """As `_shallow`, with one layer in each part other than the language model, such as a vision tower."""
     small = _shallow(architecture)
     for name in small.sub_configs:
-        part = getattr(small, name, None)
+        part: Any = getattr(small, name, None)
         if part is not small.get_text_config() and getattr(part, "num_hidden_layers", None):
             part.num_hidden_layers = 1
     return small

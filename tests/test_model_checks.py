@@ -110,6 +110,15 @@ def test_loading_and_sharded_loading_check_too(tiny_model, tmp_path):
             load(str(folder))
 
 
+def test_a_quantisation_that_transformers_cannot_load_is_one_line(tiny_model, tmp_path):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "vptq"}  # its package is no dependency
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match=r"model=.*: it cannot be loaded: "):
+        load_model(str(folder), torch.float32)
+
+
 def test_a_head_that_is_not_tied_must_be_there(tmp_path):
     folder = make(tmp_path / "model", tied=False)
     change(folder, without("lm_head"))

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from ipt.config import Config, TrainerConfig
 from ipt.errors import UserError
 from ipt.mixture.batches import IGNORE, unpacked
+from ipt.model_limits import positions_before_rope_changes
 from ipt.small_copy import (
     TOLERANCE,
     CachedConfig,
@@ -64,6 +65,7 @@ def check_model(config: Config) -> str:
     objective than its own or whose packed documents influence each other.
     """
     architecture = architecture_of(config)
+    _check_rope(config, architecture)
     reference = _reference_of(architecture)
     if reference is None:
         _check_unmeasured(config, architecture)
@@ -80,6 +82,18 @@ def check_model(config: Config) -> str:
     raise UserError(
         f"{_name(config)} (model type {architecture.model_type}), trainer.attention={first}: {problems[first]}; "
         f"{_what_works(reference, config.trainer)}"
+    )
+
+
+def _check_rope(config: Config, architecture: Any) -> None:
+    """Raise UserError if a long document would change the positions of short ones that are packed with it."""
+    length = positions_before_rope_changes(architecture)
+    if length is None or not config.mixture.document_mask or config.mixture.seq_len <= length:
+        return
+    raise UserError(
+        f"{_name(config)} (model type {architecture.model_type}): packed documents influence each other: its RoPE changes"
+        f" for a whole batch when one document has more than {length} tokens; set mixture.seq_len={length} or less, or"
+        " mixture.document_mask=false"
     )
 
 

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ipt.training.build import decoder_of
-from ipt.training.build import decoder_of
 from ipt.training.loss import chunked_cross_entropy
 from ipt.training.objective import logit_transform
 

@@ -8,7 +8,7 @@ from transformers import AttentionInterface
 from ipt.config import Config
 from ipt.errors import UserError
 from ipt.models import load_model
-from ipt.small_copy import plain_attention, random_model, small_copies
+from ipt.small_copy import TOLERANCE, distance, losses_alone, plain_attention, random_model, small_copies
 from ipt.training import objective, probe
 from ipt.training.attention import PACKED, implementation, packed_attention
 from ipt.training.loss import LogitTransform, chunked_cross_entropy
@@ -129,9 +129,44 @@ def test_experts_whose_config_cannot_be_read_back_are_checked():
     """Dbrx rejects what its own config says when that is given as settings."""
     experts = {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}
     dbrx = transformers.DbrxConfig(
-        vocab_size=300, d_model=32, n_heads=4, n_layers=2, ffn_config=experts, attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 2.0}
+        vocab_size=300,
+        d_model=32,
+        n_heads=4,
+        n_layers=2,
+        ffn_config=experts,
+        attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 2.0},
     )
     assert _problem(dbrx) is None
+
+
+ROPES = {
+    "longrope": {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 64},
+    "dynamic": {"factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_long_documents_must_not_change_the_positions_of_short_ones(kind):
+    """The difference itself, and the length up to which there is none."""
+    model_class = transformers.Phi3Config if kind == "longrope" else transformers.LlamaConfig
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, **ROPES[kind]}
+    stated = 256 if kind == "longrope" else 64
+    sizes = {**SIZES, "num_attention_heads": 4, "intermediate_size": 64, "pad_token_id": 0, "max_position_embeddings": stated}
+    architecture = model_class(**sizes, rope_parameters=rope, original_max_position_embeddings=64)
+    model = random_model(architecture, implementation("packed"))
+    for longest, is_same in ((64, True), (65, False)):
+        documents = [torch.randint(5, 300, (length,)) for length in (longest, 40)]
+        packed = probe._our_losses(model, [documents], True)
+        alone = torch.cat(losses_alone(model, documents))
+        assert (distance([packed], [alone]) < TOLERANCE) is is_same
+    config = _config(architecture)
+    config.mixture.seq_len = 64
+    assert probe.check_model(config) == "packed"
+    config.mixture.seq_len = 65
+    with pytest.raises(UserError, match=r"more than 64 tokens; set mixture.seq_len=64 or less, or mixture.document_mask=false"):
+        probe.check_model(config)
+    config.mixture.document_mask = False
+    assert probe.check_model(config) == "packed"
 
 
 def test_a_model_that_cannot_be_checked_is_an_error(monkeypatch, caplog):
