@@ -34,6 +34,8 @@ OLD_BUFFERS = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq)$")
 # Parts next to the language model that a checkpoint may hold: they take no part in its logits.
 OTHER_PARTS = re.compile(r"(^|\.)(vis(ion|ual)|image|audio|speech|multi_modal|mtp|v_head|score)\w*\.")
 
+FLOAT = "F"  # in safetensors' names of all floating-point types: F32, BF16, F8_E4M3, and of no other
+
 logger = logging.getLogger(__name__)
 
 
@@ -172,6 +174,7 @@ def _check_weights(folder: Path, state: tuple[tuple[str, int, int], ...]) -> Non
     if getattr(config, "quantization_config", None) is not None:
         return  # quantised weights have names and shapes of their own, which loading checks
     _check_loadable(str(folder), model, stored)
+    _check_floats(str(folder), model, stored)
     _check_tied_values(str(folder), model, stored)
 
 
@@ -186,7 +189,12 @@ def _read_shapes(files: list[Path]) -> dict[str, Stored]:
         check_pickled(file)
         with readable(f"{file}", "these weights cannot be loaded safely (weights_only)"):
             state = load_state_dict(str(file), map_location="meta", weights_only=True)
-        stored |= {name: Stored(tuple(value.shape), file) for name, value in state.items()}
+        odd = next((name for name, value in state.items() if not hasattr(value, "shape")), None)
+        if odd is not None:
+            raise UserError(f"{file}: {odd} is no tensor: save the model's state_dict alone, best with save_pretrained")
+        for name, value in state.items():
+            kind = FLOAT if value.is_floating_point() else str(value.dtype)
+            stored[name] = Stored(tuple(value.shape), file, kind)
     return stored
 
 
@@ -210,6 +218,16 @@ def _check_loadable(source: str, model: "PreTrainedModel", stored: Mapping[str, 
         _check_stored_names(source, model, stored)
         raise UserError(f"model={source}: the weights do not fit: {_one_line(error)}") from error
     check_loaded(source, loaded, info)
+
+
+def _check_floats(source: str, model: "PreTrainedModel", stored: Mapping[str, Stored]) -> None:
+    """Integers where the model has real numbers are quantised weights, which mean nothing without their scales."""
+    for name, parameter in model.named_parameters():
+        if name in stored and parameter.is_floating_point() and FLOAT not in stored[name].dtype:
+            raise UserError(
+                f"model={source}: weight {name} is stored as {stored[name].dtype}, expected floating-point numbers: the weights"
+                " are quantised, and config.json has no quantization_config: copy the config that belongs to them"
+            )
 
 
 def _check_stored_names(source: str, model: Any, stored: Mapping[str, Stored]) -> None:

@@ -31,10 +31,11 @@ LARGEST_HEADER = 100_000_000  # bytes; safetensors itself accepts no longer head
 
 
 class Stored(NamedTuple):
-    """A tensor in a safetensors file, as the file's header describes it."""
+    """A tensor in a weight file, as the header of a safetensors file describes it."""
 
     shape: tuple[int, ...]
     file: Path
+    dtype: str  # as safetensors names it: BF16, I8, ...
 
 
 def check_files(folder: Path) -> None:
@@ -96,7 +97,7 @@ def read_header(file: Path) -> dict[str, Stored]:
         tensors = json.loads(header)
         tensors.pop("__metadata__", None)
         end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        found = {name: Stored(tuple(entry["shape"]), file) for name, entry in tensors.items()}
+        found = {name: Stored(tuple(entry["shape"]), file, str(entry["dtype"])) for name, entry in tensors.items()}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{file} is no safetensors file: its header is damaged") from None
     if 8 + length + end != size:

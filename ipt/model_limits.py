@@ -136,6 +136,27 @@ def stated_positions(config: "PretrainedConfig") -> int | None:
     return max(stated, int(original * factor))
 
 
+def positions_before_rope_changes(config: "PretrainedConfig") -> int | None:
+    """The length from which a model rotates all tokens of a batch in another way; None without such a length.
+
+    LongRoPE (Phi-3 with 128k tokens) then takes its long factors, dynamic scaling a larger base.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None)
+    if not isinstance(rope, dict):
+        return None
+    each = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # some models have one for each kind of layer
+    lengths = [_last_position(part, text) for part in each]
+    return min((length for length in lengths if length), default=None)
+
+
+def _last_position(rope: dict[str, Any], text: Any) -> int | None:
+    kind, stated = rope.get("rope_type", rope.get("type")), getattr(text, "max_position_embeddings", None)
+    if kind == "longrope":
+        return rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None) or stated
+    return stated if kind == "dynamic" else None
+
+
 def _architecture_config(architecture: dict[str, Any]) -> "PretrainedConfig":
     from transformers import AutoConfig
 

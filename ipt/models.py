@@ -144,15 +144,18 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
     if "attn_implementation" not in options:
         options["attn_implementation"] = plain_attention(AutoConfig.from_pretrained(source, trust_remote_code=False))
     auto_class: Any = AutoModelForCausalLM
-    with quiet():
-        model, info = auto_class.from_pretrained(
-            source,
-            dtype=dtype,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `check_loaded` raises for them, and names one
-            **options,
-        )
+    try:
+        with quiet():
+            model, info = auto_class.from_pretrained(
+                source,
+                dtype=dtype,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `check_loaded` raises for them, and names one
+                **options,
+            )
+    except (ImportError, ValueError) as error:  # such as a package that the model's quantisation needs
+        raise UserError(f"model={name}: it cannot be loaded: {' '.join(str(error).split())}") from error
     check_loaded(source, model, info)
     return model
 

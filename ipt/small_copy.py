@@ -9,7 +9,9 @@ import functools
 import json
 import logging
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +38,16 @@ WIDTHS = (
     "shared_expert_intermediate_size",
     "intermediate_size_mlp",
 )
+STATE_SIZES = (
+    "mamba_n_heads",
+    "mamba_num_heads",
+    "mamba_d_ssm",
+    "num_heads",
+    "n_groups",
+    "mamba_n_groups",
+    "lru_width",
+)  # in proportion to the hidden size
+HIDDEN_SIZE = 128  # of models without attention
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -46,12 +58,29 @@ def small_copies(architecture: Any) -> list[Any]:
 
     Sizes that a class does not accept are possible, so callers take the first that runs.
     """
-    shallow = _with_acting_windows(_with_few_tokens(_shallow(architecture)))
     whole = _with_acting_windows(_with_few_tokens(copy.deepcopy(architecture)))
-    if (size := _parameters(whole)) is not None and size <= FEW_PARAMETERS:
-        return [whole, shallow]
-    sizes = [(small, _parameters(small)) for small in (_narrow(shallow), shallow, whole)]
+    if is_small(whole):
+        return [whole, *_made(_shallow, whole)]
+    made: list[Any] = []
+    for shallow in (*_made(_shallow_parts, whole), *_made(_shallow, whole)):
+        made += [*_made(_narrow, shallow), *_made(_narrow_with_four_heads, shallow), shallow]
+    sizes = [(small, _parameters(small)) for small in (*made, whole)]
     return [small for small, size in sizes if size is not None and size <= MOST_PARAMETERS]
+
+
+def is_small(architecture: Any) -> bool:
+    """Whether a model is small enough to be compared as it is."""
+    size = _parameters(architecture)
+    return size is not None and size <= FEW_PARAMETERS
+
+
+def _made(change: Callable[[Any], Any], architecture: Any) -> list[Any]:
+    """The changed config, or nothing for a class whose config lacks what the change needs."""
+    try:
+        return [change(architecture)]
+    except Exception as error:  # configs check their values in their own ways
+        log.debug("no small copy of %s by %s: %s", architecture.model_type, change.__name__, error)
+        return []
 
 
 def random_model(architecture: Any, attention: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -103,17 +132,26 @@ def plain_attention(architecture: Any) -> str:
 
     The sdpa function ignores what it does not know, such as the soft-cap of Gemma-2's scores, without an error.
     """
-    return _plain_attention(type(architecture), settings_of(architecture))  # type: ignore[arg-type]
+    return _plain_attention(CachedConfig.of(architecture))
 
 
-def settings_of(architecture: Any) -> str:
-    """A transformers config as JSON, to cache by what it says."""
-    return json.dumps(architecture.to_dict(), sort_keys=True, default=str)
+@dataclass(frozen=True)
+class CachedConfig:
+    """A transformers config as the argument of a cached function: equal to others of its class that say the same."""
+
+    kind: type
+    settings: str  # as JSON
+    config: Any = field(compare=False)
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        settings = json.dumps(config.to_dict(), sort_keys=True, default=str)
+        return cls(type(config), settings, copy.deepcopy(config))
 
 
 @functools.lru_cache(maxsize=32)
-def _plain_attention(kind: Any, settings: str) -> str:
-    for small in small_copies(kind.from_dict(json.loads(settings))):
+def _plain_attention(cached: CachedConfig) -> str:
+    for small in small_copies(cached.config):
         try:
             documents = random_documents(small)
             expected = losses_alone(random_model(small, "eager"), documents)
@@ -169,23 +207,31 @@ def _shallow(architecture: Any) -> Any:
     return small
 
 
-def _narrow(architecture: Any) -> Any:
+def _shallow_parts(architecture: Any) -> Any:
+    """As `_shallow`, with one layer in each part other than the language model, such as a vision tower."""
+    small = _shallow(architecture)
+    for name in small.sub_configs:
+        part: Any = getattr(small, name, None)
+        if part is not small.get_text_config() and getattr(part, "num_hidden_layers", None):
+            part.num_hidden_layers = 1
+    return small
+
+
+def _narrow(architecture: Any, least_heads: int = 1) -> Any:
     """Fewer heads of the same size and a hidden size in proportion, so that lists for each dimension of a head stay valid."""
     small = copy.deepcopy(architecture)
     text = small.get_text_config()
-    heads = text.num_attention_heads
-    key_heads = getattr(text, "num_key_value_heads", None) or heads
-    group = max(1, heads // key_heads)
-    few_key_heads = 2 if key_heads % 2 == 0 and group <= 2 else 1
-    few_heads = few_key_heads * group
-    text.num_attention_heads = few_heads
-    if getattr(text, "num_key_value_heads", None):
-        text.num_key_value_heads = few_key_heads
-    text.hidden_size = _multiple_of_8(text.hidden_size * few_heads / heads)
+    heads = getattr(text, "num_attention_heads", None)
+    share = _fewer_heads(text, heads, least_heads) if heads else min(1.0, HIDDEN_SIZE / text.hidden_size)
+    text.hidden_size = _multiple_of_8(text.hidden_size * share)
     for name in WIDTHS:
         width = getattr(text, name, None)
         if isinstance(width, int) and width:
-            setattr(text, name, min(text.hidden_size, _multiple_of_8(width * few_heads / heads)))
+            setattr(text, name, min(text.hidden_size, _multiple_of_8(width * share)))
+    for name in STATE_SIZES:
+        size = getattr(text, name, None)
+        if isinstance(size, int) and size:
+            setattr(text, name, max(1, round(size * share)))
     for name in EXPERTS:
         experts = getattr(text, name, None)
         if isinstance(experts, int):
@@ -193,9 +239,28 @@ def _narrow(architecture: Any) -> Any:
     return small
 
 
+def _narrow_with_four_heads(architecture: Any) -> Any:
+    """For classes that divide their heads among four, such as CodeGen."""
+    return _narrow(architecture, least_heads=4)
+
+
+def _fewer_heads(text: Any, heads: int, least: int) -> float:
+    """Give the config fewer attention heads; returns their share of the heads that it had."""
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    group = max(1, heads // key_heads)
+    few_key_heads = 2 if key_heads % 2 == 0 and group <= 2 else 1
+    few_key_heads = min(key_heads, max(few_key_heads, math.ceil(least / group)))
+    text.num_attention_heads = few_key_heads * group
+    if getattr(text, "num_key_value_heads", None):
+        text.num_key_value_heads = few_key_heads
+    return text.num_attention_heads / heads
+
+
 def _with_few_tokens(small: Any) -> Any:
     text = small.get_text_config()
-    text.vocab_size = min(text.vocab_size, VOCABULARY)
+    for name in ("vocab_size", "vocab_size_per_layer_input"):
+        if getattr(text, name, None):
+            setattr(text, name, min(getattr(text, name), VOCABULARY))
     for number, name in enumerate(SPECIAL_TOKENS):
         if getattr(text, name, None) is not None:
             setattr(text, name, number)

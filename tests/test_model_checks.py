@@ -55,6 +55,10 @@ def reshaped(name: str):
     return lambda weights: {**weights, name: torch.zeros(3)}
 
 
+def integers(weights):
+    return {name: value.to(torch.int8) for name, value in weights.items()}
+
+
 FAULTS = {
     "missing": (without(NORM), f"weight {NORM} is missing from the files \\(1 in all\\)"),
     "half": (without("layers.1."), "weight model.layers.1.self_attn.q_proj.weight is missing"),
@@ -64,6 +68,7 @@ FAULTS = {
     "one more layer": (adding("model.layers.2.input_layernorm.weight"), "hold model.layers.2.input_"),
     "a bias": (adding("model.layers.0.mlp.up_proj.bias"), "hold model.layers.0.mlp.up_proj.bias"),
     "LoRA": (adding("model.layers.0.mlp.up_proj.lora_A.weight"), "hold .*lora_A.weight, for which"),
+    "integers": (integers, r"weight model\.\S+ is stored as (I8|torch\.int8), expected floating-point"),
     "another shape": (reshaped(NORM), rf"{NORM} has the shape \[3\] in the files, .* makes it \[16\]"),
 }
 
@@ -81,12 +86,37 @@ def test_wrong_weights_are_named(fault, kind, tmp_path):
         check_weights(str(folder))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_floating_point_weights_of_any_width_pass(dtype, tmp_path):
+    folder = make(tmp_path / "model")
+    change(folder, lambda weights: {name: value.to(dtype) for name, value in weights.items()})
+    check_weights(str(folder))
+
+
+def test_a_checkpoint_that_wraps_its_weights_is_named(tmp_path):
+    folder = make(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    torch.save({"state_dict": weights, "step": 3}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"pytorch_model.bin: state_dict is no tensor: save the model's state_dict alone"):
+        check_weights(str(folder))
+
+
 def test_loading_and_sharded_loading_check_too(tiny_model, tmp_path):
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     change(folder, without(NORM))
     for load in (lambda name: load_model(name, torch.float32), stored_weights):
         with pytest.raises(UserError, match=f"weight {NORM} is missing"):
             load(str(folder))
+
+
+def test_a_quantisation_that_transformers_cannot_load_is_one_line(tiny_model, tmp_path):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "vptq"}  # its package is no dependency
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match=r"model=.*: it cannot be loaded: "):
+        load_model(str(folder), torch.float32)
 
 
 def test_a_head_that_is_not_tied_must_be_there(tmp_path):

@@ -18,7 +18,7 @@ from ipt.stage import MANIFEST, STARTED, STATS, read_json
 JOB = "job.json"  # of the folder of a sweep's job
 OWN, HIDDEN, BROKEN, ABOVE = "in folders that ipt wrote", "hidden", "broken links", "links to a folder above"
 FOLDERS, SPECIAL = "folders that a glob matches", "no regular files"
-HELD_OUT = "held_out"
+HELD_OUT, DOCUMENTS = "held_out", "documents"  # the folders of a corpus stage
 MARKS = {MANIFEST, STARTED, JOB}  # by which folders that ipt wrote are known
 WILDCARD = re.compile(r"(\*+|\?|\[!?\]?[^\]]*\])")  # of a glob
 STAGE_NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")  # a stage's folder, by which remote ones are known
@@ -187,7 +187,8 @@ def _below(root: Path, unread: Counter[str], matching: re.Pattern[str] | None = 
             continue
         for place, folders, files in os.walk(start, onerror=_cannot_read):
             here, real = Path(place), Path(place).resolve()
-            is_own = real not in known and not MARKS.isdisjoint(files) and _is_own(real)
+            has_marks = not MARKS.isdisjoint(files) or HELD_OUT in folders
+            is_own = real not in known and has_marks and _is_own(real)
             if is_own or real in seen:
                 unread[OWN] += _count_files(here) if is_own else 0
                 folders.clear()
@@ -268,8 +269,8 @@ def _is_inside_own(place: Path, known: set[Path]) -> bool:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether ipt wrote the folder: a stage, finished or not, a run of a recipe, or a job of a sweep."""
-    if (folder / STARTED).exists():
+    """Whether ipt wrote the folder: a stage, finished or not, a run of a recipe, a job of a sweep, or a corpus without its manifest."""
+    if (folder / STARTED).exists() or all((folder / name).is_dir() for name in (DOCUMENTS, HELD_OUT)):
         return True
     marks = {MANIFEST: ("seal", "outputs"), JOB: ("overrides", "key")}
     for name, keys in marks.items():

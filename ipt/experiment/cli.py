@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -41,6 +42,7 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us instead of Hydra's own many lines
 
     use_utf8()
+    _check_current_folder()
     sys.argv[1:] = plain_arguments(sys.argv[1:], Config)
     obey_launcher()
     failures: list[BaseException] = []
@@ -80,6 +82,13 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
         _fail("stopped; the same command goes on from here", code=130)
 
 
+def _check_current_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:  # it was deleted, or is on a disk that is gone
+        _fail(f"the current folder cannot be used ({error.strerror}): change to another one with cd")
+
+
 def _fail(message: str, code: int = 1) -> None:
     print(f"error: {CONTROL.sub(' ', message)}", file=sys.stderr)
     sys.exit(code)
@@ -106,6 +115,8 @@ def _explain(error: BaseException) -> str:
     missing = re.search(r"Key '[^']+' (?:is )?not in", text)
     if key and missing and key[1].rpartition(".")[0] in OPEN_KEYS:
         return f"there is no key {key[1]} yet: write +{key[1]}=… to add it"
+    if key and missing and key[1] in OPEN_KEYS:  # a dictionary with names of the user's own
+        return f"{key[1]} has no such keys yet: write ++{key[1]}={{…}} to add them"
     if key and missing:
         near = difflib.get_close_matches(key[1], list(_keys(Config)), n=1)
         return f"there is no key {key[1]}" + (f": did you mean {near[0]}?" if near else "; --cfg job prints all keys")

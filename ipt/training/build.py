@@ -67,6 +67,12 @@ def evaluation_mode(model: nn.Module) -> None:
             part.training = False
 
 
+def decoder_of(base: Any) -> Any:
+    """The part of a Hugging Face causal LM that computes its last hidden states."""
+    decoder = base.get_decoder()
+    return base.model if decoder is base else decoder  # Llama-4's text model returns itself
+
+
 def architecture_of(config: Config) -> Any:
     """The transformers config of the model that a run trains; fetches that of a hub's model."""
     if not config.architecture:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ipt.mixture.batches import IGNORE, PADDING
 from ipt.training.attention import bounds, takes_bounds
-from ipt.training.build import base_model
+from ipt.training.build import base_model, decoder_of
 from ipt.training.loss import LogitTransform, chunked_cross_entropy
 
 # Names that the configs of transformers use. Where a model uses one of them in another way, the check
@@ -89,7 +89,7 @@ class CausalLMLoss(nn.Module):
         base = base_model(self.model)
         projection = base.get_output_embeddings()
         batch = with_targets(batch if document_mask else _without_documents(batch))
-        outputs = base.get_decoder()(**self._inputs(batch))
+        outputs = decoder_of(base)(**self._inputs(batch))
         if self.load_balancing is not None:
             is_token = (batch["source_ids"] != PADDING).flatten()
             self.aux_loss = self.load_balancing(outputs.router_logits, is_token)

@@ -9,7 +9,6 @@ the first step.
 """
 
 import functools
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +21,15 @@ from torch.distributed.fsdp import FSDPModule
 from ipt.config import Config, TrainerConfig
 from ipt.errors import UserError
 from ipt.mixture.batches import IGNORE, unpacked
+from ipt.model_limits import positions_before_rope_changes
 from ipt.small_copy import (
     TOLERANCE,
+    CachedConfig,
     distance,
+    is_small,
     losses_alone,
     random_documents,
     random_model,
-    settings_of,
     small_copies,
 )
 from ipt.training.attention import FEATURES, RECORDED, candidates, implementation, record_features
@@ -64,9 +65,10 @@ def check_model(config: Config) -> str:
     objective than its own or whose packed documents influence each other.
     """
     architecture = architecture_of(config)
+    _check_rope(config, architecture)
     reference = _reference_of(architecture)
     if reference is None:
-        log.warning("%s: no small copy can be made to check the model before training", architecture.model_type)
+        _check_unmeasured(config, architecture)
         return candidates(config.trainer)[0]
     names = candidates(config.trainer, reference.features)
     problems: dict[str, str] = {}
@@ -81,6 +83,28 @@ def check_model(config: Config) -> str:
         f"{_name(config)} (model type {architecture.model_type}), trainer.attention={first}: {problems[first]}; "
         f"{_what_works(reference, config.trainer)}"
     )
+
+
+def _check_rope(config: Config, architecture: Any) -> None:
+    """Raise UserError if a long document would change the positions of short ones that are packed with it."""
+    length = positions_before_rope_changes(architecture)
+    if length is None or not config.mixture.document_mask or config.mixture.seq_len <= length:
+        return
+    raise UserError(
+        f"{_name(config)} (model type {architecture.model_type}): packed documents influence each other: its RoPE changes"
+        f" for a whole batch when one document has more than {length} tokens; set mixture.seq_len={length} or less, or"
+        " mixture.document_mask=false"
+    )
+
+
+def _check_unmeasured(config: Config, architecture: Any) -> None:
+    """Raise UserError for a model without a small copy, unless the check of its real weights can decide."""
+    name = f"{_name(config)} (model type {architecture.model_type})"
+    if config.architecture:  # fresh weights are so small that most faults do not show
+        raise UserError(f"{name}: no small copy of it runs, so it cannot be checked; use other sizes, or another model")
+    if is_small(architecture):
+        raise UserError(f"{name}: its class does not run as a causal language model; use another model")
+    log.warning("%s: no small copy runs, so it is checked only on its weights, before the first step", name)
 
 
 class Description(NamedTuple):
@@ -138,13 +162,13 @@ def check_weights(module: CausalLMLoss, config: Config) -> None:
 
 
 def _reference_of(architecture: Any) -> Reference | None:
-    return _reference(type(architecture), settings_of(architecture))  # type: ignore[arg-type]
+    return _reference(CachedConfig.of(architecture))
 
 
 @functools.lru_cache(maxsize=8)
-def _reference(kind: type, settings: str) -> Reference | None:
+def _reference(cached: CachedConfig) -> Reference | None:
     """The reference of a config, or None if no small copy of it runs. Cached by what the config says."""
-    architecture = kind.from_dict(json.loads(settings))  # type: ignore[attr-defined]
+    architecture = cached.config
     for small in small_copies(architecture):
         try:
             return _measure(small, architecture)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ipt.training.build import decoder_of
 from ipt.training.loss import chunked_cross_entropy
 from ipt.training.objective import logit_transform
 
@@ -65,7 +66,7 @@ def trace_step(model: Any, rows: int, seq_len: int, dtype: torch.dtype, loss_chu
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     ids = torch.zeros(rows, seq_len, dtype=torch.long, device="meta")
     with live:
-        hidden = base.get_decoder()(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        hidden = decoder_of(base)(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
         activations = live.now
         live.peak = live.now
         labels = ids.flatten()

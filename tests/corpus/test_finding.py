@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -155,6 +156,9 @@ def test_what_ipt_wrote_is_no_corpus(folder):
     write(damaged / "held_out/a.jsonl", "a")
     (damaged / "manifest.json").write_text("{")
     (damaged / "stats.json").write_text("{}")
+    copied = shutil.copytree(folder / "outputs/run0", folder / "outputs/copied")
+    for name in ("manifest.json", "stats.json"):
+        (copied / name).unlink()
     (folder / "link").symlink_to(folder / "outputs/run0/held_out")
     (folder / "b.jsonl").symlink_to(damaged / "held_out/a.jsonl")
     for path in (folder, f"{folder}/**/*", f"{folder}/*"):

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from ipt.config import Config, conf_dir, to_config
 from ipt.experiment.checks import check_evaluate, check_reproduce, check_synthesize
+from ipt.experiment.cli import _check_current_folder
 from ipt.experiment.pipeline import arm_config
 from tests.commands import ROOT, run, run_here
 
@@ -60,6 +61,16 @@ def _seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def test_a_current_folder_that_is_gone_is_one_line(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit):
+        _check_current_folder()
+    assert capsys.readouterr().err.startswith("error: the current folder cannot be used (No such file or directory)")
+
+
 def _broken_model(folder: Path) -> str:
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
@@ -82,6 +93,7 @@ def _broken_model(folder: Path) -> str:
         ("train", ["mixture.ratios.instruction=0", "mixture.ratios.raw=0"], "mixture.ratios sum to 0"),
         ("train", ["+mixture.ratios.web=1"], "mixture.ratios.web: no such source"),
         ("train", ["mixture.ratios.web=1"], "there is no key mixture.ratios.web yet: write +mixture.ratios.web=… to add it"),
+        ("train", ["architecture={{model_type: llama}}"], "architecture has no such keys yet: write ++architecture={…} to add them"),
         ("train", ["+mixture.sources.web.paths=a"], "there is no key paths"),
         ("train", ["+mixture.ratios.web=1", "+mixture.sources.web.kind=texts"], "mixture.sources.web: set either path (files) or dataset"),
         ("train", ["model=nowhere/to/be/found"], "no such folder"),

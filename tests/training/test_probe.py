@@ -11,7 +11,7 @@ from ipt.config import Config
 from ipt.errors import UserError
 from ipt.experiment import pipeline
 from ipt.models import load_model
-from ipt.small_copy import plain_attention, random_model, small_copies
+from ipt.small_copy import TOLERANCE, distance, losses_alone, plain_attention, random_model, small_copies
 from ipt.training import objective, probe
 from ipt.training.attention import PACKED, implementation, packed_attention
 from ipt.training.loss import LogitTransform, chunked_cross_entropy
@@ -112,6 +112,81 @@ def test_small_copies_are_small_and_keep_each_kind_of_layer():
         assert small.num_hidden_layers <= 4 < architecture.num_hidden_layers
         if kinds := getattr(architecture, "layer_types", None):
             assert set(small.layer_types) == set(kinds)
+
+
+PUBLISHED = {  # default sizes of classes whose configs lack what most have, or that accept few sizes
+    "falcon_mamba": transformers.FalconMambaConfig(num_hidden_layers=2),  # no attention heads
+    "mamba2": transformers.Mamba2Config(num_hidden_layers=2),  # heads of states, in groups
+    "codegen": transformers.CodeGenConfig(n_layer=2),  # at least four heads
+    "granitemoehybrid": transformers.GraniteMoeHybridConfig(),
+    "gemma3": transformers.Gemma3Config(),  # with a vision tower
+}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_models_of_published_sizes_have_a_small_copy(kind):
+    assert probe._reference_of(PUBLISHED[kind]) is not None
+
+
+def test_experts_whose_config_cannot_be_read_back_are_checked():
+    """Dbrx rejects what its own config says when that is given as settings."""
+    experts = {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}
+    dbrx = transformers.DbrxConfig(
+        vocab_size=300,
+        d_model=32,
+        n_heads=4,
+        n_layers=2,
+        ffn_config=experts,
+        attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 2.0},
+    )
+    assert _problem(dbrx) is None
+
+
+ROPES = {
+    "longrope": {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 64},
+    "dynamic": {"factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_long_documents_must_not_change_the_positions_of_short_ones(kind):
+    """The difference itself, and the length up to which there is none."""
+    model_class = transformers.Phi3Config if kind == "longrope" else transformers.LlamaConfig
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, **ROPES[kind]}
+    stated = 256 if kind == "longrope" else 64
+    sizes = {**SIZES, "num_attention_heads": 4, "intermediate_size": 64, "pad_token_id": 0, "max_position_embeddings": stated}
+    architecture = model_class(**sizes, rope_parameters=rope, original_max_position_embeddings=64)
+    model = random_model(architecture, implementation("packed"))
+    for longest, is_same in ((64, True), (65, False)):
+        documents = [torch.randint(5, 300, (length,)) for length in (longest, 40)]
+        packed = probe._our_losses(model, [documents], True)
+        alone = torch.cat(losses_alone(model, documents))
+        assert (distance([packed], [alone]) < TOLERANCE) is is_same
+    config = _config(architecture)
+    config.mixture.seq_len = 64
+    assert probe.check_model(config) == "packed"
+    config.mixture.seq_len = 65
+    with pytest.raises(UserError, match=r"more than 64 tokens; set mixture.seq_len=64 or less, or mixture.document_mask=false"):
+        probe.check_model(config)
+    config.mixture.document_mask = False
+    assert probe.check_model(config) == "packed"
+
+
+def test_a_model_that_cannot_be_checked_is_an_error(monkeypatch, caplog):
+    llama = transformers.LlamaConfig(**SIZES, num_attention_heads=4, intermediate_size=64)
+    config = _config(llama)
+    monkeypatch.setattr(probe, "_measure", lambda *arguments: 1 / 0)
+    probe._reference.cache_clear()
+    with pytest.raises(UserError, match=r"architecture \(model type llama\): no small copy of it runs"):
+        probe.check_model(config)
+    monkeypatch.setattr(probe, "architecture_of", lambda config: llama)
+    config.architecture = {}
+    with pytest.raises(UserError, match=r"its class does not run as a causal language model"):
+        probe.check_model(config)
+    monkeypatch.setattr(probe, "architecture_of", lambda config: LLAMA_3)  # other sizes may run
+    assert probe.check_model(config) == "packed"
+    assert "checked only on its weights" in caplog.text
+    probe._reference.cache_clear()
 
 
 def _config(architecture, **settings) -> Config:
