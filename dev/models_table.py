@@ -37,7 +37,7 @@ LINEAR: dict[str, Any] = {
     "linear_value_head_dim": 8,
     "shared_expert_intermediate_size": 16,
 }
-# Model type -> settings that differ from SIZES; a dictionary with n_embd or d_model stands for itself.
+# Model type -> settings that are added to SIZES; a dictionary with vocab_size is used as it is.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "apertus": {},
     "arcee": {},

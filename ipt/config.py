@@ -342,7 +342,7 @@ class PlaygroundConfig:
 
     host: str = "127.0.0.1"  # address to listen at; any other than this machine's own lets others use the page, without a password
     port: int | None = None  # null: the first free one from 7860 on
-    models: list[str] = field(default_factory=list, metadata=PATHS)  # to talk to, beside `model` and what is in `exports`
+    models: list[str] = field(default_factory=list, metadata=PATHS)  # models to talk to, in addition to `model` and those in `exports`
     exports: str = field(default="outputs", metadata=PATH)  # every export/ below this folder is a model to talk to
     max_characters: int = 50_000  # of a text
     max_file_mib: int = 16  # of a file that is dropped on the page

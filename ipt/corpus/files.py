@@ -46,7 +46,7 @@ class CorpusFile:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The bytes of the file as they are stored. What a broken or unreachable file raises ends in one line that names it.
+        """The bytes of the file as they are stored. For a broken or unreachable file the error is one line that names it.
 
         Raises UserError for a Git LFS pointer.
         """

@@ -1,4 +1,4 @@
-"""Which files `corpus.path` stands for: a file, a folder, a glob or a URL, or several of them."""
+"""Finds the files of `corpus.path`: a file, a folder, a glob or a URL, or several of them."""
 
 import glob
 import os
@@ -25,7 +25,7 @@ STAGE_NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")  # a stage's folder, by which re
 
 
 def find_files(path: str, unread: Counter[str] | None = None) -> list[CorpusFile]:
-    """The files that `corpus.path` stands for: a file, a folder or a glob, here or as an fsspec URL, or several with commas between.
+    """The files of `corpus.path`: a file, a folder or a glob, local or an fsspec URL, or several separated by commas.
 
     A folder gives the files of known kinds in it and below it, whatever the case of their endings; links are followed, and a file
     is read once however many links lead to it. These are passed over and counted in `unread`, by ending or reason: files of
@@ -64,7 +64,7 @@ def describe_unread(unread: Counter[str]) -> str:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What one entry of `corpus.path` stands for."""
+    """The files of one entry of `corpus.path`."""
 
     kind: str  # protocol of a remote one, else empty
     root: str  # the folder that names are relative to: of a glob, what stands before its first pattern
@@ -211,12 +211,12 @@ def _visible(names: Iterable[str], unread: Counter[str]) -> Iterator[str]:
     for name in names:
         if not name.startswith("."):
             yield name
-        elif not name.endswith(".lock"):  # as ipt has beside each of its folders
+        elif not name.endswith(".lock"):  # ipt writes one next to each of its folders
             unread[HIDDEN] += 1
 
 
 def _links(here: Path, folders: list[str], known: set[Path], unread: Counter[str]) -> Iterator[Path]:
-    """The links among the folders, but for those that lead back to the root or above it."""
+    """The links among the folders, except those that lead to the root or above it."""
     for name in folders:
         folder = here / name
         if not folder.is_symlink():
@@ -325,7 +325,7 @@ def _not_hidden(files: list[str], root: str, unread: Counter[str]) -> list[str]:
 
 
 def _not_own(files: list[str], root: str, unread: Counter[str], listing: list[str]) -> list[str]:
-    """Without what ipt wrote, told by names alone: a manifest beside statistics in `listing`, or the name of a stage's folder."""
+    """Leaves out what ipt wrote, recognised by names: a manifest next to statistics in `listing`, or the name of a stage folder."""
     names: dict[str, set[str]] = defaultdict(set)
     for file in listing:
         names[posixpath.dirname(file)].add(posixpath.basename(file))

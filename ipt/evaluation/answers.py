@@ -102,7 +102,7 @@ class Number(NamedTuple):
     """A number as it is written."""
 
     value: Decimal  # without its unit
-    step: Decimal  # what its last digit stands for; 0 for a fraction
+    step: Decimal  # value of its last digit; 0 for a fraction
     unit: Decimal | None  # what a percent sign or a word such as million makes of 1; None: nothing of the kind is said
 
 
