@@ -133,7 +133,7 @@ def adapter_instead_of_model(folder: Path) -> str:
 
 
 def check_pointer(file: Path) -> None:
-    """Raise UserError if a Git LFS pointer stands in place of the file's content."""
+    """Raise UserError if the file is a Git LFS pointer instead of its content."""
     try:
         with file.open("rb") as opened:
             begin = opened.read(64)

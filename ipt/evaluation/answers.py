@@ -271,7 +271,7 @@ def entities_right(output: str, answer: str) -> int:
 # Words ---------------------------------------------------------------------------------------------------------------
 
 ARTICLES = frozenset({"a", "an", "the"})
-LETTER = "\ue000"  # stands for an A that is a letter and no article
+LETTER = "\ue000"  # replaces an A that is a letter, not an article
 LETTERS = re.compile(r"(?<![\w'’-])A(?=[^\w\s'’+#-]|\s*$)")  # (A), "A. the heart", "Vitamin A"
 JOINED = re.compile(r"(?<=\d)\s+(?=%)|(?<=[<>≤≥])\s+(?=[-.$]?\d)")  # 5 %, < 5
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
@@ -339,7 +339,7 @@ def _both(output: str, answer: str) -> tuple[list[str], list[str]]:
 
 @lru_cache(maxsize=4096)
 def _all_words(text: str) -> tuple[str, ...]:
-    """Words with articles; LETTER stands for an A that is none."""
+    """Words with articles; LETTER replaces an A that is not an article."""
     text = MINUS.sub("-", in_ascii(text))
     text = JOINED.sub("", THOUSANDS.sub(lambda found: found[0].replace(",", ""), text))
     text = PUNCTUATION.sub(_punctuation, LETTERS.sub(LETTER, text))

@@ -125,7 +125,7 @@ class Encoder:
         return Document(_windows(ids, self.max_length), len(text.encode()) - unscored)
 
     def _first_bytes(self, text: str, token: int) -> int:
-        """How many bytes of a text its first token stands for, which may be a part of a character.
+        """The number of bytes of a text that its first token covers, possibly a part of a character.
 
         >>> encoder._first_bytes("① one", token)  # of the three bytes of ①, the first two are a token
         2

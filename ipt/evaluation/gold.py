@@ -27,7 +27,7 @@ class Gold(NamedTuple):
 
 
 def gold_of(task: Task, row: Row, options: list[str]) -> Gold:
-    """The row's gold. Raises OddRow if it has none."""
+    """The row's gold. Raises OddRow for a row without one."""
     if "{" in task.gold:
         found = render_value(task, "gold", task.gold, row)
     elif task.gold in row.fields:

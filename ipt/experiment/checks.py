@@ -119,7 +119,7 @@ def check_reproduce(config: Config) -> None:
 
 
 def check_trained_model(config: Config) -> None:
-    """The model that a training starts from, what it is trained on, and whether its export can be written."""
+    """Check the model that a training starts from, its data, and whether its export can be written."""
     from ipt.model_checks import check_weights, local_folder
     from ipt.model_limits import check_model_limits
     from ipt.training.folder import check_export
