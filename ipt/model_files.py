@@ -56,7 +56,7 @@ def check_files(folder: Path) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the model's weights, in transformers' order of preference; each is there.
 
-    Raises UserError if the folder has none, if its index names a file that is missing, or if there is an
+    Raises UserError if the folder has no weights, if its index names a file that is missing, or if there is an
     adapter too: transformers would then load the adapter's base model instead.
     """
     has_weights = any((folder / name).exists() for name in (SINGLE, INDEX, PICKLED, PICKLED_INDEX))

@@ -139,7 +139,7 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
     from ipt.small_copy import plain_attention
 
     source = resolve_model(name)
-    check_weights(source)  # in one line where transformers has a report of many
+    check_weights(source)  # one line, where transformers prints a long report
     options |= {"generation_config": load_generation_config(source)}
     if "attn_implementation" not in options:
         options["attn_implementation"] = plain_attention(AutoConfig.from_pretrained(source, trust_remote_code=False))

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before a model is loaded, in one line each.
+"""Checks of a config before a model is loaded; each error is one line.
 
 Checks that need transformers, of a model's weights, vocabulary and positions, come last: they take seconds.
 """

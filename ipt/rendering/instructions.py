@@ -55,7 +55,7 @@ def _conversation(columns: Mapping[str, Any]) -> list[str] | None:
 
 
 def _single(columns: Mapping[str, Any]) -> list[str] | None:
-    """The turns before a row's instruction, the instruction with what it is about, and the response; None for other data."""
+    """The earlier turns, the instruction with its context, and the response of a row; None for other data."""
     asked = [name for name in (*INSTRUCTIONS, MATERIALS[0]) if name in columns]
     answers = [name for name in (*RESPONSES, ANSWER) if name in columns]
     if not asked or not answers:

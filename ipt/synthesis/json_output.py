@@ -57,7 +57,7 @@ TRUNCATED = Json({}, False, "truncated")
 
 
 def after_reasoning(output: str) -> Answer:
-    """The part of an output that follows its reasoning; the output itself if it has none.
+    """The part of an output that follows its reasoning; the whole output without reasoning.
 
     Several blocks may follow one another, and the opening tag may be missing, because many chat
     templates put it into the prompt. A tag inside a JSON string of the answer is text.

@@ -219,7 +219,7 @@ def _reply_schema() -> dict[str, Any]:
 
 
 def read_reply(content: str) -> Verdict:
-    """The verdict in a model's reply, after reasoning or other text; a failure if it has none."""
+    """The verdict in a model's reply, after reasoning or other text; a failure without a verdict."""
     found = read_json(content, _reply_schema())
     return read_verdict(found.value) if found.whole and not found.reason else failure("malformed")
 

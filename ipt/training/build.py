@@ -58,7 +58,7 @@ def base_model(model: Any) -> Any:
 
 
 def evaluation_mode(model: nn.Module) -> None:
-    """As `model.eval()`, but for the layers of bitsandbytes.
+    """Like `model.eval()`, except for the layers of bitsandbytes.
 
     On CPUs with AVX512-BF16 these repack their 4-bit weights for good at their first forward pass in evaluation mode.
     """
