@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 FOREIGN = ("SLURM_", "WANDB_", "TORCHELASTIC_", "IPT_JOB_", "IPT_LAUNCHER")
 OTHERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 OTHERS |= {"FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES"}
+gc.disable()  # until all tests are collected: imports make two million objects that live to the end
 for name in list(os.environ):
     if name.startswith(FOREIGN) or name in OTHERS:
         del os.environ[name]
@@ -50,8 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Keep what the imports have made out of every later garbage collection; each stage ends with a full one."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

@@ -6,10 +6,12 @@ import json
 import pickle
 import re
 import shutil
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 import zstandard
 
 import ipt
@@ -20,7 +22,7 @@ from ipt.evaluation.data import read_rows, render_prompt
 from ipt.evaluation.task import Task, load_tasks
 from ipt.playground.texts import check_text
 from ipt.rendering.pools import load_pools
-from ipt.stage import run_stage
+from ipt.stage import parse_yaml, run_stage
 from ipt.synthesis.chat import ChatFormat, load_prompt
 from ipt.synthesis.prompts import Vocabulary
 from ipt.synthesis.tuning import read_examples
@@ -307,3 +309,10 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path, tiny_model, header)
 def test_halves_of_characters_are_no_text():
     with pytest.raises(ValueError, match="half a surrogate pair at character 1"):
         check_text("a\ud800", 10)
+
+
+def test_a_library_that_changes_the_loader_of_yaml_does_not_change_what_a_file_says(monkeypatch, tmp_path):
+    """One that vLLM imports does this, for the whole process."""
+    constructors = yaml.SafeLoader.yaml_constructors
+    monkeypatch.setitem(constructors, "tag:yaml.org,2002:timestamp", constructors["tag:yaml.org,2002:str"])
+    assert parse_yaml(b"day: 2026-11-30", tmp_path / "file.yaml") == {"day": date(2026, 11, 30)}

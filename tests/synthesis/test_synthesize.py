@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from synthesis_cases import OracleEngine, write_documents
 
 from ipt.config import SynthesisConfig
@@ -253,6 +252,8 @@ def test_no_documents(tmp_path):
 
 
 def test_an_adapter_is_merged_into_the_model_once(tmp_path, tiny_model, monkeypatch):
+    from peft import LoraConfig, get_peft_model  # slow to import
+
     base = load_model(tiny_model, torch.float32)
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")
