@@ -324,12 +324,10 @@ def _yaml_loader() -> type:
     """
     import yaml
 
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        pass
-
+    loader = type("Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
     read_date = yaml.constructor.SafeConstructor.construct_yaml_timestamp
-    Loader.add_constructor("tag:yaml.org,2002:timestamp", read_date)
-    return Loader
+    loader.add_constructor("tag:yaml.org,2002:timestamp", read_date)
+    return loader
 
 
 def note_hash(path: Path) -> None:
