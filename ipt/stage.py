@@ -316,7 +316,7 @@ def parse_yaml(data: bytes, path: Path) -> Any:
 
 
 @cache
-def _yaml_loader() -> type:
+def _yaml_loader() -> Any:
     """PyYAML's safe loader, in C if possible, which is ten times faster.
 
     It is a class of its own because a library that vLLM imports makes the shared classes read
@@ -324,7 +324,7 @@ def _yaml_loader() -> type:
     """
     import yaml
 
-    loader = type("Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
+    loader: Any = type("Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
     read_date = yaml.constructor.SafeConstructor.construct_yaml_timestamp
     loader.add_constructor("tag:yaml.org,2002:timestamp", read_date)
     return loader
