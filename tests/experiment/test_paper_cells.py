@@ -1,8 +1,9 @@
 import pytest
 
+from ipt.evaluation import choice
 from ipt.experiment.paper_cells import METRIC, paper_table
 from ipt.experiment.scores import Arm, load_runs
-from tests.experiment.report_cases import choice, choice_predictions, write_evaluation
+from tests.experiment.report_cases import choice_predictions, write_evaluation
 
 MEDICINE = ("pubmedqa", "chemprot", "rct", "mqp", "usmle")
 FIGURES = {task: {"Instruct PT-8B": 60.0 + place, "Vanilla PT-8B": 50.0} for place, task in enumerate(MEDICINE)}

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ipt.evaluation import statistics
+from ipt.evaluation import choice, statistics
 from ipt.evaluation.results import compare
 from ipt.experiment.seeds import Table, compare_seeds, compare_within_seeds, difference_of, plain_average, student, with_spread
-from tests.experiment.report_cases import choice, choice_predictions, write_evaluation
+from tests.experiment.report_cases import choice_predictions, write_evaluation
 
 
 def table(random, mean, seeds, items, seed_noise, item_noise, both, hardness=0.0) -> Table:
