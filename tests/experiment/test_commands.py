@@ -1,6 +1,7 @@
 """The commands as a user runs them: help, mistakes, and every recipe of conf/."""
 
 import resource
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -156,15 +157,17 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(command, overrides, message
         (["-m", "seed=1,2"], {}, "hydra.sweep.dir=outputs/sweeps/"),
     ],
 )
-def test_a_place_that_cannot_be_written_is_one_line(overrides, environment, message, tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_written_is_one_line(overrides, environment, message, tmp_path):
     """In /proc, which is a folder that nobody can write, root included."""
     places = {"file": tmp_path / "file", "folder": tmp_path / "folder"}
     places["file"].write_text("")
     (tmp_path / "c.jsonl").write_text('{"text": "a document"}\n')
     settings = ["experiment=tiny", "synthesis=rule_based", f"corpus.path={tmp_path}/c.jsonl"]
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    result = run_here("synthesize", *(override.format(**places) for override in overrides), *settings, cwd=Path("/proc"))
+    arguments = [*settings, *(override.format(**places) for override in overrides)]
+    if overrides[:1] == ["-m"]:
+        arguments = [*overrides, *settings]
+    start = partial(run, "-m", "ipt") if environment else run_here  # this process has a cache already
+    result = start("synthesize", *arguments, cwd=Path("/proc"), **environment)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: {message.format(**places)}"), result.stderr
     assert len(result.stderr.strip().splitlines()) == 1 and result.stdout == ""
