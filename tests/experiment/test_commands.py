@@ -1,6 +1,8 @@
 """The commands as a user runs them: help, mistakes, and every recipe of conf/."""
 
 import resource
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,12 @@ from ipt.experiment.pipeline import arm_config
 from tests.commands import ROOT, run, run_here
 
 ALONE = ("model={no_tokenizer}", "corpus.path={no_text}", "trainer.max_step=3")  # also in a process of their own, which imports anew
-GROUPS = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/*.yaml"))
+RECIPES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+CHOICES = {
+    group.name: sorted(path.stem for path in group.glob("*.yaml"))
+    for group in conf_dir().iterdir()
+    if group.is_dir() and group.name != "experiment"
+}
 
 
 def composed(command: str, *overrides: str) -> Config:
@@ -22,12 +29,18 @@ def composed(command: str, *overrides: str) -> Config:
         return to_config(compose(command, list(overrides)))
 
 
-@pytest.mark.parametrize("path", GROUPS, ids=str)
-def test_every_file_of_conf_composes_into_the_typed_config(path):
-    config = composed("train", f"{path.parent}={path.stem}")
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_composes_into_the_typed_config(name):
+    config = composed("train", f"experiment={name}")
     assert isinstance(config, Config)
     for changes in config.arms.values():
         arm_config(config, changes)
+
+
+@pytest.mark.parametrize("choices", zip_longest(*([f"{group}={name}" for name in names] for group, names in sorted(CHOICES.items()))))
+def test_every_other_file_of_conf_composes_into_the_typed_config(choices):
+    """The first files of all groups, then the second ones, and so on: each replaces another part of the config."""
+    assert isinstance(composed("train", *filter(None, choices)), Config)
 
 
 def test_recipes_with_arms_pass_their_checks_and_the_others_say_so(monkeypatch):
@@ -150,10 +163,11 @@ def test_a_place_that_cannot_be_written_is_one_line(overrides, environment, mess
     places["file"].write_text("")
     (tmp_path / "c.jsonl").write_text('{"text": "a document"}\n')
     settings = ["experiment=tiny", "synthesis=rule_based", f"corpus.path={tmp_path}/c.jsonl"]
-    command = ["-m", "ipt", "synthesize", *settings, *(override.format(**places) for override in overrides)]
+    arguments = [*settings, *(override.format(**places) for override in overrides)]
     if overrides[:1] == ["-m"]:
-        command = ["-m", "ipt", "synthesize", *overrides, *settings]
-    result = run(*command, cwd=Path("/proc"), PYTHONPATH=str(ROOT), **environment)
+        arguments = [*overrides, *settings]
+    start = partial(run, "-m", "ipt") if environment else run_here  # this process has a cache already
+    result = start("synthesize", *arguments, cwd=Path("/proc"), **environment)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: {message.format(**places)}"), result.stderr
     assert len(result.stderr.strip().splitlines()) == 1 and result.stdout == ""
@@ -164,7 +178,7 @@ def test_nothing_is_left_in_the_current_folder(tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "c, d=1.jsonl").write_text('{"text": "a document"}\n')
     places = [f"corpus.path={tmp_path}/c, d=1.jsonl", f"stages_dir={tmp_path}/stages", "corpus.held_out=0"]
-    result = run("-m", "ipt", "synthesize", "experiment=tiny", "synthesis=rule_based", *places, cwd=tmp_path / "here")
+    result = run_here("synthesize", "experiment=tiny", "synthesis=rule_based", *places, cwd=tmp_path / "here")
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / "here").iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""How the jobs of a sweep are started and share a machine; tests/experiment/test_sweep.py and test_job.py run some."""
+"""How the jobs of a sweep are started and share a machine; tests/experiment/test_sweep.py runs some."""
 
 import json
 import os

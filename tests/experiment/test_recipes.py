@@ -3,11 +3,9 @@
 import os
 import re
 import socket
-import subprocess
-import sys
+from copy import deepcopy
 from dataclasses import asdict
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 
 import pytest
 
@@ -21,8 +19,8 @@ from ipt.experiment.pipeline import arm_config
 from ipt.mixture.schedule import resolve_ratios, used_sources
 from ipt.stage import hash_json
 from ipt.training.memory import world_size
+from tests.commands import ROOT, run, run_here
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 PUBLISHED = {  # recipe: tokens of a step, steps, sequence length, peak learning rate, warm-up steps (paper, sections 1, 3 and 4)
     "medicine_llama3_8b": (2**18, 4_000, 4096, 1e-5, 1000),
@@ -42,8 +40,14 @@ WITH_ARMS = [name for name in RECIPES if "arms:" in (conf_dir() / "experiment" /
 CONTINUAL, SCRATCH = ("medicine_llama3_8b", "finance_llama3_8b"), ("general_500m", "general_1b3")
 
 
-def recipe(name: str, *overrides: str) -> Config:
-    return compose_config("train", [f"experiment={name}", *overrides])
+def recipe(name: str, *overrides: str, command: str = "train") -> Config:
+    """A copy of the composed config, which the test may change."""
+    return deepcopy(_composed(command, f"experiment={name}", *overrides))
+
+
+@cache
+def _composed(command: str, *overrides: str) -> Config:
+    return compose_config(command, overrides)
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def test_every_recipe_dry_runs_and_leaves_nothing_behind(name, offline, capsys, 
 
 @pytest.mark.parametrize("name", WITH_ARMS)
 def test_every_recipe_with_arms_is_planned_without_a_network(name, offline, capsys, tmp_path):
-    config = compose_config("reproduce", [f"experiment={name}", "seeds=[]"])
+    config = recipe(name, "seeds=[]", command="reproduce")
     labels = [step.label for step in plan_arms(config)]
     assert [label for label in labels if label.startswith("training")] == [f"training {arm}" for arm in config.only or config.arms]
     assert ("evaluation start" in labels) == (not config.architecture)
@@ -193,16 +197,9 @@ def test_shares_of_the_mixture_from_scratch(name):
     assert vanilla["unconverted"] / vanilla["raw"] == pytest.approx(mix["unconverted"] / mix["raw"], rel=1e-3)
 
 
-@pytest.mark.parametrize("command", [("train.py",), ("-m", "ipt", "reproduce")])
-def test_from_the_command_line(command, tmp_path):
-    script = [str(ROOT / part) if part.endswith(".py") else part for part in command]
-    result = subprocess.run(
-        [sys.executable, *script, "experiment=medicine_llama3_8b", "dry_run=true"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.mark.parametrize(("command", "start"), [("train", run_here), ("reproduce", partial(run, "-m", "ipt"))])
+def test_from_the_command_line(command, start, tmp_path):
+    result = start(command, "experiment=medicine_llama3_8b", "dry_run=true", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "8,030,261,248" in result.stderr and "262,144" in result.stderr
     assert "arms of" in result.stderr and "without_corpora" in result.stderr
@@ -223,7 +220,8 @@ def test_what_does_not_fit_is_said_with_what_to_change(offline, capsys):
 
 
 def test_what_fits_nowhere_is_said(offline, capsys):
-    dry_run(recipe("medicine_llama3_8b", "model=meta-llama/Meta-Llama-3-70B", "dry_run_gpu=RTX4090", "trainer.accumulate=1"))
+    smallest = ["trainer.activation_checkpointing=full", "optimizer=adamw_8bit", "trainer.micro_batch_size=1", "trainer.accumulate=1"]
+    dry_run(recipe("general_500m", "mixture.seq_len=524288", *smallest, "dry_run_gpu=RTX4090"))
     assert "a device with more memory, LoRA (lora.rank=16), shorter sequences or a smaller model" in said(capsys)
 
 
@@ -272,9 +270,7 @@ def test_a_token_store_tells_its_tokens_and_repeats(offline, capsys, tmp_path):
 
 
 def test_other_commands_have_no_dry_run(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "ipt", "evaluate", "dry_run=true"], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    result = run_here("evaluate", "dry_run=true", cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr == "error: dry_run=true describes a training: use it with train or reproduce, not with evaluate\n"
 

@@ -55,27 +55,34 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_stage_at_a_time_is_the_same_as_all_at_once(tmp_path):
+@pytest.fixture(scope="module")
+def by_stages(tmp_path_factory) -> Path:
+    """The folder of a run that was asked for one stage after the other, and before that for stages that it was too early for."""
+    folder = tmp_path_factory.mktemp("stages")
     with pytest.raises(RuntimeError, match=r"^2 not done: vanilla, instruct: corpus is not finished: run stages=\[synthesis\] first"):
-        reproduce(recipe(tmp_path, "stages=[training]"))
-    assert not (tmp_path / "stages").exists()
-    reproduce(recipe(tmp_path, "stages=[synthesis]"))
-    assert len(stages(tmp_path, "synthesis")) == 1 and not stages(tmp_path, "tokens")
+        reproduce(recipe(folder, "stages=[training]"))
+    assert not (folder / "stages").exists()
+    reproduce(recipe(folder, "stages=[synthesis]"))
+    assert len(stages(folder, "synthesis")) == 1 and not stages(folder, "tokens")
     with pytest.raises(RuntimeError, match=r"instruct: rendering is not finished: run stages=\[tokens\] first"):
-        reproduce(recipe(tmp_path, "stages=[training]"))
-    reproduce(recipe(tmp_path, "stages=[tokens]"))
-    assert len(stages(tmp_path, "tokens")) == 2 and not stages(tmp_path, "training")
-    reproduce(recipe(tmp_path, "stages=[training]", "only=[instruct]"))
-    assert len(stages(tmp_path, "training")) == 1
-    reproduce(recipe(tmp_path, "stages=[training]"))
+        reproduce(recipe(folder, "stages=[training]"))
+    reproduce(recipe(folder, "stages=[tokens]"))
+    assert len(stages(folder, "tokens")) == 2 and not stages(folder, "training")
+    reproduce(recipe(folder, "stages=[training]", "only=[instruct]"))
+    assert len(stages(folder, "training")) == 1
+    reproduce(recipe(folder, "stages=[training]"))
     with pytest.raises(RuntimeError, match=r"start: evaluation is not finished: run stages=\[evaluation\] first"):
-        reproduce(recipe(tmp_path, "stages=[report]"))
-    reproduce(recipe(tmp_path, "stages=[evaluation]"))
-    assert not (tmp_path / "run" / "report.html").exists()
-    before = sorted((tmp_path / "stages").iterdir())
-    reproduce(recipe(tmp_path))
-    assert sorted((tmp_path / "stages").iterdir()) == before
-    assert (tmp_path / "run" / "report.html").exists()
+        reproduce(recipe(folder, "stages=[report]"))
+    reproduce(recipe(folder, "stages=[evaluation]"))
+    assert not (folder / "run" / "report.html").exists()
+    return folder
+
+
+def test_a_stage_at_a_time_is_the_same_as_all_at_once(by_stages):
+    before = sorted((by_stages / "stages").iterdir())
+    reproduce(recipe(by_stages))
+    assert sorted((by_stages / "stages").iterdir()) == before
+    assert (by_stages / "run" / "report.html").exists()
 
 
 def test_seeds_vary_the_training_alone(finished):
@@ -171,27 +178,27 @@ def test_several_processes_only_train(tmp_path, monkeypatch):
     check_reproduce(recipe(tmp_path, "trainer.devices=2", "stages=[training]"))
 
 
-def test_verify_finds_a_changed_byte_and_a_missing_file(tmp_path, capsys):
+def test_verify_finds_a_changed_byte_and_a_missing_file(by_stages, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
         verify(tmp_path)
-    reproduce(recipe(tmp_path, "only=[instruct]"))
-    run = tmp_path / "run"
+    reproduce(recipe(by_stages))  # which only writes the report if the stages are there
+    run = by_stages / "run"
     checked = verify(run)
-    assert {found.folder for found in checked} == {path.resolve() for path in [run, *stages(tmp_path, "*")]}
+    assert {found.folder for found in checked} == {path.resolve() for path in [run, *stages(by_stages, "*")]}
     assert all(found.whole and found.files for found in checked)
-    tokens = next(stages(tmp_path, "tokens")[0].rglob("tokens.bin"))
+    tokens = next(stages(by_stages, "tokens")[0].rglob("tokens.bin"))
     _flip(tokens)
-    export = next((stages(tmp_path, "training")[0] / "export").glob("*.safetensors"))
+    export = next((stages(by_stages, "training")[0] / "export").glob("*.safetensors"))
     export.unlink()
     broken = {found.name: found for found in verify(run) if not found.whole}
     assert set(broken) == {"tokens", "training"}
-    assert broken["tokens"].changed == [str(tokens.relative_to(stages(tmp_path, "tokens")[0]))]
+    assert broken["tokens"].changed == [str(tokens.relative_to(stages(by_stages, "tokens")[0]))]
     assert broken["training"].missing == [f"export/{export.name}"]
     with pytest.raises(SystemExit) as ended:
         verify_main([str(run)])
     assert ended.value.code == 1
     with pytest.raises(SystemExit) as ended:
-        verify_main([str(stages(tmp_path, "synthesis")[0])])  # from a stage back to what it was made of
+        verify_main([str(stages(by_stages, "synthesis")[0])])  # from a stage back to what it was made of
     assert ended.value.code == 0
     assert "2 of 2 folders are whole" in capsys.readouterr().out
 

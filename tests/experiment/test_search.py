@@ -22,7 +22,7 @@ from ipt.experiment.job import load_job, save_job  # noqa: E402
 from ipt.experiment.search import SearchSettings, _distribution, figure, run_grid, run_search  # noqa: E402
 from ipt.experiment.sweep import name_sweep  # noqa: E402
 
-SETTINGS = SearchSettings(metric="bits per byte", direction="minimize", n_trials=12, n_jobs=3, sampler="tpe", seed=0, storage=None)
+SETTINGS = SearchSettings(metric="bits per byte", direction="minimize", n_trials=8, n_jobs=3, sampler="tpe", seed=0, storage=None)
 SPACE = ["experiment=tiny", "mixture.ratios.instruction=interval(0,1)", "seed=choice(1,2)"]
 
 
@@ -68,28 +68,28 @@ def _back_home():
 
 
 def test_the_search_finds_the_best_ratio_and_tells_it(tmp_path, capsys):
-    study = search(tmp_path, replace(SETTINGS, n_trials=25))
-    assert len(study.trials) == 25
+    study = search(tmp_path, replace(SETTINGS, n_trials=15))
+    assert len(study.trials) == 15
     assert study.best_params["mixture.ratios.instruction"] == pytest.approx(0.3, abs=0.1)
     (best,) = tmp_path.glob("outputs/sweeps/*/best.json")
     assert json.loads(best.read_text())["params"] == study.best_params
     (sweep,) = tmp_path.glob("outputs/sweeps/*/sweep.json")
-    assert len(json.loads(sweep.read_text())["jobs"]) == 25
-    assert "best of 25 trials" in capsys.readouterr().err
+    assert len(json.loads(sweep.read_text())["jobs"]) == 15
+    assert "best of 15 trials" in capsys.readouterr().err
 
 
 def test_a_search_goes_on_where_it_was_stopped_and_counts_no_trial_twice(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path, events={4: "stop"})
     study = search(tmp_path)
-    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 12
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 8
     jobs = json.loads(next(tmp_path.glob("outputs/sweeps/*/sweep.json")).read_text())["jobs"]
-    assert len(jobs) == 12
+    assert len(jobs) == 8
     assert {job["status"] for job in jobs} == {"finished"}
     first = [trial.params for trial in study.trials]
-    assert len({params["mixture.ratios.instruction"] for params in first}) == 12  # a new start draws nothing again
+    assert len({params["mixture.ratios.instruction"] for params in first}) == 8  # a new start draws nothing again
     assert search(tmp_path).user_attrs["ratios"] == []  # nothing is left to do
-    assert len(search(tmp_path, replace(SETTINGS, n_trials=14)).user_attrs["ratios"]) == 2
+    assert len(search(tmp_path, replace(SETTINGS, n_trials=10)).user_attrs["ratios"]) == 2
 
 
 def test_a_killed_search_repeats_the_trials_that_were_running(tmp_path):
@@ -99,7 +99,7 @@ def test_a_killed_search_repeats_the_trials_that_were_running(tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     study = search(tmp_path)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
-    assert len(complete) == 12
+    assert len(complete) == 8
     interrupted = [trial for trial in study.trials if trial.state == TrialState.FAIL]
     assert len(interrupted) == 2  # of a batch of three, the first had ended
     for trial in interrupted:
@@ -107,12 +107,12 @@ def test_a_killed_search_repeats_the_trials_that_were_running(tmp_path):
 
 
 def test_failed_jobs_are_failed_trials_and_the_exit_tells(tmp_path):
-    with pytest.raises(ValueError, match="1 of 12 jobs failed"):
+    with pytest.raises(ValueError, match="1 of 8 jobs failed"):
         search(tmp_path, events={2: "fail"})
     storage = f"sqlite:///{next(tmp_path.glob('outputs/sweeps/*/study.db'))}"
     study = optuna.load_study(study_name=None, storage=storage)
     assert [trial.number for trial in study.trials if trial.state == TrialState.FAIL] == [2]
-    assert len(study.trials) == 12
+    assert len(study.trials) == 8
 
 
 def test_a_grid_has_each_combination_once(tmp_path):
