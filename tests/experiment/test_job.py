@@ -73,9 +73,9 @@ def test_run_again_nothing_is_done_twice(job):
     assert all(row["reused"] for row in _stages(job).values())
 
 
-def test_killed_twice_it_goes_on_to_the_same_models(job, tmp_path):
+def test_killed_at_several_moments_it_goes_on_to_the_same_models(job, tmp_path):
     command = [sys.executable, "-m", "ipt", "reproduce", "experiment=tiny"]
-    for begun in ("synthesis-*", "training-*/metrics.jsonl"):
+    for begun in ("corpus-*", "synthesis-*", "training-*/metrics.jsonl"):
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         while not list(tmp_path.glob(f"outputs/stages/{begun}")):
             assert process.poll() is None, "it ended before it could be killed"
