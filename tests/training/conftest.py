@@ -10,7 +10,8 @@ from torch import distributed
 from ipt.config import Config
 from ipt.tokens.store import EncodedDocument, write_store
 from ipt.training.stop import EXIT_CODE
-from tests.training.jobs import run_torchrun, write_job
+from tests.processes import run_ranks
+from tests.training.jobs import run_jobs, write_job
 
 SETTINGS = [
     "trainer.accelerator=cpu",
@@ -122,9 +123,9 @@ def runs_of_two(stores, two_ranks, make_config, during, made_once):
 
     def run(folder: Path) -> None:
         scored = make_config("trainer.devices=2", "trainer.micro_batch_size=1", *during)
-        jobs = write_job(two_ranks, stores, folder / "two") + write_job(scored, stores, folder / "scored")[1:]
-        result = run_torchrun(jobs + write_job(two_ranks, stores, folder / "stopped", (3, 1, signal.SIGTERM))[1:])
-        assert f"exitcode  : {EXIT_CODE}" in result.stderr, result.stderr
+        jobs = [write_job(two_ranks, stores, folder / "two"), write_job(scored, stores, folder / "scored")]
+        ended = run_ranks(run_jobs, *jobs, write_job(two_ranks, stores, folder / "stopped", (3, 1, signal.SIGTERM)))
+        assert ended.codes == [EXIT_CODE, EXIT_CODE], ended.output
 
     return made_once("two", run)
 
