@@ -12,6 +12,7 @@ from ipt.tokens.store import EncodedDocument, write_store
 from ipt.training.stop import EXIT_CODE
 from tests.processes import run_ranks
 from tests.training.jobs import run_jobs, write_job
+from tests.training.small_model import write_model
 
 SETTINGS = [
     "trainer.accelerator=cpu",
@@ -40,9 +41,15 @@ def stores(made_once):
 
 
 @pytest.fixture(scope="session")
-def make_config(tiny_model):
+def small_model(made_once) -> str:
+    """A tiny random Llama with few tokens."""
+    return str(made_once("small-model", write_model))
+
+
+@pytest.fixture(scope="session")
+def make_config(small_model):
     def make(*overrides: str) -> Config:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([f"model={tiny_model}", *SETTINGS, *overrides]))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([f"model={small_model}", *SETTINGS, *overrides]))
         return OmegaConf.to_object(merged)
 
     return make

@@ -38,8 +38,8 @@ def _loss_alone(folder, stores, config, step: int) -> float:
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_an_architecture_trains_exports_and_resumes(name, stores, make_config, tiny_model, tmp_path):
-    folder = write_case(name, tmp_path / "model", tiny_model)
+def test_an_architecture_trains_exports_and_resumes(name, stores, make_config, small_model, tmp_path):
+    folder = write_case(name, tmp_path / "model", small_model)
     config = make_config(
         f"trainer.max_steps={STEPS}",
         "trainer.checkpoint_steps=2",
@@ -80,9 +80,9 @@ def _cross_entropy(step: dict) -> float:
     return total / sum(step[f"tokens/{source}"] for source in sources)
 
 
-def test_load_balancing_under_fsdp2_is_the_mean_over_micro_batches(stores, make_config, tiny_model, tmp_path):
+def test_load_balancing_under_fsdp2_is_the_mean_over_micro_batches(stores, make_config, small_model, tmp_path):
     """Two ranks with a sequence each train as one process that accumulates over the two sequences."""
-    folder = write_case("Mixtral", tmp_path / "model", tiny_model)
+    folder = write_case("Mixtral", tmp_path / "model", small_model)
     settings = ("trainer.max_steps=2", "trainer.micro_batch_size=1", "trainer.checkpoint_steps=9", "optimizer.lr=1e-2")
     one, two = make_config(*settings, "trainer.accumulate=2"), make_config(*settings, "trainer.devices=2")
     one.model = two.model = folder

@@ -5,6 +5,7 @@ import pytest
 from ipt.config import SchedulePoint
 from ipt.training.run import train
 from tests.training.jobs import SOURCES, assert_same_steps, read_metrics
+from tests.training.small_model import VOCABULARY
 
 
 def test_the_loss_falls_and_the_figures_add_up(uninterrupted):
@@ -32,7 +33,7 @@ def test_eight_bit_adamw_stays_close_to_adamw(uninterrupted, stores, make_config
 
 
 def test_from_scratch_and_with_activation_checkpointing(uninterrupted, stores, make_config, tmp_path):
-    shape = {"vocab_size": 49152, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = make_config()
     config.architecture = {"model_type": "llama", **shape}
     scratch = train(config, stores, tmp_path / "scratch")
