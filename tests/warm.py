@@ -1,20 +1,24 @@
-"""What processes of tests need, imported once, by the server that forks them (tests/processes.py). Starts no thread."""
+"""What processes of tests need, imported once, by the server that forks them (tests/processes.py). Starts no Python thread."""
 
 import gc
+from importlib import import_module
 
-import lightning.pytorch.strategies  # noqa: F401
-import torch.distributed.checkpoint  # noqa: F401
-import torch.distributed.fsdp  # noqa: F401
-import torch.distributed.tensor.debug  # noqa: F401
-import transformers.models.llama.modeling_llama  # noqa: F401
+MODULES = (
+    "ipt.training.run",
+    "ipt.experiment.pipeline",
+    "ipt.experiment.lineage",
+    "ipt.experiment.evaluation_log",
+    "ipt.experiment.dashboard",
+    "ipt.evaluation.run",
+    "ipt.evaluation.during_training",
+    "lightning.pytorch.strategies",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.debug",
+    "transformers.models.llama.modeling_llama",
+)
 
-import ipt.evaluation.during_training
-import ipt.evaluation.run
-import ipt.experiment.dashboard
-import ipt.experiment.evaluation_log
-import ipt.experiment.lineage
-import ipt.experiment.pipeline
-import ipt.training.run  # noqa: F401
-
+for name in MODULES:
+    import_module(name)
 gc.collect()
-gc.freeze()  # pages that no collection writes to stay shared
+gc.freeze()  # so that no collection writes to the pages that the processes share

@@ -1,8 +1,7 @@
-"""What several processes do together, for tests: `torchrun ranks.py FOLDER` writes what each check found to FOLDER/found-RANK.json."""
+"""What several processes do together, for tests: `main` writes what each check found to FOLDER/found-RANK.json."""
 
 import copy
 import json
-import sys
 import threading
 from pathlib import Path
 
@@ -211,7 +210,3 @@ def main(folder: Path) -> None:
     }
     (folder / f"found-{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -12,7 +12,8 @@ from ipt.mixture.plan import make_plan
 from ipt.tokens.store import TokenStore
 from ipt.training.export import export_checkpoint
 from ipt.training.run import train
-from tests.training.jobs import assert_same_steps, read_metrics, run_torchrun, write_job
+from tests.processes import run_ranks
+from tests.training.jobs import assert_same_steps, read_metrics, run_jobs, write_job
 from tests.training.model_cases import SUPPORTED, load_case, write_case
 
 STEPS, BATCH = 3, 2
@@ -87,8 +88,8 @@ def test_load_balancing_under_fsdp2_is_the_mean_over_micro_batches(stores, make_
     one, two = make_config(*settings, "trainer.accumulate=2"), make_config(*settings, "trainer.devices=2")
     one.model = two.model = folder
     train(one, stores, tmp_path / "one")
-    result = run_torchrun(write_job(two, stores, tmp_path / "two"))
-    assert result.returncode == 0, result.stderr[-2000:]
+    ended = run_ranks(run_jobs, write_job(two, stores, tmp_path / "two"))
+    assert ended.codes == [0, 0], ended.output[-2000:]
     assert_same_steps(tmp_path / "two", tmp_path / "one", tolerance=1e-3)
     for ours, other in zip(read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), strict=True):
         assert ours["aux_loss"] == pytest.approx(other["aux_loss"], rel=1e-3)
