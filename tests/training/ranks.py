@@ -34,7 +34,7 @@ def config_of(folder: Path, **trainer) -> Config:
 
 
 def batch_of(seed: int) -> dict:
-    ids = torch.randint(5, 400, (1, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(5, 300, (1, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
     positions = torch.cat([torch.arange(size) for size in SIZES])[None]
     return {
         "input_ids": ids[:, :-1],
