@@ -233,7 +233,9 @@ def test_the_other_ways_to_save_activations():
     assert budget == pytest.approx((none + full) / 2)
     masked = small_config()
     masked.trainer.attention = "sdpa"
-    assert predicted(masked).moments[0].activations - none >= LAYERS * 2 * 256 * 256 * 4 - LAYERS * 512 * 128 * 4  # a mask a layer, one output less
+    assert (
+        predicted(masked).moments[0].activations - none >= LAYERS * 2 * 256 * 256 * 4 - LAYERS * 512 * 128 * 4
+    )  # a mask a layer, one output less
 
 
 def test_copies_of_the_sharded_model_shard_it_less():
