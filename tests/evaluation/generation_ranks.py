@@ -1,7 +1,6 @@
-"""Processes that generate together, for a test: `torchrun generation_ranks.py FOLDER` reads asked.json there, writes said-RANK.json."""
+"""Processes that generate together, for a test: `main` reads FOLDER/asked.json and writes FOLDER/said-RANK.json."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -27,7 +26,3 @@ def main(folder: Path) -> None:
     said["sharded"] = greedy.run(asked["prompts"], asked["batch_tokens"], "test")
     (folder / f"said-{distributed.get_rank()}.json").write_text(json.dumps(said))
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,7 +1,6 @@
-"""What several processes do together, for tests: `torchrun scoring_ranks.py FOLDER` writes what each found to FOLDER/found-RANK.json."""
+"""What several processes do together, for tests: `main` writes what each found to FOLDER/found-RANK.json."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -37,7 +36,3 @@ def score(model, questions):
     jobs = scorer._jobs([scorer.option_rows(scorer.encoder.question(question.prompt, question.options))[0] for question in questions])
     assert len(jobs) % 2 == 1 and {bool(job.prefix) for job in jobs} == {True, False}, "an idle process and a prefix are not exercised"
     return [row["sums"] for row in choice.score(TASK, questions, scorer)]
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

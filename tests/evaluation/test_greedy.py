@@ -1,12 +1,9 @@
 import copy
 import inspect
 import json
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
+import generation_ranks
 import pytest
 import torch
 from evaluation_cases import opinionated
@@ -14,6 +11,7 @@ from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralFo
 
 from ipt.evaluation.generated import Generation, cut
 from ipt.evaluation.greedy import SHARED, Greedy
+from tests.processes import run_ranks
 
 STOP = ["\n"]
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -140,11 +138,8 @@ def test_two_processes_divide_the_batches_and_call_a_sharded_model_alike(model, 
     several = [*prompts, *([100 + token for token in range(SHARED)] + prompt for prompt in prompts[:3])]
     (tmp_path / "asked.json").write_text(json.dumps({"prompts": several, "new": 6, "batch_tokens": 250}))
     assert len(list(Greedy(model, tokenizer, STOP, 6)._batches(several, 250))) % 2, "the fixture must leave a process without a batch"
-    script = Path(__file__).parent / "generation_ranks.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(script.parents[2]), str(script.parent)])}
-    done = subprocess.run([*command, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    ended = run_ranks(generation_ranks.main, tmp_path)
+    assert ended.codes == [0, 0], ended.output
     expected = json.loads(json.dumps([greedy_loop(model, tokenizer, prompt, STOP, 6) for prompt in several]))
     said = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2)]
     assert all(answers[kind] == expected for answers in said for kind in ("whole", "sharded"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scoring_ranks
 from evaluation_cases import TASK, make_scorer
 
 from ipt.config import EvaluationConfig
@@ -13,6 +14,7 @@ from ipt.evaluation import choice, ranks
 from ipt.evaluation.choice import Question
 from ipt.evaluation.results import load_results, read_predictions
 from ipt.evaluation.run import evaluate
+from tests.processes import run_ranks
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -36,7 +38,8 @@ def test_two_processes_score_as_one(model, tokenizer, questions, tmp_path):
     model.save_pretrained(tmp_path / "model")
     work = several(questions)
     (tmp_path / "questions.json").write_text(json.dumps([question[:4] for question in work]))
-    torchrun(Path(__file__).with_name("scoring_ranks.py"), tmp_path)
+    ended = run_ranks(scoring_ranks.main, tmp_path)
+    assert ended.codes == [0, 0], ended.output
     first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second, "each process has what all have found"
     alone = [row["sums"] for row in choice.score(TASK, work, make_scorer(model, tokenizer, batch_tokens=60))]

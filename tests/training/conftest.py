@@ -10,7 +10,9 @@ from torch import distributed
 from ipt.config import Config
 from ipt.tokens.store import EncodedDocument, write_store
 from ipt.training.stop import EXIT_CODE
-from tests.training.jobs import run_torchrun, write_job
+from tests.processes import run_ranks
+from tests.training.jobs import run_jobs, write_job
+from tests.training.small_model import write_model
 
 SETTINGS = [
     "trainer.accelerator=cpu",
@@ -39,9 +41,15 @@ def stores(made_once):
 
 
 @pytest.fixture(scope="session")
-def make_config(tiny_model):
+def small_model(made_once) -> str:
+    """A tiny random Llama with few tokens."""
+    return str(made_once("small-model", write_model))
+
+
+@pytest.fixture(scope="session")
+def make_config(small_model):
     def make(*overrides: str) -> Config:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([f"model={tiny_model}", *SETTINGS, *overrides]))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([f"model={small_model}", *SETTINGS, *overrides]))
         return OmegaConf.to_object(merged)
 
     return make
@@ -122,9 +130,9 @@ def runs_of_two(stores, two_ranks, make_config, during, made_once):
 
     def run(folder: Path) -> None:
         scored = make_config("trainer.devices=2", "trainer.micro_batch_size=1", *during)
-        jobs = write_job(two_ranks, stores, folder / "two") + write_job(scored, stores, folder / "scored")[1:]
-        result = run_torchrun(jobs + write_job(two_ranks, stores, folder / "stopped", (3, 1, signal.SIGTERM))[1:])
-        assert f"exitcode  : {EXIT_CODE}" in result.stderr, result.stderr
+        jobs = [write_job(two_ranks, stores, folder / "two"), write_job(scored, stores, folder / "scored")]
+        ended = run_ranks(run_jobs, *jobs, write_job(two_ranks, stores, folder / "stopped", (3, 1, signal.SIGTERM)))
+        assert ended.codes == [EXIT_CODE, EXIT_CODE], ended.output
 
     return made_once("two", run)
 

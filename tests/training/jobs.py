@@ -4,22 +4,15 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-
-from ipt.config import Config
-
-SOURCES = ("raw", "instruction")
-SCRIPT = """
-import json, os, sys, time
-from pathlib import Path
 from omegaconf import OmegaConf
+
 from ipt.config import Config
 from ipt.evaluation.during_training import DuringTraining
 from ipt.training import checkpoint
@@ -27,48 +20,46 @@ from ipt.training.callbacks import StepMetrics
 from ipt.training.run import train
 from ipt.training.stop import Stopped
 
-tell, finish = StepMetrics.on_train_batch_end, checkpoint._finish
-
-def signalling(self, trainer, *arguments):
-    tell(self, trainer, *arguments)
-    if job["signal"] and [trainer.global_step, trainer.global_rank] == job["signal"][:2]:
-        os.kill(os.getpid(), job["signal"][2])
-
-def slow(temporary, folder, snapshot):
-    if job["slow_from"] and snapshot.facts["step"] >= job["slow_from"]:
-        time.sleep(600)
-    finish(temporary, folder, snapshot)
-
-StepMetrics.on_train_batch_end, checkpoint._finish = signalling, slow
-for path in sys.argv[1:]:
-    job = json.loads(Path(path).read_text())
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), job["config"]))
-    try:
-        output = Path(job["output"])
-        score = DuringTraining(config, None, output) if config.evaluation.during_training.steps else None
-        train(config, {name: Path(folder) for name, folder in job["stores"].items()}, output, score=score)
-    except Stopped:
-        if path == sys.argv[-1]:
-            raise
-"""
+SOURCES = ("raw", "instruction")
 
 
-def write_job(config: Config, stores: dict, output: Path, signal: tuple | None = None, slow_from: int = 0) -> list[str]:
-    """Arguments of a Python that runs the job, a script and the job's file; after it may stand other jobs' files, which it runs next.
+def write_job(config: Config, stores: dict, output: Path, signal: tuple | None = None, slow_from: int = 0) -> Path:
+    """A file that tells `run_jobs` of a training.
 
     `signal`: (step, rank, signal) that this rank gets after this step; `slow_from`: checkpoints of this step and later ones stay
     unfinished for minutes."""
     folders = {name: str(folder) for name, folder in stores.items()}
     job = {"config": asdict(config), "stores": folders, "output": str(output), "signal": signal, "slow_from": slow_from}
-    path, script = output.with_suffix(f".{signal[0] if signal else 'end'}.json"), output.with_suffix(".py")
+    path = output.with_suffix(f".{signal[0] if signal else 'end'}.json")
     path.write_text(json.dumps(job))
-    script.write_text(SCRIPT)
-    return [str(script), str(path)]
+    return path
 
 
-def run_torchrun(arguments: list[str], processes: int = 2) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=500)
+def run_jobs(*paths: Path) -> None:
+    """The trainings of some files, one after the other. A stop ends that training, and the process if it is the last one."""
+    tell, finish = StepMetrics.on_train_batch_end, checkpoint._finish
+
+    def signalling(self, trainer, *arguments):
+        tell(self, trainer, *arguments)
+        if job["signal"] and [trainer.global_step, trainer.global_rank] == job["signal"][:2]:
+            os.kill(os.getpid(), job["signal"][2])
+
+    def slow(temporary, folder, snapshot):
+        if job["slow_from"] and snapshot.facts["step"] >= job["slow_from"]:
+            time.sleep(600)
+        finish(temporary, folder, snapshot)
+
+    StepMetrics.on_train_batch_end, checkpoint._finish = signalling, slow
+    for path in paths:
+        job = json.loads(path.read_text())
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), job["config"]))
+        try:
+            output = Path(job["output"])
+            score = DuringTraining(config, None, output) if config.evaluation.during_training.steps else None
+            train(config, {name: Path(folder) for name, folder in job["stores"].items()}, output, score=score)
+        except Stopped:
+            if path == paths[-1]:
+                raise
 
 
 @contextmanager

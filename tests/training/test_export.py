@@ -20,9 +20,9 @@ from ipt.training.run import train
 IDS = torch.arange(100, 140)[None]
 
 
-def test_the_export_is_the_trained_model(uninterrupted, tiny_model):
+def test_the_export_is_the_trained_model(uninterrupted, small_model):
     output, _ = uninterrupted
-    start, weights = load_model(tiny_model, torch.float32), load_file(output / "export" / "model.safetensors")
+    start, weights = load_model(small_model, torch.float32), load_file(output / "export" / "model.safetensors")
     assert any((weights[name] != value).any() for name, value in start.state_dict().items() if name in weights)
     (checkpoint,) = whole_checkpoints(output / "checkpoints")
     start.load_state_dict(read_whole_tensors(checkpoint, "model.", torch.float32), strict=False)
@@ -31,7 +31,7 @@ def test_the_export_is_the_trained_model(uninterrupted, tiny_model):
     assert exported.state_dict().keys() == start.state_dict().keys()
     assert all(torch.equal(value, start.state_dict()[name]) for name, value in exported.state_dict().items())
     torch.testing.assert_close(exported(IDS).logits, start(IDS).logits)  # not to the bit: how weights lie in memory may change a sum
-    assert load_tokenizer(str(output / "export"))("a heart")["input_ids"] == load_tokenizer(tiny_model)("a heart")["input_ids"]
+    assert load_tokenizer(str(output / "export"))("a heart")["input_ids"] == load_tokenizer(small_model)("a heart")["input_ids"]
 
 
 def test_the_loss_of_the_export_is_that_of_the_next_step(stores, make_config, tmp_path):
@@ -66,7 +66,7 @@ def test_a_sharded_checkpoint_exports_in_one_process(uninterrupted_two, tmp_path
 
 
 def test_bf16_by_choice_and_several_files(uninterrupted, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHARD", "1MB")
+    monkeypatch.setattr(module, "SHARD", "8KB")
     export_checkpoint(uninterrupted[0], tmp_path / "export", dtype="bf16")
     files = list((tmp_path / "export").glob("*.safetensors"))
     assert len(files) > 1
@@ -78,7 +78,7 @@ def test_bf16_by_choice_and_several_files(uninterrupted, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("quantize", ["null", "4bit", "8bit"])
-def test_lora_is_merged_and_written_apart(quantize, stores, make_config, tmp_path, tiny_model):
+def test_lora_is_merged_and_written_apart(quantize, stores, make_config, tmp_path, small_model):
     from peft import PeftModel
     from peft.utils.integrations import dequantize_module_weight
 
@@ -91,7 +91,7 @@ def test_lora_is_merged_and_written_apart(quantize, stores, make_config, tmp_pat
     assert all(torch.equal(ours[name], merged[name]) for name in ours)
 
     base = build_model(config, "sdpa").get_base_model()  # as training sees it
-    start = load_model(tiny_model, torch.float32)
+    start = load_model(small_model, torch.float32)
     for name, part in base.named_modules():
         if hasattr(part, "base_layer"):
             start.get_submodule(name).weight.data = dequantize_module_weight(part.base_layer).detach().float()
@@ -100,7 +100,7 @@ def test_lora_is_merged_and_written_apart(quantize, stores, make_config, tmp_pat
     apart = PeftModel.from_pretrained(start, tmp_path / "export" / "adapter").double()(IDS).logits
     together = load_model(str(tmp_path / "export"), torch.float32).double()(IDS).logits
     torch.testing.assert_close(together, apart, rtol=0, atol=rounding * apart.abs().max().item())
-    plain = load_model(tiny_model, torch.float32).double()(IDS).logits
+    plain = load_model(small_model, torch.float32).double()(IDS).logits
     assert (plain - apart).abs().max() > 1e-2
     assert "quantization_config" not in json.loads((tmp_path / "export" / "config.json").read_text())
 

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,8 @@ from ipt.config import Config, LoggerConfig
 from ipt.stage import write_json
 from ipt.synthesis.shards import SCHEMA
 from ipt.training.logger import build_loggers
+from tests import warm
+from tests.processes import run_together
 
 STATS = {"pairs": 2, "grounded_rate": 0.5, "judge": {"accuracy": 0.75, "failed": {}}, "frames": {"what is _": 2}, "histograms": {"a": [1]}}
 
@@ -45,11 +48,12 @@ def test_pairs_and_their_figures_are_in_wandb(pairs, tmp_path):
 
 
 def test_without_it_nothing_is_imported():
-    code = (
-        "import sys; from pathlib import Path; from ipt.config import Config; from ipt.training.logger import build_loggers;"
-        "import ipt.training.run, ipt.experiment.pipeline, ipt.experiment.lineage, ipt.experiment.evaluation_log, ipt.experiment.dashboard;"
-        "build_loggers(Config(), 'training', Path(), None);"
-        "print([name for name in sys.modules if name.partition('.')[0] in ('wandb', 'wandb_workspaces')])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    assert result.stdout.strip() == "[]"
+    """In a process that has imported all modules that use W&B (tests/warm.py) and none that only tests need."""
+    ended = run_together(print_imported, environments=[{}])
+    assert (ended.codes, ended.output) == ([0], "[]\n")
+
+
+def print_imported() -> None:
+    assert set(warm.MODULES) <= sys.modules.keys()
+    build_loggers(Config(), "training", Path(), None)
+    print([name for name in sys.modules if name.partition(".")[0] in ("wandb", "wandb_workspaces")])

@@ -17,6 +17,7 @@ from ipt.training.optimization import build_optimizer
 from ipt.training.parallelize import checkpoint_activations, parallelize
 from ipt.training.trace import LiveBytes
 
+LAYERS = 2
 DOCUMENTS = [100, 156, 200, 56]  # of two rows of 256 tokens
 VARIANTS = {
     "all weights": {},
@@ -34,7 +35,7 @@ def small_config(checkpointing="none", rank=0, tied=False, optimizer="adamw") ->
         "vocab_size": 3000,
         "hidden_size": 128,
         "intermediate_size": 384,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "tie_word_embeddings": tied,
@@ -232,7 +233,9 @@ def test_the_other_ways_to_save_activations():
     assert budget == pytest.approx((none + full) / 2)
     masked = small_config()
     masked.trainer.attention = "sdpa"
-    assert predicted(masked).moments[0].activations - none >= 4 * 2 * 256 * 256 * 4 - 4 * 512 * 128 * 4  # a mask a layer, one output less
+    assert (
+        predicted(masked).moments[0].activations - none >= LAYERS * 2 * 256 * 256 * 4 - LAYERS * 512 * 128 * 4
+    )  # a mask a layer, one output less
 
 
 def test_copies_of_the_sharded_model_shard_it_less():

@@ -19,9 +19,9 @@ def _batch(stores):
     return batch
 
 
-def test_packed_documents_equal_documents_run_alone(stores, make_config, tiny_model):
+def test_packed_documents_equal_documents_run_alone(stores, make_config, small_model):
     batch = _batch(stores)
-    plain = load_model(tiny_model, torch.float32)
+    plain = load_model(small_model, torch.float32)
     expected = []
     for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
         bounds = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
@@ -35,9 +35,9 @@ def test_packed_documents_equal_documents_run_alone(stores, make_config, tiny_mo
         torch.testing.assert_close(losses, torch.cat(expected).detach(), rtol=1e-5, atol=1e-5)
 
 
-def test_without_the_document_mask_documents_see_each_other(stores, make_config, tiny_model):
+def test_without_the_document_mask_documents_see_each_other(stores, make_config, small_model):
     batch = _batch(stores)
-    plain = load_model(tiny_model, torch.float32)
+    plain = load_model(small_model, torch.float32)
     logits = plain(batch["input_ids"]).logits.flatten(0, 1)
     labels = batch["labels"].flatten()
     expected = cross_entropy(logits[labels != IGNORE], labels[labels != IGNORE], reduction="none")

@@ -13,8 +13,10 @@ from ipt.training.build import transformer_blocks
 from ipt.training.module import CausalLMLoss, build_model
 from ipt.training.parallelize import checkpoint_activations, parallelize
 from ipt.training.run import train
+from tests.processes import run_ranks
 from tests.training import ranks
-from tests.training.jobs import assert_same_steps, run_torchrun, write_job
+from tests.training.jobs import assert_same_steps, read_metrics, run_jobs, write_job
+from tests.training.model_cases import write_case
 
 SHAPE = {
     "vocab_size": 401,
@@ -44,8 +46,8 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(models):
     """What two processes found."""
-    result = run_torchrun(["-m", "tests.training.ranks", str(models)])
-    assert result.returncode == 0, result.stderr
+    ended = run_ranks(ranks.main, models)
+    assert ended.codes == [0, 0], ended.output
     return [json.loads((models / f"found-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -100,9 +102,23 @@ def test_copies_of_a_sharded_model_equal_one_process(stores, make_config, tmp_pa
     settings = ["trainer.max_steps=3", "trainer.checkpoint_steps=100"]
     train(make_config(*settings, "trainer.micro_batch_size=8"), stores, tmp_path / "one")
     four = make_config(*settings, "trainer.micro_batch_size=1", "trainer.accumulate=2", "trainer.devices=4", "trainer.replicas=2")
-    result = run_torchrun(write_job(four, stores, tmp_path / "four"), processes=4)
-    assert result.returncode == 0, result.stderr
+    ended = run_ranks(run_jobs, write_job(four, stores, tmp_path / "four"), processes=4)
+    assert ended.codes == [0, 0, 0, 0], ended.output
     assert_same_steps(tmp_path / "four", tmp_path / "one", tolerance=1e-3)
+
+
+def test_load_balancing_under_fsdp2_is_the_mean_over_micro_batches(stores, make_config, small_model, tmp_path):
+    """Two ranks with a sequence each train as one process that accumulates over the two sequences."""
+    folder = write_case("Mixtral", tmp_path / "model", small_model)
+    settings = ("trainer.max_steps=2", "trainer.micro_batch_size=1", "trainer.checkpoint_steps=9", "optimizer.lr=1e-2")
+    one, two = make_config(*settings, "trainer.accumulate=2"), make_config(*settings, "trainer.devices=2")
+    one.model = two.model = folder
+    train(one, stores, tmp_path / "one")
+    ended = run_ranks(run_jobs, write_job(two, stores, tmp_path / "two"))
+    assert ended.codes == [0, 0], ended.output[-2000:]
+    assert_same_steps(tmp_path / "two", tmp_path / "one", tolerance=1e-3)
+    for ours, other in zip(read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), strict=True):
+        assert ours["aux_loss"] == pytest.approx(other["aux_loss"], rel=1e-3)
 
 
 def _value_and_gradients(model: CausalLMLoss) -> tuple[float, int, list[torch.Tensor]]:

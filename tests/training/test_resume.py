@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,8 @@ from ipt.training.callbacks import StepMetrics
 from ipt.training.checkpoint import read_facts, whole_checkpoints
 from ipt.training.run import train
 from ipt.training.stop import EXIT_CODE, Stopped
-from tests.training.jobs import assert_same_steps, copy_run, read_metrics, reserved_port, run_torchrun, write_job
+from tests.processes import run_ranks, run_together, started
+from tests.training.jobs import assert_same_steps, copy_run, read_metrics, reserved_port, run_jobs, write_job
 
 
 @pytest.fixture
@@ -66,15 +65,12 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(stopped_two):
 def test_two_go_on_as_two(stopped_two, uninterrupted_two, stores, two_ranks, tmp_path):
     """Started as `srun` starts them, with a process for each task and no torchrun."""
     output = copy_run(stopped_two, tmp_path / "run")
-    job = write_job(two_ranks, stores, output)
     tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0"}
-    address = {"MASTER_ADDR": "localhost", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7", "OMP_NUM_THREADS": "1"}
     with reserved_port() as port:
-        environment = {**os.environ, **tasks, **address, "MASTER_PORT": str(port)}
-        processes = [
-            subprocess.Popen([sys.executable, *job], env={**environment, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"
-        ]
-        assert [process.wait(timeout=500) for process in processes] == [0, 0]
+        shared = {**tasks, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7"}
+        environments = [{**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"]
+        ended = run_together(run_jobs, write_job(two_ranks, stores, output), environments=environments)
+    assert ended.codes == [0, 0], ended.output
     assert_same_steps(output, uninterrupted_two)
     assert _same_weights(output, uninterrupted_two)
 
@@ -115,11 +111,11 @@ def resumed_by_two(requeued, of_two_copies, stores, two_ranks, tmp_path_factory)
     """A folder of what the same two processes ran: two copies of a model, whole and stopped and gone on with; a run of one process."""
     folder = tmp_path_factory.mktemp("resumed")
     spread = copy_run(requeued[0], folder / "spread")
-    stopped = write_job(of_two_copies, stores, folder / "again", (3, 1, signal.SIGTERM))[1:]
-    jobs = write_job(of_two_copies, stores, folder / "whole") + stopped + write_job(of_two_copies, stores, folder / "again")[1:]
-    result = run_torchrun(jobs + write_job(two_ranks, stores, spread)[1:])
-    assert result.returncode == 0, result.stderr
-    assert "going on from step 4" in result.stderr
+    stopped = write_job(of_two_copies, stores, folder / "again", (3, 1, signal.SIGTERM))
+    jobs = [write_job(of_two_copies, stores, folder / "whole"), stopped, write_job(of_two_copies, stores, folder / "again")]
+    ended = run_ranks(run_jobs, *jobs, write_job(two_ranks, stores, spread))
+    assert ended.codes == [0, 0], ended.output
+    assert "going on from step 4" in ended.output
     return folder
 
 
@@ -131,7 +127,7 @@ def test_two_copies_go_on_as_two_and_as_one(resumed_by_two, stores, make_config,
     copy_run(checkpoint, one / "checkpoints" / checkpoint.name)
     summary = train(make_config(), stores, one)
     assert_same_steps(one, whole, tolerance=1e-3)
-    written = sum(path.stat().st_size for path in checkpoint.glob("shard-*"))
+    written = sum(tensor.nbytes for path in checkpoint.glob("shard-*") for tensor in load_file(path).values())
     assert written == pytest.approx(summary["parameters"] * (4 + 8), rel=0.01)  # weights and two moments, once
 
 
@@ -150,13 +146,15 @@ def test_one_goes_on_as_one_and_as_two(requeued, resumed_by_two, uninterrupted, 
 @pytest.mark.parametrize("moment", ["any time", "while it saves"])
 def test_killed_and_run_again_equals_uninterrupted(moment, whole_forty, stores, tmp_path):
     (whole, config), killed = whole_forty, tmp_path / "killed"
-    arguments = write_job(config, stores, killed, slow_from=30 if moment == "any time" else 6)  # which ends no run
+    job = write_job(config, stores, killed, slow_from=30 if moment == "any time" else 6)  # which ends no run
     wanted = "step-*" if moment == "any time" else ".step-00000006.partial/shard-*"
-    process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
-    while not list((killed / "checkpoints").glob(wanted)) and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with started(run_jobs, job, log=tmp_path / "log") as process:
+        while not list((killed / "checkpoints").glob(wanted)):
+            assert process.is_alive(), (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     assert not (killed / "summary.json").exists()
     if moment == "while it saves":
         assert [path.name for path in whole_checkpoints(killed / "checkpoints")] == ["step-00000003"]

@@ -5,13 +5,14 @@ import pytest
 from ipt.config import SchedulePoint
 from ipt.training.run import train
 from tests.training.jobs import SOURCES, assert_same_steps, read_metrics
+from tests.training.small_model import VOCABULARY
 
 
 def test_the_loss_falls_and_the_figures_add_up(uninterrupted):
     output, summary = uninterrupted
     steps = read_metrics(output)
     assert [step["step"] for step in steps] == list(range(1, 7))
-    assert steps[-1]["loss"] < steps[0]["loss"] - 0.3
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.1  # of at most 0.47, from 320 tokens alike to 200
     assert summary["tokens"] == 6 * 2 * 64
     assert summary["sources"]["raw"]["realised"] == pytest.approx(0.5)
     for step in steps:
@@ -28,11 +29,11 @@ def test_accumulating_equals_a_larger_batch(uninterrupted, stores, make_config, 
 
 def test_eight_bit_adamw_stays_close_to_adamw(uninterrupted, stores, make_config, tmp_path):
     summary = train(make_config("optimizer.name=adamw_8bit"), stores, tmp_path / "run")
-    assert summary["final_loss"] == pytest.approx(uninterrupted[1]["final_loss"], rel=0.03)
+    assert summary["final_loss"] == pytest.approx(uninterrupted[1]["final_loss"], abs=0.02)
 
 
 def test_from_scratch_and_with_activation_checkpointing(uninterrupted, stores, make_config, tmp_path):
-    shape = {"vocab_size": 49152, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = make_config()
     config.architecture = {"model_type": "llama", **shape}
     scratch = train(config, stores, tmp_path / "scratch")
@@ -46,8 +47,8 @@ def test_weights_in_bf16_learn_as_their_masters_do(stores, make_config, tmp_path
     arithmetic = ("trainer.precision=bf16", "trainer.strategy=fsdp2")
     masters = train(make_config(*arithmetic), stores, tmp_path / "masters")
     summary = train(make_config(*arithmetic, "trainer.weights=bf16"), stores, tmp_path / "run")
-    assert read_metrics(tmp_path / "run")[0]["loss"] - summary["final_loss"] > 0.5
-    assert summary["final_loss"] == pytest.approx(masters["final_loss"], rel=0.005)
+    assert read_metrics(tmp_path / "run")[0]["loss"] - summary["final_loss"] > 0.1
+    assert summary["final_loss"] == pytest.approx(masters["final_loss"], abs=0.008)
     assert summary["attention"] == "packed"
 
 

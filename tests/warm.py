@@ -1,0 +1,24 @@
+"""What processes of tests need, imported once, by the server that forks them (tests/processes.py). Starts no Python thread."""
+
+import gc
+from importlib import import_module
+
+MODULES = (
+    "ipt.training.run",
+    "ipt.experiment.pipeline",
+    "ipt.experiment.lineage",
+    "ipt.experiment.evaluation_log",
+    "ipt.experiment.dashboard",
+    "ipt.evaluation.run",
+    "ipt.evaluation.during_training",
+    "lightning.pytorch.strategies",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.debug",
+    "transformers.models.llama.modeling_llama",
+)
+
+for name in MODULES:
+    import_module(name)
+gc.collect()
+gc.freeze()  # so that no collection writes to the pages that the processes share
