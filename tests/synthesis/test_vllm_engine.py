@@ -110,7 +110,7 @@ def write_short_faq(path):
 
 
 def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
-    """Its processes are spawned, as everywhere outside of tests; the look-up, compiled by Numba, is slow in forked ones."""
+    """Its processes are spawned, as everywhere outside of tests; with look-up, forked ones were several times slower."""
     texts = [f"The {organ} is an organ. It has {number} parts and weighs {number * 50} grams." for number, organ in enumerate(ORGANS, 2)]
     documents = write_documents(tmp_path / "documents", texts)
     config = replace(
