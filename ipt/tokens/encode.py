@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,9 +58,14 @@ def begins_with_bos(tokenizer: "PreTrainedTokenizerBase", wish: bool | None) -> 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Hash of all that decides how text becomes ids; stores of different fingerprints never mix."""
-    backend = json.loads(_backend(tokenizer))
-    backend.pop("truncation"), backend.pop("padding")  # runtime settings, not part of the vocabulary
-    return hash_json([backend, tokenizer.bos_token_id, tokenizer.eos_token_id])[:16]
+    return _fingerprint(_backend(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
+@lru_cache(maxsize=2)  # parsing and sorting a large vocabulary takes most of a second, and several stages ask for the same one
+def _fingerprint(backend: str, bos: int | None, eos: int | None) -> str:
+    content = json.loads(backend)
+    content.pop("truncation"), content.pop("padding")  # runtime settings, not part of the vocabulary
+    return hash_json([content, bos, eos])[:16]
 
 
 class Encoder:

@@ -12,6 +12,7 @@ from ipt.errors import UserError
 from ipt.evaluation import chat as room
 from ipt.evaluation.chat import Turn, answer, check_chat, prompt_of
 from ipt.evaluation.greedy import Greedy
+from tests.commands import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = [Turn("Which organ pumps the blood?", " The heart."), Turn("Where is it?")]
@@ -161,9 +162,9 @@ def test_a_template_that_fails_is_one_line(capsys, monkeypatch, scorer, tokenize
 
 
 def test_the_commands(tmp_path, tiny_model):
-    command = [sys.executable, str(ROOT / "evaluate.py"), "chat"]
-    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    shown = run_here("chat", "--help", cwd=tmp_path)
     assert shown.returncode == 0 and "chat.temperature" in shown.stdout
+    command = [sys.executable, str(ROOT / "evaluate.py"), "chat"]
     options = [f"model={tiny_model}", "chat.max_new_tokens=3", "chat.temperature=0.5"]
     spoken = subprocess.run([*command, *options], input="One?\n", capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert spoken.returncode == 0 and spoken.stdout.endswith("\n\n"), spoken.stderr

@@ -13,6 +13,7 @@ from ipt.evaluation.backend import load_backend
 from ipt.evaluation.generation import Item
 from ipt.evaluation.task import Task
 from ipt.evaluation.vllm import check_vllm
+from tests.forked_engines import fork_engines
 
 MODEL = "embedded:smollm2-135m"
 CONFIG = EvaluationConfig(backend="vllm", max_length=64, batch_tokens=512, bos=True)
@@ -33,7 +34,8 @@ def test_what_vllm_cannot_do_is_refused(change, message):
 
 @pytest.mark.engine
 @pytest.mark.timeout(600)
-def test_vllm_scores_and_answers_as_the_hugging_face_backend(questions):
+def test_vllm_scores_and_answers_as_the_hugging_face_backend(questions, monkeypatch):
+    fork_engines(monkeypatch)
     documents = [perplexity.Document(str(number), text) for number, text in enumerate([*DOCUMENTS, " ".join(DOCUMENTS) * 3])]
     items = [Item(str(number), text, "") for number, text in enumerate(["The heart is", "Question: What is a nerve?\nAnswer:", "1, 2, 3,"])]
     choose, predict = Task("choose", "choice", "x"), Task("predict", "perplexity", "x")

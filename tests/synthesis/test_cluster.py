@@ -4,6 +4,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,15 +18,13 @@ pytest.importorskip("ray")
 CONFIG = SynthesisConfig(
     model="embedded:tiny-synthesizer", engine="transformers", shots=2, max_model_len=512, max_new_tokens=64, shard_size=8, max_live_chains=4
 )
-TEXTS = [
-    f"Page {number} tells about thing {number * 7}. It has a second sentence." for number in range(480)
-]  # so many that work is left when a worker is killed
+TEXTS = [f"Page {number} tells about thing {number * 7}. It has a second sentence." for number in range(64)]
 
 
 def test_a_worker_is_killed_and_others_do_its_shards(tmp_path):
     documents = write_documents(tmp_path / "documents", TEXTS)
     alone = synthesize(CONFIG, documents, tmp_path / "alone", 0)
-    killed = threading.Thread(target=kill_a_worker, args=(tmp_path / "ray" / "pairs",))
+    killed = threading.Thread(target=kill_a_worker, args=(tmp_path / "ray" / "pairs",), daemon=True)
     killed.start()
     config = replace(CONFIG, cluster="ray", workers=2)
     stats = synthesize(config, documents, tmp_path / "ray", 0)
@@ -38,14 +37,30 @@ def test_a_worker_is_killed_and_others_do_its_shards(tmp_path):
 
 
 def kill_a_worker(pairs):
-    """Kill the process of one actor once a shard is finished."""
-    actors: list[psutil.Process] = []
-    while not actors:  # found before, as it takes its time on a busy machine
-        actors = [process for process in psutil.Process().children(recursive=True) if is_actor(process)]
-        time.sleep(0.01)
-    while not list(pairs.glob("part-*")):
-        time.sleep(0.01)
-    actors[0].kill()
+    """Kill the process of one actor in the middle of a shard, once another shard is finished."""
+    victim = None
+    while victim is None:
+        time.sleep(0.02)
+        victim = stopped_in_a_shard(pairs)
+    while not list(pairs.glob("part-*")):  # by the other actor, as this one is stopped
+        time.sleep(0.05)
+    victim.kill()
+
+
+def stopped_in_a_shard(pairs):
+    """An actor that has a shard's journal open, stopped so that it still has it open when it is killed."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended since
+            if is_actor(process) and writes(process, pairs):
+                process.suspend()
+                if writes(process, pairs):
+                    return process
+                process.resume()
+    return None
+
+
+def writes(process, pairs):
+    return any(Path(file.path).parent == pairs for file in process.open_files())
 
 
 def is_actor(process):

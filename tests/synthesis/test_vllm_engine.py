@@ -11,17 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from synthesis_cases import write_documents
 
 from ipt.config import SynthesisConfig
 from ipt.models import resolve_model
 from ipt.stage import read_parts
 from ipt.synthesis import prompt_formats
+from ipt.synthesis.chat import SHIPPED
 from ipt.synthesis.engines import EngineDied, PromptRefused, start_engine
 from ipt.synthesis.engines.vllm import CPU_BLOCK_SIZE
 from ipt.synthesis.format import Pair, Parsed
 from ipt.synthesis.prompts import IptFormat, Prompt
 from ipt.synthesis.run import synthesize
+from tests.forked_engines import fork_engines
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 CONFIG = SynthesisConfig(
@@ -48,6 +51,7 @@ class AnythingGoes(IptFormat):
 
 
 def test_chains_on_the_real_engine(tmp_path, monkeypatch, vocabulary):
+    fork_engines(monkeypatch)
     monkeypatch.setitem(prompt_formats.FORMATS, "anything", AnythingGoes)
     config = replace(CONFIG, format="anything", max_pairs=2, replicas=2)  # chains stay with their engine, and so with its cache
     texts = [f"The {organ} is an organ. " * 12 for organ in ORGANS]
@@ -94,16 +98,28 @@ def test_draws_have_the_chances_of_the_model():
     assert drawn(7, 50).tolist() == drawn(7, 50).tolist() != drawn(8, 50).tolist()
 
 
+def write_short_faq(path):
+    """The shipped prompt, with little to write."""
+    prompt = yaml.safe_load((SHIPPED / "faq.yaml").read_text(encoding="utf-8"))
+    fields = prompt["schema"]["properties"]
+    fields["title"]["maxLength"], fields["entries"]["maxItems"] = 40, 3
+    for text in fields["entries"]["items"]["properties"].values():
+        text["maxLength"] = 60
+    path.write_text(yaml.safe_dump(prompt), encoding="utf-8")
+    return str(path)
+
+
 def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
+    """Its processes are spawned, as everywhere outside of tests; with look-up, forked ones were several times slower."""
     texts = [f"The {organ} is an organ. It has {number} parts and weighs {number * 50} grams." for number, organ in enumerate(ORGANS, 2)]
     documents = write_documents(tmp_path / "documents", texts)
     config = replace(
         CONFIG,
         format="chat",
-        prompt="faq",
+        prompt=write_short_faq(tmp_path / "faq.yaml"),
         shots=1,
-        max_model_len=2048,
-        max_new_tokens=900,
+        max_model_len=512,
+        max_new_tokens=110,
         stop_at_repetition=False,
         lookup_tokens=3,
         max_live_chains=6,
@@ -118,7 +134,8 @@ def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
         assert row["rewrite"]
 
 
-def test_samples_come_again_bad_prompts_are_refused_and_a_killed_engine_is_reported(vocabulary):
+def test_samples_come_again_bad_prompts_are_refused_and_a_killed_engine_is_reported(vocabulary, monkeypatch):
+    fork_engines(monkeypatch)
     config = replace(CONFIG, temperature=1.0, min_p=0.05, stop_at_repetition=False, max_num_batched_tokens=32)
 
     async def run():

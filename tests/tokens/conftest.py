@@ -1,6 +1,8 @@
-"""Texts to tokenise, and the encoding of the SmolLM2 tokenizer."""
+"""Texts to tokenise, and the encoding of the SmolLM2 tokenizer with its first few thousand tokens."""
 
+import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,24 @@ from tokens_cases import WORDS
 from ipt.config import TokensConfig
 from ipt.models import load_tokenizer
 from ipt.tokens.encode import Encoding, encoding_of
+
+MERGES = 2000
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_model, made_once) -> str:
+    """The tiny model with a smaller vocabulary: most tests load the tokenizer anew, and its size is most of the work."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        model = tokenizer["model"]
+        size = len(model["vocab"]) - len(model["merges"]) + MERGES  # tokens of merges come last, in the merges' order
+        model["vocab"] = {token: number for token, number in model["vocab"].items() if number < size}
+        model["merges"] = model["merges"][:MERGES]
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+
+    return str(made_once("small_vocabulary", make))
 
 
 @pytest.fixture(scope="session")

@@ -200,7 +200,7 @@ def test_examples_keep_their_targets_in_every_shard(tmp_path, tiny_model, tokeni
         [{"prompt": context_text(f"Text {i}."), "response": pairs_text([Pair(f"What is {i}?", f"A {j}.")])} for j in range(i % 3 + 1)]
         for i in range(20)
     ]
-    rows = [{"examples": some, "fill_to": 120 if i % 2 else None} for i, some in enumerate(examples)]
+    rows = [{"examples": some, "fill_to": 160 if i % 2 else None} for i, some in enumerate(examples)]
     (tmp_path / "texts").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "texts/part-00000.parquet", row_group_size=4)
     tokenize_texts(replace(CONFIG, shard_tokens=50, workers=2), tmp_path / "texts", tiny_model, tmp_path / "out")
@@ -209,7 +209,7 @@ def test_examples_keep_their_targets_in_every_shard(tmp_path, tiny_model, tokeni
     for number, some in enumerate(examples):
         trained = store.tokens(number)[store.is_target(number)]
         assert tokenizer.decode(trained) == "".join(f"{example['response']}{tokenizer.eos_token}" for example in some)
-        assert number % 2 == 0 or len(store.tokens(number)) == 120
+        assert number % 2 == 0 or len(store.tokens(number)) == 160
 
 
 @pytest.mark.parametrize(
