@@ -8,9 +8,11 @@ Embedded models are made once from package data and kept in a cache outside the 
 - `embedded:tiny-synthesizer`: as small, taught to answer every document with the same two pairs.
 """
 
+import copy
 import os
 import shutil
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,12 +122,28 @@ def _file_identity(path: Path) -> str:
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of the model `name`. Raises UserError if its files cannot be read."""
+    """The tokenizer of the model `name`, a copy that the caller may change.
+
+    Files are read again only if they have changed: copying takes a third of the time of reading.
+    Raises UserError if its files cannot be read.
+    """
+    source = resolve_model(name)
+    paths = sorted({path for kind in (*TOKENIZER_FILES, *MODEL_FILES) for path in Path(source).glob(kind)})
+    with readable(f"model={name}", "the tokenizer cannot be loaded"):
+        return copy.deepcopy(_read_tokenizer(source, tuple(map(_file_version, paths))))
+
+
+@lru_cache(maxsize=4)
+def _read_tokenizer(source: str, files: tuple[tuple[str, int, int, int], ...]) -> "PreTrainedTokenizerBase":
+    """The tokenizer in a folder or on the hub; `files` makes a changed folder another one."""
     from transformers import AutoTokenizer
 
-    source = resolve_model(name)
-    with readable(f"model={name}", "the tokenizer cannot be loaded"):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)  # None would ask the user
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)  # None would ask the user
+
+
+def _file_version(path: Path) -> tuple[str, int, int, int]:
+    status = path.stat()
+    return path.name, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":

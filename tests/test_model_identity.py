@@ -1,5 +1,7 @@
 """What stages know of a model."""
 
+import shutil
+
 import pytest
 
 from ipt.config import SynthesisConfig
@@ -41,3 +43,16 @@ def test_the_chat_template_of_a_servers_tokenizer_decides_its_prompts(folder, ke
     before = synthesis_inputs(config)
     (folder / "chat_template.jinja").write_text("changed")
     assert synthesis_inputs(config) != before
+
+
+def test_a_tokenizer_is_the_caller_s_own_and_that_of_the_files_as_they_are(tiny_model, tmp_path):
+    folder = str(shutil.copytree(tiny_model, tmp_path / "model"))
+    first, plain = load_tokenizer(folder), load_tokenizer(folder).encode("The heart")
+    first.add_tokens(["heart"])
+    first.chat_template = "{{ 1 }}"
+    second = load_tokenizer(folder)
+    assert first.encode("The heart") != plain == second.encode("The heart")
+    assert second.chat_template != "{{ 1 }}"
+    first.save_pretrained(folder)
+    assert load_tokenizer(folder).encode("The heart") == first.encode("The heart")
+    assert load_tokenizer(folder).chat_template == "{{ 1 }}"
