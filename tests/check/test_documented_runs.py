@@ -26,6 +26,7 @@ NOT_HERE = {  # what a command has: what it needs
     r"data_dir=data": "data sets to be fetched; test_recipe_runs.py has them",
     r"stages=\[evaluation": "what the other stages have made",
     r"VANILLA/export": "two trained models",
+    r"tasks=\[synthesizer\]": "data sets to be fetched",
     r"my_task\.yaml|my/exam\.yaml": "a file of the reader's own",
 }
 REPLACED = {

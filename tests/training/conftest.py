@@ -1,5 +1,8 @@
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,8 @@ from torch import distributed
 from ipt.config import Config
 from ipt.tokens.store import EncodedDocument, write_store
 from ipt.training.stop import EXIT_CODE
-from tests.processes import run_ranks
-from tests.training.jobs import run_jobs, write_job
+from tests.processes import ROOT
+from tests.training.jobs import write_job
 from tests.training.small_model import write_model
 
 SETTINGS = [
@@ -126,13 +129,16 @@ def during(tasks):
 @pytest.fixture(scope="session")
 def runs_of_two(stores, two_ranks, make_config, during, made_once):
     """Three runs of the same two processes under FSDP2: a whole one, one that is scored on the way, and one that stops because one
-    of the processes gets SIGTERM after step 3."""
+    of the processes gets SIGTERM after step 3. The processes are started by the real torchrun."""
 
     def run(folder: Path) -> None:
         scored = make_config("trainer.devices=2", "trainer.micro_batch_size=1", *during)
         jobs = [write_job(two_ranks, stores, folder / "two"), write_job(scored, stores, folder / "scored")]
-        ended = run_ranks(run_jobs, *jobs, write_job(two_ranks, stores, folder / "stopped", (3, 1, signal.SIGTERM)))
-        assert ended.codes == [EXIT_CODE, EXIT_CODE], ended.output
+        jobs.append(write_job(two_ranks, stores, folder / "stopped", (3, 1, signal.SIGTERM)))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.training.jobs"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        result = subprocess.run([*command, *map(str, jobs)], capture_output=True, text=True, check=False, env=environment, timeout=600)
+        assert f"exitcode  : {EXIT_CODE}" in result.stderr, result.stderr
 
     return made_once("two", run)
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,3 +85,7 @@ def assert_same_steps(left: Path, right: Path, tolerance: float = 0.0) -> None:
 def copy_run(output: Path, target: Path) -> Path:
     shutil.copytree(output, target)
     return target
+
+
+if __name__ == "__main__":
+    run_jobs(*map(Path, sys.argv[1:]))
