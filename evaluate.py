@@ -2,7 +2,7 @@
 
 import sys
 
-from ipt.experiment.commands import COMMANDS
+from ipt.commands import COMMANDS
 
 if __name__ == "__main__":
     command = "chat" if sys.argv[1:2] == ["chat"] else "evaluate"

@@ -1,6 +1,6 @@
 """Documents to instruction-response pairs. `python synthesize.py --help`"""
 
-from ipt.experiment.commands import COMMANDS
+from ipt.commands import COMMANDS
 
 if __name__ == "__main__":
     COMMANDS["synthesize"]()

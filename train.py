@@ -1,6 +1,6 @@
 """Train a language model on a mixture of raw and instruction-augmented text. `python train.py --help`"""
 
-from ipt.experiment.commands import COMMANDS
+from ipt.commands import COMMANDS
 
 if __name__ == "__main__":
     COMMANDS["train"]()

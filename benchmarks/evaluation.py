@@ -25,11 +25,11 @@ import torch
 
 from benchmarks.results import Comparison, add_json_option, alternate, clocked, named, report
 from ipt.config import EvaluationConfig
-from ipt.evaluation import choice
-from ipt.evaluation.choice import Question
+from ipt.evaluation.backends.huggingface import Scorer, load_scorer
 from ipt.evaluation.data import subset
-from ipt.evaluation.scorer import Scorer, load_scorer
 from ipt.evaluation.task import Task, load_tasks
+from ipt.evaluation.task_types import multiple_choice
+from ipt.evaluation.task_types.multiple_choice import Question
 
 Scores = list[list[float]]  # of each option of each question
 Side = Callable[[list[Question]], Scores]
@@ -90,7 +90,7 @@ def measure(arguments: argparse.Namespace, title: str, questions: list[Question]
 
 
 def our_side(scorer: Scorer) -> Side:
-    return lambda questions: [row["published"] for row in choice.score(TASK, questions, scorer)]
+    return lambda questions: [row["published"] for row in multiple_choice.score(TASK, questions, scorer)]
 
 
 def loop(scorer: Scorer) -> Side:
@@ -139,7 +139,7 @@ def real_questions(arguments: argparse.Namespace) -> dict[str, list[Question]]:
     own = replace(chemprot, shots={**chemprot.shots, "vary": True})
     alone = replace(arc, unconditional="")  # a figure that the other sides do not compute
     tasks = {"ChemProt, 13 demonstrations of its own": own, "ChemProt, 13 shared demonstrations": chemprot, "ARC-easy": alone}
-    return {title: subset(choice.read(task, None), arguments.items) for title, task in tasks.items()}
+    return {title: subset(multiple_choice.read(task, None), arguments.items) for title, task in tasks.items()}
 
 
 def made_up_questions(arguments: argparse.Namespace) -> dict[str, list[Question]]:

@@ -86,7 +86,7 @@ def make_texts(count: int) -> Iterator[str]:
 def run_corpus(settings: list[str]) -> None:
     """The corpus stage alone, as `synthesize.py` runs it."""
     from ipt.config import compose_config
-    from ipt.experiment.pipeline import Stages
+    from ipt.pipeline.stages import Stages
 
     Stages(compose_config("synthesize", settings)).corpus()
 

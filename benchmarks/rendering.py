@@ -32,7 +32,7 @@ from ipt.rendering.preview import read_rows
 from ipt.rendering.render import Settings, render_chain
 from ipt.rendering.run import render
 from ipt.stage import hash_folder
-from ipt.synthesis.format import Pair, pairs_text, parse
+from ipt.synthesis.formats.tags import Pair, pairs_text, parse
 from ipt.synthesis.shards import SCHEMA
 
 CHAIN = 3

@@ -32,10 +32,10 @@ from ipt.stage import installed_versions, read_parts
 from ipt.synthesis.chains import plan_chains
 from ipt.synthesis.engines import Engine
 from ipt.synthesis.engines.vllm import ENVIRONMENT, engine_options
-from ipt.synthesis.format import pairs_text
-from ipt.synthesis.prompts import IptFormat, PromptFormat, Vocabulary
-from ipt.synthesis.session import Session, start
+from ipt.synthesis.formats.base import IptFormat, PromptFormat, Vocabulary
+from ipt.synthesis.formats.tags import pairs_text
 from ipt.synthesis.shards import Documents
+from ipt.synthesis.worker import Session, start
 
 Pass = dict[str, Any]  # seconds, tokens, and the pairs of each document
 Side = Callable[[Path], Awaitable[Pass]]

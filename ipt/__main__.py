@@ -2,8 +2,8 @@
 
 import sys
 
+from ipt.commands import COMMANDS
 from ipt.console import use_utf8
-from ipt.experiment.commands import COMMANDS
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ class SynthesisConfig:
     # engine=openai: folder or hub name of the tokenizer that counts lengths; null: that of `model`
     tokenizer: str | None = field(default=None, metadata=PATH)
     format: str = "ipt"  # ipt (the paper's synthesizer) | chat (any instruction-tuned model) | rule_based (no model)
-    # format=chat: a prompt shipped in ipt/synthesis/chat_prompts, or the path of a .yaml file
+    # format=chat: a prompt shipped in ipt/synthesis/formats/chat_prompts, or the path of a .yaml file
     prompt: str = field(default="pairs", metadata=PATH)
     engine: str = "vllm"  # vllm | openai (any server that speaks that protocol) | transformers
     base_url: str = "http://localhost:8000/v1"  # engine=openai: the server

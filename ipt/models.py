@@ -239,7 +239,7 @@ def _make_tiny_synthesizer(folder: Path) -> None:
     from torch.nn.functional import cross_entropy
     from transformers import MistralConfig, MistralForCausalLM
 
-    from ipt.synthesis.format import Pair, context_text, pairs_text
+    from ipt.synthesis.formats.tags import Pair, context_text, pairs_text
 
     tokenizer = load_tokenizer("embedded:smollm2-135m")
     pairs = [Pair("What is this page about?", "A term and what belongs to it."), Pair("Who wrote it?", "Nobody knows.")]

@@ -30,15 +30,15 @@ settings.load_profile("quick")
 
 # Files of minutes, the longest first: started at the end, they would keep one worker busy while the others have nothing left to do.
 LONG = (
-    "synthesis/test_vllm_engine.py",
-    "experiment/test_sweep.py",
-    "experiment/test_job.py",
+    "synthesis/engines/test_vllm_engine.py",
+    "sweeps/test_sweep.py",
+    "pipeline/test_job.py",
     "training/test_parallelize.py",
     "training/test_resume.py",
     "tokens/test_tokenize.py",
-    "experiment/test_reproduce.py",
-    "experiment/test_recipes.py",
-    "synthesis/test_cluster.py",
+    "pipeline/test_reproduce.py",
+    "pipeline/test_recipes.py",
+    "synthesis/test_ray.py",
 )
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -11,10 +11,10 @@ from transformers import GenerationConfig
 from ipt import generation_config
 from ipt.config import Config
 from ipt.errors import UserError
+from ipt.export.folder import check_export
+from ipt.export.huggingface import write_model
 from ipt.generation_config import accepted, load_generation_config
 from ipt.models import load_model
-from ipt.training.export import write_model
-from ipt.training.folder import check_export
 
 GREEDY = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 2}
 

@@ -11,11 +11,12 @@ import pytest
 from ipt.corpus.definitions import clean_definition, mask
 from ipt.corpus.words import words_of
 from ipt.rendering.pairs import read_pair
-from ipt.synthesis import measures, tuning
-from ipt.synthesis.format import Pair, parse
-from ipt.synthesis.kinds import kind_of
+from ipt.synthesis import finetuning_data
+from ipt.synthesis.formats.rule_based import mine
+from ipt.synthesis.formats.tags import Pair, parse
 from ipt.synthesis.long_documents import SENTENCE_END, sentences
-from ipt.synthesis.rules import mine
+from ipt.synthesis.quality import measures
+from ipt.synthesis.quality.task_types import kind_of
 
 SHORT, FACTOR = 2_000, 16  # linear time is 16 times as much for a text 16 times as long, quadratic time 256 times
 LIMIT = 80  # between the two, in the middle on a logarithmic scale, with room for what is done once
@@ -35,7 +36,11 @@ READERS: dict[str, Callable[[str], object]] = {
     "words": words_of,
     "pairs": parse,
     "pair": lambda text: read_pair(Pair(text, text)),
-    "tuning": lambda text: (tuning._unwrap(text), tuning._sentences(text), tuning._grounded(text, [Pair(text, text)], Counter())),
+    "tuning": lambda text: (
+        finetuning_data._unwrap(text),
+        finetuning_data._sentences(text),
+        finetuning_data._grounded(text, [Pair(text, text)], Counter()),
+    ),
     "definitions": lambda text: (clean_definition(text), mask(text, ("heart", "blood"))),
 }
 UNITS = [

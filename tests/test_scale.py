@@ -12,8 +12,8 @@ from benchmarks.scaling import ranks
 from benchmarks.scaling.held import HOST, Held
 from benchmarks.scaling.rooms import Cost, fit
 from ipt.config import TrainerConfig
-from ipt.training.checkpoint import is_whole, read_facts, read_random
-from ipt.training.memory import sharded
+from ipt.training.checkpoint.storage import is_whole, read_facts, read_random
+from ipt.training.memory_estimate import sharded
 from ipt.training.parallelize import data_mesh
 
 ROOT = Path(__file__).resolve().parents[1]

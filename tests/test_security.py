@@ -23,9 +23,9 @@ from ipt.evaluation.task import Task, load_tasks
 from ipt.playground.texts import check_text
 from ipt.rendering.pools import load_pools
 from ipt.stage import parse_yaml, run_stage
-from ipt.synthesis.chat import ChatFormat, load_prompt
-from ipt.synthesis.prompts import Vocabulary
-from ipt.synthesis.tuning import read_examples
+from ipt.synthesis.finetuning_data import read_examples
+from ipt.synthesis.formats.base import Vocabulary
+from ipt.synthesis.formats.chat import ChatFormat, load_prompt
 from ipt.tokens.shards import parse_index
 from ipt.tokens.store import TokenStore
 from tests.tokens.tokens_cases import write
@@ -239,7 +239,7 @@ def test_an_index_of_tokens_names_its_own_files_only(tmp_path, change):
 
 
 def test_an_error_holds_nothing_that_a_terminal_obeys(capsys):
-    from ipt.experiment.cli import _fail
+    from ipt.cli import _fail
 
     with pytest.raises(SystemExit):
         _fail("a\x1b[2J\nb\u2028c")

@@ -4,13 +4,13 @@ import gc
 from importlib import import_module
 
 MODULES = (
-    "ipt.training.run",
-    "ipt.experiment.pipeline",
-    "ipt.experiment.lineage",
-    "ipt.experiment.evaluation_log",
-    "ipt.experiment.dashboard",
+    "ipt.training.train",
+    "ipt.pipeline.stages",
+    "ipt.pipeline.tracking",
+    "ipt.pipeline.evaluation_log",
+    "ipt.pipeline.dashboard",
     "ipt.evaluation.run",
-    "ipt.evaluation.during_training",
+    "ipt.evaluation.callback",
     "lightning.pytorch.strategies",
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",

@@ -25,9 +25,9 @@ from ipt.corpus.documents import read_documents
 from ipt.corpus.files import CorpusFile
 from ipt.corpus.ontology import parse_ontology
 from ipt.corpus.questions import read_questions
-from ipt.evaluation import answers
 from ipt.evaluation.data import read_rows, render_prompt
 from ipt.evaluation.formats import read_file
+from ipt.evaluation.metrics import answers
 from ipt.evaluation.task import SHIPPED as TASKS
 from ipt.evaluation.task import Task, load_tasks
 from ipt.rendering.instructions import instruction_text
@@ -37,14 +37,14 @@ from ipt.rendering.pools import load_pools
 from ipt.rendering.preview import read_rows as read_pair_rows
 from ipt.rendering.render import Settings, render_documents
 from ipt.stage import load_stage, run_stage
-from ipt.synthesis import chat
 from ipt.synthesis.engines import Generation
-from ipt.synthesis.format import Pair, context_text, pairs_text, parse
+from ipt.synthesis.finetuning_data import READERS, read_examples
+from ipt.synthesis.formats import chat
+from ipt.synthesis.formats.base import Prompt, Vocabulary
+from ipt.synthesis.formats.rule_based import mine
+from ipt.synthesis.formats.tags import Pair, context_text, pairs_text, parse
 from ipt.synthesis.journal import Journal
-from ipt.synthesis.judge import read_reply
-from ipt.synthesis.prompts import Prompt, Vocabulary
-from ipt.synthesis.rules import mine
-from ipt.synthesis.tuning import READERS, read_examples
+from ipt.synthesis.quality.judge import read_reply
 from ipt.tokens.shards import EncodedDocument
 from ipt.tokens.store import TokenStore, write_store
 
@@ -271,7 +271,7 @@ def _manifest(data: bytes, folder: Path) -> None:
 
 def _checkpoint(data: bytes, folder: Path) -> None:
     """A damaged checkpoint.json makes a checkpoint that is not whole, and one line where it is asked for."""
-    from ipt.training.checkpoint import FACTS, checkpoint_name, read_facts, read_whole_tensors, whole_checkpoints
+    from ipt.training.checkpoint.storage import FACTS, checkpoint_name, read_facts, read_whole_tensors, whole_checkpoints
 
     checkpoint = folder / "checkpoints" / checkpoint_name(1)
     checkpoint.mkdir(parents=True, exist_ok=True)
@@ -319,7 +319,7 @@ def _overrides(data: bytes, folder: Path) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from ipt.config import to_config
-    from ipt.experiment.checks import check_reproduce
+    from ipt.pipeline.validation import check_reproduce
 
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -341,7 +341,7 @@ class _Tags(HTMLParser):
 
 def _views(data: bytes, folder: Path) -> None:
     """No text makes a tag on the page."""
-    from ipt.evaluation.chat import Turn
+    from ipt.chat import Turn
     from ipt.playground.outputs import read_output
     from ipt.playground.views import _said, conversation_view, draws_view, notice
     from ipt.rendering.run import Row

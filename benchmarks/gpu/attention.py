@@ -13,7 +13,7 @@ from benchmarks.gpu.jobs import lengths
 from benchmarks.gpu.piece import Piece, apart, milliseconds, run
 from ipt.config import Config, TrainerConfig
 from ipt.training.attention import bounds, resolve_attention, takes_bounds
-from ipt.training.build import build_model
+from ipt.training.model import build_model
 
 NAMES = ("sdpa", "packed", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 LIMIT = 1e-2  # norm of the error in bf16 as a share of the norm; rounding alone gives 2e-3 to 5e-3

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.gpu.jobs import Job, make_stores, run_job
 from benchmarks.gpu.piece import Piece, run
-from ipt.training.checkpoint import whole_checkpoints
+from ipt.training.checkpoint.storage import whole_checkpoints
 
 STEPS, EVERY, KILLED = 8, 2, 7  # at the kill the checkpoint of step 4 is whole, since that of step 6 has waited for it
 SAME = ("loss", "grad_norm", "lr", "tokens/raw")

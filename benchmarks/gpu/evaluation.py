@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.gpu.piece import Piece, run
 from ipt.config import EvaluationConfig
-from ipt.evaluation.scorer import DTYPES, Scorer
+from ipt.evaluation.backends.huggingface import DTYPES, Scorer
 
 LIMITS = {"fp32": 1e-4, "bf16": 0.1}  # nats, root mean square over all tokens of all options; a leak between options gives whole nats
 SHARPER = 12  # times the weights of a fresh model, so that what a token sees moves its log-probabilities by whole nats

@@ -106,9 +106,9 @@ def main(path: Path) -> int:
 
     import ipt.training.module  # noqa: F401  # what is large, before anything has a stand-in
 
-    import_all_the_same("ipt.training.run")
+    import_all_the_same("ipt.training.train")
     allow_older_torch()
-    from ipt.training import run
+    from ipt.training import train
 
     job = Job(**json.loads(path.read_text(encoding="utf-8")))
     if job.deterministic:
@@ -117,8 +117,8 @@ def main(path: Path) -> int:
         _kill_after(job.kill_after)
     config = config_of(job.settings)
     try:
-        with patch.object(run, "export"), patch.object(run, "PretrainingModule", _built_on_device()):
-            summary = run.train(config, job.stores, Path(job.output))
+        with patch.object(train, "export"), patch.object(train, "PretrainingModule", _built_on_device()):
+            summary = train.train(config, job.stores, Path(job.output))
     except torch.OutOfMemoryError as error:
         print(error, file=sys.stderr)
         return OUT_OF_MEMORY
@@ -144,7 +144,7 @@ def _built_on_device() -> type:
 
 
 def _kill_after(step: int) -> None:
-    from ipt.training.callbacks import StepMetrics
+    from ipt.training.metrics import StepMetrics
 
     tell = StepMetrics.on_train_batch_end
 

@@ -21,7 +21,7 @@ from benchmarks.gpu.piece import Piece, run
 from ipt.config import TrainerConfig
 from ipt.training.attention import resolve_attention
 from ipt.training.flops import CONVENTION, named_peak
-from ipt.training.memory import GIB, RESERVE, memory_model, training_memory
+from ipt.training.memory_estimate import GIB, RESERVE, memory_model, training_memory
 
 LLAMA_3_8B: dict[str, Any] = {
     "model_type": "llama",

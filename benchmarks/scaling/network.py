@@ -17,10 +17,10 @@ from typing import Any
 from rich.table import Table
 
 from ipt.config import Config, compose_config
-from ipt.experiment.dry_run import DEVICES_OF_A_NODE, Needs, training_needs
-from ipt.training.build import transformer_blocks
+from ipt.pipeline.dry_run import DEVICES_OF_A_NODE, Needs, training_needs
 from ipt.training.flops import named_peak
-from ipt.training.memory import shard_count, world_size
+from ipt.training.memory_estimate import shard_count, world_size
+from ipt.training.model import transformer_blocks
 from ipt.training.shapes import meta_model
 
 GPU, MFU = "H100", 0.4

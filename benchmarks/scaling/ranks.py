@@ -33,14 +33,14 @@ from benchmarks.loading import FormulaLengths, status
 from ipt.config import MixtureConfig, OptimizerConfig, TrainerConfig
 from ipt.mixture.batches import MicroBatches, PackedLoader, PackedSequences
 from ipt.mixture.plan import make_plan
-from ipt.training.build import transformer_blocks
-from ipt.training.checkpoint import FORMAT, Snapshot, is_whole, read_facts, read_tensors, write_checkpoint
-from ipt.training.memory import sharded
-from ipt.training.optimization import build_optimizer
+from ipt.training.checkpoint.state import TrainingState
+from ipt.training.checkpoint.storage import FORMAT, Snapshot, is_whole, read_facts, read_tensors, write_checkpoint
+from ipt.training.memory_estimate import sharded
+from ipt.training.model import transformer_blocks
+from ipt.training.optim.build import build_optimizer
+from ipt.training.optim.dtensor import local, rows
 from ipt.training.parallelize import data_mesh, shard
 from ipt.training.shapes import meta_model
-from ipt.training.slices import local, rows
-from ipt.training.state import TrainingState
 
 Result = TypeVar("Result")
 TOKENS, SEQUENCE = 10**12, 2048  # of the run that is planned

@@ -144,7 +144,7 @@ def synthesis(folder: Path, megabytes: float, clock: Clock) -> None:
 
 
 def filters(folder: Path, megabytes: float, clock: Clock) -> None:
-    from ipt.synthesis.filtering import filter_pairs
+    from ipt.synthesis.quality.filters import filter_pairs
 
     config = _config("filters.limits.grounded=[0.5,null]", "filters.limits.asked_before=[null,0]").filters
     clock.begin()
@@ -193,7 +193,7 @@ def loading(folder: Path, megabytes: float, clock: Clock) -> None:
 
 def training(folder: Path, megabytes: float, clock: Clock) -> None:
     """Steps of a tiny model, as many as the text is long: what a step costs beside the model, and what grows with their number."""
-    from ipt.training.run import train
+    from ipt.training.train import train
 
     steps = round(STEPS_A_MEGABYTE * megabytes)
     settings = ("mixture=vanilla", f"mixture.seq_len={STEP_TOKENS}", "trainer=cpu", f"trainer.max_steps={steps}", "trainer.accumulate=1")

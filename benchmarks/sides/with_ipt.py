@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from ipt.config import compose_config  # noqa: E402
-from ipt.training.checkpoint import METRICS  # noqa: E402
-from ipt.training.run import train  # noqa: E402
+from ipt.training.checkpoint.storage import METRICS  # noqa: E402
+from ipt.training.train import train  # noqa: E402
 
 
 def main() -> None:

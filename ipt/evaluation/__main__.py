@@ -125,7 +125,7 @@ def _average(options: argparse.Namespace) -> None:
 
 def _pairs(options: argparse.Namespace) -> None:
     from ipt.config import EvaluationConfig, JudgeConfig
-    from ipt.evaluation.judging import default_output, judge_corpus, judged_table
+    from ipt.evaluation.corpus_quality import default_output, judge_corpus, judged_table
     from ipt.synthesis.engines import EngineDied
 
     judge = JudgeConfig(model=options.judge, sample=options.sample, api_key_env=options.api_key_env)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from ipt.console import progress
 from ipt.corpus.overlap import Overlap
 from ipt.corpus.questions import GENERALISATION
-from ipt.evaluation import statistics
 from ipt.evaluation.data import Item
-from ipt.evaluation.kinds import kind_of
+from ipt.evaluation.metrics import statistics
 from ipt.evaluation.task import CORPUS, Task
+from ipt.evaluation.task_types.registry import kind_of
 from ipt.models import load_tokenizer
 from ipt.parallel import in_order, worker_count
 from ipt.stage import write_json

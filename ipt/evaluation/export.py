@@ -8,13 +8,13 @@ from typing import Any
 import yaml
 
 from ipt.console import console
-from ipt.evaluation import choice, generation, perplexity
-from ipt.evaluation.kinds import kind_of
 from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.task import Task, load_tasks
+from ipt.evaluation.task_types import generation, multiple_choice, perplexity
+from ipt.evaluation.task_types.registry import kind_of
 from ipt.stage import atomic
 
-ITEMS: dict[str, Any] = {"choice": choice.Question, "generation": generation.Item, "perplexity": perplexity.Document}
+ITEMS: dict[str, Any] = {"choice": multiple_choice.Question, "generation": generation.Item, "perplexity": perplexity.Document}
 MODULE = "ipt_tasks"
 CODE = '''"""What the task files of this folder are run by; it needs the package ipt."""
 

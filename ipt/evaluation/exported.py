@@ -18,13 +18,13 @@ from lm_eval.config.task import TaskConfig
 from lm_eval.filters import build_filter_ensemble
 from numpy.typing import NDArray
 
-from ipt.evaluation import encoding
-from ipt.evaluation.batching import UNLIMITED
-from ipt.evaluation.encoding import Encoder, start_tokens
+from ipt.evaluation.backends import encoding
+from ipt.evaluation.backends.batching import UNLIMITED
+from ipt.evaluation.backends.encoding import Encoder, start_tokens
+from ipt.evaluation.backends.generated import Generation
 from ipt.evaluation.export import ITEMS
-from ipt.evaluation.generated import Generation
-from ipt.evaluation.kinds import kind_of
 from ipt.evaluation.task import Task
+from ipt.evaluation.task_types.registry import kind_of
 from ipt.models import load_tokenizer
 
 MODEL = ("tokenizer", "pretrained", "model")  # arguments of the harness's models that name the tokenizer

@@ -9,10 +9,10 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
-from ipt.evaluation.choice import Question
-from ipt.evaluation.kinds import kind_of
 from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.task import Task, load_tasks, read_group, sources, task_names
+from ipt.evaluation.task_types.multiple_choice import Question
+from ipt.evaluation.task_types.registry import kind_of
 
 
 def list_tasks(names: list[str], data_dir: Path, console: Console) -> None:

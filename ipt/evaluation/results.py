@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ipt.evaluation.kinds import kind_of
-from ipt.evaluation.statistics import Z95, Metric, difference, standard_error
+from ipt.evaluation.metrics.statistics import Z95, Metric, difference, standard_error
 from ipt.evaluation.task import Task, load_tasks, read_group, task_names
+from ipt.evaluation.task_types.registry import kind_of
 
 RESULTS, PREDICTIONS = "results.json", "predictions"
 SCORES = "scores"  # folder of a training run: step-NUMBER, each a finished evaluation

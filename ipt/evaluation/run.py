@@ -15,16 +15,16 @@ from ipt.config import EvaluationConfig
 from ipt.console import console, progress
 from ipt.evaluation.contamination import FILE, Contaminated, clean_metrics
 from ipt.evaluation.data import Item, subset
-from ipt.evaluation.kinds import kind_of
 from ipt.evaluation.odd_rows import LEFT_OUT, OddRows
 from ipt.evaluation.results import RESULTS, Results, predictions_path, read_predictions
 from ipt.evaluation.tables import write_markdown
 from ipt.evaluation.task import Task, load_tasks
+from ipt.evaluation.task_types.registry import kind_of
 from ipt.models import check_model
 from ipt.stage import is_as_noted, note_hash, rank, remove_notes, write_json, write_parquet
 
 if TYPE_CHECKING:
-    from ipt.evaluation.backend import Backend
+    from ipt.evaluation.backends.base import Backend
 
 Row = dict[str, Any]  # a prediction
 Scored = tuple[Task, list[Row], float]  # a task, its predictions, the seconds that they took
@@ -61,7 +61,7 @@ def evaluate(
     predictions = {name: read_predictions(output, name) for name in finished}
     seconds = {}
     if unfinished := [one for one in work if one.task.name not in finished]:
-        from ipt.evaluation.backend import load_backend
+        from ipt.evaluation.backends.base import load_backend
 
         with load_backend(config, model) as backend:
             for task, found, took in score_tasks(unfinished, backend, output):
@@ -163,7 +163,7 @@ def check_config(config: EvaluationConfig) -> None:
         raise ValueError(f"evaluation.device is {config.device!r}, expected auto, cpu, mps, cuda, cuda:NUMBER or sharded")
     check_kwargs(config.chat_template_kwargs, "evaluation.chat_template_kwargs")
     if config.backend == "vllm":
-        from ipt.evaluation.vllm import check_vllm
+        from ipt.evaluation.backends.vllm import check_vllm
 
         check_vllm(config)
 

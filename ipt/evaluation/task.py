@@ -42,7 +42,7 @@ class Task:
     odd_rows: str = "leave_out"  # rows without a field or an answer, or with equal options: leave_out (and count them) | error
     id: str = "id"  # the field that identifies an item; empty or without such a field, the number of its row does
     distractors: dict[str, Any] = field(default_factory=dict)  # choice: wrong options from other rows: see ipt.evaluation.distractors
-    shots: dict[str, Any] = field(default_factory=dict)  # demonstrations before each prompt: see ipt.evaluation.shots
+    shots: dict[str, Any] = field(default_factory=dict)  # demonstrations before each prompt: see ipt.evaluation.few_shot
     # How an item reads.
     prompt: str | list[str] = "{{ prompt }}"  # template, or several phrasings: the hash of an item's id chooses its one
     options: str | list[str] = "options"  # choice: the field that lists the options, or a template for each of them
@@ -59,7 +59,7 @@ class Task:
     context: str = ""  # perplexity: template of what stands before the text; it is read and not scored. pairs: of the context
     measure: str = "pairs"  # pairs: what is written for a context: its pairs, or (responses) the response to each of its questions
     pair_format: str = "ipt"  # pairs: prompt format: ipt (the synthesizer's) | chat (through the chat template)
-    reader: str = ""  # pairs: the file is one of the sets that synthesizers are tuned on (ipt.synthesis.tuning.READERS)
+    reader: str = ""  # pairs: the file is one of the sets that synthesizers are tuned on (ipt.synthesis.finetuning_data.READERS)
     pairs: str = ""  # pairs: the field that lists the right pairs; empty: the row is one
     question: str = "{{ question }}"  # pairs: template over an entry of `pairs` and the row; the response is `answer`
     # How answers are scored.

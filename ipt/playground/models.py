@@ -6,11 +6,11 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING
 
+from ipt.chat import Turn, answer, prompt_of
 from ipt.config import ChatConfig, Config
-from ipt.evaluation.chat import Turn, answer, prompt_of
 
 if TYPE_CHECKING:
-    from ipt.evaluation.scorer import Scorer
+    from ipt.evaluation.backends.huggingface import Scorer
 
 
 class Models:
@@ -48,7 +48,7 @@ class Models:
                     break
 
     def _load(self, name: str) -> "Scorer":
-        from ipt.evaluation.scorer import load_scorer
+        from ipt.evaluation.backends.huggingface import load_scorer
 
         if self._scorer is None or name != self._name:
             self._scorer = None  # makes room for the next one

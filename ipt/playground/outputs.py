@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ipt.synthesis.format import Pair, Parsed
-from ipt.synthesis.prompts import PromptFormat
+from ipt.synthesis.formats.base import PromptFormat
+from ipt.synthesis.formats.tags import Pair, Parsed
 
 CUT = "truncated"
 

@@ -13,9 +13,9 @@ from ipt.rendering.pairs import ChainRow
 from ipt.rendering.run import Row
 from ipt.synthesis.chains import Piece, Round, run_chain
 from ipt.synthesis.engines import Engine, EngineDied, Generation
-from ipt.synthesis.prompts import Prompt, PromptFormat
-from ipt.synthesis.session import start
+from ipt.synthesis.formats.base import Prompt, PromptFormat
 from ipt.synthesis.shards import plan_shard
+from ipt.synthesis.worker import start
 
 PAUSE = 0.1  # seconds between two looks at what is being written
 UNFINISHED = "unfinished"  # in place of a generation's reason to finish

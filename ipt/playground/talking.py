@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from ipt.chat import Turn, check_chat
 from ipt.config import Config
-from ipt.evaluation.chat import Turn, check_chat
 from ipt.playground.models import Models
 from ipt.playground.stops import Stops
 from ipt.playground.texts import check_text

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from markupsafe import Markup
 
+from ipt.chat import Turn
 from ipt.config import RenderingConfig
-from ipt.evaluation.chat import Turn
 from ipt.playground.outputs import Said, read_output
 from ipt.playground.synthesizer import UNFINISHED, Example, Writing
 from ipt.rendering.pairs import Item, read_document, read_pair
@@ -14,7 +14,7 @@ from ipt.rendering.preview import COLOURS, mark, marked_parts
 from ipt.rendering.render import Settings, Text, render_documents
 from ipt.rendering.run import Row, read_chains
 from ipt.synthesis.chains import Round
-from ipt.synthesis.prompts import PromptFormat
+from ipt.synthesis.formats.base import PromptFormat
 
 KINDS = {"options": "multiple choice", "reasoning": "step by step", "options_reasoning": "multiple choice, step by step"}
 ENDS = {

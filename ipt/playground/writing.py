@@ -17,7 +17,7 @@ from ipt.playground.views import DRAWS, draws_view, examples_view, notice, pairs
 from ipt.rendering.layouts import LAYOUTS
 from ipt.rendering.render import ARRANGEMENTS
 from ipt.synthesis.engines import PromptRefused
-from ipt.synthesis.prompts import RULE_BASED
+from ipt.synthesis.formats.base import RULE_BASED
 
 RECIPE = "as the recipe weighs them"
 SAMPLE = (

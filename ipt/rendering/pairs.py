@@ -6,7 +6,7 @@ named reason; its document stays, with its other pairs.
 
 from typing import NamedTuple
 
-from ipt.synthesis.format import Pair
+from ipt.synthesis.formats.tags import Pair
 
 OPTIONS, NEXT_OPTION = "\nOptions:\n- ", "\n- "
 STEP_BY_STEP, CONCLUSION = "\nLet's think step by step.", "\nTherefore, the answer is "

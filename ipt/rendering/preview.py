@@ -19,7 +19,7 @@ from ipt.rendering.pairs import ChainRow, read_document
 from ipt.rendering.pools import MARKS
 from ipt.rendering.render import Settings, Text, render_documents
 from ipt.rendering.run import Row, read_chains
-from ipt.synthesis.format import Pair
+from ipt.synthesis.formats.tags import Pair
 
 COLOURS = {
     "document": "blue",

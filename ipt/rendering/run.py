@@ -19,7 +19,7 @@ from ipt.parallel import in_order, worker_count
 from ipt.rendering.pairs import ChainRow, Document, read_document
 from ipt.rendering.render import Settings, Text, render_documents
 from ipt.stage import ROW_GROUP, atomic
-from ipt.synthesis.format import Pair
+from ipt.synthesis.formats.tags import Pair
 
 SCHEMA = pa.schema(
     [

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from ipt.synthesis.engines import Generation
-from ipt.synthesis.format import Parsed
-from ipt.synthesis.prompts import Prompt, PromptFormat
+from ipt.synthesis.formats.base import Prompt, PromptFormat
+from ipt.synthesis.formats.tags import Parsed
 
 T = TypeVar("T")
 

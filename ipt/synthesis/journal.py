@@ -9,7 +9,7 @@ from typing import Any
 
 from ipt.console import console
 from ipt.synthesis.engines import Generation
-from ipt.synthesis.prompts import Prompt
+from ipt.synthesis.formats.base import Prompt
 
 
 class Journal:

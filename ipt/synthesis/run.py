@@ -12,14 +12,14 @@ from ipt.config import SynthesisConfig
 from ipt.console import Bar, console, progress
 from ipt.errors import UserError
 from ipt.stage import NOTE, is_as_noted, remove_notes
-from ipt.synthesis.card import write_card
+from ipt.synthesis.dataset_card import write_card
 from ipt.synthesis.engines import check_engine
+from ipt.synthesis.formats.base import RULE_BASED
+from ipt.synthesis.formats.registry import FORMATS
 from ipt.synthesis.long_documents import MODES
-from ipt.synthesis.prompt_formats import FORMATS
-from ipt.synthesis.prompts import RULE_BASED
-from ipt.synthesis.quality import statistics
-from ipt.synthesis.session import Figures, Session, start, with_rates
+from ipt.synthesis.quality.statistics import statistics
 from ipt.synthesis.shards import Documents, part_path
+from ipt.synthesis.worker import Figures, Session, start, with_rates
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 CLUSTERS = ("none", "ray")
@@ -109,7 +109,7 @@ def check_synthesis(config: SynthesisConfig) -> None:
     if config.format != RULE_BASED:
         check_engine(config.engine)
     if config.cluster == "ray":
-        from ipt.synthesis.cluster import check_ray
+        from ipt.synthesis.ray import check_ray
 
         check_ray()
     for key in ("shots", "max_new_tokens", "shard_size", "max_live_chains", "max_num_batched_tokens", "tensor_parallel", "replicas"):
@@ -146,7 +146,7 @@ def check_synthesis(config: SynthesisConfig) -> None:
     if config.kv_cache_gib is not None and config.kv_cache_gib <= 0:
         raise ValueError(f"synthesis.kv_cache_gib={config.kv_cache_gib}: must be above 0, or null for the engine's choice")
     if config.format == "chat":
-        from ipt.synthesis.chat import load_prompt
+        from ipt.synthesis.formats.chat import load_prompt
 
         load_prompt(config.prompt)
     if config.adapter:
@@ -169,7 +169,7 @@ def synthesis_inputs(config: SynthesisConfig) -> dict[str, str]:
 
     inputs = {}
     if config.format == "chat":
-        from ipt.synthesis.chat import prompt_path
+        from ipt.synthesis.formats.chat import prompt_path
 
         inputs["prompt"] = hash_file(prompt_path(config.prompt))
     if config.format != RULE_BASED:
@@ -201,7 +201,7 @@ def _parameters(config: SynthesisConfig) -> int | None:
 def _work_off(config: SynthesisConfig, corpus: Documents, pairs: Path, unfinished: list[int], seed: int, bar: Bar) -> Figures:
     """Work off the unfinished shards and return what this session did."""
     if config.cluster == "ray":
-        from ipt.synthesis.cluster import work_off_on_ray
+        from ipt.synthesis.ray import work_off_on_ray
 
         return work_off_on_ray(config, corpus, pairs, unfinished, seed, bar)
 

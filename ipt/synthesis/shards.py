@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from ipt.config import SynthesisConfig
 from ipt.stage import note_hash, write_parquet
 from ipt.synthesis.chains import Piece, Round, plan_chains
+from ipt.synthesis.formats.base import PromptFormat
 from ipt.synthesis.journal import Journal
 from ipt.synthesis.long_documents import fit
-from ipt.synthesis.prompts import PromptFormat
 
 SCHEMA = pa.schema(
     [

@@ -12,8 +12,8 @@ from ipt.errors import UserError
 from ipt.model_checks import check_weights
 from ipt.model_files import read_headers, weight_files
 from ipt.models import resolve_model
-from ipt.training.build import base_model, initial_lora, is_lora
-from ipt.training.slices import like, local, rows
+from ipt.training.model import base_model, initial_lora, is_lora
+from ipt.training.optim.dtensor import like, local, rows
 
 
 def stored_weights(name: str) -> dict[str, Path]:

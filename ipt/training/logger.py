@@ -10,7 +10,7 @@ from uuid import uuid4
 from ipt.config import Config
 from ipt.console import console
 from ipt.stage import STATS, rank
-from ipt.training.checkpoint import read_facts, whole_checkpoints
+from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
 from ipt.training.wandb_mode import DISABLED, OFFLINE, wandb_mode
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _log_pairs(run: Any, pairs: Path, seed: int) -> None:
     """A table of examples, and the figures of the stage that the pairs come from as `synthesis/...` in the run's summary."""
     import wandb
 
-    from ipt.synthesis.quality import examples
+    from ipt.synthesis.quality.statistics import examples
 
     rows: list[list[str]] = []
     for row in examples(pairs, 8, seed):

@@ -11,11 +11,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ipt.config import Config
 from ipt.console import console
-from ipt.training.build import base_model, build_model, empty_model, transformer_blocks
-from ipt.training.guard import StepGuard
 from ipt.training.loading import can_be_filled, fill, stored_weights
+from ipt.training.model import base_model, build_model, empty_model, transformer_blocks
 from ipt.training.objective import CausalLMLoss, lacks_load_balancing, with_targets
-from ipt.training.optimization import build_optimizer, learning_rate_factor, warmup_steps
+from ipt.training.optim.build import build_optimizer, learning_rate_factor, warmup_steps
+from ipt.training.optim.skip_step import StepGuard
 from ipt.training.parallelize import parallelize, set_gradient_sync
 from ipt.training.probe import check_model, check_weights
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ipt.mixture.batches import IGNORE, PADDING
 from ipt.training.attention import bounds, takes_bounds
-from ipt.training.build import base_model, decoder_of
 from ipt.training.loss import LogitTransform, chunked_cross_entropy
+from ipt.training.model import base_model, decoder_of
 
 # Names that the configs of transformers use. Where a model uses one of them in another way, the check
 # before a training (ipt.training.probe) finds that our loss is not the model's own.

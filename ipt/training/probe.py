@@ -33,7 +33,7 @@ from ipt.small_copy import (
     small_copies,
 )
 from ipt.training.attention import FEATURES, RECORDED, candidates, implementation, record_features
-from ipt.training.build import architecture_of, base_model, evaluation_mode
+from ipt.training.model import architecture_of, base_model, evaluation_mode
 from ipt.training.objective import CausalLMLoss, logit_transform
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from ipt.config import Config
-from ipt.training.build import model_on_meta
+from ipt.training.model import model_on_meta
 
 KNOWN = Path(__file__).with_name("architectures.yaml")
 

@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _output(prompt: list[int]) -> str:
-    from ipt.synthesis.format import Pair, pairs_text
+    from ipt.synthesis.formats.tags import Pair, pairs_text
 
     number = crc32(str(prompt).encode()) % 100
     return pairs_text([Pair(f"Which number has part {part}?", f"It has number {number + part}.") for part in range(2)])

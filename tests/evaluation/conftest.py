@@ -6,8 +6,8 @@ import torch
 from evaluation_cases import DOCUMENTS, make_scorer, opinionated
 
 from ipt.config import EvaluationConfig
-from ipt.evaluation.choice import Question
 from ipt.evaluation.run import evaluate
+from ipt.evaluation.task_types.multiple_choice import Question
 from ipt.models import load_model, load_tokenizer
 from ipt.stage import write_parquet
 

@@ -3,7 +3,7 @@
 import torch
 
 from ipt.config import EvaluationConfig
-from ipt.evaluation.scorer import Scorer
+from ipt.evaluation.backends.huggingface import Scorer
 from ipt.evaluation.task import Task
 
 TASK = Task("test", "choice", "test.jsonl")

@@ -8,7 +8,7 @@ from evaluation_cases import opinionated
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 
-from ipt.evaluation.greedy import Greedy
+from ipt.evaluation.backends.generate import Greedy
 from ipt.models import load_model, load_tokenizer
 
 

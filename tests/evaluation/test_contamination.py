@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.config import Config, EvaluationConfig, TokensConfig
-from ipt.evaluation.choice import Question
 from ipt.evaluation.contamination import _decoder, check_data, clean_metrics, find_contamination, is_looked_for, load_contaminated
-from ipt.evaluation.kinds import kind_of
+from ipt.evaluation.metrics.statistics import wilson
 from ipt.evaluation.results import load_results, read_predictions
-from ipt.evaluation.statistics import wilson
 from ipt.evaluation.task import Task, load_tasks
-from ipt.experiment.pipeline import Stages
+from ipt.evaluation.task_types.multiple_choice import Question
+from ipt.evaluation.task_types.registry import kind_of
+from ipt.pipeline.stages import Stages
 from ipt.tokens.store import TokenStore
 from ipt.tokens.tokenize import tokenize_texts
 from tests.examples import examples

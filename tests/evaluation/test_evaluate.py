@@ -7,11 +7,11 @@ import torch
 from rich.console import Console
 
 from ipt.config import EvaluationConfig
-from ipt.evaluation import scorer as scorer_module
-from ipt.evaluation.choice import SCHEMA
+from ipt.evaluation.backends import huggingface as scorer_module
 from ipt.evaluation.results import compare, load_results, read_predictions
 from ipt.evaluation.run import check_tasks, evaluate
 from ipt.evaluation.tables import table
+from ipt.evaluation.task_types.multiple_choice import SCHEMA
 from ipt.models import load_model, load_tokenizer
 from ipt.stage import note_hash, write_parquet
 

@@ -8,12 +8,12 @@ from rich.console import Console
 
 from ipt.config import EvaluationConfig
 from ipt.errors import UserError
-from ipt.evaluation.kinds import kind_of
 from ipt.evaluation.odd_rows import OddRow, OddRows
 from ipt.evaluation.results import compare, load_results
 from ipt.evaluation.run import evaluate
 from ipt.evaluation.tables import table
 from ipt.evaluation.task import load_tasks
+from ipt.evaluation.task_types.registry import kind_of
 
 QUESTION = {"prompt": "p", "options": [" x", " y"], "gold": 0}
 PAIR = {"context": "c", "question": "q", "answer": "a"}

@@ -9,11 +9,12 @@ import pytest
 import scoring_ranks
 from evaluation_cases import TASK, make_scorer
 
+from ipt import distributed
 from ipt.config import EvaluationConfig
-from ipt.evaluation import choice, ranks
-from ipt.evaluation.choice import Question
 from ipt.evaluation.results import load_results, read_predictions
 from ipt.evaluation.run import evaluate
+from ipt.evaluation.task_types import multiple_choice
+from ipt.evaluation.task_types.multiple_choice import Question
 from tests.processes import run_ranks
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def test_two_processes_score_as_one(model, tokenizer, questions, tmp_path):
     assert ended.codes == [0, 0], ended.output
     first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second, "each process has what all have found"
-    alone = [row["sums"] for row in choice.score(TASK, work, make_scorer(model, tokenizer, batch_tokens=60))]
+    alone = [row["sums"] for row in multiple_choice.score(TASK, work, make_scorer(model, tokenizer, batch_tokens=60))]
     for name in ("together", "sharded"):
         assert np.concatenate(first[name]) == pytest.approx(np.concatenate(alone), abs=1e-4)
 
@@ -62,4 +63,4 @@ def test_the_command_in_two_processes(tiny_model, questions, tmp_path):
 
 
 def test_a_process_alone():
-    assert ranks.place() == (0, 1) and ranks.gathered({3: "a"}) == {3: "a"}
+    assert distributed.place() == (0, 1) and distributed.gathered({3: "a"}) == {3: "a"}

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from ipt.evaluation.__main__ import main
-from ipt.evaluation.kinds import kind_of
 from ipt.evaluation.task import SHIPPED, load_tasks, read_group, sources, task_names
+from ipt.evaluation.task_types.registry import kind_of
 
 TERMS = {"anatomy_terms_local": 3190, "finance_terms_local": 463}
 CIRCULATION = {"circulation_terms_local": 456, "circulation_questions_local": 82, "urinary_perplexity_local": 11}

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from ipt.evaluation import choice, perplexity
 from ipt.evaluation.data import read_rows, subset
-from ipt.evaluation.kinds import KINDS, kind_of
 from ipt.evaluation.task import load_tasks, task_digests, task_names
+from ipt.evaluation.task_types import multiple_choice, perplexity
+from ipt.evaluation.task_types.registry import KINDS, kind_of
 
 
 def write_task(folder, name="mine", **content):
@@ -144,14 +144,14 @@ def test_templates_and_fields_of_a_users_file(tmp_path):
         option=" {{ option | upper }}",
         gold="answer",
     )
-    (question,) = choice.read(load_tasks([path])[0], None)
+    (question,) = multiple_choice.read(load_tasks([path])[0], None)
     assert question[:4] == ("q7", "Question: Cost ${{5}} of what?\nAnswer:", [" TEA", " SALT"], 1)
 
 
 def test_options_may_be_fixed_or_spread_over_fields(tmp_path):
     write_rows(tmp_path / "x.jsonl", {"prompt": "p", "a": "one", "b": "two", "gold": 1})
     path = write_task(tmp_path, kind="choice", data="x.jsonl", options=[" {{ a }}", " {{ b }}", " neither"])
-    (question,) = choice.read(load_tasks([path])[0], None)
+    (question,) = multiple_choice.read(load_tasks([path])[0], None)
     assert question[:4] == ("0", "p", [" one", " two", " neither"], 1)
 
 
@@ -178,7 +178,7 @@ GOOD = {"id": "a", "prompt": "p", "options": ["x", "y"], "gold": 0}
 def test_bad_rows_are_named(tmp_path, change, message):
     write_rows(tmp_path / "x.jsonl", GOOD, {**GOOD, "id": "b", **change})
     with pytest.raises(ValueError, match=message):
-        choice.read(load_tasks([write_task(tmp_path, kind="choice", data="x.jsonl")])[0], None)
+        multiple_choice.read(load_tasks([write_task(tmp_path, kind="choice", data="x.jsonl")])[0], None)
 
 
 def test_bad_files_are_named(tmp_path):
@@ -199,7 +199,7 @@ def test_bad_files_are_named(tmp_path):
 def test_a_template_that_is_none(tmp_path):
     write_rows(tmp_path / "x.jsonl", GOOD)
     with pytest.raises(ValueError, match=r"task mine: prompt is no valid template"):
-        choice.read(load_tasks([write_task(tmp_path, kind="choice", data="x.jsonl", prompt="{{ prompt")])[0], None)
+        multiple_choice.read(load_tasks([write_task(tmp_path, kind="choice", data="x.jsonl", prompt="{{ prompt")])[0], None)
 
 
 def test_a_corpus_without_what_a_task_reads(corpus):
@@ -226,7 +226,7 @@ def test_the_corpus_stage_is_read(corpus):
 
 
 def test_a_limit_takes_the_same_items_from_any_order():
-    items = [choice.Question(str(number), "p", ["a", "b"], 0) for number in range(50)]
+    items = [multiple_choice.Question(str(number), "p", ["a", "b"], 0) for number in range(50)]
     chosen = subset(items, 7)
     assert len(chosen) == 7 and [int(item.id) for item in chosen] == sorted(int(item.id) for item in chosen)
     assert {item.id for item in subset(items[::-1], 7)} == {item.id for item in chosen}

@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ipt.experiment.cli import conf_dir
+from ipt.cli import conf_dir
 from ipt.mixture.schedule import read_schedule
 
 PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "mixture").glob("*.yaml"))

@@ -1,7 +1,7 @@
 import pytest
 
 from ipt.models import load_tokenizer
-from ipt.synthesis.prompts import Vocabulary
+from ipt.synthesis.formats.base import Vocabulary
 
 
 @pytest.fixture(scope="session")

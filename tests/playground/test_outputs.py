@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ipt.playground.outputs import Said, read_output
 from ipt.synthesis.engines.rules import RuleFormat
-from ipt.synthesis.format import Pair, parse
+from ipt.synthesis.formats.tags import Pair, parse
 
 FORMAT = RuleFormat()  # the published text format, without a vocabulary
 GOOD = "<QUE> What is it? <ANS> A pool. </END>"
@@ -46,7 +46,7 @@ def test_the_parser_has_the_last_word(output, ended):
 @pytest.mark.parametrize("cut", range(0, 130, 9))
 def test_pairs_of_json_appear_one_by_one(cut, vocabulary):
     from ipt.config import SynthesisConfig
-    from ipt.synthesis.chat import ChatFormat
+    from ipt.synthesis.formats.chat import ChatFormat
 
     chat = ChatFormat(vocabulary, SynthesisConfig(format="chat", prompt="faq"))
     output = '{"title": "T", "questions": [{"question": "A?", "answer": "1"}, {"question": "B?", "answer": "2"}]}'
@@ -57,7 +57,7 @@ def test_pairs_of_json_appear_one_by_one(cut, vocabulary):
 
 def test_pairs_of_a_draft_are_not_shown(vocabulary):
     from ipt.config import SynthesisConfig
-    from ipt.synthesis.chat import ChatFormat
+    from ipt.synthesis.formats.chat import ChatFormat
 
     chat = ChatFormat(vocabulary, SynthesisConfig(format="chat", prompt="pairs"))
     draft, answer = (

@@ -30,7 +30,7 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch):
 def test_checking_imports_nothing_heavy():
     import subprocess
 
-    code = "import sys, ipt.experiment.checks; sys.exit(bool({'gradio', 'torch'} & set(sys.modules)))"
+    code = "import sys, ipt.pipeline.validation; sys.exit(bool({'gradio', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 

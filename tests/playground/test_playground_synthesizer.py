@@ -8,8 +8,8 @@ from ipt.config import SynthesisConfig
 from ipt.models import load_tokenizer
 from ipt.playground.synthesizer import Synthesizer
 from ipt.rendering.run import read_chains
-from ipt.synthesis.format import context_text
-from ipt.synthesis.session import start
+from ipt.synthesis.formats.tags import context_text
+from ipt.synthesis.worker import start
 
 CONFIG = SynthesisConfig(model="embedded:tiny-synthesizer", engine="transformers", max_model_len=512, max_new_tokens=60)
 SLOW = SynthesisConfig(**{**vars(CONFIG), "model": "embedded:tiny", "max_new_tokens": 400})  # it does not stop before it must

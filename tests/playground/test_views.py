@@ -3,8 +3,8 @@ import re
 
 import pytest
 
+from ipt.chat import Turn
 from ipt.config import RenderingConfig
-from ipt.evaluation.chat import Turn
 from ipt.playground.synthesizer import UNFINISHED, Example, Writing
 from ipt.playground.views import conversation_view, draws_view, examples_view, notice, pairs_view
 from ipt.rendering.layouts import LAYOUTS
@@ -14,8 +14,8 @@ from ipt.rendering.run import Row
 from ipt.synthesis.chains import Piece, Round
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.engines.rules import RuleFormat
-from ipt.synthesis.format import Pair, pairs_text, parse
-from ipt.synthesis.prompts import Prompt
+from ipt.synthesis.formats.base import Prompt
+from ipt.synthesis.formats.tags import Pair, pairs_text, parse
 
 EVIL = "<script>alert(1)</script> ${1+1} {{value}} \"' & <b>bold</b>"
 PAIRS = [Pair(f"What {EVIL}?", EVIL), Pair("Which?\nOptions:\n- red\n- blue", "blue"), Pair("Which?\nOptions:\n- red\n- blue", "green")]

@@ -20,7 +20,7 @@ from ipt.rendering.layouts import LAYOUTS
 from ipt.rendering.pairs import ChainRow
 from ipt.rendering.pools import FOLDER, KINDS, LABELS, OPTIONAL, Pools, Template, load_pools, pools_digest
 from ipt.rendering.render import Settings, render_chain
-from ipt.synthesis.format import Pair
+from ipt.synthesis.formats.tags import Pair
 
 SHIPPED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 DEFAULT = yaml.load((FOLDER / "default.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))

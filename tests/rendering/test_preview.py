@@ -11,7 +11,7 @@ from ipt.config import RenderingConfig
 from ipt.rendering.pairs import ChainRow
 from ipt.rendering.preview import COLOURS, preview
 from ipt.rendering.render import Settings, render_chain
-from ipt.synthesis.format import Pair
+from ipt.synthesis.formats.tags import Pair
 
 OPTIONS = {"question": "Which?\nOptions:\n- red.\n- blue.", "answer": "blue."}
 REASONED = {"question": "Why?\nLet's think step by step.", "answer": "It rains.\nTherefore, the answer is rain."}

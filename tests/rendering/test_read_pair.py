@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.rendering.pairs import REASONS, ChainRow, Item, read_document, read_pair
-from ipt.synthesis.format import Pair
+from ipt.synthesis.formats.tags import Pair
 
 STEPS = "\nLet's think step by step."
 THEREFORE = "\nTherefore, the answer is "

@@ -10,7 +10,7 @@ from ipt.rendering.draws import Draws
 from ipt.rendering.layouts import LAYOUTS
 from ipt.rendering.pairs import ChainRow, read_document
 from ipt.rendering.render import ARRANGEMENTS, Settings, Text, render_chain
-from ipt.synthesis.format import Pair
+from ipt.synthesis.formats.tags import Pair
 from tests.examples import examples
 
 PAPER = {"classic": 80, "dialogue": 5, "numbered": 5, "inline_few_shot": 5, "next_turn": 5}

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from ipt.synthesis.chains import Piece, Round
 from ipt.synthesis.engines import Generation
-from ipt.synthesis.format import Pair, Parsed
+from ipt.synthesis.formats.tags import Pair, Parsed
 from ipt.synthesis.shards import Plan, Shard
 
 HEART = "The heart pumps blood through the body."

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ipt.stage import write_parts
 from ipt.synthesis.engines import Generation
-from ipt.synthesis.format import Pair, pairs_text
+from ipt.synthesis.formats.tags import Pair, pairs_text
 
 DOCUMENTS_SCHEMA = pa.schema([("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())])
 

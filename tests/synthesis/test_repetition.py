@@ -1,8 +1,8 @@
 from ipt.config import SynthesisConfig
 from ipt.models import load_tokenizer
 from ipt.synthesis.engines import Repetitions
-from ipt.synthesis.format import Pair, pairs_text
-from ipt.synthesis.prompts import IptFormat, Vocabulary
+from ipt.synthesis.formats.base import IptFormat, Vocabulary
+from ipt.synthesis.formats.tags import Pair, pairs_text
 
 
 def test_a_generation_repeats_itself_exactly_where_a_pair_with_an_earlier_question_ends(tiny_model):

@@ -9,7 +9,7 @@ from pathlib import Path
 from synthesis_cases import OracleEngine, write_documents
 
 from ipt.config import SynthesisConfig
-from ipt.synthesis import session
+from ipt.synthesis import worker
 from ipt.synthesis.run import synthesize
 
 CONFIG = SynthesisConfig(
@@ -19,13 +19,13 @@ KILLS = 20
 
 
 def work(vocabulary, documents: Path, output: Path, record: Path, delay: float, limit: int | None = None) -> None:
-    session.start_engine = lambda *_: OracleEngine(vocabulary, record, delay, limit)
+    worker.start_engine = lambda *_: OracleEngine(vocabulary, record, delay, limit)
     synthesize(CONFIG, documents, output, 0)
 
 
 def test_killed_at_random_moments_the_result_is_that_of_an_uninterrupted_run(tmp_path, vocabulary, tokenizer, monkeypatch):
     monkeypatch.setattr("ipt.models.load_tokenizer", lambda name: tokenizer)
-    monkeypatch.setattr(session, "start_engine", session.start_engine)  # put back what `work` sets
+    monkeypatch.setattr(worker, "start_engine", worker.start_engine)  # put back what `work` sets
     asyncio.run(asyncio.sleep(0))  # what a fork must not be the first to import
     documents = write_documents(tmp_path / "documents", [f"Page {number}. It says {number**3}." for number in range(220)])
     work(vocabulary, documents, tmp_path / "whole", tmp_path / "whole.txt", 0)

@@ -12,9 +12,9 @@ from synthesis_cases import OracleEngine, write_documents
 from ipt.config import SynthesisConfig
 from ipt.models import load_model, resolve_model
 from ipt.stage import note_hash, read_parts
-from ipt.synthesis import session
+from ipt.synthesis import worker
 from ipt.synthesis.engines import EngineDied, PromptRefused
-from ipt.synthesis.format import parse
+from ipt.synthesis.formats.tags import parse
 from ipt.synthesis.run import check_synthesis, synthesize
 from ipt.synthesis.shards import SCHEMA
 
@@ -27,7 +27,7 @@ TEXTS = [f"Document {number} tells about thing {number * 7}. It has a second sen
 @pytest.fixture
 def oracle(monkeypatch, vocabulary, tokenizer):
     engine = OracleEngine(vocabulary)
-    monkeypatch.setattr(session, "start_engine", lambda config, model, vocabulary, prompt_format, seed: engine)
+    monkeypatch.setattr(worker, "start_engine", lambda config, model, vocabulary, prompt_format, seed: engine)
     monkeypatch.setattr("ipt.models.load_tokenizer", lambda name: tokenizer)
     return engine
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.config import TokensConfig
-from ipt.synthesis.format import Pair, context_text, pairs_text
+from ipt.synthesis.formats.tags import Pair, context_text, pairs_text
 from ipt.tokens import encode as encode_module
 from ipt.tokens.encode import Encoder, begins_with_bos, encoding_of, tokenizer_fingerprint
 from ipt.tokens.shards import EncodedDocument

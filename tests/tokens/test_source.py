@@ -7,7 +7,7 @@ import pytest
 from tokens_cases import texts_of, write
 
 from ipt.config import Config, MixtureConfig, SourceConfig, TokensConfig
-from ipt.experiment.pipeline import Stages
+from ipt.pipeline.stages import Stages
 from ipt.tokens.__main__ import main
 from ipt.tokens.source import open_source
 from ipt.tokens.store import TokenStore

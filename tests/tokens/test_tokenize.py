@@ -19,7 +19,7 @@ import pytest
 from tokens_cases import contents, texts_of
 
 from ipt.config import TokensConfig
-from ipt.synthesis.format import Pair, context_text, pairs_text
+from ipt.synthesis.formats.tags import Pair, context_text, pairs_text
 from ipt.tokens import workers as workers_module
 from ipt.tokens.encode import Encoder
 from ipt.tokens.store import TokenStore

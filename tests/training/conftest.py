@@ -12,7 +12,7 @@ from torch import distributed
 
 from ipt.config import Config
 from ipt.tokens.store import EncodedDocument, write_store
-from ipt.training.stop import EXIT_CODE
+from ipt.training.checkpoint.signals import EXIT_CODE
 from tests.processes import ROOT
 from tests.training.jobs import write_job
 from tests.training.small_model import write_model
@@ -83,14 +83,14 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     replacement = Clock()
-    monkeypatch.setattr("ipt.training.callbacks.time", replacement)
+    monkeypatch.setattr("ipt.training.metrics.time", replacement)
     return replacement
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(stores, make_config, tmp_path_factory):
     """A finished run of one process that others are compared with, and its summary."""
-    from ipt.training.run import train
+    from ipt.training.train import train
 
     output = tmp_path_factory.mktemp("run") / "whole"
     return output, train(make_config(), stores, output)

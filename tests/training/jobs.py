@@ -15,11 +15,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from ipt.config import Config
-from ipt.evaluation.during_training import DuringTraining
-from ipt.training import checkpoint
-from ipt.training.callbacks import StepMetrics
-from ipt.training.run import train
-from ipt.training.stop import Stopped
+from ipt.evaluation.callback import DuringTraining
+from ipt.training.checkpoint import storage
+from ipt.training.checkpoint.signals import Stopped
+from ipt.training.metrics import StepMetrics
+from ipt.training.train import train
 
 SOURCES = ("raw", "instruction")
 
@@ -38,7 +38,7 @@ def write_job(config: Config, stores: dict, output: Path, signal: tuple | None =
 
 def run_jobs(*paths: Path) -> None:
     """The trainings of some files, one after the other. A stop ends that training, and the process if it is the last one."""
-    tell, finish = StepMetrics.on_train_batch_end, checkpoint._finish
+    tell, finish = StepMetrics.on_train_batch_end, storage._finish
 
     def signalling(self, trainer, *arguments):
         tell(self, trainer, *arguments)
@@ -50,7 +50,7 @@ def run_jobs(*paths: Path) -> None:
             time.sleep(600)
         finish(temporary, folder, snapshot)
 
-    StepMetrics.on_train_batch_end, checkpoint._finish = signalling, slow
+    StepMetrics.on_train_batch_end, storage._finish = signalling, slow
     for path in paths:
         job = json.loads(path.read_text())
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), job["config"]))

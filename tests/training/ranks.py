@@ -14,13 +14,13 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from ipt.config import Config, OptimizerConfig
-from ipt.training import optimizers
-from ipt.training.build import build_model, empty_model, transformer_blocks
 from ipt.training.loading import can_be_filled, fill, stored_weights
+from ipt.training.model import build_model, empty_model, transformer_blocks
 from ipt.training.module import CausalLMLoss
-from ipt.training.optimization import build_optimizer
+from ipt.training.optim import optimizers
+from ipt.training.optim.build import build_optimizer
+from ipt.training.optim.dtensor import local
 from ipt.training.parallelize import parallelize, set_gradient_sync
-from ipt.training.slices import local
 
 LENGTH, SIZES = 48, [20, 28]
 OPTIMIZERS = ("adamw", "adamw_8bit", "lion", "lion_8bit", "muon")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ipt.training.build import build_model, is_lora
+from ipt.training.model import build_model, is_lora
 from ipt.training.module import CausalLMLoss
-from ipt.training.optimization import build_optimizer
+from ipt.training.optim.build import build_optimizer
 from tests.training.ranks import batch_of
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from ipt.export.huggingface import export_checkpoint
 from ipt.mixture.batches import IGNORE, PackedSequences
 from ipt.mixture.plan import make_plan
 from ipt.tokens.store import TokenStore
-from ipt.training.export import export_checkpoint
-from ipt.training.run import train
+from ipt.training.train import train
 from tests.training.jobs import assert_same_steps, read_metrics
 from tests.training.model_cases import SUPPORTED, load_case, write_case
 

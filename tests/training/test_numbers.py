@@ -14,12 +14,12 @@ import torch
 from ipt.config import TrainerConfig
 from ipt.mixture.batches import PackedSequences
 from ipt.stage import sealed
-from ipt.training.callbacks import StepMetrics, step_note
-from ipt.training.check import check_launch, check_training, slurm_tasks
-from ipt.training.checkpoint import read_facts, whole_checkpoints
-from ipt.training.identity import run_key, trainer_settings
+from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
 from ipt.training.logger import run_id
-from ipt.training.run import cluster_environment, train
+from ipt.training.metrics import StepMetrics, step_note
+from ipt.training.run_key import run_key, trainer_settings
+from ipt.training.train import cluster_environment, train
+from ipt.training.validation import check_launch, check_training, slurm_tasks
 from tests.training.jobs import copy_run, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def test_a_profile_is_written(steps, stores, make_config, tmp_path, capsys):
 def test_saving_by_time_and_keeping_for_good(stores, make_config, tmp_path, monkeypatch):
     """The first step takes two minutes by the clock that checkpoints look at: twice before it, then again and again."""
     now = iter([0.0, 0.0, *[120.0] * 100])
-    monkeypatch.setattr("ipt.training.saving.monotonic", lambda: next(now))
+    monkeypatch.setattr("ipt.training.checkpoint.callback.monotonic", lambda: next(now))
     seen = []
     tell = StepMetrics.on_train_batch_end
 

@@ -9,10 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ipt.config import TrainerConfig
-from ipt.training.build import transformer_blocks
+from ipt.training.model import transformer_blocks
 from ipt.training.module import CausalLMLoss, build_model
 from ipt.training.parallelize import checkpoint_activations, parallelize
-from ipt.training.run import train
+from ipt.training.train import train
 from tests.processes import run_ranks
 from tests.training import ranks
 from tests.training.jobs import assert_same_steps, read_metrics, run_jobs, write_job

@@ -10,8 +10,8 @@ from transformers import AttentionInterface
 
 from ipt.config import Config
 from ipt.errors import UserError
-from ipt.experiment import pipeline
 from ipt.models import load_model
+from ipt.pipeline import stages
 from ipt.small_copy import TOLERANCE, distance, losses_alone, plain_attention, random_model, small_copies
 from ipt.training import objective, probe
 from ipt.training.attention import PACKED, implementation, packed_attention
@@ -290,5 +290,5 @@ def test_a_command_ends_before_any_stage(tmp_path, monkeypatch):
     config.mixture.ratios = {"raw": 1.0}
     Path(config.corpus.path).write_text('{"text": "a document"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="packed documents influence each other"):
-        pipeline.train(config)
+        stages.train(config)
     assert not Path(config.stages_dir).exists()

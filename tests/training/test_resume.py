@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from ipt.stage import sealed
-from ipt.training.callbacks import StepMetrics
-from ipt.training.checkpoint import read_facts, whole_checkpoints
-from ipt.training.run import train
-from ipt.training.stop import EXIT_CODE, Stopped
+from ipt.training.checkpoint.signals import EXIT_CODE, Stopped
+from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
+from ipt.training.metrics import StepMetrics
+from ipt.training.train import train
 from tests.processes import run_ranks, run_together, started
 from tests.training.jobs import assert_same_steps, copy_run, read_metrics, reserved_port, run_jobs, write_job
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ipt.config import SchedulePoint
-from ipt.training.run import train
+from ipt.training.train import train
 from tests.training.jobs import SOURCES, assert_same_steps, read_metrics
 from tests.training.small_model import VOCABULARY
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from ipt.synthesis.prompts import Prompt, PromptFormat, Vocabulary
+from ipt.synthesis.formats.base import Prompt, PromptFormat, Vocabulary
 
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig

@@ -25,7 +25,7 @@ from ipt.synthesis.engines.server import (
     decoded,
     faults,
 )
-from ipt.synthesis.prompts import Prompt, PromptFormat, Vocabulary
+from ipt.synthesis.formats.base import Prompt, PromptFormat, Vocabulary
 
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig

@@ -3,9 +3,9 @@
 from typing import Any
 
 from ipt.synthesis.engines import Generation, Watch
-from ipt.synthesis.format import END, Parsed, pairs_text, parse
-from ipt.synthesis.prompts import Message, Prompt
-from ipt.synthesis.rules import mine
+from ipt.synthesis.formats.base import Message, Prompt
+from ipt.synthesis.formats.rule_based import mine
+from ipt.synthesis.formats.tags import END, Parsed, pairs_text, parse
 
 
 class RuleFormat:

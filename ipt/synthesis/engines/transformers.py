@@ -19,11 +19,11 @@ from transformers import GenerationConfig
 from ipt.console import console
 from ipt.models import load_model
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions, Watch
-from ipt.synthesis.prompts import Prompt
+from ipt.synthesis.formats.base import Prompt
 
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig
-    from ipt.synthesis.prompts import PromptFormat, Vocabulary
+    from ipt.synthesis.formats.base import PromptFormat, Vocabulary
 
 BATCH = 16  # prompts in one batch
 

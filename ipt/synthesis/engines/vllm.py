@@ -15,8 +15,8 @@ from zlib import crc32
 from ipt.console import console
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions, Watch
 from ipt.synthesis.engines.keeper import Keeper
-from ipt.synthesis.engines.output import EngineLog
-from ipt.synthesis.prompts import Prompt, PromptFormat, Vocabulary
+from ipt.synthesis.engines.subprocess import EngineLog
+from ipt.synthesis.formats.base import Prompt, PromptFormat, Vocabulary
 
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig

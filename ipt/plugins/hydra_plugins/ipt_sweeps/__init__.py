@@ -48,7 +48,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaCo
 
 
 class SubprocessLauncher(Launcher):
-    """`hydra/launcher=subprocess`: see ipt.experiment.launcher."""
+    """`hydra/launcher=subprocess`: see ipt.sweeps.launcher."""
 
     def __init__(self, n_jobs: int, gpus_per_job: float | None, retries: int) -> None:
         self.settings = {"n_jobs": n_jobs, "gpus_per_job": gpus_per_job, "retries": retries}
@@ -57,8 +57,8 @@ class SubprocessLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from ipt.experiment.launcher import LaunchSettings, run_jobs
-        from ipt.experiment.process import launch_of
+        from ipt.sweeps.launcher import LaunchSettings, run_jobs
+        from ipt.sweeps.process import launch_of
 
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         jobs = run_jobs(launch_of(self.config.hydra), numbers, LaunchSettings(**self.settings))
@@ -72,7 +72,7 @@ class IptSweeper(Sweeper):
         self.params = dict(params)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from ipt.experiment.sweep import name_sweep
+        from ipt.sweeps.sweep import name_sweep
 
         self.hydra_context, self.config = hydra_context, config
         name_sweep(config)  # before the launcher looks
@@ -86,22 +86,22 @@ class IptSweeper(Sweeper):
 
 
 class GridSweeper(IptSweeper):
-    """`hydra/sweeper=grid`: a job for each combination of values; see ipt.experiment.search."""
+    """`hydra/sweeper=grid`: a job for each combination of values; see ipt.sweeps.sweeper."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        from ipt.experiment.search import run_grid
+        from ipt.sweeps.sweeper import run_grid
 
         return run_grid(self.config, self.launcher, self._overrides(arguments))
 
 
 class OptunaSweeper(IptSweeper):
-    """`hydra/sweeper=optuna`: a job for each trial of a search; see ipt.experiment.search."""
+    """`hydra/sweeper=optuna`: a job for each trial of a search; see ipt.sweeps.sweeper."""
 
     def __init__(self, params: DictConfig, **settings: Any) -> None:
         super().__init__(params)
         self.settings = settings
 
     def sweep(self, arguments: list[str]) -> Any:
-        from ipt.experiment.search import SearchSettings, run_search
+        from ipt.sweeps.sweeper import SearchSettings, run_search
 
         return run_search(self.config, self.launcher, self._overrides(arguments), SearchSettings(**self.settings))

@@ -1,0 +1,137 @@
+"""The commands: compose a typed config with Hydra, check it, run, and tell a user's mistake in one line."""
+
+import difflib
+import errno
+import gc
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from ipt.arguments import plain_arguments
+from ipt.config import Config, conf_dir, to_config
+from ipt.console import use_utf8
+from ipt.errors import UserError
+from ipt.sweeps.job import obey_launcher
+
+# Ours to read, theirs to ignore: set before any library that would ask the network or print at import.
+QUIET = {"TOKENIZERS_PARALLELISM": "true", "WANDB_SILENT": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"}
+OPEN_KEYS = ("mixture.ratios", "mixture.sources", "mixture.max_repeats", "mixture.subsample", "architecture", "arms")  # take any name
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # names and values may hold what a terminal obeys
+COLLECT_EVERY = 10_000  # objects. At Python's 700 a sixth of the time of `import lightning` goes into looking for garbage
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_PLACE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)  # of a path that the user chose
+
+
+def run_command(command: str, work: Callable[[Config], None]) -> None:
+    """Run `work` on the config that the command line composes; `command` names a file of conf/.
+
+    A mistake of the user's (a misspelt key, a missing file, a value that cannot be) is one line on standard error and exit
+    code 1. Errors that are not the user's keep their traceback.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    gc.set_threshold(COLLECT_EVERY)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us instead of Hydra's own many lines
+
+    use_utf8()
+    _check_current_folder()
+    sys.argv[1:] = plain_arguments(sys.argv[1:], Config)
+    obey_launcher()
+    failures: list[BaseException] = []
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)
+    def main(config: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # under a launcher that is not ours, such as submitit's
+            from ipt.sweeps.process import launch_of, run_here
+
+            return run_here(launch_of(HydraConfig.get()), HydraConfig.get().job.num)
+        try:
+            work(to_config(config))
+        except BaseException as error:  # carried past Hydra, which would print it in its own way too
+            failures.append(error)
+
+    try:
+        main()
+        if failures:
+            raise failures[0]
+    except UserError as error:
+        _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explain(error))
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            _fail(f"no room to write {error.filename or 'a file'} ({error.strerror}): what is finished is kept, make room and run again")
+        if error.errno in NO_PLACE:
+            _fail(f"{error.strerror}: {error.filename}")
+        if not (isinstance(error, FileNotFoundError) and _raised_by_ipt(error)):
+            raise
+        _fail(str(error))
+    except (ValueError, RuntimeError) as error:
+        if not _raised_by_ipt(error):
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from here", code=130)
+
+
+def _check_current_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:  # it was deleted, or is on a disk that is gone
+        _fail(f"the current folder cannot be used ({error.strerror}): change to another one with cd")
+
+
+def _fail(message: str, code: int = 1) -> None:
+    print(f"error: {CONTROL.sub(' ', message)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _raised_by_ipt(error: BaseException) -> bool:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("ipt.")
+
+
+def _explain(error: BaseException) -> str:
+    """One line, with the nearest key where a key was misspelt."""
+    text = str(error)
+    cause = error.__cause__
+    while cause is not None:
+        text, cause = f"{text}\n{cause}", cause.__cause__
+    line = next(line for line in text.splitlines() if line.strip())
+    available = re.search(r"Available options in '[^']+':((?:\s+\w+$)+)", text, re.MULTILINE)
+    if available:
+        return f"{line.removeprefix('In ').partition(': ')[2]}; there are: {', '.join(available[1].split())}"
+    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
+    missing = re.search(r"Key '[^']+' (?:is )?not in", text)
+    if key and missing and key[1].rpartition(".")[0] in OPEN_KEYS:
+        return f"there is no key {key[1]} yet: write +{key[1]}=… to add it"
+    if key and missing and key[1] in OPEN_KEYS:  # a dictionary with names of the user's own
+        return f"{key[1]} has no such keys yet: write ++{key[1]}={{…}} to add them"
+    if key and missing:
+        near = difflib.get_close_matches(key[1], list(_keys(Config)), n=1)
+        return f"there is no key {key[1]}" + (f": did you mean {near[0]}?" if near else "; --cfg job prints all keys")
+    if "Ambiguous value for argument" in line or "is not a ListConfig" in text:
+        return f"{line}: write a list in brackets, as KEY=[a,b]; to sweep over values put -m before the keys"
+    detail = next((part for part in text.splitlines() if part.startswith("Value ") or "Unsupported" in part or "is not" in part), "")
+    return f"{line}: {detail}" if detail and detail != line else line
+
+
+def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    for field in fields(schema):
+        yield f"{prefix}{field.name}"
+        nested = field.type
+        if isinstance(nested, type) and is_dataclass(nested):
+            yield from _keys(nested, f"{prefix}{field.name}.")

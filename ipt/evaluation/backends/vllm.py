@@ -1,0 +1,179 @@
+"""Scoring and generation with vLLM: `evaluation.backend=vllm`.
+
+Log-probabilities are those that vLLM gives for the tokens of a prompt, so each option is scored by a text of its own. vLLM forms the
+batches; its processes end with this one (ipt.synthesis.engines.keeper).
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipt.config import EvaluationConfig, SynthesisConfig
+from ipt.console import console, progress
+from ipt.evaluation.backends.encoding import Question, Row, check_chat, make_encoder, plain_rows
+from ipt.evaluation.backends.generated import Generation, cut, end_tokens, generated_text
+from ipt.generation_config import load_generation_config
+from ipt.model_checks import check_weights
+from ipt.models import load_tokenizer, resolve_model
+from ipt.synthesis.engines import ENGINES, EngineDied
+from ipt.synthesis.engines.keeper import Keeper
+from ipt.synthesis.engines.subprocess import EngineLog
+from ipt.synthesis.engines.vllm import ENVIRONMENT, engine_options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+BEHIND = 2  # tokens behind the last one that an `Encoder` counts: a document's last target, and the one that vLLM must generate
+AS_FITS = -1  # the model's context, or as much of it as the cache of keys and values holds
+SEQUENCES = 256  # of them in one step
+
+
+def check_vllm(config: EvaluationConfig) -> None:
+    """Raise ValueError in one line for what the config asks and vLLM cannot do; imports nothing heavy."""
+    if find_spec("vllm") is None:
+        raise ValueError(f"evaluation.backend=vllm: the package vllm is not installed: {ENGINES['vllm'][1]}, or set evaluation.backend=hf")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ValueError("evaluation.backend=vllm starts its own processes: leave out torchrun; device=sharded takes all GPUs")
+    if config.quantize not in (None, "4bit"):
+        raise ValueError(f"evaluation.quantize={config.quantize}: vLLM quantises while loading to 4bit only: set evaluation.backend=hf")
+    if config.scoring == "tree":
+        raise ValueError("evaluation.scoring=tree: vLLM scores each option by itself: set evaluation.scoring=plain or backend=hf")
+    if config.device not in ("auto", "cpu", "cuda", "sharded"):
+        raise ValueError(f"evaluation.device={config.device}: vLLM chooses its device: leave it at auto, and set CUDA_VISIBLE_DEVICES")
+
+
+@contextmanager
+def open_vllm(config: EvaluationConfig, name: str) -> Iterator["VllmBackend"]:
+    """The model `name` in vLLM's engine, which ends with the context. Raises EngineDied if it does not start."""
+    check_vllm(config)
+    check_weights(resolve_model(name))  # vLLM leaves some missing weights as they are
+    tokenizer = load_tokenizer(name)
+    check_chat(tokenizer, config.chat, config.chat_template_kwargs)
+    before, log = dict(os.environ), EngineLog()
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
+    keeper, engine = Keeper(), None
+    try:
+        try:
+            engine = _start(config, name, log, quiet="VLLM_LOGGING_LEVEL" not in before)
+        except Exception as error:
+            message = f"{' '.join(str(error).split())} ({log.cause()})"
+            raise EngineDied(f"evaluation.backend=vllm did not start with model={name}: {message}") from error
+        yield VllmBackend(engine, tokenizer, config, _end_tokens(name, tokenizer))
+    finally:
+        if engine is not None:
+            engine.engine_core.shutdown()
+        keeper.close()
+        log.close()
+        for key in set(os.environ) - set(before):  # library preloads and thread settings, which later stages would inherit
+            del os.environ[key]
+        os.environ.update(before)
+
+
+class VllmBackend:
+    """vLLM's engine as a Backend."""
+
+    def __init__(self, engine: Any, tokenizer: "PreTrainedTokenizerBase", config: EvaluationConfig, end: frozenset[int]) -> None:
+        self._engine, self._end = engine, end
+        length = int(engine.model_config.max_model_len) - BEHIND
+        self.encoder = make_encoder(tokenizer, config, length)
+
+    def option_rows(self, question: Question) -> list[Row]:
+        """One row for each option."""
+        return plain_rows(question)
+
+    def logprobs(self, rows: Sequence[Row], description: str) -> list[NDArray[np.float64]]:
+        """For each row the log-probability (nats) of each of its targets. `description` names the progress bar."""
+        from vllm import SamplingParams
+
+        texts = [[*row.ids, row.targets[-1]] if row.reads[-1] == len(row.ids) - 1 else row.ids for row in rows]
+        sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        found: list[NDArray[np.float64]] = [np.empty(0)] * len(rows)
+        for index, output in self._run(texts, sampling, description):
+            row = rows[index]
+            places = zip(row.reads, row.targets, strict=True)
+            found[index] = np.array([output.prompt_logprobs[read + 1][target].logprob for read, target in places])
+            if not np.isfinite(found[index]).all():
+                raise ValueError(
+                    f"{description}: the model's log-probabilities are not finite: its weights are broken, or training diverged"
+                )
+        return found
+
+    def generate(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_new_tokens: int, description: str) -> list[Generation]:
+        """For each prompt (tokens) the greedy continuation before the first of the texts `stop`, EOS or `max_new_tokens`."""
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(
+            temperature=0, max_tokens=max_new_tokens, stop=list(stop), stop_token_ids=sorted(self._end), skip_special_tokens=False
+        )
+        found = {index: self._generation(output.outputs[0], stop) for index, output in self._run(prompts, sampling, description)}
+        return [found[index] for index in range(len(prompts))]
+
+    def _generation(self, completion: Any, stop: Sequence[str]) -> Generation:
+        """Tokens are turned into text as for other backends, whatever vLLM makes of them."""
+        ids = list(completion.token_ids)
+        if completion.finish_reason == "length":
+            return Generation(self._text(ids), len(ids), "length", tuple(ids))
+        if isinstance(completion.stop_reason, str):
+            return Generation(cut(self._text(ids), stop), len(ids), "stop", tuple(ids))
+        return Generation(self._text(ids[:-1]), len(ids), "eos", tuple(ids))
+
+    def _text(self, ids: list[int]) -> str:
+        return generated_text(self.encoder.tokenizer, ids)
+
+    def _run(self, prompts: Sequence[Sequence[int]], sampling: Any, description: str) -> Iterator[tuple[int, Any]]:
+        """The number of each prompt and what vLLM says of it, in the order in which they finish."""
+        from vllm import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        with progress(description, len(prompts)) as bar:
+            try:
+                for index, ids in enumerate(prompts):
+                    self._engine.add_request(str(index), TokensPrompt(prompt_token_ids=list(ids)), sampling)
+                while self._engine.has_unfinished_requests():
+                    for output in self._engine.step():
+                        if output.finished:
+                            yield int(output.request_id), output
+                            bar.advance()
+            except EngineDeadError as error:
+                raise EngineDied("evaluation.backend=vllm stopped in between: run the same command to go on") from error
+
+
+def _start(config: EvaluationConfig, name: str, log: EngineLog, quiet: bool) -> Any:
+    """vLLM's engine. Its processes print to the log if they are to be `quiet`."""
+    if quiet:
+        console.print(f"[dim]evaluation: vLLM starts; its log is {log.path}")
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)
+    with log.child_output() if quiet else nullcontext():
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        engine = LLMEngine.from_engine_args(EngineArgs(**_options(config, name)))
+    if quiet:
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM has set it again
+    return engine
+
+
+def _options(config: EvaluationConfig, name: str) -> dict[str, Any]:
+    """Those of the synthesizer's engine, with the evaluation's keys."""
+    import torch
+
+    settings = SynthesisConfig(
+        dtype=DTYPES[config.dtype],
+        max_model_len=config.max_length + BEHIND if config.max_length else AS_FITS,
+        max_num_batched_tokens=config.batch_tokens,
+        max_live_chains=SEQUENCES,
+        tensor_parallel=torch.cuda.device_count() if config.device == "sharded" else 1,
+        quantization="bitsandbytes" if config.quantize else None,
+    )
+    return engine_options(settings, resolve_model(name), seed=0)
+
+
+def _end_tokens(name: str, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    return end_tokens(load_generation_config(resolve_model(name)), tokenizer)

@@ -1,0 +1,138 @@
+"""Tasks of kind `perplexity`: how well does the model predict documents that it has not seen, or the end of a text?"""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from ipt.evaluation.backends import encoding
+from ipt.evaluation.data import check_ids, read_rows, render, row_id, text_hash
+from ipt.evaluation.formats import Row
+from ipt.evaluation.metrics import statistics
+from ipt.evaluation.metrics.statistics import Metric
+from ipt.evaluation.odd_rows import OddRow, OddRows
+from ipt.evaluation.task import Task
+
+if TYPE_CHECKING:
+    from ipt.evaluation.backends.base import Backend
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt_hash", pa.string()),
+        ("nll", pa.float64()),  # negative log-likelihood of the document, nats
+        ("tokens", pa.int64()),  # scored tokens
+        ("bytes", pa.int64()),  # UTF-8 bytes of the scored text
+        ("windows", pa.int32()),  # more than one: the document is longer than the model's context
+        ("truncated", pa.bool_()),  # what stands before the text did not fit and lost its beginning
+        ("greedy", pa.bool_()),  # after the task's `context` each token of the text is the likeliest; null without one
+    ]
+)
+
+
+class Document(NamedTuple):
+    id: str
+    text: str
+    begin: int = 0  # characters of the text that are read and not scored: the task's `context`
+
+    @property
+    def prompt_hash(self) -> str:
+        return text_hash(self.text)
+
+    @property
+    def scored(self) -> str:
+        return self.text[self.begin :]
+
+
+def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Document]:
+    """The documents of a task; a row of the corpus stage is identified by its doc_id. Rows that make none are put down in `odd`."""
+    odd = OddRows() if odd is None else odd
+    documents = odd.kept(task, read_rows(task, corpus, odd), partial(_document, task))
+    check_ids(task, documents)
+    return documents
+
+
+def _document(task: Task, row: Row) -> Document:
+    context = render(task, "context", task.context, row) if task.context else ""
+    text = render(task, "text", task.text, row)
+    if context and not text:
+        raise OddRow(f"{row.where}: text is empty: after a context something must be scored")
+    return Document(row_id(task, row), context + text, len(context))
+
+
+def score(task: Task, documents: list[Document], backend: "Backend") -> list[dict[str, Any]]:
+    """One prediction for each document; one of less than two tokens (BOS counts) has nothing to score: tokens = 0."""
+    encoded = [_encode(backend.encoder, document) for document in documents]
+    logprobs = iter(backend.logprobs([window for document, _ in encoded for window in document.windows], task.name))
+    greedy = iter(_greedy(task, documents, backend) if task.context else [])
+    predictions = []
+    for document, ((windows, n_bytes), truncated) in zip(documents, encoded, strict=True):
+        scored = [next(logprobs) for _ in windows]
+        predictions.append(
+            {
+                "id": document.id,
+                "prompt_hash": document.prompt_hash,
+                "nll": -math.fsum(value for window in scored for value in window),
+                "tokens": sum(map(len, scored)),
+                "bytes": n_bytes,
+                "windows": len(windows),
+                "truncated": truncated,
+                "greedy": next(greedy, None),
+            }
+        )
+    if not any(row["tokens"] for row in predictions):
+        raise ValueError(f"task {task.name}: none of its {len(documents)} documents has two tokens or more: there is nothing to score")
+    return predictions
+
+
+def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
+    """Documents that were not scored as they stand, by reason."""
+    windowed = sum(row["windows"] > 1 for row in predictions)
+    empty = sum(not row["tokens"] for row in predictions)
+    return {"windowed_documents": windowed, "empty_documents": empty, "truncated_contexts": sum(row["truncated"] for row in predictions)}
+
+
+def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
+    """What the predictions amount to; documents are the clusters of the standard errors, and `n` counts them.
+
+    - nll: negative log-likelihood per token (nats), every token weighing the same
+    - perplexity: exp(nll)
+    - bits_per_byte: of the text, comparable between tokenizers
+
+    Tasks with a `context`, as LAMBADA's last words, also have the measures that are usual there:
+
+    - accuracy: the model itself, taking its likeliest token each time, goes on with the text
+    - text_perplexity: exp of the mean negative log-likelihood per text, however many tokens it has
+    """
+    scored = [row for row in predictions if row["tokens"]]
+    nll = [row["nll"] for row in scored]
+    per_token = statistics.ratio(nll, [row["tokens"] for row in scored])
+    bits = [value / math.log(2) for value in nll]
+    found = {
+        "nll": per_token,
+        "perplexity": statistics.exponential(per_token),
+        "bits_per_byte": statistics.ratio_or_nan(bits, [row["bytes"] for row in scored]),
+    }
+    if task.context:
+        found["accuracy"] = statistics.proportion([int(row["greedy"]) for row in scored])
+        found["text_perplexity"] = statistics.exponential(statistics.mean(nll))
+    return found
+
+
+def _encode(encoder: encoding.Encoder, document: Document) -> tuple[encoding.Document, bool]:
+    """The rows that score a document, and whether what stands before the scored text lost its beginning."""
+    if not document.begin:
+        return encoder.document(document.text), False
+    question = encoder.question(document.text[: document.begin], [document.scored])
+    return encoding.Document(encoding.plain_rows(question), len(document.scored.encode())), question.truncated
+
+
+def _greedy(task: Task, documents: list[Document], backend: "Backend") -> list[bool]:
+    """For each document whether every token that is scored after its context is the model's likeliest."""
+    questions = [backend.encoder.question(document.text[: document.begin], [document.scored]) for document in documents]
+    room = max(len(question.options[0]) for question in questions)
+    said = backend.generate([question.prompt for question in questions], [], room, task.name)
+    expected = [tuple(question.options[0]) for question in questions]
+    return [answer.ids[: len(ids)] == ids for answer, ids in zip(said, expected, strict=True)]

@@ -1,0 +1,322 @@
+"""Tasks of kind `pairs`: how well a model writes instruction-response pairs for contexts whose right pairs are known (the paper's Table 5).
+
+`measure` says what it writes: `responses`, one to each right question (response accuracy), or `pairs`, all for a context (similarity to
+the right ones). It reads what a synthesizer reads, also where it is none: `shots` examples in `pair_format`, then the context.
+The paper's own formulas are not known; those of `metrics` are ours.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from ipt.config import SynthesisConfig
+from ipt.evaluation.backends.encoding import Encoder
+from ipt.evaluation.data import check_ids, data_path, read_rows, render, row_id
+from ipt.evaluation.draws import draw, text_hash
+from ipt.evaluation.formats import Row, as_fields
+from ipt.evaluation.metrics import answers, statistics
+from ipt.evaluation.metrics.statistics import Metric
+from ipt.evaluation.odd_rows import OddRows
+from ipt.evaluation.task import Task
+from ipt.synthesis.finetuning_data import READERS, Example, distinct_pairs, read_examples
+from ipt.synthesis.formats.base import Prompt, Vocabulary
+from ipt.synthesis.formats.registry import FORMATS
+from ipt.synthesis.formats.tags import ANSWER, CONTEXT_START, END, QUESTION, Pair, Parsed
+from ipt.synthesis.long_documents import truncate
+from ipt.synthesis.quality.task_types import CONCLUSION, OPTIONS
+
+if TYPE_CHECKING:
+    from ipt.evaluation.backends.base import Backend
+    from ipt.evaluation.backends.generated import Generation
+
+PAIR_FORMATS = ("ipt", "chat")
+STOP = {"pairs": [CONTEXT_START], "responses": [END, QUESTION]}  # measure -> what a model that does not end its text begins to write
+
+PAIRS = pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt_hash", pa.string()),
+        ("gold", PAIRS),  # the right pairs
+        ("outputs", pa.list_(pa.string())),  # as written: a response for each right question, or one output with all pairs
+        ("generated", PAIRS),  # the pairs read in it; null: responses were asked for
+        ("rejected", pa.string()),  # what was written and is no pair, by reason, as JSON
+        ("tokens", pa.int32()),  # generated
+        ("unfinished", pa.int32()),  # outputs that were cut at max_new_tokens
+        ("demonstrations", pa.int32()),  # examples before the context: all that fit
+        ("missing_demonstrations", pa.int32()),  # those that did not
+        ("truncated", pa.bool_()),  # the context did not fit and lost its end
+        ("left_out", pa.string()),  # what the task's data has and no item has, by reason, as JSON: the same in all rows
+    ]
+)
+
+
+class Shot(NamedTuple):
+    """A context and its pairs, shown before an item's own context."""
+
+    context: str
+    pairs: tuple[Pair, ...]
+
+
+class Item(NamedTuple):
+    id: str
+    context: str
+    gold: tuple[Pair, ...]
+    left_out: Mapping[str, int]  # of the whole data, by reason
+    shots: tuple[Shot, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The context with its right pairs."""
+        return "\n\n".join([self.context, *(f"{pair.question}\n{pair.answer}" for pair in self.gold)])
+
+    @property
+    def prompt_hash(self) -> str:
+        """Hash of what the model reads, and of the right pairs."""
+        return text_hash(json.dumps([self.shots, self.context, self.gold]))
+
+
+def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Item]:
+    """The contexts of a task; raises a one-line error that names the key, or the file and the row.
+
+    Rows that make none, as a field is missing, are put down in `odd`.
+    """
+    for key, known in {"measure": tuple(STOP), "pair_format": PAIR_FORMATS, "reader": ("", *READERS)}.items():
+        if getattr(task, key) not in known:
+            raise ValueError(f"task {task.name}: {key} is {getattr(task, key)!r}, expected {' or '.join(filter(None, known))}")
+    if task.pair_format != "ipt" and (task.measure == "responses" or task.shots):
+        what = "measure=responses is asked for" if task.measure == "responses" else "shots are shown"
+        raise ValueError(f"task {task.name}: {what} in the synthesizer's own format only: leave out pair_format")
+    items = _items(task, corpus, OddRows() if odd is None else odd)
+    check_ids(task, items)
+    return items if task.demonstrations is None else list(_with_shots(task, items, _items(task.demonstrations, corpus, OddRows())))
+
+
+def score(task: Task, items: list[Item], backend: "Backend") -> list[dict[str, Any]]:
+    """One prediction for each context."""
+    writer = Writer(task, backend.encoder)
+    asked = [writer.prompts(item) for item in items]
+    ids = [prompt.ids for prompts in asked for prompt in prompts]
+    generations = iter(backend.generate(ids, STOP[task.measure], task.max_new_tokens, task.name))
+    rows = []
+    for item, prompts in zip(items, asked, strict=True):
+        rows.append(_prediction(writer, item, prompts, list(islice(generations, len(prompts)))))
+    return rows
+
+
+def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
+    """What was not asked, written or read as it stands, by reason."""
+    rejected = sum((Counter(json.loads(row["rejected"])) for row in predictions), Counter[str]())
+    return {
+        "truncated_contexts": sum(row["truncated"] for row in predictions),
+        "missing_demonstrations": sum(row["missing_demonstrations"] for row in predictions),
+        "unfinished_outputs": sum(row["unfinished"] for row in predictions),
+        "contexts_without_pairs": sum(row["generated"] == [] for row in predictions),
+        **{f"rejected_{reason}": number for reason, number in sorted(rejected.items())},
+        **{f"left_out_{reason}": number for reason, number in sorted(json.loads(predictions[0]["left_out"]).items())},
+    }
+
+
+def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
+    """What the predictions amount to; contexts are the clusters of all errors, and n counts them.
+
+    - responses: `correct` is the mean over all questions of exact match where the question lists options, else of the F1 of words;
+      `exact_match`, `f1`, and `contains` of all questions. Of step-by-step answers the conclusions are compared.
+    - pairs: the written pairs of each context are matched one-to-one with the right ones so that the sum of similarities (`similarity`) is
+      largest. `precision` is this sum over all pairs written, `recall` over all right pairs, and `correct` their harmonic mean;
+      `pairs_per_context` is how many are written.
+    """
+    return _response_metrics(predictions) if task.measure == "responses" else _pair_metrics(predictions)
+
+
+def similarity(a: Mapping[str, str], b: Mapping[str, str]) -> float:
+    """How alike two pairs are, 0 to 1: the F1 of words of their questions, and of their answers, which weigh the same."""
+    return (answers.word_f1(a["question"], b["question"]) + answers.word_f1(a["answer"], b["answer"])) / 2
+
+
+def best_matching(similarities: Sequence[Sequence[float]]) -> float:
+    """The largest sum of entries of a matrix of which no two share a row or a column; entries are not negative."""
+    import networkx
+
+    graph = networkx.Graph()
+    for row, values in enumerate(similarities):
+        graph.add_weighted_edges_from((("row", row), ("column", column), value) for column, value in enumerate(values) if value > 0)
+    return float(sum(graph.edges[edge]["weight"] for edge in networkx.max_weight_matching(graph)))
+
+
+# What is asked -------------------------------------------------------------------------------------------------------
+
+
+class Asked(NamedTuple):
+    """A prompt as it goes to the model."""
+
+    ids: list[int]
+    shots: int  # demonstrations in it
+    truncated: bool
+
+
+class Writer:
+    """Prompts of a task in its format, for a model, none longer than what the model's context leaves to them."""
+
+    def __init__(self, task: Task, encoder: Encoder) -> None:
+        self.vocabulary = Vocabulary(encoder.tokenizer)
+        settings = SynthesisConfig(format=task.pair_format, chat_template_kwargs=dict(encoder.chat_template_kwargs))
+        self.format = FORMATS[task.pair_format](self.vocabulary, settings)
+        self.measure, self._room = task.measure, encoder.max_length - task.max_new_tokens
+        if self._room <= len(self.format.begin("").ids):
+            raise ValueError(f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a context in {encoder.max_length}")
+
+    def prompts(self, item: Item) -> list[Asked]:
+        """One for each right question, or one for all pairs."""
+        if self.measure == "pairs":
+            return [self._prompt(item, [])]
+        asked = [f"{QUESTION} {pair.question} {ANSWER}" for pair in item.gold]
+        return [self._prompt(item, self.vocabulary.encode_continuation(text)) for text in asked]
+
+    def _prompt(self, item: Item, end: list[int]) -> Asked:
+        """As many of the last demonstrations as fit, then the context, or its beginning, and `end`."""
+        room = self._room - len(end)
+        for first in range(len(item.shots)):
+            ids = self._after(item.shots[first:], item.context)
+            if len(ids) <= room:
+                return Asked(ids + end, len(item.shots) - first, truncated=False)
+        ids = self._after((), item.context)
+        if len(ids) <= room:
+            return Asked(ids + end, 0, truncated=False)
+        if len(self._after((), "")) > room:
+            raise ValueError(f"item {item.id}: a question leaves no room for its context: raise evaluation.max_length")
+        return Asked(self._after((), truncate(item.context, room, lambda text: len(self._after((), text)))) + end, 0, truncated=True)
+
+    def _after(self, shots: Sequence[Shot], context: str) -> list[int]:
+        history: Prompt | None = None
+        for shot in shots:
+            history = self.format.finish(self._next(history, shot.context), [], "", Parsed(list(shot.pairs), Counter()))
+        return self._next(history, context).ids
+
+    def _next(self, history: Prompt | None, context: str) -> Prompt:
+        return self.format.begin(context) if history is None else self.format.follow(history, context)
+
+
+def _prediction(writer: Writer, item: Item, prompts: Sequence[Asked], generations: Sequence["Generation"]) -> dict[str, Any]:
+    parsed = writer.format.parse(generations[0].text) if writer.measure == "pairs" else None
+    return {
+        "id": item.id,
+        "prompt_hash": item.prompt_hash,
+        "gold": [pair._asdict() for pair in item.gold],
+        "outputs": [generation.text for generation in generations],
+        "generated": None if parsed is None else [pair._asdict() for pair in parsed.pairs],
+        "rejected": json.dumps({} if parsed is None else parsed.rejected),
+        "tokens": sum(generation.tokens for generation in generations),
+        "unfinished": sum(generation.finish == "length" for generation in generations),
+        "demonstrations": sum(prompt.shots for prompt in prompts),
+        "missing_demonstrations": sum(len(item.shots) - prompt.shots for prompt in prompts),
+        "truncated": any(prompt.truncated for prompt in prompts),
+        "left_out": json.dumps(item.left_out),
+    }
+
+
+# Items ---------------------------------------------------------------------------------------------------------------
+
+
+def _items(task: Task, corpus: Path | None, odd: OddRows) -> list[Item]:
+    left_out: Counter[str] = Counter()
+    examples = list(_tuning_examples(task, corpus, left_out) if task.reader else _row_examples(task, corpus, left_out, odd))
+    if not examples:
+        raise ValueError(f"task {task.name}: {task.data} holds no context with pairs: left out are {dict(left_out) or 'none'}")
+    counted = {reason: number for reason, number in left_out.items() if number}
+    return [Item(example.id, example.context, tuple(example.pairs), counted) for example in examples]
+
+
+def _tuning_examples(task: Task, corpus: Path | None, left_out: Counter[str]) -> Iterator[Example]:
+    """As a synthesizer is tuned on them."""
+    path = data_path(task, corpus)
+    if path is None or path.is_dir():
+        raise ValueError(f"task {task.name}: reader={task.reader} reads a file of this machine, and data is {task.data!r}")
+    for number, example in enumerate(read_examples(task.reader, path, random.Random(0), left_out)):
+        yield example._replace(id=f"{example.id}/{number}")  # what a reader calls an example need not be unique
+
+
+def _row_examples(task: Task, corpus: Path | None, left_out: Counter[str], odd: OddRows) -> Iterator[Example]:
+    """Rows with templates."""
+    for example in odd.kept(task, read_rows(task, corpus, odd), partial(_row_example, task)):
+        if pairs := distinct_pairs(example.pairs, left_out):
+            yield example._replace(pairs=pairs)
+        else:
+            left_out["context_without_pairs"] += 1
+
+
+def _row_example(task: Task, row: Row) -> Example:
+    context = render(task, "context", task.context or "{{ context }}", row).strip()
+    sides = [(render(task, "question", task.question, one), render(task, "answer", task.answer, one)) for one in _entries(task, row)]
+    return Example(row_id(task, row), context, [Pair(question.strip(), answer.strip()) for question, answer in sides])
+
+
+def _entries(task: Task, row: Row) -> list[Row]:
+    if not task.pairs:
+        return [row]
+    entries = row.fields.get(task.pairs)
+    if not isinstance(entries, list):
+        raise ValueError(f"{row.where}: task {task.name} looks for a list in pairs={task.pairs!r}, found {str(entries)[:40]!r}")
+    return [row._replace(fields={**row.fields, **as_fields(entry)}) for entry in entries]
+
+
+def _with_shots(task: Task, items: list[Item], demonstrations: list[Item]) -> Iterator[Item]:
+    """Every item with the same demonstrations before it, as the draw has them; one that is the item itself gives way to the next."""
+    number = task.shots["number"]
+    candidates: dict[str, Shot] = {}  # one more than wanted, each context once
+    for index in draw(len(demonstrations), str(task.shots.get("seed", 0))):
+        if len(candidates) <= number:
+            candidates.setdefault(demonstrations[index].context, Shot(demonstrations[index].context, demonstrations[index].gold))
+    for item in items:
+        others = [shot for context, shot in candidates.items() if context != item.context][:number]
+        if len(others) < number:
+            raise ValueError(f"task {task.name}: {len(others)} demonstrations for item {item.id}, expected {number}")
+        yield item._replace(shots=tuple(others))
+
+
+# Figures -------------------------------------------------------------------------------------------------------------
+
+
+def _response_metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
+    right = [len(row["gold"]) for row in predictions]
+    return {
+        name: statistics.ratio([sum(rule(*response) for response in _responses(row)) for row in predictions], right)
+        for name, rule in RULES.items()
+    }
+
+
+def _responses(row: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """Each response, the right one, and whether its question lists options."""
+    for output, pair in zip(row["outputs"], row["gold"], strict=True):
+        yield _conclusion(output), _conclusion(pair["answer"]), OPTIONS.search(pair["question"]) is not None
+
+
+def _conclusion(answer: str) -> str:
+    return answer.rpartition(CONCLUSION)[2]
+
+
+RULES: dict[str, Callable[[str, str, bool], float]] = {
+    "correct": lambda output, answer, has_options: (answers.exact_match if has_options else answers.word_f1)(output, answer),
+    "exact_match": lambda output, answer, _: answers.exact_match(output, answer),
+    "f1": lambda output, answer, _: answers.word_f1(output, answer),
+    "contains": lambda output, answer, _: answers.contains(output, answer),
+}
+
+
+def _pair_metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
+    matched = [best_matching([[similarity(one, other) for other in row["gold"]] for one in row["generated"]]) for row in predictions]
+    written, right = ([len(row[key]) for row in predictions] for key in ("generated", "gold"))
+    both = [a + b for a, b in zip(written, right, strict=True)]
+    return {
+        "correct": statistics.ratio([2 * shared for shared in matched], both),
+        "precision": statistics.ratio_or_nan(matched, written),
+        "recall": statistics.ratio(matched, right),
+        "pairs_per_context": statistics.mean(written),
+    }

@@ -1,0 +1,253 @@
+"""Checks of a config before a model is loaded; each error is one line.
+
+Checks that need transformers, of a model's weights, vocabulary and positions, come last: they take seconds.
+"""
+
+import os
+from pathlib import Path
+
+from ipt import chat
+from ipt.config import Config, SourceConfig, SynthesisConfig
+from ipt.corpus.build import check_corpus
+from ipt.errors import UserError
+from ipt.evaluation.callback import check_during_training
+from ipt.evaluation.contamination import check_data
+from ipt.evaluation.run import check_config, check_tasks
+from ipt.evaluation.task import load_tasks
+from ipt.mixture.schedule import used_sources
+from ipt.models import check_model, resolve_model
+from ipt.pipeline.sources import SOURCE_TEXTS, source_corpus
+from ipt.pipeline.stages import PHASES, arm_config
+from ipt.places import check_temporary, check_writable
+from ipt.playground.server import check_page
+from ipt.rendering.run import check_rendering
+from ipt.stage import rank
+from ipt.synthesis.finetuning_data import check_tuning_source
+from ipt.synthesis.formats.base import RULE_BASED
+from ipt.synthesis.quality.filters import OVERLAP_MODES, check_filters
+from ipt.synthesis.run import check_synthesis
+from ipt.tokens.source import KIND as STORE
+from ipt.tokens.source import check_ids, open_source
+from ipt.tokens.tokenize import check_tokens
+from ipt.training.validation import check_launch, check_training
+
+
+def check_places(config: Config) -> None:
+    """Check that the folders of results can be written, before any work. The first process checks for all."""
+    if rank() > 0:
+        return
+    if config.output_dir:
+        check_writable("output_dir", Path(config.output_dir))
+    check_writable("stages_dir", Path(config.stages_dir))
+    check_temporary()
+
+
+def check_synthesize(config: Config) -> None:
+    check_corpus(config.corpus)
+    check_synthesis_stage(config)
+    check_synthesizer(config.synthesis)
+
+
+def check_train(config: Config) -> None:
+    _check_training_stage(config)
+    check_launch(config.trainer)
+    check_trained_model(config)
+
+
+def _check_training_stage(config: Config) -> None:
+    check_model(config.model)
+    _check_mixture(config)
+    check_training(config)
+    if config.tasks:
+        _check_tasks(config)
+    check_during_training(config)
+
+
+def check_evaluate(config: Config) -> None:
+    check_model(config.model)
+    if not config.tasks:
+        raise ValueError("tasks=[]: name at least one task or group, for example tasks=[ontology]")
+    _check_tasks(config)
+    check_scored_model(config.model, config)
+
+
+def check_chat(config: Config) -> None:
+    check_model(config.model)
+    check_config(config.evaluation)
+    chat.check_chat(config.chat, config.evaluation)
+    check_scored_model(config.model, config)
+
+
+def check_playground(config: Config) -> None:
+    check_synthesis_stage(config)
+    check_rendering(config.rendering)
+    check_page(config.playground)
+    check_chat(config)
+    check_synthesizer(config.synthesis)
+    for name in config.playground.models:
+        check_scored_model(name, config)
+
+
+def check_arms(config: Config) -> None:
+    """The keys that say what of a recipe with arms is to be done."""
+    if not config.arms:
+        raise ValueError(f"experiment {config.name} has no arms: train it with `python train.py experiment={config.name}`")
+    if "start" in config.arms:
+        raise ValueError("arms.start: this name is that of the model that training starts from: give the arm another")
+    for key, known in (("stages", list(PHASES)), ("only", list(config.arms))):
+        if unknown := [name for name in getattr(config, key) if name not in known]:
+            raise ValueError(f"{key}=[{unknown[0]}]: there is none of this name, only {', '.join(known)}")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ValueError(f"seeds={config.seeds}: each seed once")
+
+
+def check_reproduce(config: Config) -> None:
+    check_arms(config)
+    phases = config.stages or list(PHASES)
+    scored = {"evaluation", "report"} & set(phases)
+    arms = [arm_config(config, config.arms[name]) for name in config.only or config.arms]
+    for arm in arms:
+        _check_training_stage(arm)
+        if scored and not arm.tasks:
+            raise ValueError("tasks=[]: name what to score the arms on, as tasks=[medicine], or stages=[synthesis,tokens,training]")
+        if arm.tasks:
+            _check_tasks(arm)
+        if "training" in phases:
+            _check_processes(arm, phases)
+    for arm in arms:
+        check_trained_model(arm)
+
+
+def check_trained_model(config: Config) -> None:
+    """Check the model that a training starts from, its data, and whether its export can be written."""
+    from ipt.export.folder import check_export
+    from ipt.model_checks import check_weights, local_folder
+    from ipt.model_limits import check_model_limits
+
+    source = resolve_model(config.model)
+    if not config.architecture:
+        check_weights(source)
+    lengths: dict[str, int | None] = {"mixture.seq_len": config.mixture.seq_len}
+    if config.tasks:
+        lengths["evaluation.max_length"] = config.evaluation.max_length
+    check_model_limits(config.model, config.architecture, lengths)
+    _check_store_ids(config)
+    if local_folder(source) is not None:
+        check_export(config)
+    if "instruction" in used_sources(config.mixture):
+        check_synthesizer(config.synthesis)
+
+
+def check_scored_model(name: str, config: Config) -> None:
+    """A model that is scored or talked to."""
+    from ipt.model_checks import check_weights
+    from ipt.model_limits import check_model_limits
+
+    check_weights(resolve_model(name))
+    check_model_limits(name, None, {"evaluation.max_length": config.evaluation.max_length})
+
+
+def check_synthesizer(config: SynthesisConfig) -> None:
+    """The synthesizer's weights, its adapter's, and whether it has the window that the config asks for."""
+    if config.format == RULE_BASED:
+        return
+    if config.engine == "openai":
+        if config.tokenizer:
+            check_model(config.tokenizer)
+        return
+    from ipt.model_checks import check_adapter, check_weights
+    from ipt.model_limits import check_model_limits, check_window
+
+    source = resolve_model(config.model)
+    check_weights(source)
+    if config.adapter:
+        check_adapter(source, config.adapter)
+    check_model_limits(config.model, None, {})
+    check_window(config.model, "synthesis.max_model_len", config.max_model_len)
+
+
+def _check_store_ids(config: Config) -> None:
+    """Finished token stores that the config names must hold ids of the model only."""
+    from ipt.model_limits import model_limits
+
+    for name in used_sources(config.mixture):
+        source = config.mixture.sources.get(name)
+        if source is None or source.kind != STORE:
+            continue
+        limits = model_limits(config.model, config.architecture)
+        if limits is not None:
+            check_ids(name, source, limits.vocabulary, config.tokens.cache_gib)
+
+
+def _check_processes(config: Config, phases: list[str]) -> None:
+    """Several processes train together; whatever else there is to do is for one."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and set(phases) - {"tokens", "training"}:
+        raise ValueError(f"stages=[{','.join(phases)}]: several processes were started, which is for stages=[training] alone")
+    try:
+        check_launch(config.trainer)
+    except ValueError as error:
+        command = "-m ipt reproduce … stages=[training], others with one process"
+        raise ValueError(str(error).replace("train.py …", command)) from None
+
+
+def check_synthesis_stage(config: Config) -> None:
+    """Settings of synthesis and filters, the engine and the synthesizer's name."""
+    check_synthesis(config.synthesis)
+    check_filters(config.filters)
+    _check_overlap(config)
+    if config.synthesis.format != RULE_BASED and config.synthesis.engine != "openai":
+        check_model(config.synthesis.model)
+
+
+def _check_overlap(config: Config) -> None:
+    """Tasks to look for must be there; those that ask about this very corpus cannot be looked for in its documents."""
+    if not (config.corpus.overlap or config.filters.overlap):
+        return
+    if config.corpus.overlap not in (None, *OVERLAP_MODES):
+        raise ValueError(f"corpus.overlap={config.corpus.overlap}: must be one of {', '.join(OVERLAP_MODES)}, or null")
+    tasks = config.decontamination.tasks or config.tasks
+    if not tasks:
+        raise ValueError("decontamination.tasks=[]: name the evaluation tasks to look for, or name some in tasks")
+    own = [task.name for task in load_tasks(tasks, config.data_dir) if task.needs_corpus]
+    if config.corpus.overlap and own:
+        mode = config.corpus.overlap
+        raise ValueError(f"corpus.overlap={mode}: {own[0]} is made from the corpus itself: name others in decontamination.tasks")
+
+
+def _check_mixture(config: Config) -> None:
+    check_tokens(config.tokens)
+    sources = used_sources(config.mixture)
+    if {"raw", "instruction"} & set(sources):
+        check_corpus(config.corpus)
+    if "instruction" in sources:
+        check_synthesis_stage(config)
+        check_rendering(config.rendering)
+    for name in sorted(set(sources) - {"raw", "instruction"}):
+        check_source(name, config)
+
+
+def _check_tasks(config: Config) -> None:
+    check_tasks(config.evaluation, config.tasks, data_dir=config.data_dir)
+    for path in config.evaluation.contamination:
+        check_data(path, config.model)
+
+
+def check_source(name: str, config: Config) -> None:
+    """A source of the mixture beside raw and instruction. Reads the first row of files, and of a token store the indices."""
+    source = named_source(name, config)
+    if source.kind == STORE:
+        open_source(name, source, config.model, config.tokens.cache_gib)
+    elif source.kind in SOURCE_TEXTS:
+        try:
+            check_corpus(source_corpus(name, source), SOURCE_TEXTS[source.kind])
+        except (FileNotFoundError, UserError) as error:  # which names the key of a corpus
+            raise type(error)(str(error).replace("corpus.", f"mixture.sources.{name}.", 1)) from None
+    else:
+        check_tuning_source(name, source)
+
+
+def named_source(name: str, config: Config) -> SourceConfig:
+    """What the config says of a source. Raises ValueError if that is nothing."""
+    if name not in config.mixture.sources:
+        raise ValueError(f"mixture.ratios.{name}: no such source; others than raw and instruction need mixture.sources.{name}.path")
+    return config.mixture.sources[name]

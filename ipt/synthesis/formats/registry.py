@@ -1,0 +1,15 @@
+"""The formats there are, by the names that `synthesis.format` takes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ipt.config import SynthesisConfig
+from ipt.synthesis.engines.rules import RuleFormat
+from ipt.synthesis.formats.base import RULE_BASED, IptFormat, PromptFormat
+from ipt.synthesis.formats.chat import ChatFormat
+
+FORMATS: dict[str, Callable[[Any, SynthesisConfig], PromptFormat]] = {
+    "ipt": IptFormat,
+    "chat": ChatFormat,
+    RULE_BASED: lambda vocabulary, config: RuleFormat(),
+}
