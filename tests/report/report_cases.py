@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from ipt.evaluation.task import Task
 from ipt.evaluation.task_types import multiple_choice, perplexity
+from ipt.evaluation.task_types.registry import KINDS
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -95,8 +96,9 @@ def write_evaluation(folder: Path, tasks: dict[str, tuple], published: Mapping[s
     """A finished evaluation of these predictions: task -> (its kind, rows)."""
     results = {}
     for task, (kind, rows) in tasks.items():
-        definition = Task(task, kind.__name__.rpartition(".")[2], published=(published or {}).get(task, {}))
-        results[task] = {name: metric.as_dict() for name, metric in kind.metrics(definition, rows).items()}
+        name = next(name for name, module in KINDS.items() if module is kind)
+        definition = Task(task, name, published=(published or {}).get(task, {}))
+        results[task] = {measure: metric.as_dict() for measure, metric in kind.metrics(definition, rows).items()}
         schema = kind.SCHEMA.with_metadata({"task": json.dumps(definition.definition)})
         (folder / "predictions").mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "predictions" / f"{task}.parquet")

@@ -14,7 +14,7 @@ from ipt.errors import UserError
 from ipt.evaluation.backends.generate import Greedy
 from tests.commands import run_here
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TURNS = [Turn("Which organ pumps the blood?", " The heart."), Turn("Where is it?")]
 
 
