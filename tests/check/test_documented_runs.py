@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,9 +43,21 @@ TEXT = "The aorta is the largest artery. It carries blood from the heart. Howeve
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A reader's folder: documents in the formats that the pages use, and the tutorial's files."""
-    folder = tmp_path_factory.mktemp("reader")
+def folder_of(tmp_path_factory) -> Callable[[Path], Path]:
+    """The reader's folder for each page, in which its commands run one after the other."""
+    folders: dict[Path, Path] = {}
+
+    def of(page: Path) -> Path:
+        if page not in folders:
+            folders[page] = tmp_path_factory.mktemp(page.stem)
+            _write_files(folders[page])
+        return folders[page]
+
+    return of
+
+
+def _write_files(folder: Path) -> None:
+    """Documents in the formats that the pages use, and the tutorial's files."""
     texts = [f"{TEXT * 5}Page {number}." for number in range(30)]
     (folder / "docs").mkdir()
     (folder / "docs" / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -57,7 +70,6 @@ def folder(tmp_path_factory) -> Path:
     (folder / "books" / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chapters))
     terms = "".join(f"{n},term {n},meaning {n},chapter {n % 6}\n" for n in range(24))
     (folder / "books" / "terms.csv").write_text("id,term,meaning,chapter\n" + terms)
-    return folder
 
 
 def _additions(command: Documented) -> list[str]:
@@ -84,7 +96,7 @@ def _additions(command: Documented) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_it_runs(command, folder):
+def test_it_runs(command, folder_of):
     text = f"{command.command} {' '.join(command.arguments)}"
     for pattern, need in NOT_HERE.items():
         if re.search(pattern, text):
@@ -94,5 +106,5 @@ def test_it_runs(command, folder):
         arguments = [argument.replace(placeholder, value) for argument in arguments]
     python = [sys.executable, "-m", "ipt", command.command, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(python, cwd=folder, env=environment, capture_output=True, text=True, input="One?\n")
+    done = subprocess.run(python, cwd=folder_of(command.page), env=environment, capture_output=True, text=True, input="One?\n")
     assert done.returncode == 0, f"{' '.join(python)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
