@@ -26,6 +26,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 TRACE = """
 import sys
+from inspect import CO_OPTIMIZED  # of functions; bodies of classes and modules, which run at import, have it not
 from pathlib import Path
 
 root, seen = Path(sys.argv.pop(1)), []
@@ -34,11 +35,17 @@ def note(frame, event, argument):
     if event != "call":
         return
     path = frame.f_code.co_filename
-    if path.startswith(str(root)) and path not in seen and frame.f_code.co_name != "<module>":
+    if path.startswith(str(root)) and path not in seen and frame.f_code.co_flags & CO_OPTIMIZED:
         seen.append(path)
     if frame.f_code.co_name == "optimizer_step" and "lightning" in path:
         sys.setprofile(None)
-        print("\\n".join(seen), file=sys.__stdout__, flush=True)
+        stack = []
+        while frame is not None:
+            path = frame.f_code.co_filename
+            if path in seen and path not in stack:
+                stack.append(path)
+            frame = frame.f_back
+        print("\\n".join(["run", *seen, "stack", *reversed(stack)]), file=sys.__stdout__, flush=True)
         import os
         os._exit(0)
 
@@ -57,10 +64,11 @@ def main() -> None:
     for name, value in figures(arguments.folder).items():
         print(f"{name:<50} {value}")
     if arguments.path:
-        files = files_to_a_step()
-        lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
-        print(f"{'from the command to a step: modules, lines':<50} {len(files)}, {lines}")
-        for path in files:
+        run, stack = files_to_a_step()
+        for title, files in (("functions run before the first step", run), ("functions on the stack of the first step", stack)):
+            lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+            print(f"{title + ': modules, lines':<58} {len(files)}, {lines}")
+        for path in stack:
             print(f"    {path.relative_to(ROOT)}")
 
 
@@ -114,15 +122,20 @@ def spread(values: list[int]) -> str:
     return f"{statistics.median(values):.0f}/{tenths[-1]:.0f}/{max(values)}"
 
 
-def files_to_a_step() -> list[Path]:
-    """Modules in the order of their first call, from the command to an optimizer step; stages before the training are cached."""
+def files_to_a_step() -> tuple[list[Path], list[Path]]:
+    """Modules whose functions run between the command and the first optimizer step, and those on the stack of that step.
+
+    The stages before the training are cached.
+    """
     with tempfile.TemporaryDirectory() as folder:
         train = ["train", "experiment=tiny", "synthesis=rule_based", "tasks=[]"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-m", "ipt", *train], cwd=folder, env=environment, check=True, capture_output=True)
         traced = [sys.executable, "-c", TRACE, str(ROOT / "ipt"), *train, "trainer.max_steps=7"]
         done = subprocess.run(traced, cwd=folder, env=environment, check=True, capture_output=True, text=True)
-    return [Path(line) for line in done.stdout.splitlines() if line.startswith(str(ROOT))]
+    lines = done.stdout.splitlines()
+    run, stack = lines[lines.index("run") : lines.index("stack")], lines[lines.index("stack") :]
+    return [Path(line) for line in run[1:]], [Path(line) for line in stack[1:]]
 
 
 def _percent(lines: list[str]) -> float:
