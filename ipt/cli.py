@@ -106,10 +106,10 @@ def _raised_by_ipt(error: BaseException) -> bool:
 
 def _explain(error: BaseException) -> str:
     """One line, with the nearest key where a key was misspelt."""
-    text = str(error)
-    cause = error.__cause__
-    while cause is not None:
-        text, cause = f"{text}\n{cause}", cause.__cause__
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:  # OmegaConf makes circles under a debugger
+        causes.append(cause)
+    text = "\n".join(map(str, causes))
     line = next(line for line in text.splitlines() if line.strip())
     available = re.search(r"Available options in '[^']+':((?:\s+\w+$)+)", text, re.MULTILINE)
     if available:

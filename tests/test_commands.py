@@ -143,6 +143,14 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(command, overrides, message
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_mistake_is_one_line_under_a_debugger_too(tmp_path, monkeypatch):
+    """There, as with this variable, OmegaConf makes an error its own cause."""
+    monkeypatch.setenv("OC_CAUSE", "1")
+    result = run_here("train", "architecture={model_type: llama}", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "architecture has no such keys yet: write ++architecture={…} to add them" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("overrides", "environment", "message"),
     [
