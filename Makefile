@@ -31,10 +31,10 @@ reproduce: $(INSTALLED)  ## documents -> pairs -> texts -> tokens -> two models 
 	$(BIN)/python -m ipt reproduce experiment=$(EXPERIMENT) $(ARGS)
 
 test: $(INSTALLED)  ## run the tests
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: $(INSTALLED)  ## the same tests with all examples of the property tests
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --hypothesis-profile=full $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile=full $(ARGS)
 
 check: $(INSTALLED) $(UV)  ## what is slow and rarely breaks: lock files, wheel, commands of the docs, every recipe (an hour)
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -30,15 +30,17 @@ settings.load_profile("quick")
 
 # Files of minutes, the longest first: started at the end, they would keep one worker busy while the others have nothing left to do.
 LONG = (
-    "synthesis/engines/test_vllm_engine.py",
     "sweeps/test_sweep.py",
-    "pipeline/test_job.py",
-    "training/test_parallelize.py",
-    "training/test_resume.py",
-    "tokens/test_tokenize.py",
-    "pipeline/test_reproduce.py",
-    "pipeline/test_recipes.py",
     "synthesis/test_ray.py",
+    "synthesis/engines/test_vllm_engine.py",
+    "pipeline/test_job.py",
+    "pipeline/test_recipes.py",
+    "pipeline/test_reproduce.py",
+    "training/test_resume.py",
+    "test_commands.py",
+    "training/test_probe.py",
+    "tokens/test_tokenize.py",
+    "evaluation/backends/test_vllm_backend.py",
 )
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
