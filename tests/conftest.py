@@ -1,7 +1,9 @@
 """Shared fixtures and settings. Tests reach no hub, log to nobody, and do not depend on the shell that starts them."""
 
 import gc
+import getpass
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# The compiler's precompiled headers hold for one instruction set only, which its default cache does not tell apart.
+CAPABILITY = os.environ.get("ATEN_CPU_CAPABILITY", "best")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/ipt-tests-inductor-{getpass.getuser()}-{CAPABILITY}")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny and workers many: more threads only wait for each other
 
 UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # a busy machine is slow
