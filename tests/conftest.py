@@ -11,6 +11,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+from tests.forked_engines import FILES_RUN
+
 # A launcher's or a tracker's settings, which would change what is tested, and whatever forces or forbids colours.
 FOREIGN = ("SLURM_", "WANDB_", "TORCHELASTIC_", "IPT_JOB_", "IPT_LAUNCHER")
 OTHERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -60,6 +62,14 @@ def pytest_collection_finish() -> None:
     """Keep what the imports have made out of every later garbage collection; each stage ends with a full one."""
     gc.freeze()
     gc.enable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FILES_RUN] = set()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[FILES_RUN].add(str(item.path))
 
 
 def pytest_unconfigure() -> None:

@@ -6,12 +6,17 @@ from importlib import import_module
 import pytest
 import torch
 
+FILES_RUN = pytest.StashKey[set[str]]()
 
-def fork_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+
+def fork_engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines that are started from now on are forked, where vLLM runs on a CPU, which it would spawn there.
 
-    They are spawned as before where this process holds a GPU or computes with several threads, neither of which a fork survives.
+    They are spawned as before where this process holds a GPU, computes with several threads, or has run tests of other files, which
+    may have left threads and locks behind: none of these survives a fork.
     """
+    if request.config.stash[FILES_RUN] != {str(request.path)}:
+        return
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu() or torch.get_num_threads() > 1:

@@ -34,8 +34,8 @@ def test_what_vllm_cannot_do_is_refused(change, message):
 
 @pytest.mark.engine
 @pytest.mark.timeout(600)
-def test_vllm_scores_and_answers_as_the_hugging_face_backend(questions, monkeypatch):
-    fork_engines(monkeypatch)
+def test_vllm_scores_and_answers_as_the_hugging_face_backend(request, questions, monkeypatch):
+    fork_engines(request, monkeypatch)
     documents = [perplexity.Document(str(number), text) for number, text in enumerate([*DOCUMENTS, " ".join(DOCUMENTS) * 3])]
     items = [Item(str(number), text, "") for number, text in enumerate(["The heart is", "Question: What is a nerve?\nAnswer:", "1, 2, 3,"])]
     choose, predict = Task("choose", "choice", "x"), Task("predict", "perplexity", "x")

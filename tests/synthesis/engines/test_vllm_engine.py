@@ -50,8 +50,8 @@ class AnythingGoes(IptFormat):
         return Prompt([*prompt.ids, *output_ids, *self.stop_ids])
 
 
-def test_chains_on_the_real_engine(tmp_path, monkeypatch, vocabulary):
-    fork_engines(monkeypatch)
+def test_chains_on_the_real_engine(request, tmp_path, monkeypatch, vocabulary):
+    fork_engines(request, monkeypatch)
     monkeypatch.setitem(registry.FORMATS, "anything", AnythingGoes)
     config = replace(CONFIG, format="anything", max_pairs=2, replicas=2)  # chains stay with their engine, and so with its cache
     texts = [f"The {organ} is an organ. " * 12 for organ in ORGANS]
@@ -134,8 +134,8 @@ def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
         assert row["rewrite"]
 
 
-def test_samples_come_again_bad_prompts_are_refused_and_a_killed_engine_is_reported(vocabulary, monkeypatch):
-    fork_engines(monkeypatch)
+def test_samples_come_again_bad_prompts_are_refused_and_a_killed_engine_is_reported(request, vocabulary, monkeypatch):
+    fork_engines(request, monkeypatch)
     config = replace(CONFIG, temperature=1.0, min_p=0.05, stop_at_repetition=False, max_num_batched_tokens=32)
 
     async def run():
