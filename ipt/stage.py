@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from ipt.console import console
+from ipt.errors import MissingFileError, UserError
 from ipt.places import check_file
 
 MANIFEST, STATS, STARTED = "manifest.json", "stats.json", ".started.json"
@@ -153,12 +154,12 @@ def load_stage(folder: Path, key: str) -> Stage | None:
     except FileNotFoundError:
         return None
     if not has_seal(manifest, stats):
-        raise ValueError(f"{folder / MANIFEST} or {STATS} beside it is not what the stage wrote: remove {folder} and run again")
+        raise UserError(f"{folder / MANIFEST} or {STATS} beside it is not what the stage wrote: remove {folder} and run again")
     if manifest.get("key") != key:
         return None
     digest, seconds = manifest.get("digest"), manifest.get("seconds")
     if not isinstance(digest, str) or not isinstance(seconds, int | float):
-        raise ValueError(f"{folder / MANIFEST} is damaged, it has no digest or no seconds: remove its folder, and it is made anew")
+        raise UserError(f"{folder / MANIFEST} is damaged, it has no digest or no seconds: remove its folder, and it is made anew")
     return Stage(folder, digest, stats, seconds, reused=True)
 
 
@@ -175,7 +176,7 @@ def check_outputs(stage: Stage) -> None:
     changed, missing = changed_outputs(stage.folder, outputs)
     if broken := [*changed, *missing]:
         names = ", ".join(str(stage.folder / name) for name in broken[:3]) + f" and {len(broken) - 3} more" * (len(broken) > 3)
-        raise ValueError(f"not what the stage wrote: {names}; remove {stage.folder} and run again, or copy it anew")
+        raise UserError(f"not what the stage wrote: {names}; remove {stage.folder} and run again, or copy it anew")
 
 
 def changed_outputs(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
@@ -249,13 +250,13 @@ def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
     if record is None:
         foreign = [path.name for path in folder.iterdir()]
         if foreign:
-            raise ValueError(f"output_dir {folder} is not empty ({foreign[0]}) and holds no run of ipt: choose another folder")
+            raise UserError(f"output_dir {folder} is not empty ({foreign[0]}) and holds no run of ipt: choose another folder")
         return
     other = read_json(record)
     if {name: other.get(name) for name in identity} == json.loads(json.dumps(identity)):
         return
     differences = sorted(_differences(other, identity))
-    raise ValueError(
+    raise UserError(
         f"output_dir {folder} holds a run of another config (different: {', '.join(differences[:6])}): choose another folder or remove it"
     )
 
@@ -303,7 +304,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged, it is no JSON object: remove its folder, and it is made anew")
+        raise UserError(f"{path} is damaged, it is no JSON object: remove its folder, and it is made anew")
     return value
 
 
@@ -321,12 +322,12 @@ def parse_yaml(data: bytes, path: Path) -> Any:
         for event in yaml.parse(text, Loader=loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > YAML_DEPTH:
-                raise ValueError(f"it is nested more than {YAML_DEPTH} deep")
+                raise UserError(f"it is nested more than {YAML_DEPTH} deep")
         value = yaml.load(text, Loader=loader)
         if _values(value, {}) > YAML_VALUES:
-            raise ValueError(f"its aliases make more than {YAML_VALUES:,} values")
+            raise UserError(f"its aliases make more than {YAML_VALUES:,} values")
     except Exception as error:  # YAML's constructors raise whatever a value that does not fit its tag makes them stumble over
-        raise ValueError(f"{path}: not a YAML file in UTF-8 that can be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not a YAML file in UTF-8 that can be read: {' '.join(str(error).split())}") from None
     return value
 
 
@@ -389,7 +390,7 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> Iterator[dict[
     """The rows of `folder/part-*.parquet` in order, in bounded memory."""
     paths = sorted(folder.glob("part-*.parquet"))
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no part-*.parquet")
+        raise MissingFileError(f"{folder} holds no part-*.parquet")
     for path in paths:
         check_file(path)
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:  # not a whole part in memory

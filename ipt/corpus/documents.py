@@ -19,6 +19,7 @@ from ipt.config import CorpusConfig
 from ipt.corpus.files import CorpusFile, first_line, json_lines, json_rows
 from ipt.corpus.finding import find_files
 from ipt.corpus.hashing import short_hash
+from ipt.errors import UserError
 
 SCHEMA = pa.schema([("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())])
 READ_BYTES = 1 << 16  # of a column of a Parquet file at a time: a whole one can be as large as the corpus
@@ -82,9 +83,7 @@ def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None, ro
         documents += 1
         yield Document(_doc_id(row, config.id_field, seen), text, row.source, {"row": row.number, **_group(row, config.held_out_by)})
     if not documents:
-        raise ValueError(
-            f"{_corpus_name(config)}: the corpus is empty, it holds no document with text ({sum(dropped.values())} empty ones)"
-        )
+        raise UserError(f"{_corpus_name(config)}: the corpus is empty, it holds no document with text ({sum(dropped.values())} empty ones)")
 
 
 # One row -------------------------------------------------------------------------------------------------------------
@@ -94,13 +93,13 @@ def _template_text(template: str) -> RowText:
     try:
         compiled = SandboxedEnvironment(undefined=StrictUndefined).from_string(template)
     except (TemplateSyntaxError, RecursionError, ValueError) as error:
-        raise ValueError(f"corpus.template is no valid template: {first_line(error)}") from None
+        raise UserError(f"corpus.template is no valid template: {first_line(error)}") from None
 
     def text(values: Mapping[str, Any]) -> str:
         try:
             return compiled.render(values)
         except Exception as error:  # a template raises whatever its expressions do
-            raise ValueError(f"corpus.template cannot be filled: {first_line(error)}; the row has {', '.join(values)}") from None
+            raise UserError(f"corpus.template cannot be filled: {first_line(error)}; the row has {', '.join(values)}") from None
 
     return text
 
@@ -111,7 +110,7 @@ def _group(row: Row, field_name: str | None) -> dict[str, str]:
     if field_name is None or value is None or row.whole_file:
         return {}
     if not isinstance(value, str | int):
-        raise ValueError(f"{row.where}: field {field_name!r} is {str(value)[:40]!r}, expected a name or a number: see corpus.held_out_by")
+        raise UserError(f"{row.where}: field {field_name!r} is {str(value)[:40]!r}, expected a name or a number: see corpus.held_out_by")
     return {field_name: str(value)}
 
 
@@ -119,20 +118,20 @@ def _made_text(row: Row, row_text: RowText) -> str:
     try:
         text = row_text(row.values)
     except ValueError as error:
-        raise ValueError(f"{row.where}: {error}") from None
+        raise UserError(f"{row.where}: {error}") from None
     return _encodable(text, row, ", ".join(row.values))
 
 
 def _text(row: Row, field_name: str) -> str:
     if field_name not in row.values:
-        raise ValueError(
+        raise UserError(
             f"{row.where}: no field {field_name!r}, only {', '.join(map(repr, row.values)) or 'none'}: set corpus.text_field to the text's"
         )
     text = row.values[field_name]
     if text is None:
         raise LeftOut(NO_TEXT)
     if not isinstance(text, str):
-        raise ValueError(f"{row.where}: field {field_name!r} is {type(text).__name__} {str(text)[:40]!r}, expected a string")
+        raise UserError(f"{row.where}: field {field_name!r} is {type(text).__name__} {str(text)[:40]!r}, expected a string")
     return _encodable(text, row, field_name)
 
 
@@ -141,13 +140,11 @@ def _doc_id(row: Row, field_name: str | None, seen: set[bytes]) -> str:
         return short_hash(row.source, row.number)
     value = row.values.get(field_name)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ValueError(
-            f"{row.where}: field {field_name!r} is {value!r}, expected an id (a string or a whole number): see corpus.id_field"
-        )
+        raise UserError(f"{row.where}: field {field_name!r} is {value!r}, expected an id (a string or a whole number): see corpus.id_field")
     doc_id = _encodable(str(value), row, field_name)
     digest = blake2b(doc_id.encode(), digest_size=16).digest()
     if digest in seen:
-        raise ValueError(f"{row.where}: id {doc_id!r} was there before: ids must differ, or set corpus.id_field=null to number the rows")
+        raise UserError(f"{row.where}: id {doc_id!r} was there before: ids must differ, or set corpus.id_field=null to number the rows")
     seen.add(digest)
     return doc_id
 
@@ -157,7 +154,7 @@ def _encodable(text: str, row: Row, field_name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{row.where}: field {field_name!r} holds half a surrogate pair at character {error.start}: repair the row"
         ) from None
     return text
@@ -172,7 +169,7 @@ def _corpus_name(config: CorpusConfig) -> str:
 
 def _file_rows(config: CorpusConfig, all_fields: bool) -> Iterator[Row]:
     if not config.path:
-        raise ValueError("corpus.path is not set: name a .parquet, .jsonl or .txt file, a folder or a glob")
+        raise UserError("corpus.path is not set: name a .parquet, .jsonl or .txt file, a folder or a glob")
     columns = None if all_fields else [config.text_field, config.id_field, config.held_out_by]
     for file in find_files(config.path):
         if file.kind == "parquet":
@@ -197,13 +194,13 @@ def _parquet_rows(file: CorpusFile, columns: list[str | None] | None) -> Iterato
                         number += 1
                         yield Row(f"{file.path}, row {number}", file.name, number, values)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file.path}: not a readable Parquet file ({first_line(error)})") from None
+            raise UserError(f"{file.path}: not a readable Parquet file ({first_line(error)})") from None
 
 
 def _check_columns(path: str, schema: pa.Schema, columns: list[str | None]) -> None:
     for name, key in zip(columns, ("corpus.text_field", "corpus.id_field"), strict=False):
         if name and name not in schema.names:
-            raise ValueError(f"{path}: no column {name!r}, only {', '.join(map(repr, schema.names))}: set {key} to the right one")
+            raise UserError(f"{path}: no column {name!r}, only {', '.join(map(repr, schema.names))}: set {key} to the right one")
 
 
 def _read_text(file: CorpusFile) -> str:
@@ -211,7 +208,7 @@ def _read_text(file: CorpusFile) -> str:
         try:
             return data.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file.path}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
+            raise UserError(f"{file.path}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
 
 
 # Hub -----------------------------------------------------------------------------------------------------------------
@@ -219,7 +216,7 @@ def _read_text(file: CorpusFile) -> str:
 
 def _hub_rows(config: CorpusConfig) -> Iterator[Row]:
     if not config.dataset:
-        raise ValueError("corpus.dataset is not set: name a data set, such as corpus.dataset=owner/name")
+        raise UserError("corpus.dataset is not set: name a data set, such as corpus.dataset=owner/name")
     from datasets import load_dataset  # takes seconds to import
 
     name = "/".join(part for part in (config.dataset, config.subset) if part)
@@ -229,6 +226,6 @@ def _hub_rows(config: CorpusConfig) -> Iterator[Row]:
         for number, values in enumerate(rows, start=1):
             yield Row(f"{name}, split {config.split}, row {number}", f"{name}:{config.split}", number, values)
     except Exception as error:  # network, server, format: a hub raises whatever its clients do
-        raise ValueError(
+        raise UserError(
             f"corpus.dataset={name}: split {config.split} cannot be read beyond row {number} ({type(error).__name__}: {first_line(error)})"
         ) from error

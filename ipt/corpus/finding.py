@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt.corpus.files import KINDS, QUESTIONS, READABLE, CorpusFile, file_kind, reaching, without_query
-from ipt.errors import UserError
+from ipt.errors import MissingFileError, UserError
 from ipt.stage import MANIFEST, STARTED, STATS, read_json
 
 JOB = "job.json"  # of the folder of a sweep's job
@@ -39,7 +39,7 @@ def find_files(path: str, unread: Counter[str] | None = None) -> list[CorpusFile
     whole = "://" not in path and os.path.lexists(path)
     entries = [path] if whole else [entry.strip() for entry in path.split(",") if entry.strip()]
     if not entries:
-        raise FileNotFoundError("corpus.path is empty: name a file, a folder or a glob")
+        raise MissingFileError("corpus.path is empty: name a file, a folder or a glob")
     unread = Counter() if unread is None else unread
     kinds: dict[str, list[_Entry]] = defaultdict(list)
     for entry in entries:
@@ -96,10 +96,10 @@ def _entry(entry: str) -> _Entry:
     if not found.files:
         matches = "no file matches" if glob.has_magic(entry) else f"the folder holds none of {READABLE}"
         others = f"; left unread: {describe_unread(found.unread)}" if found.unread else ""
-        raise FileNotFoundError(f"corpus.path={entry}: {matches}{others}")
+        raise MissingFileError(f"corpus.path={entry}: {matches}{others}")
     unknown = [file for file in found.files if file_kind(without_query(file, kind)) is None]
     if unknown:
-        raise ValueError(f"corpus.path={entry}: {posixpath.basename(unknown[0])} is none of {READABLE}")
+        raise UserError(f"corpus.path={entry}: {posixpath.basename(unknown[0])} is none of {READABLE}")
     return found
 
 
@@ -117,8 +117,8 @@ def _local_entry(entry: str, path: Path) -> _Entry:
         return _Entry("", str(path.parent.absolute()), [str(path)])
     if not glob.has_magic(str(path)):
         if path.is_symlink():
-            raise FileNotFoundError(f"corpus.path={entry}: a broken link")
-        raise FileNotFoundError(f"corpus.path={entry}: no such file or folder")
+            raise MissingFileError(f"corpus.path={entry}: a broken link")
+        raise MissingFileError(f"corpus.path={entry}: no such file or folder")
     root = Path(_before_pattern(str(path)))
     _check_own(entry, root, inside_only=True)
     matches = [str(match) for match in _glob(path, root, unread) if match.name.lower() != QUESTIONS]

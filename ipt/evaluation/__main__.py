@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt.console import make_console, use_utf8
+from ipt.errors import UserError
 from ipt.places import check_writable
 
 
@@ -118,7 +119,7 @@ def _average(options: argparse.Namespace) -> None:
     from ipt.evaluation.tables import scores_table
 
     if options.last < 1:
-        raise ValueError(f"--last is {options.last}, expected 1 or more")
+        raise UserError(f"--last is {options.last}, expected 1 or more")
     found = average(options.folders, options.last)
     _print(found, scores_table({"average": found}), options.json)
 
@@ -139,7 +140,7 @@ def _pairs(options: argparse.Namespace) -> None:
     try:
         found = judge_corpus(options.folder, judge, here, options.seed, output)
     except EngineDied as error:
-        raise ValueError(str(error)) from None
+        raise UserError(str(error)) from None
     _print(found, judged_table(found), options.json)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ipt.console import progress
 from ipt.corpus.overlap import Overlap
 from ipt.corpus.questions import GENERALISATION
+from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.data import Item
 from ipt.evaluation.metrics import statistics
 from ipt.evaluation.task import CORPUS, Task
@@ -112,7 +113,7 @@ def check_data(path: str, model: str) -> str | None:
     tokenizer = load_tokenizer(model)
     found, wanted = _store(path).fingerprint, tokenizer_fingerprint(tokenizer)
     if found != wanted:
-        raise ValueError(
+        raise UserError(
             f"{KEY}: {path} was made with tokenizer {found}, but that of model={model} is {wanted}: "
             "name the folder of the texts that it was made of"
         )
@@ -173,7 +174,7 @@ def _store(path: str) -> TokenStore:
 
 def _rows(path: str) -> list[Rows]:
     if not Path(path).is_dir():
-        raise FileNotFoundError(f"{KEY}: {path} is no folder: name a token store, or a folder of *.parquet with texts")
+        raise MissingFileError(f"{KEY}: {path} is no folder: name a token store, or a folder of *.parquet with texts")
     try:
         return make_tasks(Path(path), UNIT)
     except (FileNotFoundError, ValueError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.task import Task, load_tasks
 from ipt.evaluation.task_types import generation, multiple_choice, perplexity
@@ -34,7 +35,7 @@ def export(names: Iterable[str], folder: Path, corpus: Path | None = None, data_
             console.print(f"{task.name} is left out: it is of kind {task.kind}, only {', '.join(ITEMS)} are written")
     chosen = [task for task in tasks if task.kind in ITEMS]
     if not chosen:
-        raise ValueError(f"none of the tasks is of kind {', '.join(ITEMS)}: there is nothing to write")
+        raise UserError(f"none of the tasks is of kind {', '.join(ITEMS)}: there is nothing to write")
     for task in chosen:
         _write(task, folder, corpus)
     _write_text(folder / f"{MODULE}.py", CODE)

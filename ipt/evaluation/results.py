@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.metrics.statistics import Z95, Metric, difference, standard_error
 from ipt.evaluation.task import Task, load_tasks, read_group, task_names
 from ipt.evaluation.task_types.registry import kind_of
@@ -39,7 +40,7 @@ def load_results(folder: Path) -> Results:
     try:
         return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no {RESULTS}: it is no finished evaluation") from None
+        raise MissingFileError(f"{folder} holds no {RESULTS}: it is no finished evaluation") from None
 
 
 def main_metrics(metrics: Iterable[str]) -> list[str]:
@@ -114,7 +115,7 @@ def _common_tasks(folders: Sequence[Path]) -> list[str]:
     tasks = [task for task in results[0] if all(task in result for result in results)]
     if not tasks:
         named = " and ".join(map(str, folders))
-        raise ValueError(f"{named} have no task in common: evaluate all models on the same tasks")
+        raise UserError(f"{named} have no task in common: evaluate all models on the same tasks")
     return tasks
 
 
@@ -124,11 +125,11 @@ def paired_metrics(task: str, folders: Sequence[Path]) -> list[dict[str, Metric]
     common = [name for name in rows[0] if all(name in others for others in rows)]
     if not common:
         named = " and ".join(map(str, folders))
-        raise ValueError(f"task {task}: {named} have no item in common: evaluate all with the same data and limit")
+        raise UserError(f"task {task}: {named} have no item in common: evaluate all with the same data and limit")
     for folder, others in zip(folders, rows, strict=True):
         changed = next((name for name in common if rows[0][name]["prompt_hash"] != others[name]["prompt_hash"]), None)
         if changed is not None:
-            raise ValueError(f"task {task}: item {changed} is another one in {folders[0]} than in {folder}: use the same data for all")
+            raise UserError(f"task {task}: item {changed} is another one in {folders[0]} than in {folder}: use the same data for all")
     definition = read_task(folders[0], task)
     return [kind_of(definition).metrics(definition, [others[name] for name in common]) for others in rows]
 

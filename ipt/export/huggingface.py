@@ -56,7 +56,7 @@ def export_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, 
     if it has moved. Raises ValueError and FileNotFoundError.
     """
     if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty: give a folder that is, or one that is not there yet")
+        raise UserError(f"{output} is not empty: give a folder that is, or one that is not there yet")
     checkpoint = newest_checkpoint(checkpoint)
     facts = read_facts(checkpoint)
     config = _stored_config(facts["config"])
@@ -105,7 +105,7 @@ def push(folder: Path, name: str, private: bool) -> str:
         api.create_repo(name, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model trained with ipt"))
     except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"--push {name}: {str(error).splitlines()[0]}; the model itself is in {folder}") from None
+        raise UserError(f"--push {name}: {str(error).splitlines()[0]}; the model itself is in {folder}") from None
 
 
 def _merged(adapter: dict[str, Tensor], config: Config, folder: Path) -> dict[str, Tensor]:
@@ -177,8 +177,8 @@ def _check_push(name: str) -> None:
     from huggingface_hub import constants, get_token
 
     if name.count("/") != 1 or not all(name.split("/")):
-        raise ValueError(f"--push {name}: must be OWNER/NAME")
+        raise UserError(f"--push {name}: must be OWNER/NAME")
     if get_token() is None:
-        raise ValueError("--push needs a token of the hub's: run `hf auth login`, or set HF_TOKEN")
+        raise UserError("--push needs a token of the hub's: run `hf auth login`, or set HF_TOKEN")
     if constants.HF_HUB_OFFLINE:
-        raise ValueError("--push: HF_HUB_OFFLINE is set, so the hub must not be reached: unset it")
+        raise UserError("--push: HF_HUB_OFFLINE is set, so the hub must not be reached: unset it")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ipt.errors import UserError
 from ipt.mixture.schedule import Schedule
 
 HALVINGS = 64  # of an interval a few tokens wide: down to the last bit of its bounds
@@ -70,7 +71,7 @@ def cap_shares(schedule: Schedule, caps: Mapping[str, float], total: int) -> Sch
         rest, weight = 1 - fixed.sum(axis=1, keepdims=True), free.sum(axis=1, keepdims=True)
         if ((weight == 0) & (rest > 1e-9)).any():
             names = ", ".join(name for name, flag in zip(schedule.sources, capped, strict=True) if flag)
-            raise ValueError(
+            raise UserError(
                 f"mixture.on_max_repeats=renormalise: with no more of {names} than mixture.max_repeats allows, "
                 "no source is left that fills the run; take fewer steps or allow more repeats"
             )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from ipt.errors import UserError
 from ipt.tokens.store import CACHE_GIB, TokenStore
 
 
@@ -14,5 +15,5 @@ def open_stores(folders: Mapping[str, str | Path], cache_gib: float = CACHE_GIB)
     stores = {name: TokenStore.open(folder, cache_gib) for name, folder in folders.items()}
     if len({store.fingerprint for store in stores.values()}) > 1:
         found = ", ".join(f"{name} with {store.fingerprint} ({folders[name]})" for name, store in stores.items())
-        raise ValueError(f"the token stores were made with different tokenizers: {found}; tokenise them again with one")
+        raise UserError(f"the token stores were made with different tokenizers: {found}; tokenise them again with one")
     return stores

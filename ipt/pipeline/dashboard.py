@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ipt.errors import UserError
 from ipt.stage import write_json
 from ipt.training.wandb_mode import ONLINE, has_key, wandb_mode
 
@@ -51,7 +52,7 @@ def workspace(project: str, entity: str, scores: Sequence[str] = ()) -> "ws.Work
     try:
         import wandb_workspaces.workspaces as ws
     except ImportError:
-        raise ValueError("a dashboard needs wandb-workspaces: pip install 'ipt[dashboard]'") from None
+        raise UserError("a dashboard needs wandb-workspaces: pip install 'ipt[dashboard]'") from None
     sections = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in _views(scores).items()]
     return ws.Workspace(entity=entity, project=project, name="Instruction pre-training", sections=sections)
 
@@ -98,8 +99,8 @@ def _arguments(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in given:
-            raise ValueError(f"{word} is none of {', '.join(f'{known}=…' for known in given)}")
+            raise UserError(f"{word} is none of {', '.join(f'{known}=…' for known in given)}")
         given[name] = value
     if not given["project"]:
-        raise ValueError(f"which project? {USAGE}")
+        raise UserError(f"which project? {USAGE}")
     return given

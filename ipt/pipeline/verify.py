@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ipt.console import make_console
+from ipt.errors import MissingFileError
 from ipt.stage import MANIFEST, STATS, changed_outputs, has_seal, read_json
 
 SHOWN = 10  # broken files of a folder that are named
@@ -51,7 +52,7 @@ def verify(folder: Path) -> list[Checked]:
     folder is not that of a finished run.
     """
     if not list(_manifests(folder)):
-        raise FileNotFoundError(f"{folder} holds no {MANIFEST}: name the folder of a finished run, sweep or stage")
+        raise MissingFileError(f"{folder} holds no {MANIFEST}: name the folder of a finished run, sweep or stage")
     checked: dict[Path, Checked] = {}
     waiting = list(_manifests(folder))
     while waiting:

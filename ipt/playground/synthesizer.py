@@ -9,6 +9,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from ipt.config import SynthesisConfig
+from ipt.errors import UserError
 from ipt.rendering.pairs import ChainRow
 from ipt.rendering.run import Row
 from ipt.synthesis.chains import Piece, Round, run_chain
@@ -114,7 +115,7 @@ class Synthesizer:
         documents = [{"doc_id": f"text {number}", "text": text} for number, text in enumerate(texts, start=1)]
         plan = plan_shard(documents, replace(self.config, shots=ONE_CHAIN), prompt_format)
         if plan.dropped:
-            raise ValueError(f"synthesis.long_documents={self.config.long_documents} leaves this text out: {', '.join(plan.dropped)}")
+            raise UserError(f"synthesis.long_documents={self.config.long_documents} leaves this text out: {', '.join(plan.dropped)}")
         (chain,), limit = plan.chains, self.config.max_model_len - self.config.max_new_tokens
 
         async def generate(prompt: Prompt, number: int) -> Generation:

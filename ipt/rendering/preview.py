@@ -14,6 +14,7 @@ from rich.text import Text as Coloured
 
 from ipt.config import RenderingConfig
 from ipt.corpus.files import CorpusFile, json_lines
+from ipt.errors import MissingFileError, UserError
 from ipt.places import check_file
 from ipt.rendering.pairs import ChainRow, read_document
 from ipt.rendering.pools import MARKS
@@ -51,7 +52,7 @@ def preview(path: Path, config: RenderingConfig, seed: int, number: int, console
             console.print(f"dropped pairs: {', '.join(dropped)}", style="red", markup=False, highlight=False)
         shown += 1
     if not shown:
-        raise ValueError(f"{path}: no document in it has a pair that can be used")
+        raise UserError(f"{path}: no document in it has a pair that can be used")
 
 
 def mark(part: str, text: str) -> str:
@@ -92,11 +93,11 @@ def _values(path: Path) -> Iterator[Mapping[str, Any]]:
     if path.is_dir():
         parts = sorted(path.glob("part-*.parquet")) or sorted((path / "pairs").glob("part-*.parquet"))
         if not parts:
-            raise FileNotFoundError(f"{path} holds no part-*.parquet")
+            raise MissingFileError(f"{path} holds no part-*.parquet")
     elif path.is_file():
         parts = [path]
     else:
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        raise MissingFileError(f"{path}: no such file or folder")
     for part in parts:
         if part.suffix.lower() == ".parquet":
             yield from _parquet_values(part)
@@ -119,7 +120,7 @@ def _row(values: Mapping[str, Any], number: int, where: str) -> Row:
         content = ChainRow(str(values.get("doc_id", number)), text or "", read, values.get("rewrite") or "")
         "".join((content.text, content.rewrite, *("".join(pair) for pair in read))).encode()  # texts, and such as can be written
     except (RuntimeError, TypeError, AttributeError, UnicodeEncodeError):
-        raise ValueError(
+        raise UserError(
             f"{where}: expected one of the fields {', '.join(TEXTS)} and one of {', '.join(PAIRS)} with question and answer (or Q and A)"
         ) from None
     return Row(values.get("chain_id", number), values.get("inherits_previous", False), content)

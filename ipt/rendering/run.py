@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ipt.config import RenderingConfig
 from ipt.console import progress
+from ipt.errors import MissingFileError, UserError
 from ipt.parallel import in_order, worker_count
 from ipt.rendering.pairs import ChainRow, Document, read_document
 from ipt.rendering.render import Settings, Text, render_documents
@@ -88,7 +89,7 @@ def plan_tasks(pairs: Path) -> list[Task]:
     """Tasks depend on the files alone, so parts are the same for any number of workers."""
     paths = sorted(pairs.glob("part-*.parquet"))
     if not paths:
-        raise FileNotFoundError(f"{pairs} holds no part-*.parquet")
+        raise MissingFileError(f"{pairs} holds no part-*.parquet")
     groups: list[Group] = []
     ends = [0]  # rows before each group, and in all
     borders = [0]  # groups before each task, and in all
@@ -146,7 +147,7 @@ def _rows(task: Task) -> Iterator[Row]:
                 yield row
     if not task.is_last:
         where = task.groups[-1].path
-        raise ValueError(f"{where}: a chain of more than {LONGEST_CHAIN} rows goes on here: let inherits_previous be false somewhere in it")
+        raise UserError(f"{where}: a chain of more than {LONGEST_CHAIN} rows goes on here: let inherits_previous be false somewhere in it")
 
 
 def _read_group(group: Group) -> Iterator[Row]:
@@ -168,7 +169,7 @@ def read_chains(rows: Iterable[Row]) -> Iterator[list[ChainRow]]:
     for row in rows:
         if row.inherits_previous:
             if row.chain_id != chain_id:
-                raise ValueError(
+                raise UserError(
                     f"pairs: document {row.content.doc_id} of chain {row.chain_id} inherits from the row before it, which is of chain "
                     f"{chain_id}: rows must be sorted by chain, then round; run synthesis again"
                 )

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.pipeline.records import Record, read_record
 from ipt.places import check_writable
 from ipt.report.scores import Arm
@@ -78,7 +79,7 @@ def _arms(folder: Path) -> list[Arm]:
         return [Arm(folder.name, folder, _evaluation_of(folder), _seed_of(folder))]
     if (folder / RESULTS).exists():
         return [Arm(folder.name, None, folder)]
-    raise ValueError(
+    raise UserError(
         f"{folder} holds no training ({STEPS}), evaluation ({RESULTS}), recipe (arms) or sweep (sweep.json): name another folder"
     )
 
@@ -113,7 +114,7 @@ def _evaluation_of(training: Path) -> Path:
     manifests = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in training.parent.glob(f"{EVALUATION}-*/{MANIFEST}")}
     scored = [folder for folder, manifest in manifests.items() if digest and manifest["inputs"].get("model") == digest]
     if not scored:
-        raise ValueError(f"{training} has no scores, neither in {EVALUATION} nor beside it: evaluate its export first")
+        raise UserError(f"{training} has no scores, neither in {EVALUATION} nor beside it: evaluate its export first")
     return max(scored, key=lambda folder: manifests[folder]["finished"])
 
 

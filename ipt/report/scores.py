@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ipt.errors import MissingFileError, UserError
 from ipt.report.formatting import finite, minus, spaced
 
 MARKERS = "oosD^vP"
@@ -218,7 +219,7 @@ def load_runs(arms: list[Arm]) -> list[Run]:
     twice = next((arm for arm, count in Counter((arm.name, arm.seed) for arm in arms).items() if count > 1), None)
     if twice:
         names = ", ".join(arm.name for arm in arms)
-        raise ValueError(f"report: two arms have the same name and seed ({names}): give each its own name, or its seed")
+        raise UserError(f"report: two arms have the same name and seed ({names}): give each its own name, or its seed")
     runs: list[Run] = []
     numbers = {True: 0, False: 0}  # of trained arms and of others
     for name in dict.fromkeys(arm.name for arm in arms):
@@ -240,7 +241,7 @@ def _results(arms: Sequence[Arm]) -> dict[str, dict[str, dict[str, Any]]]:
 
     for arm in arms:
         if not (arm.evaluation / "results.json").exists():
-            raise FileNotFoundError(f"report: arm {arm.name} has no {arm.evaluation / 'results.json'}: evaluate it first")
+            raise MissingFileError(f"report: arm {arm.name} has no {arm.evaluation / 'results.json'}: evaluate it first")
     folders = [arm.evaluation for arm in arms]
     if len(folders) == 1:
         return load_results(folders[0])

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ipt.errors import UserError
 from ipt.evaluation.metrics.statistics import Metric, standard_error
 from ipt.evaluation.results import Results, compare, load_results, paired_metrics
 from ipt.report.formatting import finite
@@ -80,7 +81,7 @@ def compare_within_seeds(ours: Mapping[int, Path], theirs: Mapping[int, Path], t
     """
     common = sorted(ours.keys() & theirs.keys())
     if len(common) < 2:
-        raise ValueError(f"task {task}: each seed has items of its own, and there are not two seeds in common")
+        raise UserError(f"task {task}: each seed has items of its own, and there are not two seeds in common")
     found = [compare(ours[seed], theirs[seed])[task] for seed in common]
     compared = {}
     for name in found[0]:

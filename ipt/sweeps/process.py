@@ -16,6 +16,7 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig
 
 from ipt.config import Config, to_config
+from ipt.errors import UserError
 from ipt.sweeps.gpu_allocation import job_environment
 from ipt.sweeps.job import FINISHED, FOLDER, LAUNCHER, LOG, RESULT, TRAINING, Job, job_folder, load_job, save_job, with_result
 
@@ -126,7 +127,7 @@ def planned_run(launch: Launch, number: int) -> Run:
     """The job of this number that a sweeper has planned. Raises ValueError if none has."""
     job = load_job(launch.sweep, number)
     if job is None:
-        raise ValueError("hydra/sweeper: sweeps of ipt need one of its own sweepers, grid (the default) or optuna")
+        raise UserError("hydra/sweeper: sweeps of ipt need one of its own sweepers, grid (the default) or optuna")
     return Run(launch, job, to_config(compose(launch.command, list(job.overrides))))  # Hydra is set up by whoever runs jobs
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ipt.config import Config, to_config
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.places import check_writable
 from ipt.stage import hash_json, write_json
 from ipt.sweeps.job import FINISHED, Job, load_job, save_job, varying_name
@@ -32,7 +33,7 @@ def name_sweep(config: DictConfig) -> Path:
     Raises ValueError for what is no sweep.
     """
     if config.dry_run:
-        raise ValueError("dry_run=true describes one run: leave out -m, and give each key one value")
+        raise UserError("dry_run=true describes one run: leave out -m, and give each key one value")
     if config.hydra.sweep.dir == AUTO:
         parts = [config.hydra.job.config_name, sorted(config.hydra.overrides.task), config.hydra.sweeper.get("params")]
         parts = [OmegaConf.to_container(part) if OmegaConf.is_config(part) else part for part in parts]
@@ -52,7 +53,7 @@ def open_sweep(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise ValueError(
+        raise UserError(
             f"this sweep is running already, in another process that holds {folder / '.lock'}: wait for it, or stop it"
         ) from None
     try:
@@ -71,7 +72,7 @@ def plan_jobs(command: str, folder: Path, batch: Sequence[Sequence[str]], first:
     outputs = [config.output_dir or f"outputs/{config.name}" for _, config in jobs if config.output_dir or command == "reproduce"]
     if shared := next((output for output in outputs if outputs.count(output) > 1), None):
         key = varying[0] if varying else "seed"
-        raise ValueError(f"output_dir={shared} is the same for several jobs: give each its own, as output_dir='{shared}/${{{key}}}'")
+        raise UserError(f"output_dir={shared} is the same for several jobs: give each its own, as output_dir='{shared}/${{{key}}}'")
     for job, _ in jobs:
         known = load_job(folder, job.number)
         save_job(folder, replace(known, name=job.name, overrides=job.overrides) if known and known.key == job.key else job)
@@ -94,7 +95,7 @@ def close_sweep(folder: Path, numbers: Sequence[int], config: DictConfig, told: 
     _write_report(folder, jobs, config)
     failed = sum(job.status == "failed" for job in jobs)
     if failed:
-        raise ValueError(f"{failed} of {len(jobs)} jobs failed; run the same command again to redo only those")
+        raise UserError(f"{failed} of {len(jobs)} jobs failed; run the same command again to redo only those")
 
 
 def sweep_table(jobs: Sequence[Job]) -> Table:

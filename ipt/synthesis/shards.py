@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.config import SynthesisConfig
+from ipt.errors import MissingFileError, UserError
 from ipt.stage import note_hash, write_parquet
 from ipt.synthesis.chains import Piece, Round, plan_chains
 from ipt.synthesis.formats.base import PromptFormat
@@ -65,7 +66,7 @@ class Documents:
                 self._ends.append(self._ends[-1] + metadata.row_group(group).num_rows)
         self.rows = self._ends[-1]
         if not self.rows:
-            raise FileNotFoundError(f"{folder}: no documents in part-*.parquet, nothing to synthesise from: check the corpus stage")
+            raise MissingFileError(f"{folder}: no documents in part-*.parquet, nothing to synthesise from: check the corpus stage")
         self.shards = -(-self.rows // shard_size)
 
     def size(self, index: int) -> int:
@@ -177,7 +178,7 @@ def read_account(path: Path) -> dict[str, Any]:
     """What `Shard` recorded about the shard at `path`. Raises ValueError for a file that it did not write."""
     metadata = pq.read_schema(path).metadata or {}
     if ACCOUNT not in metadata:
-        raise ValueError(f"{path}: no output of the synthesis stage (its metadata has no {ACCOUNT.decode()}): run synthesis again")
+        raise UserError(f"{path}: no output of the synthesis stage (its metadata has no {ACCOUNT.decode()}): run synthesis again")
     account = json.loads(metadata[ACCOUNT])
     assert isinstance(account, dict)
     return account

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ipt.config import TokensConfig
 from ipt.console import console, use_utf8
+from ipt.errors import UserError
 from ipt.places import check_writable
 from ipt.tokens.store import TokenStore
 from ipt.tokens.tokenize import add_texts, check_tokens
@@ -72,7 +73,7 @@ def _document(store: TokenStore, number: int, model: str | None) -> str:
 
     tokenizer = load_tokenizer(model)
     if (found := tokenizer_fingerprint(tokenizer)) != store.fingerprint:
-        raise ValueError(f"--model {model} has tokenizer {found}, the store was made with {store.fingerprint}")
+        raise UserError(f"--model {model} has tokenizer {found}, the store was made with {store.fingerprint}")
     return str(tokenizer.decode(tokens))
 
 
@@ -84,7 +85,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _add(options: argparse.Namespace) -> None:
     if "://" in options.store:
-        raise ValueError(f"{options.store}: a store is made in a folder on this machine, and then copied")
+        raise UserError(f"{options.store}: a store is made in a folder on this machine, and then copied")
     config = TokensConfig(bos=options.bos, eos=options.eos, shard_tokens=options.shard_tokens, workers=options.workers)
     check_tokens(config)
     check_writable("STORE", Path(options.store))

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ipt.console import progress
+from ipt.errors import UserError
 from ipt.stage import hash_json
 from ipt.tokens.folders import LocalFolder, ShardFolder
 from ipt.tokens.shards import (
@@ -129,7 +130,7 @@ class TokenStore:
                     damaged.append(f"{index.shard}/{name}")
                 bar.advance()
         if damaged:
-            raise ValueError(f"{self.location}: not what was written: {', '.join(damaged)}; tokenise again, or copy these shards anew")
+            raise UserError(f"{self.location}: not what was written: {', '.join(damaged)}; tokenise again, or copy these shards anew")
 
     def _shard_of(self, document: int) -> int:
         if not 0 <= document < self._n_documents:
@@ -162,7 +163,7 @@ class TokenStore:
             except Exception:  # numpy's reader of headers raises whatever it comes upon
                 offsets = None
         if offsets is None or offsets[0] != 0 or offsets[-1] != index.n_tokens:
-            raise ValueError(f"{self.location}/{index.shard}/{name} is not that of its shard: the shard is damaged, tokenise it again")
+            raise UserError(f"{self.location}/{index.shard}/{name} is not that of its shard: the shard is damaged, tokenise it again")
         return offsets
 
 

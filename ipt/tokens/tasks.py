@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ipt.errors import MissingFileError, UserError
 from ipt.stage import hash_json
 
 BYTES_PER_TOKEN = 4  # of text, about what tokenizers give in English; it only decides how large shards are
@@ -53,7 +54,7 @@ def make_tasks(folder: Path, shard_tokens: int) -> list[Task]:
     """
     paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no *.parquet with texts to tokenise")
+        raise MissingFileError(f"{folder} holds no *.parquet with texts to tokenise")
     texts = hash_json([[path.name, _footer(path)] for path in paths])
     parts: list[list[RowGroups]] = [[]]
     held, ends, row = 0, [0], 0
@@ -80,7 +81,7 @@ def read_rows(task: Task) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(READ_ROWS, row_groups=wanted, columns=columns, use_threads=False):
                 for row in batch.to_pylist():
                     if row.get("text") is None and row.get("examples") is None:
-                        raise ValueError(f"{path} row {number}: has neither text nor examples: leave such rows out")
+                        raise UserError(f"{path} row {number}: has neither text nor examples: leave such rows out")
                     yield row
                     number += 1
 
@@ -91,9 +92,9 @@ def _row_groups(path: Path) -> Iterator[tuple[int, int]]:
         with pq.ParquetFile(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
     if not {"text", "examples"} & set(schema.names):
-        raise ValueError(f"{path}: has the columns {', '.join(schema.names)}, but texts are in a column text (or examples)")
+        raise UserError(f"{path}: has the columns {', '.join(schema.names)}, but texts are in a column text (or examples)")
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = (group.column(column) for column in range(group.num_columns))

@@ -15,6 +15,7 @@ from torch import distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.stage import installed_versions
 from ipt.training.checkpoint.remote import upload
 from ipt.training.checkpoint.signals import REQUEUE, Agreement, StopSignals
@@ -102,7 +103,7 @@ class Checkpoints(Callback):
     def _resume(self, trainer: L.Trainer, checkpoint: Path) -> None:
         facts = read_facts(checkpoint)
         if facts["run"] != self.run:
-            raise ValueError(f"{checkpoint} is of a run with other data or settings: choose another output_dir, or remove its checkpoints")
+            raise UserError(f"{checkpoint} is of a run with other data or settings: choose another output_dir, or remove its checkpoints")
         check_files(checkpoint, self._group)
         self._state.prepare()
         tensors = self._state.tensors()

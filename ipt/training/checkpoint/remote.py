@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from ipt.config import TrainerConfig
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.tokens.remote import reaching
 from ipt.training.checkpoint.storage import FACTS, NAME, checkpoint_step, is_whole, remove, superseded, whole_checkpoints
 
@@ -42,7 +43,7 @@ def fetch(url: str, folder: Path) -> None:
             if names:
                 _download(system, f"{root}/{names[-1]}", folder / names[-1])
         if names and not is_whole(folder / names[-1]):
-            raise ValueError(f"checkpoint_url {url}: the files of {names[-1]} do not have the sizes that its {FACTS} says: remove it there")
+            raise UserError(f"checkpoint_url {url}: the files of {names[-1]} do not have the sizes that its {FACTS} says: remove it there")
 
 
 def _download(system: Any, source: str, checkpoint: Path) -> None:
