@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from ipt.console import console
+from ipt.distributed import launcher_number
 from ipt.errors import MissingFileError, UserError
 from ipt.places import check_file
 
@@ -209,7 +210,7 @@ def _seal(manifest: Mapping[str, Any], stats: Mapping[str, Any]) -> str:
 
 def rank() -> int:
     """Number of this process in its torchrun or SLURM job; 0 where there is none."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    return launcher_number("RANK") or launcher_number("SLURM_PROCID") or 0
 
 
 def _place(identity: dict[str, Any], folder: Path | None, stages_dir: Path) -> tuple[str, Path]:

@@ -58,21 +58,22 @@ def build_corpus(
     return _build_documents(config, seed, output, decontamination, row_text)
 
 
-def check_corpus(config: CorpusConfig, row_text: RowText | None = None) -> None:
+def check_corpus(config: CorpusConfig, row_text: RowText | None = None, section: str = "corpus") -> None:
     """Raise a one-line error for a corpus that cannot be read, before anything expensive happens.
 
     Looks at the settings, at the first document of files, and at a questions.jsonl beside them; reaches no hub.
+    `section` is where the config has these settings, for messages.
     """
     _check_values(config)
     if config.kind == "ontology":
         check_ontologies(config.ontologies)
     elif config.kind == "hub":
         if not config.dataset:
-            raise UserError("corpus.dataset is not set: name a data set, such as corpus.dataset=owner/name")
+            raise UserError(f"{section}.dataset is not set: name a data set, such as {section}.dataset=owner/name")
         if find_spec("datasets") is None:
             raise UserError("corpus=hub needs the package datasets: run `make install`")
     else:
-        next(read_documents(config, row_text=row_text))
+        next(read_documents(config, row_text=row_text, section=section))
         for _ in _user_questions(config):
             pass
 

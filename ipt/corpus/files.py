@@ -39,6 +39,12 @@ class CorpusFile:
     path: str
     name: str  # how documents name it: the same wherever the corpus is kept
     system: Any = field(default=None, compare=False)
+    shown: str = field(default="", compare=False)  # how messages name it, by default by its path
+
+    @property
+    def where(self) -> str:
+        """The file as messages name it."""
+        return self.shown or self.path
 
     @property
     def kind(self) -> str | None:
@@ -53,10 +59,10 @@ class CorpusFile:
         """
         try:
             with Path(self.path).open("rb") if self.system is None else io.BufferedReader(_Remote(self.system, self.path), 1 << 20) as data:
-                check_content(self.path, data.peek(POINTER_BYTES))
+                check_content(self.where, data.peek(POINTER_BYTES))
                 yield data
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise UserError(f"{self.path}: the file cannot be read to its end ({first_line(error)})") from None
+            raise UserError(f"{self.where}: the file cannot be read to its end ({first_line(error)})") from None
 
     @contextmanager
     def open_lines(self) -> Iterator[IO[bytes]]:
@@ -234,7 +240,7 @@ def json_rows(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     for number, value in enumerate(values if isinstance(values, list) else [values], start=1):
         if not isinstance(value, dict):
-            raise UserError(f"{file.path}, entry {number}: a JSON {type(value).__name__}, expected an object with named fields")
+            raise UserError(f"{file.where}, entry {number}: a JSON {type(value).__name__}, expected an object with named fields")
         yield number, value
 
 
@@ -246,7 +252,7 @@ def json_lines(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
     with file.open_lines() as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield number, _parse_line(line, f"{file.path}, line {number}")
+                yield number, _parse_line(line, f"{file.where}, line {number}")
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def _is_store(path: str) -> bool:
 def _store(path: str) -> TokenStore:
     try:
         return TokenStore.open(path)
-    except (FileNotFoundError, ValueError) as error:
+    except UserError as error:
         raise type(error)(f"{KEY}: {error}") from None
 
 
@@ -177,7 +177,7 @@ def _rows(path: str) -> list[Rows]:
         raise MissingFileError(f"{KEY}: {path} is no folder: name a token store, or a folder of *.parquet with texts")
     try:
         return make_tasks(Path(path), UNIT)
-    except (FileNotFoundError, ValueError) as error:
+    except UserError as error:
         raise type(error)(f"{KEY}: {error}: name a token store, or a folder of *.parquet with a column text") from None
 
 

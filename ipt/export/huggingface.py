@@ -6,7 +6,6 @@ wrote it. ipt.export.folder checks before the training that everything except th
 
 import argparse
 import shutil
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
+from ipt.cli import exit_on_user_error
 from ipt.config import Config
 from ipt.errors import UserError
 from ipt.export.card import model_card
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--private", action="store_true", help="with --push: make a repository that only its owner sees")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # there is one process, and is meant to be
-    try:
+    with exit_on_user_error():
         if options.push:
             _check_push(options.push)
         check_writable("OUTPUT", options.output)
@@ -167,9 +167,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"model: {options.output}")
         if options.push:
             print(f"uploaded: {push(options.output, options.push, options.private)}")
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def _check_push(name: str) -> None:

@@ -131,7 +131,7 @@ class PackedLoader:
     def __init__(self, data: PackedSequences, micro_batch: int, accumulate: int, rank: int = 0, world: int = 1, workers: int = 0) -> None:
         self.batches, self.workers = MicroBatches(data, micro_batch, accumulate, rank, world), workers
         if len(data) % self.batches.global_batch:
-            raise UserError(f"the plan has {len(data)} sequences, not a multiple of the global batch of {self.batches.global_batch}")
+            raise ValueError(f"the plan has {len(data)} sequences, not a multiple of the global batch of {self.batches.global_batch}")
         self._at_once = micro_batch * world
         self._taken = 0
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ipt.cli import exit_on_user_error
 from ipt.errors import UserError
 from ipt.stage import write_json
 from ipt.training.wandb_mode import ONLINE, has_key, wandb_mode
@@ -22,12 +23,10 @@ def main() -> None:
     """Read the command line and make the views; a user's mistake is one line and exit code 1."""
     if sys.argv[1:] in (["-h"], ["--help"]):
         return print(USAGE)
-    try:
+    with exit_on_user_error():
         given = _arguments(sys.argv[1:])
         scores = [score for score in given["scores"].split(",") if score]
         print(dashboard(given["project"], given["entity"], scores, Path(given["output"])))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 def dashboard(project: str, entity: str, scores: Sequence[str], output: Path) -> str:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ipt.config import Config, CorpusConfig
 from ipt.corpus.build import check_corpus
+from ipt.errors import UserError
 from ipt.mixture.schedule import used_sources
 from ipt.models import check_model
 from ipt.pipeline.sources import SOURCE_TEXTS
@@ -89,6 +90,6 @@ def _url(what: str, where: str) -> Input | None:
 def _checked(what: str, where: str, check: Callable[[], object]) -> Input:
     try:
         check()
-    except (ValueError, FileNotFoundError) as error:
+    except UserError as error:
         return Input(what, where, MISSING, str(error))
     return Input(what, where, HERE)

@@ -15,6 +15,7 @@ from ipt import distributed
 from ipt.cli import DISK_FULL
 from ipt.config import Config
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.mixture.schedule import used_sources
 from ipt.models import model_identity
 from ipt.pipeline.provenance import provenance, provenance_facts, write_manifest
@@ -75,7 +76,7 @@ def reproduce(config: Config) -> None:
     if "report" in phases and any(run.evaluation for run in runs):
         _report(config, output, runs, records, started)
     if failed := [run for run in runs if run.error]:
-        raise RuntimeError(_failures(failed))
+        raise UserError(_failures(failed))
     scores = {run.label: main_scores_of(run.evaluation.folder) for run in runs if run.evaluation}
     report_result(job_result(output, {f"{label} {name}": value for label, figures in scores.items() for name, value in figures.items()}))
 
@@ -131,7 +132,7 @@ def _attempt(run: ArmRun, phases: list[str]) -> None:
         if "RANK" in os.environ or getattr(error, "errno", None) in DISK_FULL:
             raise
         run.error = (str(error) or type(error).__name__).splitlines()[0]
-        if not isinstance(error, ValueError | FileNotFoundError | RuntimeError):
+        if not isinstance(error, UserError):
             console.print_exception()
     if run.error:
         console.print(f"[red]{escape(run.label)}:[/] {escape(run.error)}", highlight=False, soft_wrap=True)

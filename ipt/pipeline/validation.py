@@ -3,12 +3,12 @@
 Checks that need transformers, of a model's weights, vocabulary and positions, come last: they take seconds.
 """
 
-import os
 from pathlib import Path
 
 from ipt import chat
 from ipt.config import Config, SourceConfig, SynthesisConfig
 from ipt.corpus.build import check_corpus
+from ipt.distributed import launcher_number
 from ipt.errors import UserError
 from ipt.evaluation.callback import check_during_training
 from ipt.evaluation.contamination import check_data
@@ -181,13 +181,9 @@ def _check_store_ids(config: Config) -> None:
 
 def _check_processes(config: Config, phases: list[str]) -> None:
     """Several processes train together; whatever else there is to do is for one."""
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and set(phases) - {"tokens", "training"}:
+    if (launcher_number("WORLD_SIZE") or 1) > 1 and set(phases) - {"tokens", "training"}:
         raise UserError(f"stages=[{','.join(phases)}]: several processes were started, which is for stages=[training] alone")
-    try:
-        check_launch(config.trainer)
-    except ValueError as error:
-        command = "-m ipt reproduce … stages=[training], others with one process"
-        raise UserError(str(error).replace("train.py …", command)) from None
+    check_launch(config.trainer, "-m ipt reproduce … stages=[training], others with one process")
 
 
 def check_synthesis_stage(config: Config) -> None:
@@ -238,10 +234,7 @@ def check_source(name: str, config: Config) -> None:
     if source.kind == STORE:
         open_source(name, source, config.model, config.tokens.cache_gib)
     elif source.kind in SOURCE_TEXTS:
-        try:
-            check_corpus(source_corpus(name, source), SOURCE_TEXTS[source.kind])
-        except (FileNotFoundError, UserError) as error:  # which names the key of a corpus
-            raise type(error)(str(error).replace("corpus.", f"mixture.sources.{name}.", 1)) from None
+        check_corpus(source_corpus(name, source), SOURCE_TEXTS[source.kind], section=f"mixture.sources.{name}")
     else:
         check_tuning_source(name, source)
 

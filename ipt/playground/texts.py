@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ipt.config import CorpusConfig
 from ipt.corpus.documents import read_documents
+from ipt.corpus.files import CorpusFile
 from ipt.errors import UserError
 
 SUFFIXES = (".txt", ".md", ".jsonl")
@@ -20,14 +21,13 @@ def read_texts(path: Path, text_field: str, max_characters: int) -> list[str]:
         raise UserError(f"{path.name}: expected a text, one of {', '.join(SUFFIXES)}; turn other files into one of these first")
     try:
         if path.suffix.lower() == ".jsonl":
-            config = CorpusConfig(kind="files", path=str(path), text_field=text_field)
-            texts = [document.text for document in islice(read_documents(config), MOST_DOCUMENTS)]
+            config = CorpusConfig(kind="files", path=path.name, text_field=text_field)
+            file = CorpusFile(str(path), path.name, shown=path.name)  # its folder is not the visitor's business
+            texts = [document.text for document in islice(read_documents(config, files=[file]), MOST_DOCUMENTS)]
         else:
             texts = [path.read_bytes().decode("utf-8-sig")]
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
-    except ValueError as error:
-        raise UserError(str(error).replace(f"{path.parent}/", "")) from None
     for text in texts:
         check_text(text, max_characters, path.name)
     return texts

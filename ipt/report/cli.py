@@ -3,13 +3,13 @@
 import argparse
 import json
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from ipt.cli import exit_on_user_error
 from ipt.console import console
 from ipt.errors import UserError
 from ipt.pipeline.records import Record, read_record
@@ -29,10 +29,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/report"), help="where to write it (default: %(default)s)")
     parser.add_argument("--title", default="Report of finished runs", help="heading of the page")
     arguments = parser.parse_args()
-    try:
+    with exit_on_user_error():
         print(f"report: {report_folders(arguments.folders, arguments.output, arguments.title)}")
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
 
 
 def report_folders(folders: list[Path], output: Path, title: str) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ipt.errors import UserError
 from ipt.report.formatting import listed
 from ipt.report.mixing_law import MIN_RATIOS, Law, Point, fit_law
 from ipt.report.scores import Arm, Measure, Run, Score, main_scores, measure_of
@@ -139,7 +140,7 @@ def _points(task: str, metric: str, arms: Sequence[tuple[float, Arm]]) -> list[P
                 Point(round(ratio, 6), metrics[metric].value, metrics[metric].influence)
                 for (ratio, _), metrics in zip(arms, found, strict=True)
             ]
-    except (ValueError, FileNotFoundError):  # seeds with items of their own, or no predictions
+    except (UserError, FileNotFoundError):  # seeds with items of their own, or no predictions
         pass
     entries = [(ratio, load_results(arm.evaluation).get(task, {}).get(metric, {}).get("value")) for ratio, arm in arms]
     return [Point(round(ratio, 6), value) for ratio, value in entries if value is not None]

@@ -247,7 +247,7 @@ def _results(arms: Sequence[Arm]) -> dict[str, dict[str, dict[str, Any]]]:
         return load_results(folders[0])
     try:
         return average(folders)
-    except (ValueError, FileNotFoundError):  # each seed has items of its own, or no predictions were kept
+    except (UserError, FileNotFoundError):  # each seed has items of its own, or no predictions were kept
         return plain_average(folders)
 
 
@@ -322,7 +322,7 @@ def _compare(baseline: Run | None, run: Run, tell: Callable[[str], None]) -> dic
     for task in [task for task in run.results if task in baseline.results]:
         try:
             compared[task] = _compare_task(baseline, run, task)
-        except ValueError as error:
+        except UserError as error:
             tell(f"{run.name} and {baseline.name} could not be paired: {error}.")
     return compared
 
@@ -335,7 +335,7 @@ def _compare_task(baseline: Run, run: Run, task: str) -> dict[str, dict[str, Any
         return compare_task(run.arm.evaluation, baseline.arm.evaluation, task)
     try:
         return compare_seeds(run.evaluations, baseline.evaluations, task, fixed=not (run.is_trained and baseline.is_trained))
-    except ValueError:
+    except UserError:
         return compare_within_seeds(run.evaluations, baseline.evaluations, task)
 
 

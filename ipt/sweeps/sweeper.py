@@ -103,7 +103,7 @@ class _Jobs:
         try:
             self.launcher.launch(batch, first)
         except RuntimeError as error:  # submitit's, of a job that left no word
-            raise RuntimeError(f"{type(self.launcher).__name__}: {str(error).strip().splitlines()[0]}") from error
+            raise UserError(f"{type(self.launcher).__name__}: {str(error).strip().splitlines()[0]}") from error
         return self.load(numbers)
 
     def load(self, numbers: Sequence[int]) -> list[Job]:

@@ -1,11 +1,11 @@
 """`python -m ipt.tokens show|verify|add STORE`: look at a token store, check its hashes, make or extend one."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from rich.table import Table
 
+from ipt.cli import exit_on_user_error
 from ipt.config import TokensConfig
 from ipt.console import console, use_utf8
 from ipt.errors import UserError
@@ -18,11 +18,8 @@ SHOWN = 20  # shards in the table of `show`
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    try:
+    with exit_on_user_error():
         {"show": _show, "verify": _verify, "add": _add}[options.command](options)
-    except (ValueError, FileNotFoundError, IndexError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +62,8 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _document(store: TokenStore, number: int, model: str | None) -> str:
+    if not 0 <= number < len(store):
+        raise UserError(f"--document {number}: {store.location} has {len(store)} documents, the first one is 0")
     tokens = store.tokens(number)
     if model is None:
         return " ".join(map(str, tokens.tolist()))

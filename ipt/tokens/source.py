@@ -34,9 +34,9 @@ def open_source(name: str, config: SourceConfig, model: str, cache_gib: float) -
         raise UserError(f"{key}: name the folder or URL of a token store")
     try:
         store = TokenStore.open(config.path, cache_gib)
-    except FileNotFoundError as error:
+    except MissingFileError as error:
         raise MissingFileError(f"{key}: {error}") from None
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{key}: {error}") from None
     wanted = tokenizer_fingerprint(load_tokenizer(model))
     if store.fingerprint != wanted:

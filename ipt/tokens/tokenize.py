@@ -82,7 +82,7 @@ def _is_finished(job: Job, encoding: Encoding) -> bool:
     try:
         index = parse_index(path.read_bytes(), str(path), job.shard.name)
         hashes = {name: hash_file(job.shard / name) for name in index.files}
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return False
     return index.origin == origin_of(job.task, encoding) and all(hashes[name] == file["sha256"] for name, file in index.files.items())
 

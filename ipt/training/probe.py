@@ -118,7 +118,7 @@ def describe_model(architecture: Any) -> Description:
     """The verdict of the check for each implementation that runs without a GPU. Raises ValueError without a small copy."""
     reference = _reference_of(architecture)
     if reference is None:
-        raise UserError(f"{architecture.model_type}: no small copy of these sizes runs")
+        raise ValueError(f"{architecture.model_type}: no small copy of these sizes runs")
     right = {name: _problem(reference, name, True) is None for name in ON_CPU}
     right["without mask"] = any(_problem(reference, name, False) is None for name in ON_CPU)
     transform = logit_transform(architecture)

@@ -3,6 +3,7 @@
 import os
 
 from ipt.config import Config, TrainerConfig
+from ipt.distributed import launcher_number
 from ipt.errors import UserError
 
 ATTENTION = ("auto", "packed", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -44,8 +45,11 @@ def check_training(config: Config) -> None:
     _check_saving(trainer)
 
 
-def check_launch(trainer: TrainerConfig) -> None:
-    """The device must be there, and as many processes as the config has devices: one must never wait for another that nobody starts."""
+def check_launch(trainer: TrainerConfig, command: str = "train.py …") -> None:
+    """The device must be there, and as many processes as the config has devices: one must never wait for another that nobody starts.
+
+    `command` is what torchrun has to start, for messages.
+    """
     if trainer.accelerator in ("gpu", "cuda"):
         import torch
 
@@ -54,12 +58,12 @@ def check_launch(trainer: TrainerConfig) -> None:
             raise UserError(f"trainer.accelerator={trainer.accelerator}: {found}: trainer=cpu does without")
     keys = f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}"
     wanted = trainer.devices * trainer.num_nodes
-    started = int(os.environ.get("WORLD_SIZE") or slurm_tasks())
+    started = launcher_number("WORLD_SIZE") or slurm_tasks()
     if started == wanted:
         return
     if started == 1:
         nodes = "" if trainer.num_nodes == 1 else f"--nnodes={trainer.num_nodes} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 "
-        raise UserError(f"{keys}: {wanted} processes are needed: torchrun {nodes}--nproc-per-node={trainer.devices} train.py …")
+        raise UserError(f"{keys}: {wanted} processes are needed: torchrun {nodes}--nproc-per-node={trainer.devices} {command}")
     hint = "" if "WORLD_SIZE" in os.environ else ", or start one with srun --ntasks=1"
     raise UserError(f"{keys}: {started} processes were started: set trainer.devices={started // trainer.num_nodes or 1}{hint}")
 

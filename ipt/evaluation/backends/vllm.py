@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ipt.config import EvaluationConfig, SynthesisConfig
 from ipt.console import console, progress
+from ipt.distributed import launcher_number
 from ipt.errors import UserError
 from ipt.evaluation.backends.encoding import Question, Row, check_chat, make_encoder, plain_rows
 from ipt.evaluation.backends.generated import Generation, cut, end_tokens, generated_text
@@ -40,7 +41,7 @@ def check_vllm(config: EvaluationConfig) -> None:
     """Raise ValueError in one line for what the config asks and vLLM cannot do; imports nothing heavy."""
     if find_spec("vllm") is None:
         raise UserError(f"evaluation.backend=vllm: the package vllm is not installed: {ENGINES['vllm'][1]}, or set evaluation.backend=hf")
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if (launcher_number("WORLD_SIZE") or 1) > 1:
         raise UserError("evaluation.backend=vllm starts its own processes: leave out torchrun; device=sharded takes all GPUs")
     if config.quantize not in (None, "4bit"):
         raise UserError(f"evaluation.quantize={config.quantize}: vLLM quantises while loading to 4bit only: set evaluation.backend=hf")

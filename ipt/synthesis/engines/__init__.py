@@ -68,8 +68,8 @@ class PromptRefused(Exception):
     """The engine does not take this prompt; others may go on."""
 
 
-class EngineDied(RuntimeError):
-    """The engine cannot go on."""
+class EngineDied(UserError):
+    """The engine cannot go on. What is finished is kept, so the user can run the command again."""
 
 
 def check_engine(name: str) -> None:

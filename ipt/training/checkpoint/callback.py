@@ -229,7 +229,7 @@ class Checkpoints(Callback):
         """A copy that cannot be made does not end the run; the next checkpoint is tried again."""
         try:
             upload(checkpoint, url, self._config.trainer)
-        except ValueError as error:
+        except UserError as error:
             self.failed_uploads += 1
             console.print(f"{checkpoint.name} was not copied: {error}", style="yellow", markup=False)
 
