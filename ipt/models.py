@@ -108,7 +108,7 @@ def model_identity(name: str, tokenizer_only: bool = False) -> str:
 
 
 def adapter_identity(folder: str) -> str:
-    """The content of a LoRA adapter. Raises FileNotFoundError if the folder holds none."""
+    """The content of a LoRA adapter. Raises MissingFileError if the folder holds none."""
     paths = [Path(folder) / file for file in ("adapter_config.json", "adapter_model.safetensors")]
     if missing := [path for path in paths if not path.exists()]:
         raise MissingFileError(f"adapter={folder}: the folder has no {missing[0].name}, so it is no LoRA adapter that PEFT has saved")
@@ -172,7 +172,9 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
                 ignore_mismatched_sizes=True,  # `check_loaded` raises for them, and names one
                 **options,
             )
-    except (ImportError, ValueError) as error:  # such as a package that the model's quantisation needs
+    except (ImportError, ValueError, OSError) as error:  # such as a package that the model's quantisation needs, or a hub out of reach
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
         raise UserError(f"model={name}: it cannot be loaded: {' '.join(str(error).split())}") from error
     check_loaded(source, model, info)
     return model

@@ -70,7 +70,7 @@ def run_stage(
     `work` may find its own unfinished output of an interrupted run in the folder and should continue from it; it returns
     the stage's statistics. `inputs` maps the name of each input to its digest. A `collective` stage is worked on by all
     processes of a torchrun together, of which the first keeps the books; any other stage is done by one of them.
-    Raises ValueError if `folder` already holds the result of another config.
+    Raises UserError if `folder` already holds the result of another config.
     """
     identity = {"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed}
     key, folder = _place(identity, folder, stages_dir)
@@ -148,7 +148,7 @@ def find_stage(
 def load_stage(folder: Path, key: str) -> Stage | None:
     """The finished stage of this key in `folder`, or None if it is unfinished or another one.
 
-    Raises ValueError if what the stage has noted of itself is not what it wrote.
+    Raises UserError if what the stage has noted of itself is not what it wrote.
     """
     try:
         manifest, stats = read_json(folder / MANIFEST), read_json(folder / STATS)
@@ -165,7 +165,7 @@ def load_stage(folder: Path, key: str) -> Stage | None:
 
 
 def check_outputs(stage: Stage) -> None:
-    """Read all files of a finished stage. Raises ValueError naming those that are not what the stage wrote.
+    """Read all files of a finished stage. Raises UserError naming those that are not what the stage wrote.
 
     What would take minutes, while every process of a large training waits, is left to `python -m ipt verify`, and said.
     """
@@ -299,7 +299,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` has written of a mapping. Raises FileNotFoundError, and ValueError that names the file if it is damaged."""
+    """What `write_json` has written of a mapping. Raises MissingFileError, and UserError that names the file if it is damaged."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -309,10 +309,40 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines that ipt has written. Raises UserError that names the line if it is damaged."""
+    values = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object: copy the file again, or repeat the run that wrote it")
+        values.append(value)
+    return values
+
+
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Turn the errors of reading the Parquet file `path` into UserErrors that name it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a readable Parquet file ({reason}): copy it again") from None
+
+
 def parse_yaml(data: bytes, path: Path) -> Any:
     """The plain data in the YAML file at `path`, whose bytes are `data`.
 
-    Raises ValueError that names the file if it is no YAML in UTF-8, is nested more than 100 deep (which overflows the C parser's stack),
+    Raises UserError that names the file if it is no YAML in UTF-8, is nested more than 100 deep (which overflows the C parser's stack),
     grows beyond a million values by its aliases, or asks by a tag for anything but plain data.
     """
     import yaml
@@ -353,7 +383,7 @@ def note_hash(path: Path) -> None:
 
 
 def is_as_noted(path: Path) -> bool:
-    """Whether a file is what it was at `note_hash`; of one without a note nothing is known. Raises FileNotFoundError without the file."""
+    """Whether a file is what it was at `note_hash`; of one without a note nothing is known. Raises MissingFileError without the file."""
     return hash_file(path) == _note(path).read_text(encoding="utf-8") if _note(path).exists() else path.stat().st_size > 0
 
 
@@ -394,7 +424,8 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> Iterator[dict[
         raise MissingFileError(f"{folder} holds no part-*.parquet")
     for path in paths:
         check_file(path)
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:  # not a whole part in memory
+        # The buffer keeps a whole part out of memory.
+        with reading_parquet(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 yield from batch.to_pylist()
 

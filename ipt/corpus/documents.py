@@ -135,7 +135,8 @@ def _made_text(row: Row, row_text: RowText) -> str:
 def _text(row: Row, field_name: str, section: str) -> str:
     if field_name not in row.values:
         raise UserError(
-            f"{row.where}: no field {field_name!r}, only {', '.join(map(repr, row.values)) or 'none'}: set {section}.text_field to the text's"
+            f"{row.where}: no field {field_name!r}, only {', '.join(map(repr, row.values)) or 'none'}: "
+            f"set {section}.text_field to the text's"
         )
     text = row.values[field_name]
     if text is None:
@@ -237,5 +238,6 @@ def _hub_rows(config: CorpusConfig, section: str) -> Iterator[Row]:
             yield Row(f"{name}, split {config.split}, row {number}", f"{name}:{config.split}", number, values)
     except Exception as error:  # network, server, format: a hub raises whatever its clients do
         raise UserError(
-            f"{section}.dataset={name}: split {config.split} cannot be read beyond row {number} ({type(error).__name__}: {first_line(error)})"
+            f"{section}.dataset={name}: split {config.split} cannot be read beyond row {number} "
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error

@@ -247,7 +247,7 @@ def json_rows(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
 def json_lines(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines, each behind the number of its line; empty lines are passed over.
 
-    Raises ValueError that names the line of what is no JSON object in UTF-8.
+    Raises UserError that names the line of what is no JSON object in UTF-8.
     """
     with file.open_lines() as lines:
         for number, line in enumerate(lines, start=1):

@@ -25,7 +25,7 @@ Filter = Callable[[str], str | None]  # text -> why it is left out, or None
 
 
 def build_filters(config: CorpusConfig) -> list[Filter]:
-    """The filters that `config` asks for, the cheap ones first. Raises ValueError for a setting that makes no sense."""
+    """The filters that `config` asks for, the cheap ones first. Raises UserError for a setting that makes no sense."""
     _check(config)
     filters: list[Filter] = []
     if config.min_characters:

@@ -87,7 +87,7 @@ class Ontology:
 def load_ontology(name: str) -> Ontology:
     """The newest version of ontology `name` that the installed package lists, without its deprecated terms.
 
-    Raises ValueError for an unknown name, FileNotFoundError if the package is not there.
+    Raises UserError for an unknown name, MissingFileError if the package is not there.
     """
     check_ontologies([name])
     folder = _data_folder()
@@ -108,7 +108,7 @@ def check_ontologies(names: Iterable[str]) -> None:
 def parse_ontology(name: str, version: str, entries: Mapping[str, Mapping[str, Any]]) -> Ontology:
     """Terms from the package's format: id -> label, description, synonyms, ancestors (id -> distance), deprecated.
 
-    Raises ValueError for what is not laid out so.
+    Raises UserError for what is not laid out so.
     """
     try:
         return _parse(name, version, entries)

@@ -184,7 +184,7 @@ def count_questions(questions: Iterable[Question]) -> dict[str, dict[str, int]]:
 
 
 def read_questions(lines: Iterable[bytes], where: str) -> Iterator[Question]:
-    """The questions of a .jsonl file. Raises ValueError that names the line of one that cannot be scored."""
+    """The questions of a .jsonl file. Raises UserError that names the line of one that cannot be scored."""
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if line.strip():

@@ -16,7 +16,7 @@ from ipt.evaluation.task import CORPUS, Task
 from ipt.evaluation.task_types.registry import kind_of
 from ipt.models import load_tokenizer
 from ipt.parallel import in_order, worker_count
-from ipt.stage import write_json
+from ipt.stage import read_json, write_json
 from ipt.tokens.encode import tokenizer_fingerprint
 from ipt.tokens.shards import INDEX_FILE
 from ipt.tokens.store import TokenStore
@@ -79,7 +79,7 @@ def find_contamination(
 
 def load_contaminated(folders: Sequence[Path], tasks: Sequence[Task]) -> dict[str, list[str] | None]:
     """What `find_contamination` has found in the data sets of several folders, together."""
-    found = [json.loads((folder / FILE).read_text(encoding="utf-8")) for folder in folders]
+    found = [read_json(folder / FILE) for folder in folders]
     return {task.name: sorted({name for ids in found for name in ids[task.name]}) if is_looked_for(task) else None for task in tasks}
 
 
@@ -105,7 +105,7 @@ def is_looked_for(task: Task) -> bool:
 def check_data(path: str, model: str) -> str | None:
     """The tokenizer of `model` as JSON if `path` is a token store, which it must have made; None for a folder of texts.
 
-    Raises FileNotFoundError or ValueError in one line that names the path.
+    Raises MissingFileError or UserError in one line that names the path.
     """
     if not _is_store(path):
         _rows(path)

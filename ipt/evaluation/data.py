@@ -43,7 +43,7 @@ class Item(Protocol):
 def read_rows(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Row]:
     """The rows that the task's `where` and `keep` select; `corpus` is the folder of a finished corpus stage.
 
-    Rows without a field that the task's `keep` or `distractors` name are put down in `odd`. Raises FileNotFoundError or ValueError
+    Rows without a field that the task's `keep` or `distractors` name are put down in `odd`. Raises MissingFileError or UserError
     in one line that names the file and what to do.
     """
     odd = OddRows() if odd is None else odd

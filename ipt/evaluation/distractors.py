@@ -14,7 +14,7 @@ def with_distractors(task: Task, rows: list[Row]) -> list[Row]:
 
     `distractors` says: `field`; `number` of wrong options; `near`, a field: rows with the same value of it are taken first, since
     options from the same chapter are harder to tell apart. Values that differ in case only are one. The draw depends on the rows
-    alone. Raises ValueError if a field is missing or there are too few values.
+    alone. Raises UserError if a field is missing or there are too few values.
     """
     name, near = task.distractors["field"], task.distractors.get("near", "")
     for key in filter(None, (name, near)):

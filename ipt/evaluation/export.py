@@ -26,7 +26,7 @@ from ipt.evaluation.exported import ExportedTask  # noqa: F401
 def export(names: Iterable[str], folder: Path, corpus: Path | None = None, data_dir: str | Path = "data") -> list[str]:
     """Write for each task NAME.yaml and NAME.jsonl, its items with filled-in prompts, and one module for all; return the names.
 
-    Tasks of kinds that the harness cannot run, or has itself, are named on the terminal and left out. Raises ValueError if none is left,
+    Tasks of kinds that the harness cannot run, or has itself, are named on the terminal and left out. Raises UserError if none is left,
     and what reading the tasks raises.
     """
     tasks = load_tasks(names, data_dir)

@@ -45,7 +45,7 @@ def with_shots(task: Task, items: list[Any], corpus: Path | None, read: Callable
 
     An item is a named tuple with `id`, `prompt`, `shots` (so many characters of the prompt are demonstrations) and `text`: the
     rest of the prompt with the right answer, which is what a demonstration prints.
-    Rows of other data that make no demonstration are put down in `odd`. Raises ValueError if there are too few of them, or of one
+    Rows of other data that make no demonstration are put down in `odd`. Raises UserError if there are too few of them, or of one
     class.
     """
     source = task.demonstrations

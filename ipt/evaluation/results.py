@@ -14,6 +14,7 @@ from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.metrics.statistics import Z95, Metric, difference, standard_error
 from ipt.evaluation.task import Task, load_tasks, read_group, task_names
 from ipt.evaluation.task_types.registry import kind_of
+from ipt.stage import read_json, reading_parquet
 
 RESULTS, PREDICTIONS = "results.json", "predictions"
 SCORES = "scores"  # folder of a training run: step-NUMBER, each a finished evaluation
@@ -27,18 +28,25 @@ def predictions_path(folder: Path, task: str) -> Path:
 
 
 def read_predictions(folder: Path, task: str) -> list[dict[str, Any]]:
-    return pq.read_table(predictions_path(folder, task)).to_pylist()
+    path = predictions_path(folder, task)
+    with reading_parquet(path):
+        return pq.read_table(path).to_pylist()
 
 
 def read_task(folder: Path, task: str) -> Task:
     """The task as it was when its predictions were made."""
-    return Task(**json.loads(pq.read_schema(predictions_path(folder, task)).metadata[b"task"]))
+    path = predictions_path(folder, task)
+    with reading_parquet(path):
+        metadata = pq.read_schema(path).metadata or {}
+    if b"task" not in metadata:
+        raise UserError(f"{path}: no predictions of ipt (the metadata has no task): evaluate again")
+    return Task(**json.loads(metadata[b"task"]))
 
 
 def load_results(folder: Path) -> Results:
     """results.json of a finished evaluation stage."""
     try:
-        return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        return read_json(folder / RESULTS)
     except FileNotFoundError:
         raise MissingFileError(f"{folder} holds no {RESULTS}: it is no finished evaluation") from None
 
@@ -55,7 +63,7 @@ def compare(a: Path, b: Path) -> Results:
 
     Both are folders of finished evaluations; tasks that only one has are left out. p is two-sided: exact (McNemar) for
     accuracies, else by normal approximation. nll and perplexity compare only between models of one tokenizer.
-    Raises ValueError if there is no common task, no common item, or one id stands for two different items.
+    Raises UserError if there is no common task, no common item, or one id stands for two different items.
     """
     return {task: compare_task(a, b, task) for task in _common_tasks([a, b])}
 

@@ -7,7 +7,8 @@ wrote it. ipt.export.folder checks before the training that everything except th
 import argparse
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def write_model(weights: dict[str, Tensor], config: Config, folder: Path, adapte
 
 
 def push(folder: Path, name: str, private: bool) -> str:
-    """Upload a Hugging Face folder as the repository OWNER/NAME and return its address. Raises ValueError."""
+    """Upload a Hugging Face folder as the repository OWNER/NAME and return its address. Raises UserError."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -159,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--private", action="store_true", help="with --push: make a repository that only its owner sees")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # there is one process, and is meant to be
-    with exit_on_user_error():
+    with exit_on_user_error(), _readable_weights():
         if options.push:
             _check_push(options.push)
         check_writable("OUTPUT", options.output)
@@ -167,6 +168,19 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"model: {options.output}")
         if options.push:
             print(f"uploaded: {push(options.output, options.push, options.private)}")
+
+
+@contextmanager
+def _readable_weights() -> Iterator[None]:
+    """Turn what transformers and safetensors raise for files of the model that training started from into UserErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def _check_push(name: str) -> None:

@@ -94,7 +94,7 @@ def make_plan(stores: Mapping[str, Documents], config: MixtureConfig, n_sequence
     """Plan a run: each source gets its share of all trained tokens at every moment, to the token at each block's beginning.
 
     `stores` needs the sources that `ipt.mixture.schedule.used_sources` names; others are not looked at. A source is read in a
-    random order, all of it before any of it is repeated. Raises ValueError for a mixture that cannot be: a source without
+    random order, all of it before any of it is repeated. Raises UserError for a mixture that cannot be: a source without
     tokens, more repeats than allowed, and what `schedule_points` raises.
     """
     schedule, tokens = read_schedule(config), _trained(n_sequences, config)

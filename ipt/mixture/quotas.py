@@ -56,7 +56,7 @@ def cap_shares(schedule: Schedule, caps: Mapping[str, float], total: int) -> Sch
     """Shares with which no source gives more than its cap in tokens.
 
     A capped source gives exactly that, the others share the rest in proportion. At each point of the schedule the capped
-    source's share shrinks by the same factor. Raises ValueError where only capped sources are left to fill a part of the run.
+    source's share shrinks by the same factor. Raises UserError where only capped sources are left to fill a part of the run.
     """
     limits = np.array([caps.get(name, np.inf) for name in schedule.sources])
     fixed, capped, current = np.zeros_like(schedule.shares), np.zeros(len(limits), bool), schedule

@@ -77,14 +77,14 @@ def read_schedule(config: MixtureConfig) -> Schedule:
 
 
 def used_sources(config: MixtureConfig) -> list[str]:
-    """Names of the sources that have a share at some moment of the run. Raises ValueError as `schedule_points` does."""
+    """Names of the sources that have a share at some moment of the run. Raises UserError as `schedule_points` does."""
     return list(schedule_points(config)[0].ratios)
 
 
 def schedule_points(config: MixtureConfig) -> list[Point]:
     """Points with the resolved ratios of all used sources, in order of time; constant ratios are one point.
 
-    Raises ValueError for ratios that cannot be resolved, for moments outside 0 to 1 or out of order, and for a choice that
+    Raises UserError for ratios that cannot be resolved, for moments outside 0 to 1 or out of order, and for a choice that
     is none (`mixture.unit`, `packing`, `interpolation`, `on_max_repeats`).
     """
     _check_choices(config)
@@ -103,7 +103,7 @@ def schedule_points(config: MixtureConfig) -> list[Point]:
 def resolve_ratios(ratios: Mapping[str, float | None], key: str = "mixture.ratios") -> dict[str, float]:
     """Shares that sum to 1. A null ratio is what the others leave of 1; without one, ratios are weights and are normalised.
 
-    Raises ValueError for a negative ratio, for more than one null, and where nothing is left to train on.
+    Raises UserError for a negative ratio, for more than one null, and where nothing is left to train on.
     """
     for name, ratio in ratios.items():
         if ratio is not None and not ratio >= 0:

@@ -33,7 +33,7 @@ def dashboard(project: str, entity: str, scores: Sequence[str], output: Path) ->
     """Make the workspace and the report of a project and return what to say of them.
 
     Without a key the workspace is written to `output` as JSON. `scores` are names of figures of evaluations, TASK/METRIC, that are put
-    against the ratio beside the loss. Raises ValueError where the extra is not installed.
+    against the ratio beside the loss. Raises UserError where the extra is not installed.
     """
     space = workspace(project, entity, scores)
     if not has_key() or wandb_mode(None).mode != ONLINE:
@@ -47,7 +47,7 @@ def dashboard(project: str, entity: str, scores: Sequence[str], output: Path) ->
 
 
 def workspace(project: str, entity: str, scores: Sequence[str] = ()) -> "ws.Workspace":
-    """The views of a project, one section for each question. Raises ValueError where the extra is not installed."""
+    """The views of a project, one section for each question. Raises UserError where the extra is not installed."""
     try:
         import wandb_workspaces.workspaces as ws
     except ImportError:
@@ -93,7 +93,7 @@ def _report(project: str, entity: str, scores: Sequence[str]) -> Any:
 
 
 def _arguments(words: Sequence[str]) -> dict[str, str]:
-    """Raises ValueError for a word that is not KEY=VALUE of a known key, and without a project."""
+    """Raises UserError for a word that is not KEY=VALUE of a known key, and without a project."""
     given = {"project": "", "entity": "", "scores": "", "output": "outputs/workspace.json"}
     for word in words:
         name, equals, value = word.partition("=")

@@ -66,7 +66,7 @@ def dry_run(config: Config) -> None:
 
 
 def training_needs(config: Config) -> Needs:
-    """Raises ValueError if nothing is known of the model's shape."""
+    """Raises UserError if nothing is known of the model's shape."""
     trainer = config.trainer
     model = memory_model(config)
     memory = training_memory(model, config)

@@ -28,7 +28,7 @@ class Input(NamedTuple):
 
 
 def training_inputs(config: Config) -> list[Input]:
-    """Model, corpus, synthesizer and sources of the mixture. Raises ValueError for a mixture that names a source nobody describes."""
+    """Model, corpus, synthesizer and sources of the mixture. Raises UserError for a mixture that names a source nobody describes."""
     sources = used_sources(config.mixture)
     inputs = [_model("tokenizer" if config.architecture else "model", config.model)]
     if set(PIPELINE) & set(sources):

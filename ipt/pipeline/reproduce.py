@@ -1,6 +1,5 @@
 """A recipe from documents to report: one model for each arm and seed, at the same token budget, beside the model they start from."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from ipt.pipeline.provenance import provenance, provenance_facts, write_manifest
 from ipt.pipeline.records import Record, arm_record, write_record, write_records
 from ipt.pipeline.stages import PHASES, Stages, Unfinished, arm_config, main_scores_of, model_check
 from ipt.report.scores import Arm
-from ipt.stage import MANIFEST, Stage, atomic, check_outputs, rank, write_json
+from ipt.stage import MANIFEST, Stage, atomic, check_outputs, rank, read_json, write_json
 from ipt.sweeps.job import job_result, report_result
 from ipt.synthesis.formats.base import RULE_BASED
 
@@ -240,7 +239,7 @@ def _folder(stage: Stage | None) -> Path | None:
 
 
 def _row(label: str, stage: Stage) -> dict[str, Any]:
-    manifest = json.loads((stage.folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_json(stage.folder / MANIFEST)
     return {
         "name": label,
         "folder": str(stage.folder),

@@ -9,7 +9,7 @@ SOURCE_TEXTS: dict[str, RowText | None] = {"texts": None, "instructions": instru
 
 
 def source_corpus(source: str, config: SourceConfig) -> CorpusConfig:
-    """A source of texts read as a corpus of which nothing is held out. Raises ValueError if it names no place, or two."""
+    """A source of texts read as a corpus of which nothing is held out. Raises UserError if it names no place, or two."""
     if bool(config.path) == bool(config.dataset):
         raise UserError(f"mixture.sources.{source}: set either path (files) or dataset (a hub's data set)")
     return CorpusConfig(

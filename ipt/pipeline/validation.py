@@ -240,7 +240,7 @@ def check_source(name: str, config: Config) -> None:
 
 
 def named_source(name: str, config: Config) -> SourceConfig:
-    """What the config says of a source. Raises ValueError if that is nothing."""
+    """What the config says of a source. Raises UserError if that is nothing."""
     if name not in config.mixture.sources:
         raise UserError(f"mixture.ratios.{name}: no such source; others than raw and instruction need mixture.sources.{name}.path")
     return config.mixture.sources[name]

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 def verify(folder: Path) -> list[Checked]:
     """The folder and all that it leads to, each checked once: first what it is made of, as links and the digests of inputs tell.
 
-    Every file is read, but where a manifest is not what was written: nothing can be checked by that. Raises FileNotFoundError if the
+    Every file is read, but where a manifest is not what was written: nothing can be checked by that. Raises MissingFileError if the
     folder is not that of a finished run.
     """
     if not list(_manifests(folder)):

@@ -32,7 +32,7 @@ class Models:
     def answer(self, name: str, turns: list[Turn], config: ChatConfig, stopped: Event) -> Iterator[tuple[str, bool]]:
         """The answer to the last turn as it grows, and whether the model reads the whole conversation.
 
-        Raises ValueError for a model that is none of `names`, and for a template where the tokenizer has none.
+        Raises UserError for a model that is none of `names`, and for a template where the tokenizer has none.
         """
         if name not in self.names():
             raise UserError(f"model {name}: not one of those that this playground was started with")

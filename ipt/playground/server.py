@@ -27,7 +27,7 @@ FIRST_PORT = 7860
 
 
 def check_page(config: PlaygroundConfig) -> None:
-    """Raise ValueError or FileNotFoundError in one line for a value that cannot work. Loads nothing."""
+    """Raise UserError or MissingFileError in one line for a value that cannot work. Loads nothing."""
     if find_spec("gradio") is None:
         raise UserError("the playground needs the package gradio, which is not installed: pip install 'ipt[playground]'")
     if config.port is not None and not 0 < config.port < 65536:
@@ -40,7 +40,7 @@ def check_page(config: PlaygroundConfig) -> None:
 
 
 def serve(config: Config) -> None:
-    """Serve the page until Ctrl-C. Raises ValueError where the port is taken."""
+    """Serve the page until Ctrl-C. Raises UserError where the port is taken."""
     with tempfile.TemporaryDirectory(prefix="ipt-playground-") as folder:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}  # before gradio is imported
         from ipt.playground.models import Models

@@ -85,7 +85,7 @@ class Synthesizer:
         """Write pairs for `text` behind `examples`; gives again and again the same object, as far as it has grown.
 
         The chain is that of synthesis (ipt.synthesis.chains): what does not fit the context window starts afresh. `stopped` ends it, and
-        so does closing the iterator. Raises what the engine raises, ValueError for a text that is skipped for its length.
+        so does closing the iterator. Raises what the engine raises, UserError for a text that is skipped for its length.
         """
         writing = Writing(text)
         future = asyncio.run_coroutine_threadsafe(self._write(examples, writing), self._loop)

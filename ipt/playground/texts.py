@@ -15,7 +15,7 @@ MOST_DOCUMENTS = 1_000  # of a file
 def read_texts(path: Path, text_field: str, max_characters: int) -> list[str]:
     """The texts of a file: a .txt or .md file is one, a .jsonl file has one in each line, of which the first 1,000 are read.
 
-    Raises ValueError, in one line that names the file without its folder, for any other file and for one that cannot be read.
+    Raises UserError, in one line that names the file without its folder, for any other file and for one that cannot be read.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path.name}: expected a text, one of {', '.join(SUFFIXES)}; turn other files into one of these first")
@@ -34,7 +34,7 @@ def read_texts(path: Path, text_field: str, max_characters: int) -> list[str]:
 
 
 def check_text(text: str, max_characters: int, where: str = "the text") -> None:
-    """Raise ValueError, in one line, for a text without content and for one that is too long."""
+    """Raise UserError, in one line, for a text without content and for one that is too long."""
     if not text.strip():
         raise UserError(f"{where} is empty: paste a text or drop a file")
     try:

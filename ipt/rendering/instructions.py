@@ -31,7 +31,7 @@ def instruction_text(row: Mapping[str, Any]) -> str:
     """`{instruction} {response}` of a row, with one space between turns.
 
     A column that is null or blank counts as missing. Raises LeftOut for a row without an instruction or a response (LIMA's test
-    questions have none), ValueError for columns of another kind of data and for two different responses.
+    questions have none), UserError for columns of another kind of data and for two different responses.
 
     >>> instruction_text({"instruction": "When?", "context": "It began in 2000.", "response": "In 2000."})
     'When?\\nIt began in 2000. In 2000.'
@@ -134,7 +134,7 @@ def _field(turn: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A text without white space at its ends; empty for a missing or blank one. Raises ValueError for what is no text."""
+    """A text without white space at its ends; empty for a missing or blank one. Raises UserError for what is no text."""
     if _is_missing(value):
         return ""
     if not isinstance(value, str):

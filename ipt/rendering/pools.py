@@ -43,7 +43,7 @@ class Template:
     __slots__ = ("_pieces", "_printf", "_values", "fields", "source")
 
     def __init__(self, source: str) -> None:
-        """Raises ValueError if a brace is open or a field is more than a name."""
+        """Raises UserError if a brace is open or a field is more than a name."""
         pieces: list[tuple[str, bool, str]] = []
         after_field = False
         for literal, field, specification, conversion in Formatter().parse(source):
@@ -139,13 +139,13 @@ class Pools:
 def load_pools(name: str) -> Pools:
     """The pools that are shipped as `name`, or those in the file `name`, with those of the files that it extends.
 
-    Raises FileNotFoundError if there is no such file, ValueError naming file and entry if one is not as it must be.
+    Raises MissingFileError if there is no such file, UserError naming file and entry if one is not as it must be.
     """
     return _Reader(_files(pools_path(name))).pools()
 
 
 def pools_path(name: str, folder: Path = Path(), key: str = "rendering.templates=") -> Path:
-    """The file behind `name`: a shipped one, or a path from `folder`. Raises FileNotFoundError, naming `key`, if there is none."""
+    """The file behind `name`: a shipped one, or a path from `folder`. Raises MissingFileError, naming `key`, if there is none."""
     shipped = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     path = FOLDER / f"{name}.yaml" if name in shipped else folder / name
     if not path.is_file():
@@ -286,7 +286,7 @@ def _names(content: Any, prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{key}"
 
 
-# Entries: each takes what the file holds, and raises ValueError with what is wrong ---------------------------------------
+# Entries: each takes what the file holds, and raises UserError with what is wrong ---------------------------------------
 
 
 def text(entry: Any) -> str:

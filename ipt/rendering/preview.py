@@ -20,6 +20,7 @@ from ipt.rendering.pairs import ChainRow, read_document
 from ipt.rendering.pools import MARKS
 from ipt.rendering.render import Settings, Text, render_documents
 from ipt.rendering.run import Row, read_chains
+from ipt.stage import reading_parquet
 from ipt.synthesis.formats.tags import Pair
 
 COLOURS = {
@@ -38,7 +39,7 @@ def preview(path: Path, config: RenderingConfig, seed: int, number: int, console
     """Print the renderings of the first `number` chains in `path` that have usable pairs, and what was dropped from these.
 
     `path` is a Parquet file of pairs, a folder of them (what synthesis writes), or a .jsonl(.gz) file with a text or context and
-    its pairs in each line. Raises FileNotFoundError and ValueError, one line that names file and row.
+    its pairs in each line. Raises MissingFileError and UserError, one line that names file and row.
     """
     settings = replace(Settings.of(config), mark=mark)
     console.print("  ".join(f"[{colour}]{part}[/]" for part, colour in COLOURS.items()), "  template", highlight=False)
@@ -107,7 +108,7 @@ def _values(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _parquet_values(path: Path) -> Iterator[Mapping[str, Any]]:
     check_file(path)
-    with pq.ParquetFile(path) as file:
+    with reading_parquet(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=64):
             yield from batch.to_pylist()
 

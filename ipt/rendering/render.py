@@ -27,7 +27,7 @@ class Settings:
 
     @classmethod
     def of(cls, config: RenderingConfig) -> "Settings":
-        """Raises ValueError or FileNotFoundError, one line that names the key."""
+        """Raises UserError or MissingFileError, one line that names the key."""
         check_settings(config)
         layouts = {name: float(weight) for name, weight in config.layouts.items()}
         return cls(config.arrangement, layouts, float(config.inversion), load_pools(config.templates), config.versions)
@@ -67,7 +67,7 @@ def render_documents(documents: Sequence[Document], settings: Settings, seed: in
 
 
 def check_settings(config: RenderingConfig) -> None:
-    """Raise a one-line ValueError unless arrangement, layouts, inversion and versions are as they must be."""
+    """Raise a one-line UserError unless arrangement, layouts, inversion and versions are as they must be."""
     if config.arrangement not in ARRANGEMENTS:
         raise UserError(f"rendering.arrangement={config.arrangement}: expected one of {', '.join(ARRANGEMENTS)}")
     for name, weight in config.layouts.items():

@@ -1,6 +1,5 @@
 """Which ratio? The runs of a report as points of a mixing law, if it is a ratio that they differ in."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from ipt.errors import UserError
 from ipt.report.formatting import listed
 from ipt.report.mixing_law import MIN_RATIOS, Law, Point, fit_law
 from ipt.report.scores import Arm, Measure, Run, Score, main_scores, measure_of
-from ipt.stage import MANIFEST
+from ipt.stage import MANIFEST, read_json
 
 CONFOUNDED = 1.1  # repeats of the pool at one ratio over those at another
 SEEDS = ("trainer.seed", "seed")  # what may differ between runs of one ratio
@@ -185,7 +184,7 @@ def _notes(runs: Sequence[Run], panels: Sequence[Panel]) -> list[str]:
 
 def _manifest(arm: Arm) -> dict[str, Any]:
     path = (arm.training or Path()) / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

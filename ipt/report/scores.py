@@ -1,6 +1,5 @@
 """What was measured: the scores of each arm, and what their differences from the baseline allow to say."""
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ipt.errors import MissingFileError, UserError
 from ipt.report.formatting import finite, minus, spaced
+from ipt.stage import read_json, read_json_lines
 
 MARKERS = "oosD^vP"
 
@@ -215,7 +215,7 @@ class Run:
 
 
 def load_runs(arms: list[Arm]) -> list[Run]:
-    """Each name's arms as one run. Raises ValueError for two arms of one name and seed, FileNotFoundError for one without scores."""
+    """Each name's arms as one run. Raises UserError for two arms of one name and seed, MissingFileError for one without scores."""
     twice = next((arm for arm, count in Counter((arm.name, arm.seed) for arm in arms).items() if count > 1), None)
     if twice:
         names = ", ".join(arm.name for arm in arms)
@@ -268,8 +268,8 @@ def _training_files(folder: Path | None) -> tuple[list[dict[str, Any]], dict[str
     if folder is None:
         return [], {}
     metrics, summary = folder / "metrics.jsonl", folder / "summary.json"
-    steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
-    return steps, json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+    steps = read_json_lines(metrics) if metrics.exists() else []
+    return steps, read_json(summary) if summary.exists() else {}
 
 
 def _guessing(predictions: Path) -> float | None:

@@ -31,7 +31,7 @@ def run_jobs(launch: Launch, numbers: Sequence[int], settings: LaunchSettings) -
 
     Finished ones are recognised and not started. One that fails is tried again `settings.retries` times and does not stop the others.
     At SIGINT or SIGTERM the running jobs are told to save and to end; at a second one they are killed. Raises
-    KeyboardInterrupt after SIGINT, SystemExit(75) after SIGTERM, and ValueError for settings that cannot be met.
+    KeyboardInterrupt after SIGINT, SystemExit(75) after SIGTERM, and UserError for settings that cannot be met.
     """
     runs = [planned_run(launch, number) for number in numbers]
     queue = _Queue(runs, _slots(runs, settings), settings)

@@ -30,7 +30,7 @@ def name_sweep(config: DictConfig) -> Path:
     """The folder of a sweep, by default outputs/sweeps/NAME-KEY: the same command has the same one, whatever its hydra.* keys.
 
     `config` is the sweep's whole config, into which the folder is put as if it had been given, for launchers to find.
-    Raises ValueError for what is no sweep.
+    Raises UserError for what is no sweep.
     """
     if config.dry_run:
         raise UserError("dry_run=true describes one run: leave out -m, and give each key one value")
@@ -46,7 +46,7 @@ def name_sweep(config: DictConfig) -> Path:
 
 @contextmanager
 def open_sweep(folder: Path) -> Iterator[None]:
-    """The sweep's folder is this process's alone. Raises ValueError if another one runs the sweep."""
+    """The sweep's folder is this process's alone. Raises UserError if another one runs the sweep."""
     check_writable("hydra.sweep.dir", folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -66,7 +66,7 @@ def plan_jobs(command: str, folder: Path, batch: Sequence[Sequence[str]], first:
     """Note down a job for each list of overrides in `batch`, numbered from `first`; return the numbers.
 
     What is known of a job of the same config from an earlier run of the sweep stays known. Runs of a sweep share a W&B group.
-    Raises ValueError if two jobs would write to one folder.
+    Raises UserError if two jobs would write to one folder.
     """
     jobs = [_planned(command, overrides, number, varying) for number, overrides in enumerate(batch, first)]
     outputs = [config.output_dir or f"outputs/{config.name}" for _, config in jobs if config.output_dir or command == "reproduce"]
@@ -82,7 +82,7 @@ def plan_jobs(command: str, folder: Path, batch: Sequence[Sequence[str]], first:
 def close_sweep(folder: Path, numbers: Sequence[int], config: DictConfig, told: str = "") -> None:
     """Keep and show what came of a sweep: sweep.json, one table, and the report. `told` is added to the table.
 
-    Raises ValueError if a job has failed, so that the exit code tells too.
+    Raises UserError if a job has failed, so that the exit code tells too.
     """
     jobs = [job for number in numbers if (job := load_job(folder, number)) is not None]
     write_json(folder / "sweep.json", {"folder": str(folder), "jobs": [asdict(job) for job in jobs]})

@@ -42,7 +42,7 @@ class SearchSettings:
 
 
 def run_grid(config: DictConfig, launcher: Launcher, overrides: Sequence[Override]) -> list[Job]:
-    """A job for each combination of the values that keys vary over. Raises ValueError for an interval, and if a job has failed."""
+    """A job for each combination of the values that keys vary over. Raises UserError for an interval, and if a job has failed."""
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             key = override.get_key_element()
@@ -55,7 +55,7 @@ def run_grid(config: DictConfig, launcher: Launcher, overrides: Sequence[Overrid
 def run_search(config: DictConfig, launcher: Launcher, overrides: Sequence[Override], settings: SearchSettings) -> "Study":
     """Trials of a study until there are `settings.n_trials`. Those of earlier runs count; what was interrupted is done first.
 
-    A failed job is a failed trial. Raises ValueError for settings that cannot be, for a metric that the jobs do not report, and at the
+    A failed job is a failed trial. Raises UserError for settings that cannot be, for a metric that the jobs do not report, and at the
     end if a job has failed.
     """
     _check(settings)
@@ -218,7 +218,7 @@ def _tell(study: "Study", trial: int, job: Job, settings: SearchSettings) -> boo
 
 
 def figure(figures: Mapping[str, float], name: str) -> float:
-    """The figure of this name; signs and spaces between its words do not matter. Raises ValueError if a job has not reported it."""
+    """The figure of this name; signs and spaces between its words do not matter. Raises UserError if a job has not reported it."""
     known = {_plain(key): value for key, value in figures.items()}
     if _plain(name) not in known:
         raise UserError(f"hydra.sweeper.metric={name}: the jobs report no such figure; they report {', '.join(known)}")

@@ -101,7 +101,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def read_examples(kind: str, path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
-    """What the reader `kind` of READERS finds in a file. Raises ValueError that names a file which is not laid out as its data set is."""
+    """What the reader `kind` of READERS finds in a file. Raises UserError that names a file which is not laid out as its data set is."""
     try:
         for example in READERS[kind](path, random_, dropped):
             "".join((example.id, example.context, *("".join(pair) for pair in example.pairs))).encode()  # texts that can be written

@@ -35,7 +35,7 @@ def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int
 
     Documents are cut into shards of `config.shard_size`, in order. A shard whose part exists is finished and not redone; inside
     an unfinished one the journalled generations are not redone. The model is loaded only if there is something to do.
-    Raises ValueError for a config that cannot work, FileNotFoundError where there are no documents, EngineDied if the engine
+    Raises UserError for a config that cannot work, MissingFileError where there are no documents, EngineDied if the engine
     fails in between: finished shards and journals stay, and the same call goes on from there.
     """
     check_synthesis(config)
@@ -100,7 +100,7 @@ def _remove_damaged(pairs: Path) -> None:
 
 
 def check_synthesis(config: SynthesisConfig) -> None:
-    """Raise a one-line ValueError for a config that `synthesize` would refuse. Loads nothing."""
+    """Raise a one-line UserError for a config that `synthesize` would refuse. Loads nothing."""
     _check_choice("format", config.format, tuple(FORMATS))
     _check_choice("long_documents", config.long_documents, MODES)
     _check_choice("dtype", config.dtype, DTYPES)

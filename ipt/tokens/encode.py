@@ -35,7 +35,7 @@ class Encoding:
 
 
 def encoding_of(tokenizer: "PreTrainedTokenizerBase", config: TokensConfig) -> Encoding:
-    """Raises ValueError if the tokenizer has no fast implementation, or lacks a token that documents shall begin or end with."""
+    """Raises UserError if the tokenizer has no fast implementation, or lacks a token that documents shall begin or end with."""
     if config.eos and tokenizer.eos_token_id is None:
         raise UserError("tokens.eos=true, but the tokenizer has no EOS token: set tokens.eos=false")
     return Encoding(

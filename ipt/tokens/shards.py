@@ -70,7 +70,7 @@ def shard_name(number: int) -> str:
 
 
 def parse_index(text: str | bytes, where: str, shard: str) -> ShardIndex:
-    """The index that `where` (for messages) holds of `shard`. Raises ValueError naming it if it is that of another, or none."""
+    """The index that `where` (for messages) holds of `shard`. Raises UserError naming it if it is that of another, or none."""
     damaged = UserError(f"{where} is not the index of a shard: the shard is damaged, tokenise it again")
     try:
         value = json.loads(text)

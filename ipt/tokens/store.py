@@ -51,7 +51,7 @@ class TokenStore:
     """Random access to the documents of a store, here or behind a URL.
 
     `len()` is the number of documents and `n_tokens` that of tokens. Opening a store reads the indices of its shards; other
-    files are mapped when they are first needed and never read as a whole. Raises ValueError or FileNotFoundError naming the
+    files are mapped when they are first needed and never read as a whole. Raises UserError or MissingFileError naming the
     shard that is missing, cut short, another's, or made with another tokenizer than the first one.
     """
 
@@ -121,7 +121,7 @@ class TokenStore:
         return largest
 
     def verify(self) -> None:
-        """Read all files and compare them with the hashes in the indices. Raises ValueError naming each that differs."""
+        """Read all files and compare them with the hashes in the indices. Raises UserError naming each that differs."""
         files = [(index, name) for index in self.indices for name in index.files]
         damaged = []
         with progress("verify", len(files)) as bar:

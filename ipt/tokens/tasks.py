@@ -50,7 +50,7 @@ class Task:
 def make_tasks(folder: Path, shard_tokens: int) -> list[Task]:
     """Consecutive row groups of `folder/*.parquet`, about `shard_tokens` tokens in each task, a row group at least.
 
-    Raises FileNotFoundError or ValueError in one line for a folder without such files and for one that holds no texts.
+    Raises MissingFileError or UserError in one line for a folder without such files and for one that holds no texts.
     """
     paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
     if not paths:
@@ -72,7 +72,7 @@ def make_tasks(folder: Path, shard_tokens: int) -> list[Task]:
 
 
 def read_rows(task: Task) -> Iterator[dict[str, Any]]:
-    """The rows of a task in order, in bounded memory. Raises ValueError naming file and row where there is no text."""
+    """The rows of a task in order, in bounded memory. Raises UserError naming file and row where there is no text."""
     for groups in task.groups:
         path, number = task.folder / groups.file, groups.row
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:  # not a whole row group in memory

@@ -35,7 +35,7 @@ def tokenize_texts(config: TokensConfig, texts: Path, model: str, output: Path, 
 def add_texts(config: TokensConfig, texts: Path, model: str, folder: Path) -> dict[str, Any]:
     """As `tokenize_texts`, but behind what the store in `folder` holds; with the same texts again it goes on, or changes nothing.
 
-    Raises ValueError if the store was made with another tokenizer or another BOS and EOS rule, or is not finished.
+    Raises UserError if the store was made with another tokenizer or another BOS and EOS rule, or is not finished.
     """
     encoding, tasks = _prepare(config, texts, model)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ def build_model(config: Config, attention: str | None = None) -> Any:
     """The whole model in memory, in training mode, its weights as `trainer.weights` says.
 
     `attention` is an implementation of `trainer.attention`'s that is not looked for on this machine; by default the resolved one.
-    Raises ValueError for an implementation that this machine or this model does not allow.
+    Raises UserError for an implementation that this machine or this model does not allow.
     """
     chosen = implementation(attention or resolve_attention(config.trainer))
     if config.architecture:

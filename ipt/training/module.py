@@ -130,7 +130,7 @@ class PretrainingModule(L.LightningModule):
         For a mixture of experts that balances its load, `aux_loss` is that loss before its coefficient, and `loss` is the
         whole objective; `loss/<source>` is always the cross-entropy.
 
-        Raises ValueError if so many steps in a row were skipped that the run has come to nothing.
+        Raises UserError if so many steps in a row were skipped that the run has come to nothing.
         """
         counts = torch.stack([self._grad_norm, self.guard.skipped, self.guard.in_a_row, self._aux_mean]).double()
         values = torch.cat([self._totals.flatten(), counts]).tolist()  # the one time that the host waits for the device

@@ -26,7 +26,7 @@ def meta_model(config: Config, attention: str = "eager") -> Any:
 def model_config(config: Config) -> Any:
     """The transformers config of the model that a run trains: `architecture`, a folder's, a known or a cached one.
 
-    Raises ValueError for an architecture that transformers does not know, and for a hub name of which nothing is known here.
+    Raises UserError for an architecture that transformers does not know, and for a hub name of which nothing is known here.
     """
     from transformers import AutoConfig
 

@@ -209,7 +209,7 @@ def check_chat(tokenizer: "PreTrainedTokenizerBase", chat: bool, kwargs: Mapping
 
 
 def make_encoder(tokenizer: "PreTrainedTokenizerBase", config: "EvaluationConfig", max_length: int) -> Encoder:
-    """The encoder of a model under the config; raises ValueError, one line, for what its tokenizer cannot do."""
+    """The encoder of a model under the config; raises UserError, one line, for what its tokenizer cannot do."""
     kwargs = dict(config.chat_template_kwargs)
     return Encoder(tokenizer, start_tokens(tokenizer, config.bos), max_length, check_chat(tokenizer, config.chat, kwargs), kwargs)
 

@@ -56,7 +56,7 @@ class ChatPrompt:
 class ChatFormat:
     """Conversations in the model's own chat template: a turn with each document, and the model's answer to it before the next one.
 
-    Raises ValueError if the model has no chat template, or one that shows no conversation.
+    Raises UserError if the model has no chat template, or one that shows no conversation.
     """
 
     pair_end = "}"
@@ -132,7 +132,7 @@ def prompt_path(name: str) -> Path:
 
 
 def load_prompt(name: str) -> ChatPrompt:
-    """Read and check the prompt `name`. Raises ValueError, one line that names file and key, for one that cannot work."""
+    """Read and check the prompt `name`. Raises UserError, one line that names file and key, for one that cannot work."""
     path = prompt_path(name)
     try:
         return _checked(parse_yaml(path.read_bytes(), path))

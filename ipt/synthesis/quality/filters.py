@@ -61,7 +61,7 @@ def filter_pairs(config: FilterConfig, pairs: Path, output: Path, seed: int, ove
 
 
 def check_filters(config: FilterConfig) -> None:
-    """Raise a one-line ValueError for filters that `filter_pairs` would refuse. Reads nothing."""
+    """Raise a one-line UserError for filters that `filter_pairs` would refuse. Reads nothing."""
     for name, bounds in asdict(config.limits).items():
         if bounds is None:
             continue

@@ -59,7 +59,7 @@ def judge_pairs(config: JudgeConfig, pairs: Path, output: Path, seed: int) -> di
     interval (Wilson). `kinds_of_task` is how many different kinds the judge named, `tasks` the most frequent ones. Pairs on which
     the judge failed are in `failed` by reason and in none of the shares: malformed (the reply is no verdict), refused (the server
     rejects the request), unavailable (it answers with errors only). Verdicts are kept as they come: the same call goes on from there.
-    Raises ValueError where the server wants another key, model or address, EngineDied if it cannot be reached or never answers.
+    Raises UserError where the server wants another key, model or address, EngineDied if it cannot be reached or never answers.
     """
     number, cases = sample_cases(pairs, config.sample, seed)
     folder = output / "judgements"
@@ -70,7 +70,7 @@ def judge_pairs(config: JudgeConfig, pairs: Path, output: Path, seed: int) -> di
 
 
 def check_judge(config: JudgeConfig) -> None:
-    """Raise a one-line ValueError for a config that `judge_pairs` cannot work with. Asks no server."""
+    """Raise a one-line UserError for a config that `judge_pairs` cannot work with. Asks no server."""
     for key, least in (("sample", 1), ("concurrency", 1), ("max_retries", 0), ("max_tokens", 1)):
         value = getattr(config, key)
         if value is not None and value < least:

@@ -17,7 +17,7 @@ from ipt.training.checkpoint.storage import FACTS, NAME, checkpoint_step, is_who
 
 
 def upload(checkpoint: Path, url: str, config: TrainerConfig) -> None:
-    """Copy a whole checkpoint below `url` and remove older copies beyond those that the config keeps. Raises ValueError."""
+    """Copy a whole checkpoint below `url` and remove older copies beyond those that the config keeps. Raises UserError."""
     with reaching(f"checkpoint_url {url}"):
         system, root = _find(url)
         target = f"{root}/{checkpoint.name}"
@@ -32,7 +32,7 @@ def upload(checkpoint: Path, url: str, config: TrainerConfig) -> None:
 
 
 def fetch(url: str, folder: Path) -> None:
-    """Copy the newest checkpoint below `url` into `folder`, unless that has one of its own or there is none. Raises ValueError."""
+    """Copy the newest checkpoint below `url` into `folder`, unless that has one of its own or there is none. Raises UserError."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".fetch.lock"):  # processes of one machine all come here
         if whole_checkpoints(folder):

@@ -208,7 +208,7 @@ def whole_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The checkpoint that a folder is, or the newest of those in it or in its `checkpoints`. Raises FileNotFoundError."""
+    """The checkpoint that a folder is, or the newest of those in it or in its `checkpoints`. Raises MissingFileError."""
     if (folder / FACTS).exists():
         return folder
     for place in (folder / "checkpoints", folder):
@@ -227,7 +227,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """`checkpoint.json`. Raises FileNotFoundError if the folder has none, and ValueError if it is none of ours."""
+    """`checkpoint.json`. Raises MissingFileError if the folder has none, and UserError if it is none of ours."""
     path = checkpoint / FACTS
     if not path.exists():
         raise MissingFileError(f"{checkpoint} is no checkpoint: it has no {FACTS}")
@@ -240,7 +240,7 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_files(checkpoint: Path, group: dist.ProcessGroup | None) -> None:
-    """Read all files, each process a share. Raises ValueError in all of them, naming those that are not what was written."""
+    """Read all files, each process a share. Raises UserError in all of them, naming those that are not what was written."""
     written = read_facts(checkpoint).get("sha256", {})  # the first checkpoints of this format have none
 
     def changed(names: list[str]) -> dict[str, str]:
@@ -259,7 +259,7 @@ def read_random(checkpoint: Path, rank: int) -> dict[str, Any]:
 def read_tensors(checkpoint: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
     """Fill `tensors` in place with those of their names; DTensors with their slices, whatever the slices were when they were written.
 
-    Raises ValueError if the checkpoint has no tensor of a name, or has it in another shape.
+    Raises UserError if the checkpoint has no tensor of a name, or has it in another shape.
     """
     there = HuggingFaceStorageReader(str(checkpoint))
     facts = read_facts(checkpoint)
