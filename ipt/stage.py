@@ -302,6 +302,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` has written of a mapping. Raises MissingFileError, and UserError that names the file if it is damaged."""
     try:
         value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file") from None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -383,7 +385,7 @@ def note_hash(path: Path) -> None:
 
 
 def is_as_noted(path: Path) -> bool:
-    """Whether a file is what it was at `note_hash`; of one without a note nothing is known. Raises MissingFileError without the file."""
+    """Whether a file is what it was at `note_hash`; of one without a note nothing is known. Raises FileNotFoundError without the file."""
     return hash_file(path) == _note(path).read_text(encoding="utf-8") if _note(path).exists() else path.stat().st_size > 0
 
 

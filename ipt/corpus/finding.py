@@ -129,7 +129,10 @@ def _local_entry(entry: str, path: Path, key: str) -> _Entry:
 def _glob(path: Path, root: Path, unread: Counter[str], key: str) -> Iterator[Path]:
     """The files that match. `**` goes through `_below`: that of Python follows links in circles."""
     if "**" in path.parts:
-        pattern = _pattern(str(path))
+        try:
+            pattern = _pattern(str(path))
+        except re.error as error:
+            raise UserError(f"{key}={path}: not a glob ({error}): correct what is in brackets") from None
         yield from (file for file in _below(root, unread, key, matching=pattern) if pattern.fullmatch(str(file)))
         return
     outside = root.resolve()

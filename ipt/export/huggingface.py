@@ -54,7 +54,7 @@ def export_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, 
     """Write the model of a checkpoint to the folder `output`, and its LoRA layers, if it has any, to `output/adapter`.
 
     `dtype` is fp32 or bf16, by default that of the run's own export; `model` is where the model that training started from is now,
-    if it has moved. Raises ValueError and FileNotFoundError.
+    if it has moved. Raises UserError.
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty: give a folder that is, or one that is not there yet")

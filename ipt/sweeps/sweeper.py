@@ -118,7 +118,7 @@ def _open_jobs(config: DictConfig, launcher: Launcher, varying: list[str]) -> It
         try:
             yield jobs
         except BaseException:
-            with suppress(ValueError):  # what came first is to be told
+            with suppress(UserError):  # what came first is to be told
                 close_sweep(jobs.folder, jobs.numbers, config, jobs.told)
             raise
         close_sweep(jobs.folder, jobs.numbers, config, jobs.told)

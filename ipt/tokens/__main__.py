@@ -63,7 +63,7 @@ def _show(options: argparse.Namespace) -> None:
 
 def _document(store: TokenStore, number: int, model: str | None) -> str:
     if not 0 <= number < len(store):
-        raise UserError(f"--document {number}: {store.location} has {len(store)} documents, the first one is 0")
+        raise UserError(f"{store.location} has {len(store)} documents, there is no document {number}: give --document a number from 0")
     tokens = store.tokens(number)
     if model is None:
         return " ".join(map(str, tokens.tolist()))

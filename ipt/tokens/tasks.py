@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.errors import MissingFileError, UserError
-from ipt.stage import hash_json
+from ipt.stage import hash_json, reading_parquet
 
 BYTES_PER_TOKEN = 4  # of text, about what tokenizers give in English; it only decides how large shards are
 COLUMNS = ("text", "examples", "fill_to")
@@ -75,7 +75,8 @@ def read_rows(task: Task) -> Iterator[dict[str, Any]]:
     """The rows of a task in order, in bounded memory. Raises UserError naming file and row where there is no text."""
     for groups in task.groups:
         path, number = task.folder / groups.file, groups.row
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:  # not a whole row group in memory
+        # The buffer keeps a whole row group out of memory.
+        with reading_parquet(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             wanted = list(range(groups.first, groups.end))
             for batch in file.iter_batches(READ_ROWS, row_groups=wanted, columns=columns, use_threads=False):

@@ -16,7 +16,7 @@ BEFORE = {  # values that once were choices
 
 
 def check_training(config: Config) -> None:
-    """One-line ValueErrors for values that no run could use."""
+    """UserErrors for values that no run could use."""
     trainer = config.trainer
     for name in ("max_steps", "micro_batch_size", "accumulate", "devices", "num_nodes", "replicas", "loss_chunk"):
         if getattr(trainer, name) < 1:
