@@ -7,7 +7,11 @@ import pytest
 
 from ipt.chat_templates import TemplateFails
 from ipt.cli import exit_on_user_error
+from ipt.config import Config, SourceConfig
+from ipt.distributed import launcher_number
 from ipt.errors import MissingFileError, UserError
+from ipt.pipeline.validation import check_source
+from ipt.stage import read_json, read_json_lines, read_parts
 from ipt.synthesis.engines import EngineDied
 from tests.commands import run_here
 
@@ -80,3 +84,36 @@ def test_a_missing_file_has_no_errno():
     assert isinstance(error, FileNotFoundError) and error.errno is None
     with pytest.raises(SystemExit), exit_on_user_error():
         raise error
+
+
+def test_the_error_of_a_source_names_its_own_key_and_leaves_the_path_alone(tmp_path):
+    path = tmp_path / "my.corpus.jsonl"
+    path.write_text('{"body": "a"}\n', encoding="utf-8")
+    config = Config()
+    config.mixture.sources["web"] = SourceConfig(kind="texts", path=str(path))
+    with pytest.raises(UserError) as error:
+        check_source("web", config)
+    assert str(error.value) == f"{path}, line 1: no field 'text', only 'body': set mixture.sources.web.text_field to the text's"
+    config.mixture.sources["web"] = SourceConfig(kind="texts", path=f"{tmp_path}/corpus.d")
+    with pytest.raises(MissingFileError) as error:
+        check_source("web", config)
+    assert str(error.value) == f"mixture.sources.web.path={tmp_path}/corpus.d: no such file or folder"
+
+
+def test_files_that_ipt_wrote_and_that_are_damaged_are_named(tmp_path):
+    lines, table = tmp_path / "metrics.jsonl", tmp_path / "part-0.parquet"
+    lines.write_text('{"step": 1}\n{"st', encoding="utf-8")
+    table.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not a JSON object"):
+        read_json_lines(lines)
+    with pytest.raises(UserError, match=r"part-0\.parquet: not a readable Parquet file"):
+        list(read_parts(tmp_path))
+    with pytest.raises(MissingFileError, match=r"other\.json: no such file"):
+        read_json(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("value", ["two", "1.5", "-1"])
+def test_a_launchers_variable_must_be_a_number(value, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", value)
+    with pytest.raises(UserError, match=f"WORLD_SIZE is '{value}', expected a number"):
+        launcher_number("WORLD_SIZE")
