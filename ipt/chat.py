@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ipt.chat_templates import check_kwargs
 from ipt.config import ChatConfig, EvaluationConfig
 from ipt.console import console
+from ipt.errors import UserError
 
 if TYPE_CHECKING:
     from ipt.evaluation.backends.huggingface import Scorer
@@ -27,14 +28,14 @@ class Turn(NamedTuple):
 
 
 def check_chat(config: ChatConfig, evaluation: EvaluationConfig) -> None:
-    """Raise ValueError in one line for a value that cannot work."""
+    """Raise UserError in one line for a value that cannot work."""
     check_kwargs(evaluation.chat_template_kwargs, "evaluation.chat_template_kwargs")
     if evaluation.backend != "hf":
-        raise ValueError(f"evaluation.backend={evaluation.backend}: a chat runs on the Hugging Face backend: leave it at hf")
+        raise UserError(f"evaluation.backend={evaluation.backend}: a chat runs on the Hugging Face backend: leave it at hf")
     if config.max_new_tokens < 1:
-        raise ValueError(f"chat.max_new_tokens is {config.max_new_tokens}, expected 1 or more")
+        raise UserError(f"chat.max_new_tokens is {config.max_new_tokens}, expected 1 or more")
     if config.temperature < 0:
-        raise ValueError(f"chat.temperature is {config.temperature}, expected 0 (the likeliest token) or more")
+        raise UserError(f"chat.temperature is {config.temperature}, expected 0 (the likeliest token) or more")
 
 
 def chat(config: ChatConfig, evaluation: EvaluationConfig, model: str) -> None:

@@ -29,6 +29,9 @@ class TemplateFails(UserError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type["TemplateFails"], tuple[str, str]]:  # to leave a worker process
+        return type(self), (str(self), self.reason)
+
 
 def render(
     tokenizer: "PreTrainedTokenizerBase",

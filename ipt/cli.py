@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,20 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
         except BaseException as error:  # carried past Hydra, which would print it in its own way too
             failures.append(error)
 
-    try:
+    with exit_on_user_error():
         main()
         if failures:
             raise failures[0]
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Print an error that the user can fix as one line on standard error and exit with code 1.
+
+    Every other exception keeps its traceback. Commands that do not go through `run_command` do their work in this context.
+    """
+    try:
+        yield
     except UserError as error:
         _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -74,13 +85,7 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
             _fail(f"no room to write {error.filename or 'a file'} ({error.strerror}): what is finished is kept, make room and run again")
         if error.errno in NO_PLACE:
             _fail(f"{error.strerror}: {error.filename}")
-        if not (isinstance(error, FileNotFoundError) and _raised_by_ipt(error)):
-            raise
-        _fail(str(error))
-    except (ValueError, RuntimeError) as error:
-        if not _raised_by_ipt(error):
-            raise
-        _fail(str(error))
+        raise
     except KeyboardInterrupt:
         _fail("stopped; the same command goes on from here", code=130)
 
@@ -95,13 +100,6 @@ def _check_current_folder() -> None:
 def _fail(message: str, code: int = 1) -> None:
     print(f"error: {CONTROL.sub(' ', message)}", file=sys.stderr)
     sys.exit(code)
-
-
-def _raised_by_ipt(error: BaseException) -> bool:
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("ipt.")
 
 
 def _explain(error: BaseException) -> str:

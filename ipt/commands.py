@@ -5,6 +5,7 @@ from functools import partial
 
 from ipt.cli import run_command
 from ipt.config import Config
+from ipt.errors import UserError
 
 WRITING = ("synthesize", "train", "evaluate", "reproduce")  # these write to output_dir and stages_dir
 DRY = ("train", "reproduce")  # both describe the recipe's training, reproduce the stages of its arms too
@@ -13,7 +14,7 @@ DRY = ("train", "reproduce")  # both describe the recipe's training, reproduce t
 def _work(command: str, config: Config) -> None:
     if config.dry_run:
         if command not in DRY:
-            raise ValueError(f"dry_run=true describes a training: use it with {' or '.join(DRY)}, not with {command}")
+            raise UserError(f"dry_run=true describes a training: use it with {' or '.join(DRY)}, not with {command}")
         return _dry_run(command, config)
     from ipt.pipeline import reproduce, stages, validation
 

@@ -6,18 +6,31 @@ Whoever has set up torch.distributed works together; a process without it works 
 import os
 from typing import TypeVar
 
+from ipt.errors import UserError
+
 Value = TypeVar("Value")
+
+
+def launcher_number(variable: str) -> int | None:
+    """The value of an environment variable that a launcher such as torchrun sets; None if it is unset or empty."""
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    if not value.isdecimal():
+        raise UserError(f"the environment variable {variable} is {value!r}, expected a number: unset it, or start with torchrun")
+    return int(value)
 
 
 def join() -> None:
     """Set up the processes of a torchrun, one for each GPU, or on the CPU; does nothing in a process that stands alone."""
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1 or "LOCAL_RANK" not in os.environ:
+    local_rank = launcher_number("LOCAL_RANK")
+    if launcher_number("WORLD_SIZE") in (None, 1) or local_rank is None:
         return
     import torch
     from torch import distributed
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(local_rank)
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The message names the file, row or key, says what was found and what was expected, and what to do.
     """
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that the user named does not exist."""

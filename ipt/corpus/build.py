@@ -27,6 +27,7 @@ from ipt.corpus.ontology import Ontology, check_ontologies, held_out_terms, load
 from ipt.corpus.overlap import Overlap, OverlapCount
 from ipt.corpus.pages import Page, make_pages
 from ipt.corpus.questions import GENERALISATION, RECALL, Asker, Question, ask, count_questions, read_questions
+from ipt.errors import UserError
 from ipt.stage import atomic
 
 KINDS = ("files", "hub", "ontology")
@@ -57,21 +58,22 @@ def build_corpus(
     return _build_documents(config, seed, output, decontamination, row_text)
 
 
-def check_corpus(config: CorpusConfig, row_text: RowText | None = None) -> None:
+def check_corpus(config: CorpusConfig, row_text: RowText | None = None, section: str = "corpus") -> None:
     """Raise a one-line error for a corpus that cannot be read, before anything expensive happens.
 
     Looks at the settings, at the first document of files, and at a questions.jsonl beside them; reaches no hub.
+    `section` is where the config has these settings, for messages.
     """
     _check_values(config)
     if config.kind == "ontology":
         check_ontologies(config.ontologies)
     elif config.kind == "hub":
         if not config.dataset:
-            raise ValueError("corpus.dataset is not set: name a data set, such as corpus.dataset=owner/name")
+            raise UserError(f"{section}.dataset is not set: name a data set, such as {section}.dataset=owner/name")
         if find_spec("datasets") is None:
-            raise ValueError("corpus=hub needs the package datasets: run `make install`")
+            raise UserError("corpus=hub needs the package datasets: run `make install`")
     else:
-        next(read_documents(config, row_text=row_text))
+        next(read_documents(config, row_text=row_text, section=section))
         for _ in _user_questions(config):
             pass
 
@@ -89,13 +91,13 @@ def input_digests(config: CorpusConfig) -> dict[str, str]:
 
 def _check_values(config: CorpusConfig) -> None:
     if config.kind not in KINDS:
-        raise ValueError(f"corpus.kind={config.kind}: expected one of {', '.join(KINDS)}")
+        raise UserError(f"corpus.kind={config.kind}: expected one of {', '.join(KINDS)}")
     if not 0 <= config.held_out < 1:
-        raise ValueError(f"corpus.held_out={config.held_out}: expected a share of at least 0 and less than 1")
+        raise UserError(f"corpus.held_out={config.held_out}: expected a share of at least 0 and less than 1")
     if config.limit is not None and config.limit < 1:
-        raise ValueError(f"corpus.limit={config.limit}: expected null or a number of documents, 1 or more")
+        raise UserError(f"corpus.limit={config.limit}: expected null or a number of documents, 1 or more")
     if config.questions < 0:
-        raise ValueError(f"corpus.questions={config.questions}: expected 0 or more")
+        raise UserError(f"corpus.questions={config.questions}: expected 0 or more")
     build_filters(config)
 
 
@@ -148,7 +150,7 @@ def _build_documents(
             if training.documents == config.limit:
                 break
         if not training.documents:
-            raise ValueError(_nothing_left(config, held_out.documents, dropped))
+            raise UserError(_nothing_left(config, held_out.documents, dropped))
     groups.check()
     questions = _write_questions(output, _user_questions(config))
     return {
@@ -195,7 +197,7 @@ class _Groups:
 
     def check(self) -> None:
         if self._field and self._share and not self._held_out | self._training:
-            raise ValueError(f"corpus.held_out_by={self._field}: no document has such a field, so none can be held out: name another")
+            raise UserError(f"corpus.held_out_by={self._field}: no document has such a field, so none can be held out: name another")
 
     def report(self) -> dict[str, Any]:
         if self._field is None:

@@ -5,7 +5,7 @@ Everything is streamed. What is held in memory is one batch of rows and, where t
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -19,6 +19,7 @@ from ipt.config import CorpusConfig
 from ipt.corpus.files import CorpusFile, first_line, json_lines, json_rows
 from ipt.corpus.finding import find_files
 from ipt.corpus.hashing import short_hash
+from ipt.errors import UserError
 
 SCHEMA = pa.schema([("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())])
 READ_BYTES = 1 << 16  # of a column of a Parquet file at a time: a whole one can be as large as the corpus
@@ -56,24 +57,32 @@ class Row:
     whole_file: bool = False  # a text file: it has no fields beside its text
 
 
-def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None, row_text: RowText | None = None) -> Iterator[Document]:
+def read_documents(
+    config: CorpusConfig,
+    dropped: Counter[str] | None = None,
+    row_text: RowText | None = None,
+    section: str = "corpus",
+    files: Sequence[CorpusFile] = (),
+) -> Iterator[Document]:
     """The documents of `config` (kind files or hub) in a fixed order: files by name, rows as they stand.
 
-    A row's text is its `text_field`, or what `row_text` or else `template` makes of all its fields; `row_text` may raise ValueError
+    A row's text is its `text_field`, or what `row_text` or else `template` makes of all its fields; `row_text` may raise UserError
     for a row it cannot read, or LeftOut. What a row has in the field `held_out_by` is kept in the document's `meta`. A .txt file is
     one document. Texts that are empty, white space only or null are left out and counted by reason in `dropped`. With `id_field` ids
     are taken as they are, and one that comes twice is an error: two texts under one id cannot be told apart later. Without it (and for
     .txt) the id is a hash of file name and row, so it is unique and stable.
-    Raises FileNotFoundError for a missing file, ValueError for a row that cannot be read and for a corpus without any text.
+    `section` is where the config has these settings, for messages. `files` are read instead of those that `path` leads to.
+    Raises MissingFileError for a missing file, UserError for a row that cannot be read and for a corpus without any text.
     """
     dropped = Counter() if dropped is None else dropped
     if row_text is None and config.template:
-        row_text = _template_text(config.template)
+        row_text = _template_text(config.template, section)
     seen: set[bytes] = set()
     documents = 0
-    for row in _hub_rows(config) if config.kind == "hub" else _file_rows(config, all_fields=row_text is not None):
+    rows = _hub_rows(config, section) if config.kind == "hub" else _file_rows(config, row_text is not None, section, files)
+    for row in rows:
         try:
-            text = _text(row, config.text_field) if row_text is None else _made_text(row, row_text)
+            text = _text(row, config.text_field, section) if row_text is None else _made_text(row, row_text)
             if not text.strip():
                 raise LeftOut(EMPTY)
         except LeftOut as reason:
@@ -82,25 +91,25 @@ def read_documents(config: CorpusConfig, dropped: Counter[str] | None = None, ro
         documents += 1
         yield Document(_doc_id(row, config.id_field, seen), text, row.source, {"row": row.number, **_group(row, config.held_out_by)})
     if not documents:
-        raise ValueError(
-            f"{_corpus_name(config)}: the corpus is empty, it holds no document with text ({sum(dropped.values())} empty ones)"
+        raise UserError(
+            f"{_corpus_name(config, section)}: the corpus is empty, it holds no document with text ({sum(dropped.values())} empty ones)"
         )
 
 
 # One row -------------------------------------------------------------------------------------------------------------
 
 
-def _template_text(template: str) -> RowText:
+def _template_text(template: str, section: str) -> RowText:
     try:
         compiled = SandboxedEnvironment(undefined=StrictUndefined).from_string(template)
     except (TemplateSyntaxError, RecursionError, ValueError) as error:
-        raise ValueError(f"corpus.template is no valid template: {first_line(error)}") from None
+        raise UserError(f"{section}.template is no valid template: {first_line(error)}") from None
 
     def text(values: Mapping[str, Any]) -> str:
         try:
             return compiled.render(values)
         except Exception as error:  # a template raises whatever its expressions do
-            raise ValueError(f"corpus.template cannot be filled: {first_line(error)}; the row has {', '.join(values)}") from None
+            raise UserError(f"{section}.template cannot be filled: {first_line(error)}; the row has {', '.join(values)}") from None
 
     return text
 
@@ -111,28 +120,29 @@ def _group(row: Row, field_name: str | None) -> dict[str, str]:
     if field_name is None or value is None or row.whole_file:
         return {}
     if not isinstance(value, str | int):
-        raise ValueError(f"{row.where}: field {field_name!r} is {str(value)[:40]!r}, expected a name or a number: see corpus.held_out_by")
+        raise UserError(f"{row.where}: field {field_name!r} is {str(value)[:40]!r}, expected a name or a number: see corpus.held_out_by")
     return {field_name: str(value)}
 
 
 def _made_text(row: Row, row_text: RowText) -> str:
     try:
         text = row_text(row.values)
-    except ValueError as error:
-        raise ValueError(f"{row.where}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{row.where}: {error}") from None
     return _encodable(text, row, ", ".join(row.values))
 
 
-def _text(row: Row, field_name: str) -> str:
+def _text(row: Row, field_name: str, section: str) -> str:
     if field_name not in row.values:
-        raise ValueError(
-            f"{row.where}: no field {field_name!r}, only {', '.join(map(repr, row.values)) or 'none'}: set corpus.text_field to the text's"
+        raise UserError(
+            f"{row.where}: no field {field_name!r}, only {', '.join(map(repr, row.values)) or 'none'}: "
+            f"set {section}.text_field to the text's"
         )
     text = row.values[field_name]
     if text is None:
         raise LeftOut(NO_TEXT)
     if not isinstance(text, str):
-        raise ValueError(f"{row.where}: field {field_name!r} is {type(text).__name__} {str(text)[:40]!r}, expected a string")
+        raise UserError(f"{row.where}: field {field_name!r} is {type(text).__name__} {str(text)[:40]!r}, expected a string")
     return _encodable(text, row, field_name)
 
 
@@ -141,13 +151,11 @@ def _doc_id(row: Row, field_name: str | None, seen: set[bytes]) -> str:
         return short_hash(row.source, row.number)
     value = row.values.get(field_name)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ValueError(
-            f"{row.where}: field {field_name!r} is {value!r}, expected an id (a string or a whole number): see corpus.id_field"
-        )
+        raise UserError(f"{row.where}: field {field_name!r} is {value!r}, expected an id (a string or a whole number): see corpus.id_field")
     doc_id = _encodable(str(value), row, field_name)
     digest = blake2b(doc_id.encode(), digest_size=16).digest()
     if digest in seen:
-        raise ValueError(f"{row.where}: id {doc_id!r} was there before: ids must differ, or set corpus.id_field=null to number the rows")
+        raise UserError(f"{row.where}: id {doc_id!r} was there before: ids must differ, or set corpus.id_field=null to number the rows")
     seen.add(digest)
     return doc_id
 
@@ -157,53 +165,53 @@ def _encodable(text: str, row: Row, field_name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{row.where}: field {field_name!r} holds half a surrogate pair at character {error.start}: repair the row"
         ) from None
     return text
 
 
-def _corpus_name(config: CorpusConfig) -> str:
-    return f"corpus.dataset={config.dataset}" if config.kind == "hub" else f"corpus.path={config.path}"
+def _corpus_name(config: CorpusConfig, section: str) -> str:
+    return f"{section}.dataset={config.dataset}" if config.kind == "hub" else f"{section}.path={config.path}"
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def _file_rows(config: CorpusConfig, all_fields: bool) -> Iterator[Row]:
-    if not config.path:
-        raise ValueError("corpus.path is not set: name a .parquet, .jsonl or .txt file, a folder or a glob")
+def _file_rows(config: CorpusConfig, all_fields: bool, section: str, files: Sequence[CorpusFile]) -> Iterator[Row]:
+    if not config.path and not files:
+        raise UserError(f"{section}.path is not set: name a .parquet, .jsonl or .txt file, a folder or a glob")
     columns = None if all_fields else [config.text_field, config.id_field, config.held_out_by]
-    for file in find_files(config.path):
+    for file in files or find_files(config.path or "", key=f"{section}.path"):
         if file.kind == "parquet":
-            yield from _parquet_rows(file, columns)
+            yield from _parquet_rows(file, columns, section)
         elif file.kind == "txt":
             yield Row(file.path, file.name, 1, {config.text_field: _read_text(file)}, whole_file=True)
         elif file.kind == "json":
-            yield from (Row(f"{file.path}, entry {number}", file.name, number, values) for number, values in json_rows(file))
+            yield from (Row(f"{file.where}, entry {number}", file.name, number, values) for number, values in json_rows(file))
         else:
-            yield from (Row(f"{file.path}, line {number}", file.name, number, values) for number, values in json_lines(file))
+            yield from (Row(f"{file.where}, line {number}", file.name, number, values) for number, values in json_lines(file))
 
 
-def _parquet_rows(file: CorpusFile, columns: list[str | None] | None) -> Iterator[Row]:
+def _parquet_rows(file: CorpusFile, columns: list[str | None] | None, section: str) -> Iterator[Row]:
     with file.open_anywhere() as data:
         try:
             with pq.ParquetFile(data, pre_buffer=False, buffer_size=READ_BYTES) as table:
-                _check_columns(file.path, table.schema_arrow, columns or [])
+                _check_columns(file.where, table.schema_arrow, columns or [], section)
                 known = columns and [name for name in columns if name in table.schema_arrow.names]
                 number = 0
                 for batch in table.iter_batches(batch_size=256, columns=known):
                     for values in batch.to_pylist():
                         number += 1
-                        yield Row(f"{file.path}, row {number}", file.name, number, values)
+                        yield Row(f"{file.where}, row {number}", file.name, number, values)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file.path}: not a readable Parquet file ({first_line(error)})") from None
+            raise UserError(f"{file.where}: not a readable Parquet file ({first_line(error)})") from None
 
 
-def _check_columns(path: str, schema: pa.Schema, columns: list[str | None]) -> None:
-    for name, key in zip(columns, ("corpus.text_field", "corpus.id_field"), strict=False):
+def _check_columns(path: str, schema: pa.Schema, columns: list[str | None], section: str) -> None:
+    for name, key in zip(columns, ("text_field", "id_field"), strict=False):
         if name and name not in schema.names:
-            raise ValueError(f"{path}: no column {name!r}, only {', '.join(map(repr, schema.names))}: set {key} to the right one")
+            raise UserError(f"{path}: no column {name!r}, only {', '.join(map(repr, schema.names))}: set {section}.{key} to the right one")
 
 
 def _read_text(file: CorpusFile) -> str:
@@ -211,15 +219,15 @@ def _read_text(file: CorpusFile) -> str:
         try:
             return data.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file.path}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
+            raise UserError(f"{file.where}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
 
 
 # Hub -----------------------------------------------------------------------------------------------------------------
 
 
-def _hub_rows(config: CorpusConfig) -> Iterator[Row]:
+def _hub_rows(config: CorpusConfig, section: str) -> Iterator[Row]:
     if not config.dataset:
-        raise ValueError("corpus.dataset is not set: name a data set, such as corpus.dataset=owner/name")
+        raise UserError(f"{section}.dataset is not set: name a data set, such as {section}.dataset=owner/name")
     from datasets import load_dataset  # takes seconds to import
 
     name = "/".join(part for part in (config.dataset, config.subset) if part)
@@ -229,6 +237,7 @@ def _hub_rows(config: CorpusConfig) -> Iterator[Row]:
         for number, values in enumerate(rows, start=1):
             yield Row(f"{name}, split {config.split}, row {number}", f"{name}:{config.split}", number, values)
     except Exception as error:  # network, server, format: a hub raises whatever its clients do
-        raise ValueError(
-            f"corpus.dataset={name}: split {config.split} cannot be read beyond row {number} ({type(error).__name__}: {first_line(error)})"
+        raise UserError(
+            f"{section}.dataset={name}: split {config.split} cannot be read beyond row {number} "
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error

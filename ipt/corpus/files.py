@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import zstandard
 
+from ipt.errors import MissingFileError, UserError
 from ipt.places import POINTER_BYTES, check_content
 from ipt.stage import hash_file, hash_json
 
@@ -38,6 +39,12 @@ class CorpusFile:
     path: str
     name: str  # how documents name it: the same wherever the corpus is kept
     system: Any = field(default=None, compare=False)
+    shown: str = field(default="", compare=False)  # how messages name it, by default by its path
+
+    @property
+    def where(self) -> str:
+        """The file as messages name it."""
+        return self.shown or self.path
 
     @property
     def kind(self) -> str | None:
@@ -52,10 +59,10 @@ class CorpusFile:
         """
         try:
             with Path(self.path).open("rb") if self.system is None else io.BufferedReader(_Remote(self.system, self.path), 1 << 20) as data:
-                check_content(self.path, data.peek(POINTER_BYTES))
+                check_content(self.where, data.peek(POINTER_BYTES))
                 yield data
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise ValueError(f"{self.path}: the file cannot be read to its end ({first_line(error)})") from None
+            raise UserError(f"{self.where}: the file cannot be read to its end ({first_line(error)})") from None
 
     @contextmanager
     def open_lines(self) -> Iterator[IO[bytes]]:
@@ -116,11 +123,11 @@ def reaching(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f"{where}: no such file or folder") from None
+        raise MissingFileError(f"{where}: no such file or folder") from None
     except ImportError as error:
-        raise ValueError(f"{where}: a package is missing ({first_line(error)})") from None
+        raise UserError(f"{where}: a package is missing ({first_line(error)})") from None
     except Exception as error:
-        raise ValueError(f"{where}: cannot be reached ({type(error).__name__}: {first_line(error)})") from None
+        raise UserError(f"{where}: cannot be reached ({type(error).__name__}: {first_line(error)})") from None
 
 
 class _Zstandard(io.RawIOBase):
@@ -233,30 +240,30 @@ def json_rows(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     for number, value in enumerate(values if isinstance(values, list) else [values], start=1):
         if not isinstance(value, dict):
-            raise ValueError(f"{file.path}, entry {number}: a JSON {type(value).__name__}, expected an object with named fields")
+            raise UserError(f"{file.where}, entry {number}: a JSON {type(value).__name__}, expected an object with named fields")
         yield number, value
 
 
 def json_lines(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines, each behind the number of its line; empty lines are passed over.
 
-    Raises ValueError that names the line of what is no JSON object in UTF-8.
+    Raises UserError that names the line of what is no JSON object in UTF-8.
     """
     with file.open_lines() as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield number, _parse_line(line, f"{file.path}, line {number}")
+                yield number, _parse_line(line, f"{file.where}, line {number}")
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         values = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
+        raise UserError(f"{where}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
     except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError of Python's own
-        raise ValueError(f"{where}: not a line of JSON ({first_line(error)})") from None
+        raise UserError(f"{where}: not a line of JSON ({first_line(error)})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: a JSON {type(values).__name__}, expected an object with named fields")
+        raise UserError(f"{where}: a JSON {type(values).__name__}, expected an object with named fields")
     return values
 
 

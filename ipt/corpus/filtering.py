@@ -12,6 +12,7 @@ from typing import Any
 from ipt.config import CorpusConfig
 from ipt.corpus.near_duplicates import NearDuplicates
 from ipt.corpus.words import words_of
+from ipt.errors import UserError
 
 TOO_SHORT, TOO_LONG = "shorter than corpus.min_characters", "longer than corpus.max_characters"
 UNCERTAIN = "language less probable than corpus.language_probability"
@@ -24,7 +25,7 @@ Filter = Callable[[str], str | None]  # text -> why it is left out, or None
 
 
 def build_filters(config: CorpusConfig) -> list[Filter]:
-    """The filters that `config` asks for, the cheap ones first. Raises ValueError for a setting that makes no sense."""
+    """The filters that `config` asks for, the cheap ones first. Raises UserError for a setting that makes no sense."""
     _check(config)
     filters: list[Filter] = []
     if config.min_characters:
@@ -43,22 +44,22 @@ def build_filters(config: CorpusConfig) -> list[Filter]:
 
 def _check(config: CorpusConfig) -> None:
     if config.min_characters < 0:
-        raise ValueError(f"corpus.min_characters={config.min_characters}: expected 0 or more")
+        raise UserError(f"corpus.min_characters={config.min_characters}: expected 0 or more")
     if config.max_characters is not None and config.max_characters < max(config.min_characters, 1):
-        raise ValueError(f"corpus.max_characters={config.max_characters}: expected null or at least 1 and corpus.min_characters")
+        raise UserError(f"corpus.max_characters={config.max_characters}: expected null or at least 1 and corpus.min_characters")
     if not 0 <= config.language_probability <= 1:
-        raise ValueError(f"corpus.language_probability={config.language_probability}: expected 0 to 1")
+        raise UserError(f"corpus.language_probability={config.language_probability}: expected 0 to 1")
     if config.exact_duplicates not in ("keep", "remove"):
-        raise ValueError(f"corpus.exact_duplicates={config.exact_duplicates}: expected keep or remove")
+        raise UserError(f"corpus.exact_duplicates={config.exact_duplicates}: expected keep or remove")
     if config.near_duplicates is not None and not LOWEST_SIMILARITY <= config.near_duplicates <= 1:
-        raise ValueError(f"corpus.near_duplicates={config.near_duplicates}: expected null or a similarity from {LOWEST_SIMILARITY} to 1")
+        raise UserError(f"corpus.near_duplicates={config.near_duplicates}: expected null or a similarity from {LOWEST_SIMILARITY} to 1")
 
 
 def _language_filter(languages: list[str], probability: float) -> Filter:
     identifier = _language_identifier()
     unknown = sorted(set(languages) - set(identifier.labels))
     if unknown:
-        raise ValueError(f"corpus.languages names {', '.join(unknown)}: expected codes among {', '.join(sorted(identifier.labels))}")
+        raise UserError(f"corpus.languages names {', '.join(unknown)}: expected codes among {', '.join(sorted(identifier.labels))}")
 
     def language(text: str) -> str | None:
         found, certainty = identifier.classify(text[:LANGUAGE_CHARACTERS])

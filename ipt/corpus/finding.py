@@ -7,12 +7,13 @@ import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from ipt.corpus.files import KINDS, QUESTIONS, READABLE, CorpusFile, file_kind, reaching, without_query
-from ipt.errors import UserError
+from ipt.errors import MissingFileError, UserError
 from ipt.stage import MANIFEST, STARTED, STATS, read_json
 
 JOB = "job.json"  # of the folder of a sweep's job
@@ -24,7 +25,7 @@ WILDCARD = re.compile(r"(\*+|\?|\[!?\]?[^\]]*\])")  # of a glob
 STAGE_NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")  # a stage's folder, by which remote ones are known
 
 
-def find_files(path: str, unread: Counter[str] | None = None) -> list[CorpusFile]:
+def find_files(path: str, unread: Counter[str] | None = None, key: str = "corpus.path") -> list[CorpusFile]:
     """The files of `corpus.path`: a file, a folder or a glob, local or an fsspec URL, or several separated by commas.
 
     A folder gives the files of known kinds in it and below it, whatever the case of their endings; links are followed, and a file
@@ -32,25 +33,25 @@ def find_files(path: str, unread: Counter[str] | None = None) -> list[CorpusFile
     other kinds, hidden ones, questions.jsonl, broken links, and folders that ipt itself wrote, where held-out documents are.
 
     Names are relative to the folder (several entries: to what their folders have in common; on several kinds of file system:
-    with the kind before remote ones). Bytes of a name that are not UTF-8 are written as `\\xff`. Raises FileNotFoundError for an
-    entry that does not exist or holds nothing to read, ValueError for a file of another kind and for a file system that cannot be
-    reached, UserError for held-out documents of an earlier run.
+    with the kind before remote ones). Bytes of a name that are not UTF-8 are written as `\\xff`. Raises MissingFileError for an
+    entry that does not exist or holds nothing to read, UserError for a file of another kind, for a file system that cannot be
+    reached, and for held-out documents of an earlier run. `key` is the config key that holds `path`, for messages.
     """
     whole = "://" not in path and os.path.lexists(path)
     entries = [path] if whole else [entry.strip() for entry in path.split(",") if entry.strip()]
     if not entries:
-        raise FileNotFoundError("corpus.path is empty: name a file, a folder or a glob")
+        raise MissingFileError(f"{key} is empty: name a file, a folder or a glob")
     unread = Counter() if unread is None else unread
     kinds: dict[str, list[_Entry]] = defaultdict(list)
     for entry in entries:
-        found = _entry(entry)
+        found = _entry(entry, key)
         kinds[found.kind].append(found)
         unread.update(+found.unread)  # without zeros
     files: dict[str, CorpusFile] = {}
     for file in _named(kinds):
         known = files.setdefault(file.name, file)
         if known.path != file.path and not _is_same(known, file):
-            raise UserError(f"corpus.path: two files have the name {file.name}: rename one of them")
+            raise UserError(f"{key}: two files have the name {file.name}: rename one of them")
     return [file for _, file in sorted(files.items())]
 
 
@@ -87,49 +88,52 @@ def _is_same(one: CorpusFile, other: CorpusFile) -> bool:
     return one.system is not None or other.system is not None or Path(one.path).resolve() == Path(other.path).resolve()
 
 
-def _entry(entry: str) -> _Entry:
+def _entry(entry: str, key: str) -> _Entry:
     kind, separator, path = entry.partition("://")
     if separator and kind not in ("file", "local"):
-        found = _remote_entry(entry, kind)
+        found = _remote_entry(entry, kind, key)
     else:
-        found = _local_entry(entry, Path(path if separator else entry))
+        found = _local_entry(entry, Path(path if separator else entry), key)
     if not found.files:
         matches = "no file matches" if glob.has_magic(entry) else f"the folder holds none of {READABLE}"
         others = f"; left unread: {describe_unread(found.unread)}" if found.unread else ""
-        raise FileNotFoundError(f"corpus.path={entry}: {matches}{others}")
+        raise MissingFileError(f"{key}={entry}: {matches}{others}")
     unknown = [file for file in found.files if file_kind(without_query(file, kind)) is None]
     if unknown:
-        raise ValueError(f"corpus.path={entry}: {posixpath.basename(unknown[0])} is none of {READABLE}")
+        raise UserError(f"{key}={entry}: {posixpath.basename(unknown[0])} is none of {READABLE}")
     return found
 
 
 # On this machine -----------------------------------------------------------------------------------------------------
 
 
-def _local_entry(entry: str, path: Path) -> _Entry:
+def _local_entry(entry: str, path: Path, key: str) -> _Entry:
     unread: Counter[str] = Counter()
     if path.is_dir():
-        _check_own(entry, path)
-        files = [str(file) for file in _below(path, unread)]
+        _check_own(entry, path, key)
+        files = [str(file) for file in _below(path, unread, key)]
         return _Entry("", str(path.absolute()), _documents(files, unread), unread=unread)
     if path.exists():
-        _check_own(entry, path)
+        _check_own(entry, path, key)
         return _Entry("", str(path.parent.absolute()), [str(path)])
     if not glob.has_magic(str(path)):
         if path.is_symlink():
-            raise FileNotFoundError(f"corpus.path={entry}: a broken link")
-        raise FileNotFoundError(f"corpus.path={entry}: no such file or folder")
+            raise MissingFileError(f"{key}={entry}: a broken link")
+        raise MissingFileError(f"{key}={entry}: no such file or folder")
     root = Path(_before_pattern(str(path)))
-    _check_own(entry, root, inside_only=True)
-    matches = [str(match) for match in _glob(path, root, unread) if match.name.lower() != QUESTIONS]
+    _check_own(entry, root, key, inside_only=True)
+    matches = [str(match) for match in _glob(path, root, unread, key) if match.name.lower() != QUESTIONS]
     return _Entry("", str(root.absolute()), matches, unread=unread)
 
 
-def _glob(path: Path, root: Path, unread: Counter[str]) -> Iterator[Path]:
+def _glob(path: Path, root: Path, unread: Counter[str], key: str) -> Iterator[Path]:
     """The files that match. `**` goes through `_below`: that of Python follows links in circles."""
     if "**" in path.parts:
-        pattern = _pattern(str(path))
-        yield from (file for file in _below(root, unread, matching=pattern) if pattern.fullmatch(str(file)))
+        try:
+            pattern = _pattern(str(path))
+        except re.error as error:
+            raise UserError(f"{key}={path}: not a glob ({error}): correct what is in brackets") from None
+        yield from (file for file in _below(root, unread, key, matching=pattern) if pattern.fullmatch(str(file)))
         return
     outside = root.resolve()
     known = {outside, *outside.parents}
@@ -170,7 +174,7 @@ def _one_part(part: str) -> str:
     return expression
 
 
-def _below(root: Path, unread: Counter[str], matching: re.Pattern[str] | None = None) -> list[Path]:
+def _below(root: Path, unread: Counter[str], key: str, matching: re.Pattern[str] | None = None) -> list[Path]:
     """The files below a folder, each once: by its own name if links lead to it too. Links are followed last.
 
     With `matching`, files that do not match are not counted in `unread`.
@@ -185,7 +189,7 @@ def _below(root: Path, unread: Counter[str], matching: re.Pattern[str] | None = 
         if _is_inside_own(start.resolve(), known):
             unread[OWN] += _count_files(start)
             continue
-        for place, folders, files in os.walk(start, onerror=_cannot_read):
+        for place, folders, files in os.walk(start, onerror=partial(_cannot_read, key)):
             here, real = Path(place), Path(place).resolve()
             has_marks = not MARKS.isdisjoint(files) or HELD_OUT in folders
             is_own = real not in known and has_marks and _is_own(real)
@@ -203,8 +207,8 @@ def _below(root: Path, unread: Counter[str], matching: re.Pattern[str] | None = 
     return sorted(found.values())
 
 
-def _cannot_read(error: OSError) -> None:
-    raise UserError(f"corpus.path: {error.filename} cannot be read ({error.strerror}): make it readable or leave it out") from None
+def _cannot_read(key: str, error: OSError) -> None:
+    raise UserError(f"{key}: {error.filename} cannot be read ({error.strerror}): make it readable or leave it out") from None
 
 
 def _visible(names: Iterable[str], unread: Counter[str]) -> Iterator[str]:
@@ -245,7 +249,7 @@ def _count_files(folder: Path) -> int:
     return sum(not name.startswith(".") for _, _, files in os.walk(folder) for name in files)
 
 
-def _check_own(entry: str, path: Path, inside_only: bool = False) -> None:
+def _check_own(entry: str, path: Path, key: str, inside_only: bool = False) -> None:
     """Raise UserError for a folder that ipt wrote as a whole, and for the held-out documents in one.
 
     Other parts of such a folder can be named: documents/ of a finished corpus.
@@ -257,10 +261,10 @@ def _check_own(entry: str, path: Path, inside_only: bool = False) -> None:
     inside = real.relative_to(own).parts
     if inside and inside[0] == HELD_OUT:
         message = "holds held-out documents, which are never trained on: name other documents"
-        raise UserError(f"corpus.path={entry}: {message}")
+        raise UserError(f"{key}={entry}: {message}")
     if not inside and not inside_only:
         message = "ipt wrote this folder, and it may hold held-out documents: name a part of it, as its documents/"
-        raise UserError(f"corpus.path={entry}: {message}")
+        raise UserError(f"{key}={entry}: {message}")
 
 
 def _is_inside_own(place: Path, known: set[Path]) -> bool:
@@ -288,12 +292,12 @@ def _is_own(folder: Path) -> bool:
 # Behind URLs ---------------------------------------------------------------------------------------------------------
 
 
-def _remote_entry(entry: str, kind: str) -> _Entry:
+def _remote_entry(entry: str, kind: str, key: str) -> _Entry:
     """As `_local_entry`. A URL that ends as no kind of file does is a folder, since web servers do not tell the two apart."""
     import fsspec
 
     unread: Counter[str] = Counter()
-    with reaching(f"corpus.path={entry}"):
+    with reaching(f"{key}={entry}"):
         system, path = fsspec.url_to_fs(entry)
         system.invalidate_cache()  # of listings: a file may have changed since the last look
         if glob.has_magic(without_query(path, kind)):

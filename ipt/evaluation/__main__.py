@@ -3,20 +3,19 @@
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
+from ipt.cli import exit_on_user_error
 from ipt.console import make_console, use_utf8
+from ipt.errors import UserError
 from ipt.places import check_writable
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    try:
+    with exit_on_user_error():
         options.run(options)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,7 +117,7 @@ def _average(options: argparse.Namespace) -> None:
     from ipt.evaluation.tables import scores_table
 
     if options.last < 1:
-        raise ValueError(f"--last is {options.last}, expected 1 or more")
+        raise UserError(f"--last is {options.last}, expected 1 or more")
     found = average(options.folders, options.last)
     _print(found, scores_table({"average": found}), options.json)
 
@@ -126,7 +125,6 @@ def _average(options: argparse.Namespace) -> None:
 def _pairs(options: argparse.Namespace) -> None:
     from ipt.config import EvaluationConfig, JudgeConfig
     from ipt.evaluation.corpus_quality import default_output, judge_corpus, judged_table
-    from ipt.synthesis.engines import EngineDied
 
     judge = JudgeConfig(model=options.judge, sample=options.sample, api_key_env=options.api_key_env)
     here: EvaluationConfig | None = None
@@ -136,10 +134,7 @@ def _pairs(options: argparse.Namespace) -> None:
         here = EvaluationConfig(backend=options.backend, dtype=options.dtype)
     output = options.output or default_output(options.folder, judge, here, options.seed)
     check_writable("--output", output)
-    try:
-        found = judge_corpus(options.folder, judge, here, options.seed, output)
-    except EngineDied as error:
-        raise ValueError(str(error)) from None
+    found = judge_corpus(options.folder, judge, here, options.seed, output)
     _print(found, judged_table(found), options.json)
 
 

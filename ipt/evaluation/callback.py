@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ipt.config import Config
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.evaluation.results import RESULTS, SCORES
 from ipt.evaluation.run import check_tasks, read_work, results_of, score_tasks
 from ipt.evaluation.task import Task
@@ -27,7 +28,7 @@ class DuringTraining:
     """
 
     def __init__(self, config: Config, corpus: Path | None, output: Path) -> None:
-        """Reads the items: what is wrong with them raises ValueError or FileNotFoundError in one line."""
+        """Reads the items: what is wrong with them raises UserError or MissingFileError in one line."""
         self.config, self.output = config, output
         self.work = read_work(scored_tasks(config), config.evaluation.during_training.limit, corpus, config.data_dir)
         self._scorer: Scorer | None = None  # made with the first scores: it tries out the model
@@ -71,9 +72,9 @@ def check_during_training(config: Config) -> list[Task]:
         return []
     for name, value in {"steps": during.steps, "limit": during.limit}.items():
         if value is not None and value < 1:
-            raise ValueError(f"evaluation.during_training.{name} is {value}, expected 1 or more, or null")
+            raise UserError(f"evaluation.during_training.{name} is {value}, expected 1 or more, or null")
     if not scored_tasks(config):
-        raise ValueError("evaluation.during_training.tasks=[]: name the tasks to score while training, or name some in tasks")
+        raise UserError("evaluation.during_training.tasks=[]: name the tasks to score while training, or name some in tasks")
     return check_tasks(config.evaluation, scored_tasks(config), data_dir=config.data_dir)
 
 

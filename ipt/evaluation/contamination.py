@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from ipt.console import progress
 from ipt.corpus.overlap import Overlap
 from ipt.corpus.questions import GENERALISATION
+from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.data import Item
 from ipt.evaluation.metrics import statistics
 from ipt.evaluation.task import CORPUS, Task
 from ipt.evaluation.task_types.registry import kind_of
 from ipt.models import load_tokenizer
 from ipt.parallel import in_order, worker_count
-from ipt.stage import write_json
+from ipt.stage import read_json, write_json
 from ipt.tokens.encode import tokenizer_fingerprint
 from ipt.tokens.shards import INDEX_FILE
 from ipt.tokens.store import TokenStore
@@ -78,7 +79,7 @@ def find_contamination(
 
 def load_contaminated(folders: Sequence[Path], tasks: Sequence[Task]) -> dict[str, list[str] | None]:
     """What `find_contamination` has found in the data sets of several folders, together."""
-    found = [json.loads((folder / FILE).read_text(encoding="utf-8")) for folder in folders]
+    found = [read_json(folder / FILE) for folder in folders]
     return {task.name: sorted({name for ids in found for name in ids[task.name]}) if is_looked_for(task) else None for task in tasks}
 
 
@@ -104,7 +105,7 @@ def is_looked_for(task: Task) -> bool:
 def check_data(path: str, model: str) -> str | None:
     """The tokenizer of `model` as JSON if `path` is a token store, which it must have made; None for a folder of texts.
 
-    Raises FileNotFoundError or ValueError in one line that names the path.
+    Raises MissingFileError or UserError in one line that names the path.
     """
     if not _is_store(path):
         _rows(path)
@@ -112,7 +113,7 @@ def check_data(path: str, model: str) -> str | None:
     tokenizer = load_tokenizer(model)
     found, wanted = _store(path).fingerprint, tokenizer_fingerprint(tokenizer)
     if found != wanted:
-        raise ValueError(
+        raise UserError(
             f"{KEY}: {path} was made with tokenizer {found}, but that of model={model} is {wanted}: "
             "name the folder of the texts that it was made of"
         )
@@ -167,16 +168,16 @@ def _is_store(path: str) -> bool:
 def _store(path: str) -> TokenStore:
     try:
         return TokenStore.open(path)
-    except (FileNotFoundError, ValueError) as error:
+    except UserError as error:
         raise type(error)(f"{KEY}: {error}") from None
 
 
 def _rows(path: str) -> list[Rows]:
     if not Path(path).is_dir():
-        raise FileNotFoundError(f"{KEY}: {path} is no folder: name a token store, or a folder of *.parquet with texts")
+        raise MissingFileError(f"{KEY}: {path} is no folder: name a token store, or a folder of *.parquet with texts")
     try:
         return make_tasks(Path(path), UNIT)
-    except (FileNotFoundError, ValueError) as error:
+    except UserError as error:
         raise type(error)(f"{KEY}: {error}: name a token store, or a folder of *.parquet with a column text") from None
 
 

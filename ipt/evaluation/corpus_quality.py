@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ipt.config import EvaluationConfig, JudgeConfig
 from ipt.corpus.words import words_of
+from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.metrics import statistics
 from ipt.models import check_model, load_tokenizer
 from ipt.stage import hash_json, read_parts, write_json, write_parquet
@@ -57,7 +58,7 @@ def judge_corpus(folder: Path, judge: JudgeConfig, here: EvaluationConfig | None
     - `rules`, which need no judge and do not know whether an answer is right: the share of answers of which four fifths of the words
       (`grounded`), or all in a row (`verbatim`), occur in their document; `kinds_by_rules` and the `kinds` themselves.
 
-    Raises FileNotFoundError or ValueError in one line where there are no pairs, no verdict comes, or a setting is wrong, EngineDied if
+    Raises MissingFileError or UserError in one line where there are no pairs, no verdict comes, or a setting is wrong, EngineDied if
     the server cannot be reached.
     """
     check_judge(judge)
@@ -74,11 +75,11 @@ def judge_corpus(folder: Path, judge: JudgeConfig, here: EvaluationConfig | None
 
 
 def pairs_folder(folder: Path) -> Path:
-    """Where a synthesis stage, or a folder of its files, has its pairs. Raises FileNotFoundError if there are none."""
+    """Where a synthesis stage, or a folder of its files, has its pairs. Raises MissingFileError if there are none."""
     for pairs in (folder / "pairs", folder):
         if any(pairs.glob("part-*.parquet")):
             return pairs
-    raise FileNotFoundError(f"{folder} holds no pairs/part-*.parquet: name the folder of a finished synthesis (or filters) stage")
+    raise MissingFileError(f"{folder} holds no pairs/part-*.parquet: name the folder of a finished synthesis (or filters) stage")
 
 
 def default_output(folder: Path, judge: JudgeConfig, here: EvaluationConfig | None, seed: int) -> Path:
@@ -130,7 +131,7 @@ def _by_rules(pairs: Path, sample: int | None, seed: int) -> dict[str, Any]:
         verbatim.append(words.verbatim)
         kinds[kind_of(case.question, case.answer, words.question, words_of(case.answer))] += 1
     if not grounded:
-        raise ValueError(f"{pairs} holds documents without any pair: there is nothing to judge")
+        raise UserError(f"{pairs} holds documents without any pair: there is nothing to judge")
     return {
         "grounded": statistics.proportion(grounded).as_dict(),
         "verbatim": statistics.proportion(verbatim).as_dict(),
@@ -146,7 +147,7 @@ def _by_judge(folder: Path) -> dict[str, Any]:
     verdicts = [(row["answer_is_right"], row["about_document"]) for row in read_parts(folder) if not row["failure"]]
     counted = figures(folder)
     if not verdicts:
-        raise ValueError(f"the judge gave no verdict on any pair: failed are {counted['failed']}; take a larger or instruction-tuned model")
+        raise UserError(f"the judge gave no verdict on any pair: failed are {counted['failed']}; take a larger or instruction-tuned model")
     right, relevant = zip(*verdicts, strict=True)
     return {
         "accuracy": statistics.proportion(right).as_dict(),

@@ -10,6 +10,7 @@ from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedErro
 from jinja2.sandbox import SandboxedEnvironment
 
 from ipt.corpus.files import CorpusFile, first_line
+from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.distractors import with_distractors
 from ipt.evaluation.draws import text_hash
 from ipt.evaluation.formats import Row, as_fields, is_missing, read_file, read_hub
@@ -42,7 +43,7 @@ class Item(Protocol):
 def read_rows(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Row]:
     """The rows that the task's `where` and `keep` select; `corpus` is the folder of a finished corpus stage.
 
-    Rows without a field that the task's `keep` or `distractors` name are put down in `odd`. Raises FileNotFoundError or ValueError
+    Rows without a field that the task's `keep` or `distractors` name are put down in `odd`. Raises MissingFileError or UserError
     in one line that names the file and what to do.
     """
     odd = OddRows() if odd is None else odd
@@ -60,7 +61,7 @@ def read_rows(task: Task, corpus: Path | None, odd: OddRows | None = None) -> li
         place = data_path(task, corpus) or task.data
         wanted = ", ".join([*(f"{key}={value}" for key, value in task.where.items()), *([f"keep={task.keep!r}"] if task.keep else [])])
         others = "; ".join(list(found)[:6]) if task.where else f"{len(found)} kinds of others"
-        raise ValueError(
+        raise UserError(
             f"task {task.name}: {place} holds no row with {wanted}: found {others or 'no rows'}"
             if wanted and found
             else f"task {task.name}: {place} holds no rows"
@@ -75,16 +76,16 @@ def data_path(task: Task, corpus: Path | None) -> Path | None:
     if path := task.path:
         if not path.exists():
             place = f"data_dir={task.data_dir}" if task.data_dir in path.parents else "the folder of the task's YAML file"
-            raise FileNotFoundError(f"task {task.name}: data file {path} does not exist (its path begins at {place})")
+            raise MissingFileError(f"task {task.name}: data file {path} does not exist (its path begins at {place})")
         return path
     if not task.needs_corpus:
         return None
     name = task.data.removeprefix(CORPUS)
     if corpus is None:
-        raise ValueError(f"task {task.name} reads {name} of a corpus, but there is none: name a corpus, or leave the task out")
+        raise UserError(f"task {task.name} reads {name} of a corpus, but there is none: name a corpus, or leave the task out")
     path = corpus / name
     if not path.exists():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"task {task.name}: the corpus in {corpus} has no {path.name}: leave the task out, or use a corpus that has it"
         )
     return path
@@ -108,7 +109,7 @@ def check_ids(task: Task, items: Iterable[Item]) -> None:
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
-            raise ValueError(f"task {task.name}: two items have the {task.id} {item.id!r}: ids must be unique")
+            raise UserError(f"task {task.name}: two items have the {task.id} {item.id!r}: ids must be unique")
         seen.add(item.id)
 
 
@@ -144,14 +145,14 @@ def _rendered(task: Task, key: str, template: str, row: Row, environment: Sandbo
     try:
         compiled = _compile(environment, template)
     except (TemplateSyntaxError, RecursionError, ValueError) as error:
-        raise ValueError(f"task {task.name}: {key} is no valid template: {first_line(error)}") from None
+        raise UserError(f"task {task.name}: {key} is no valid template: {first_line(error)}") from None
     known = {name: value for name, value in row.fields.items() if not is_missing(value)}
     try:
         return compiled.render({**known, **more})
     except UndefinedError as error:
         raise OddRow(f"{row.where}: task {task.name} cannot fill its {key}: {first_line(error)}; the row has {', '.join(known)}") from None
     except Exception as error:  # a template raises whatever its expressions do
-        raise ValueError(
+        raise UserError(
             f"{row.where}: task {task.name} cannot fill its {key}: {first_line(error)}; the row has {', '.join(known)}"
         ) from None
 
@@ -191,7 +192,7 @@ def _records(task: Task, row: Row, path: list[str]) -> Iterator[Row]:
     outer = {key: value for key, value in row.fields.items() if key != name}
     entries = row.fields.get(name)
     if not isinstance(entries, list | dict):
-        raise ValueError(f"{row.where}: {name} of records={task.records} is {str(entries)[:40]!r}, expected a list or an object")
+        raise UserError(f"{row.where}: {name} of records={task.records} is {str(entries)[:40]!r}, expected a list or an object")
     for number, entry in enumerate([entries] if isinstance(entries, dict) else entries):
         inner = Row(f"{row.where}, {name} {number + 1}", 0, {**outer, **as_fields(entry)})
         yield from _records(task, inner, further)
@@ -209,7 +210,7 @@ def _joined(task: Task, rows: Iterable[Row]) -> Iterator[Row]:
         matched += fields is not None
         yield row._replace(fields={**(fields or {}), **row.fields})
     if not matched:
-        raise ValueError(f"task {task.name}: none of the {len(more)} rows of join={task.join} has the {task.id} of a row of {task.data}")
+        raise UserError(f"task {task.name}: none of the {len(more)} rows of join={task.join} has the {task.id} of a row of {task.data}")
 
 
 def _with_fields(task: Task, row: Row) -> Row:
@@ -225,5 +226,5 @@ def _is_kept(task: Task, row: Row) -> bool:
         return True
     said = render(task, "keep", task.keep, row).strip()
     if said not in ("True", "False"):
-        raise ValueError(f"{row.where}: keep of task {task.name} reads {said!r}, expected True or False")
+        raise UserError(f"{row.where}: keep of task {task.name} reads {said!r}, expected True or False")
     return said == "True"

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from itertools import chain, islice
 
+from ipt.errors import UserError
 from ipt.evaluation.draws import draw
 from ipt.evaluation.formats import Row
 from ipt.evaluation.task import Task
@@ -13,12 +14,12 @@ def with_distractors(task: Task, rows: list[Row]) -> list[Row]:
 
     `distractors` says: `field`; `number` of wrong options; `near`, a field: rows with the same value of it are taken first, since
     options from the same chapter are harder to tell apart. Values that differ in case only are one. The draw depends on the rows
-    alone. Raises ValueError if a field is missing or there are too few values.
+    alone. Raises UserError if a field is missing or there are too few values.
     """
     name, near = task.distractors["field"], task.distractors.get("near", "")
     for key in filter(None, (name, near)):
         if bare := next((row for row in rows if not isinstance(row.fields.get(key), str)), None):
-            raise ValueError(f"{bare.where}: field {key} is {bare.fields.get(key)!r}, expected a text (the task's distractors name it)")
+            raise UserError(f"{bare.where}: field {key} is {bare.fields.get(key)!r}, expected a text (the task's distractors name it)")
     everywhere = [row.fields[name] for row in rows]
     neighbours: dict[str, list[str]] = defaultdict(list)
     for row in rows:
@@ -36,7 +37,7 @@ def _with_options(task: Task, row: Row, pools: list[list[str]]) -> Row:
         if len(others) == number:
             break
     if len(others) < number:
-        raise ValueError(f"{row.where}: {len(others)} other values of {name} than {right!r}, expected {number}: lower distractors.number")
+        raise UserError(f"{row.where}: {len(others)} other values of {name} than {right!r}, expected {number}: lower distractors.number")
     options = [right, *others.values()]
     options = [options[index] for index in islice(draw(len(options), f"{key}/order"), len(options))]
     return row._replace(fields={**row.fields, "options": options, "gold": options.index(right)})

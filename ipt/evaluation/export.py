@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.task import Task, load_tasks
 from ipt.evaluation.task_types import generation, multiple_choice, perplexity
@@ -25,7 +26,7 @@ from ipt.evaluation.exported import ExportedTask  # noqa: F401
 def export(names: Iterable[str], folder: Path, corpus: Path | None = None, data_dir: str | Path = "data") -> list[str]:
     """Write for each task NAME.yaml and NAME.jsonl, its items with filled-in prompts, and one module for all; return the names.
 
-    Tasks of kinds that the harness cannot run, or has itself, are named on the terminal and left out. Raises ValueError if none is left,
+    Tasks of kinds that the harness cannot run, or has itself, are named on the terminal and left out. Raises UserError if none is left,
     and what reading the tasks raises.
     """
     tasks = load_tasks(names, data_dir)
@@ -34,7 +35,7 @@ def export(names: Iterable[str], folder: Path, corpus: Path | None = None, data_
             console.print(f"{task.name} is left out: it is of kind {task.kind}, only {', '.join(ITEMS)} are written")
     chosen = [task for task in tasks if task.kind in ITEMS]
     if not chosen:
-        raise ValueError(f"none of the tasks is of kind {', '.join(ITEMS)}: there is nothing to write")
+        raise UserError(f"none of the tasks is of kind {', '.join(ITEMS)}: there is nothing to write")
     for task in chosen:
         _write(task, folder, corpus)
     _write_text(folder / f"{MODULE}.py", CODE)

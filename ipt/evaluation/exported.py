@@ -18,6 +18,7 @@ from lm_eval.config.task import TaskConfig
 from lm_eval.filters import build_filter_ensemble
 from numpy.typing import NDArray
 
+from ipt.errors import UserError
 from ipt.evaluation.backends import encoding
 from ipt.evaluation.backends.batching import UNLIMITED
 from ipt.evaluation.backends.encoding import Encoder, start_tokens
@@ -41,7 +42,7 @@ class ExportedTask(HarnessTask):
         metadata = config["metadata"]
         model = next((metadata[name] for name in MODEL if metadata.get(name)), None)
         if model is None:
-            raise ValueError(f"task {config['task']} needs the model's tokenizer: give --model_args pretrained=MODEL, or tokenizer=MODEL")
+            raise UserError(f"task {config['task']} needs the model's tokenizer: give --model_args pretrained=MODEL, or tokenizer=MODEL")
         self.task = Task(**metadata["definition"])
         self.kind = kind_of(self.task)
         lines = Path(metadata["config_source"]).with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()

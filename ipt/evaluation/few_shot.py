@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ipt.errors import UserError
 from ipt.evaluation.data import phrasing
 from ipt.evaluation.draws import draw, text_hash
 from ipt.evaluation.odd_rows import OddRows
@@ -44,7 +45,7 @@ def with_shots(task: Task, items: list[Any], corpus: Path | None, read: Callable
 
     An item is a named tuple with `id`, `prompt`, `shots` (so many characters of the prompt are demonstrations) and `text`: the
     rest of the prompt with the right answer, which is what a demonstration prints.
-    Rows of other data that make no demonstration are put down in `odd`. Raises ValueError if there are too few of them, or of one
+    Rows of other data that make no demonstration are put down in `odd`. Raises UserError if there are too few of them, or of one
     class.
     """
     source = task.demonstrations
@@ -53,7 +54,7 @@ def with_shots(task: Task, items: list[Any], corpus: Path | None, read: Callable
     has_own_data = replace(source, shots=task.shots) != task
     settings = Settings(**{key: value for key, value in task.shots.items() if key in SHOTS})
     if settings.order not in ORDERS:
-        raise ValueError(f"task {task.name}: shots.order is {settings.order!r}, expected {' or '.join(ORDERS)}")
+        raise UserError(f"task {task.name}: shots.order is {settings.order!r}, expected {' or '.join(ORDERS)}")
 
     @cache
     def classes(prompt: str) -> list[list[Any]]:
@@ -87,7 +88,7 @@ def _classes(task: Task, settings: Settings, demonstrations: list[Any]) -> list[
 def _class(task: Task, demonstration: Any) -> str:
     gold = getattr(demonstration, "gold", None)
     if gold is None or demonstration.right or isinstance(task.options, str):
-        raise ValueError(f"task {task.name}: shots.per_class is for tasks of kind choice with one right option of a fixed list")
+        raise UserError(f"task {task.name}: shots.per_class is for tasks of kind choice with one right option of a fixed list")
     return str(demonstration.options[gold])
 
 
@@ -106,7 +107,7 @@ def _prefix(task: Task, settings: Settings, item: Any, candidates: Iterable[list
         others = [member for member in members if member.text != item.text][: settings.number]
         if len(others) < settings.number:
             of_class = f" with the answer {_class(task, members[0])!r}" if settings.per_class else ""
-            raise ValueError(f"task {task.name}: {len(others)} demonstrations{of_class} for item {item.id}, expected {settings.number}")
+            raise UserError(f"task {task.name}: {len(others)} demonstrations{of_class} for item {item.id}, expected {settings.number}")
         chosen += others
     if settings.order == "random":
         chosen.sort(key=lambda demonstration: text_hash(f"{key}/{demonstration.id}"))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.corpus.files import CorpusFile, first_line
+from ipt.errors import UserError
 from ipt.evaluation.task import HUB, Task
 
 if TYPE_CHECKING:
@@ -35,12 +36,12 @@ def read_file(task: Task, file: CorpusFile) -> Iterator[Row]:
     - conll: a token and its tag in the first and the last column, empty lines between sentences. A row has `tokens`, `tags`,
       `text` (the tokens with spaces between) and `entities` (a list of `text` and `type`).
 
-    Raises ValueError in one line that names file and row.
+    Raises UserError in one line that names file and row.
     """
     kind = _format(task, file)
     for key, kinds in {"columns": ("csv", "tsv"), "sentences": ("conll",)}.items():
         if kind not in kinds and getattr(task, key) != getattr(Task("", ""), key):
-            raise ValueError(f"task {task.name}: {key} is for {' and '.join(kinds)} files, but {file.path} is read as {kind}")
+            raise UserError(f"task {task.name}: {key} is for {' and '.join(kinds)} files, but {file.path} is read as {kind}")
     try:
         if kind == "parquet":
             yield from _parquet(file)
@@ -48,7 +49,7 @@ def read_file(task: Task, file: CorpusFile) -> Iterator[Row]:
         with file.open_lines() as data:
             yield from FORMATS[kind](task, file.path, io.TextIOWrapper(data, encoding="utf-8-sig", newline=""))
     except (UnicodeDecodeError, pa.ArrowInvalid, csv.Error) as error:
-        raise ValueError(f"{file.path} cannot be read as {kind}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{file.path} cannot be read as {kind}: {' '.join(str(error).split())}") from None
 
 
 def read_hub(task: Task) -> Iterator[Row]:
@@ -63,7 +64,7 @@ def read_hub(task: Task) -> Iterator[Row]:
             yield Row(f"{called} split {split} row {number + 1}", number, fields)
     except Exception as error:  # network, server, format: a hub raises whatever its clients do
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise ValueError(f"task {task.name}: data set {called}, split {split}, cannot be read from the hub ({reason})") from None
+        raise UserError(f"task {task.name}: data set {called}, split {split}, cannot be read from the hub ({reason})") from None
 
 
 def _format(task: Task, file: CorpusFile) -> str:
@@ -75,9 +76,9 @@ def _format(task: Task, file: CorpusFile) -> str:
     if found in known and (found != "parquet" or name == whole):
         return found
     if task.format:
-        raise ValueError(f"task {task.name}: format is {task.format!r}, expected {', '.join(known)}")
+        raise UserError(f"task {task.name}: format is {task.format!r}, expected {', '.join(known)}")
     endings = ", ".join(f".{kind}" for kind in known)
-    raise ValueError(f"{file.path}: expected a file that ends in {endings} (.parquet aside, also .gz or .zst), or the task's key `format`")
+    raise UserError(f"{file.path}: expected a file that ends in {endings} (.parquet aside, also .gz or .zst), or the task's key `format`")
 
 
 # One format each -----------------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def _jsonl(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
             where = f"{path} line {number + 1}"
             fields = _parse(line, where)
             if not isinstance(fields, dict):
-                raise ValueError(f"{where}: found {type(fields).__name__}, expected an object with fields")
+                raise UserError(f"{where}: found {type(fields).__name__}, expected an object with fields")
             yield Row(where, number, fields)
 
 
@@ -104,7 +105,7 @@ def _json(task: Task, path: str, lines: io.TextIOWrapper) -> Iterator[Row]:
         for number, (key, entry) in enumerate(content.items()):
             yield Row(f"{path} key {key}", number, {"key": key, **as_fields(entry)})
     else:
-        raise ValueError(f"{path}: found {type(content).__name__}, expected a list or an object")
+        raise UserError(f"{path}: found {type(content).__name__}, expected a list or an object")
 
 
 def is_missing(value: Any) -> bool:
@@ -121,7 +122,7 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError of Python's own
-        raise ValueError(f"{where}: not valid JSON: {first_line(error)}") from None
+        raise UserError(f"{where}: not valid JSON: {first_line(error)}") from None
 
 
 def _csv(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
@@ -139,7 +140,7 @@ def _table(task: Task, path: str, cells: "Reader") -> Iterator[Row]:
     for number, row in enumerate(filter(None, cells)):
         where = f"{path} line {cells.line_num}"
         if len(row) != len(columns):
-            raise ValueError(f"{where}: {len(row)} cells, expected {len(columns)}: {', '.join(columns)}")
+            raise UserError(f"{where}: {len(row)} cells, expected {len(columns)}: {', '.join(columns)}")
         yield Row(where, number, dict(zip(columns, row, strict=True)))
 
 
@@ -174,7 +175,7 @@ def _documents(path: str, lines: Iterable[str]) -> Iterator[tuple[int, list[list
         cells = line.split()
         if cells and cells[0] != "-DOCSTART-":
             if len(cells) < 2:
-                raise ValueError(f"{path} line {number + 1}: {line.strip()!r}, expected a token and its tag")
+                raise UserError(f"{path} line {number + 1}: {line.strip()!r}, expected a token and its tag")
             sentence.append((cells[0], cells[-1]))
             continue
         if sentence:

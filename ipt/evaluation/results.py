@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.metrics.statistics import Z95, Metric, difference, standard_error
 from ipt.evaluation.task import Task, load_tasks, read_group, task_names
 from ipt.evaluation.task_types.registry import kind_of
+from ipt.stage import read_json, reading_parquet
 
 RESULTS, PREDICTIONS = "results.json", "predictions"
 SCORES = "scores"  # folder of a training run: step-NUMBER, each a finished evaluation
@@ -26,20 +28,27 @@ def predictions_path(folder: Path, task: str) -> Path:
 
 
 def read_predictions(folder: Path, task: str) -> list[dict[str, Any]]:
-    return pq.read_table(predictions_path(folder, task)).to_pylist()
+    path = predictions_path(folder, task)
+    with reading_parquet(path):
+        return pq.read_table(path).to_pylist()
 
 
 def read_task(folder: Path, task: str) -> Task:
     """The task as it was when its predictions were made."""
-    return Task(**json.loads(pq.read_schema(predictions_path(folder, task)).metadata[b"task"]))
+    path = predictions_path(folder, task)
+    with reading_parquet(path):
+        metadata = pq.read_schema(path).metadata or {}
+    if b"task" not in metadata:
+        raise UserError(f"{path}: no predictions of ipt (the metadata has no task): evaluate again")
+    return Task(**json.loads(metadata[b"task"]))
 
 
 def load_results(folder: Path) -> Results:
     """results.json of a finished evaluation stage."""
     try:
-        return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        return read_json(folder / RESULTS)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no {RESULTS}: it is no finished evaluation") from None
+        raise MissingFileError(f"{folder} holds no {RESULTS}: it is no finished evaluation") from None
 
 
 def main_metrics(metrics: Iterable[str]) -> list[str]:
@@ -54,7 +63,7 @@ def compare(a: Path, b: Path) -> Results:
 
     Both are folders of finished evaluations; tasks that only one has are left out. p is two-sided: exact (McNemar) for
     accuracies, else by normal approximation. nll and perplexity compare only between models of one tokenizer.
-    Raises ValueError if there is no common task, no common item, or one id stands for two different items.
+    Raises UserError if there is no common task, no common item, or one id stands for two different items.
     """
     return {task: compare_task(a, b, task) for task in _common_tasks([a, b])}
 
@@ -114,7 +123,7 @@ def _common_tasks(folders: Sequence[Path]) -> list[str]:
     tasks = [task for task in results[0] if all(task in result for result in results)]
     if not tasks:
         named = " and ".join(map(str, folders))
-        raise ValueError(f"{named} have no task in common: evaluate all models on the same tasks")
+        raise UserError(f"{named} have no task in common: evaluate all models on the same tasks")
     return tasks
 
 
@@ -124,11 +133,11 @@ def paired_metrics(task: str, folders: Sequence[Path]) -> list[dict[str, Metric]
     common = [name for name in rows[0] if all(name in others for others in rows)]
     if not common:
         named = " and ".join(map(str, folders))
-        raise ValueError(f"task {task}: {named} have no item in common: evaluate all with the same data and limit")
+        raise UserError(f"task {task}: {named} have no item in common: evaluate all with the same data and limit")
     for folder, others in zip(folders, rows, strict=True):
         changed = next((name for name in common if rows[0][name]["prompt_hash"] != others[name]["prompt_hash"]), None)
         if changed is not None:
-            raise ValueError(f"task {task}: item {changed} is another one in {folders[0]} than in {folder}: use the same data for all")
+            raise UserError(f"task {task}: item {changed} is another one in {folders[0]} than in {folder}: use the same data for all")
     definition = read_task(folders[0], task)
     return [kind_of(definition).metrics(definition, [others[name] for name in common]) for others in rows]
 

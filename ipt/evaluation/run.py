@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from ipt.chat_templates import check_kwargs
 from ipt.config import EvaluationConfig
 from ipt.console import console, progress
+from ipt.errors import UserError
 from ipt.evaluation.contamination import FILE, Contaminated, clean_metrics
 from ipt.evaluation.data import Item, subset
 from ipt.evaluation.odd_rows import LEFT_OUT, OddRows
@@ -52,7 +53,7 @@ def evaluate(
     `data_dir` holds the data sets that tasks read from data:PATH; `corpus` is the folder of a finished corpus stage, or None
     where no task reads one; `contaminated` names the items that are known to be in training data (`ipt.evaluation.contamination`).
     A task whose predictions lie in `output` from an interrupted run is not scored again. Whatever is
-    wrong in config, tasks and their data raises ValueError or FileNotFoundError in one line before the model is loaded.
+    wrong in config, tasks and their data raises UserError or MissingFileError in one line before the model is loaded.
     """
     check_model(model)
     check_config(config)
@@ -146,7 +147,7 @@ def check_tasks(config: EvaluationConfig, tasks: list[str], corpus: Path | None 
 
 
 def check_config(config: EvaluationConfig) -> None:
-    """Raise ValueError in one line for a value that cannot work."""
+    """Raise UserError in one line for a value that cannot work."""
     for name, known in {
         "backend": ("hf", "vllm"),
         "dtype": ("fp32", "bf16", "fp16"),
@@ -154,13 +155,13 @@ def check_config(config: EvaluationConfig) -> None:
         "quantize": (None, "4bit", "8bit"),
     }.items():
         if getattr(config, name) not in known:
-            raise ValueError(f"evaluation.{name} is {getattr(config, name)!r}, expected {' or '.join(map(str, known))}")
+            raise UserError(f"evaluation.{name} is {getattr(config, name)!r}, expected {' or '.join(map(str, known))}")
     for name, least in {"batch_tokens": 1, "limit": 1, "max_length": 2}.items():
         value = getattr(config, name)
         if value is not None and value < least:
-            raise ValueError(f"evaluation.{name} is {value}, expected {least} or more")
+            raise UserError(f"evaluation.{name} is {value}, expected {least} or more")
     if not re.fullmatch(r"auto|sharded|cpu|mps|cuda(:\d+)?", config.device):
-        raise ValueError(f"evaluation.device is {config.device!r}, expected auto, cpu, mps, cuda, cuda:NUMBER or sharded")
+        raise UserError(f"evaluation.device is {config.device!r}, expected auto, cpu, mps, cuda, cuda:NUMBER or sharded")
     check_kwargs(config.chat_template_kwargs, "evaluation.chat_template_kwargs")
     if config.backend == "vllm":
         from ipt.evaluation.backends.vllm import check_vllm

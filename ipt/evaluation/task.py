@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt.corpus.files import CorpusFile, first_line
+from ipt.errors import MissingFileError, UserError
 from ipt.places import expanded
 from ipt.stage import hash_folder, hash_json, parse_yaml
 
@@ -146,16 +147,16 @@ EXPECTED: dict[Any, str] = {
 def load_tasks(names: Iterable[str], data_dir: str | Path = "data") -> list[Task]:
     """The tasks behind names of tasks, names of groups and paths of .yaml files, in order and each once.
 
-    Raises ValueError or FileNotFoundError in one line: an unknown name (with the nearest ones), a misspelt key, a wrong value.
+    Raises UserError or MissingFileError in one line: an unknown name (with the nearest ones), a misspelt key, a wrong value.
     """
     tasks: dict[str, Task] = {}
     for name in names:
         for task in _resolve(name, Path(), Path(data_dir), ()):
             known = tasks.setdefault(task.name, task)
             if known != task:
-                raise ValueError(f"tasks: {name} is called {task.name} like another task: give one of the two another name")
+                raise UserError(f"tasks: {name} is called {task.name} like another task: give one of the two another name")
     if not tasks:
-        raise ValueError(f"tasks is empty: name at least one, or the path of a .yaml file ({LISTED})")
+        raise UserError(f"tasks is empty: name at least one, or the path of a .yaml file ({LISTED})")
     return list(tasks.values())
 
 
@@ -191,7 +192,7 @@ def remote_file(url: str) -> CorpusFile:
     try:
         system, path = fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{url}: no such kind of file system, or a package for it is missing ({first_line(error)})") from None
+        raise UserError(f"{url}: no such kind of file system, or a package for it is missing ({first_line(error)})") from None
     return CorpusFile(path, path.partition("?")[0].rpartition("/")[2], system)
 
 
@@ -205,7 +206,7 @@ def _resolve(name: str, folder: Path, data_dir: Path, inside: tuple[Path, ...]) 
     """The tasks of one name; a path is relative to `folder`: that of the group which names it, else the current one."""
     path = _find(name, folder)
     if path in inside:
-        raise ValueError(f"{path}: the group contains itself: take {name} out of `tasks`")
+        raise UserError(f"{path}: the group contains itself: take {name} out of `tasks`")
     content = _load_yaml(path)
     if "tasks" not in content:
         return [_task(content, path, data_dir)]
@@ -217,20 +218,20 @@ def _find(name: str, folder: Path) -> Path:
     if name.endswith((".yaml", ".yml")):
         path = folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"tasks: {name} is no file: give the path of a task's YAML file, or a name ({LISTED})")
+            raise MissingFileError(f"tasks: {name} is no file: give the path of a task's YAML file, or a name ({LISTED})")
         return path.resolve()
     path = SHIPPED / f"{name}.yaml"
     if "/" in name or not path.is_file():
         nearest = " or ".join(difflib.get_close_matches(name, task_names(), n=3, cutoff=0.5))
         guess = f"did you mean {nearest}? " if nearest else ""
-        raise ValueError(f"tasks: no task or group is called {name!r}: {guess}Own tasks: the path of a .yaml file ({LISTED})")
+        raise UserError(f"tasks: no task or group is called {name!r}: {guess}Own tasks: the path of a .yaml file ({LISTED})")
     return path
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     content = parse_yaml(path.read_bytes(), path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: found {type(content).__name__}, expected keys such as name, kind and data: see docs/evaluation.md")
+        raise UserError(f"{path}: found {type(content).__name__}, expected keys such as name, kind and data: see docs/evaluation.md")
     return content
 
 
@@ -243,9 +244,9 @@ def _task(content: dict[str, Any], path: Path, data_dir: Path) -> Task:
     needed = ("kind", REQUIRED.get(values.get("kind", ""), "data"))
     missing = [key for key in needed if not values.get(key)]
     if missing:
-        raise ValueError(f"{path}: the key {missing[0]} is missing: a task needs {' and '.join(needed)}")
+        raise UserError(f"{path}: the key {missing[0]} is missing: a task needs {' and '.join(needed)}")
     if "/" in values["name"]:
-        raise ValueError(f"{path}: name is {values['name']!r}, but it names a file of predictions: leave out the slash")
+        raise UserError(f"{path}: name is {values['name']!r}, but it names a file of predictions: leave out the slash")
     _check_use(values, path)
     return Task(**values, folder=path.parent, data_dir=data_dir)
 
@@ -255,14 +256,14 @@ def _check_use(values: dict[str, Any], path: Path) -> None:
     kind = values["kind"]
     ignored = [key for key in values if key not in USES[kind] | EVERY] if kind in USES else []
     if ignored:
-        raise ValueError(f"{path}: {ignored[0]} means nothing to a task of kind {kind}: leave it out (it is for {_users(ignored[0])})")
+        raise UserError(f"{path}: {ignored[0]} means nothing to a task of kind {kind}: leave it out (it is for {_users(ignored[0])})")
     rows = {} if kind == "harness" else {key: KEYS["task"][key] for key in ROWS}
     shots: dict[str, Any] = {**{key: SHOTS[key] for key in SHOTS_OF.get(kind, SHOTS)}, **rows}
     for name, types, needed in (("shots", shots, ["number"]), ("distractors", DISTRACTORS, ["number", "field"])):
         if given := values.get(name):
             _check_types(given, types, path, f"{name}.")
             if missing := [key for key in needed if key not in given]:
-                raise ValueError(f"{path}: {name}.{missing[0]} is missing")
+                raise UserError(f"{path}: {name}.{missing[0]} is missing")
 
 
 def _users(key: str) -> str:
@@ -279,12 +280,12 @@ def _check_types(content: dict[str, Any], types: dict[str, Any], path: Path, wit
     for key, value in content.items():
         if key not in types:
             nearest = difflib.get_close_matches(str(key), types, n=1) or list(types)
-            raise ValueError(f"{path}: unknown key {within + str(key)!r}: did you mean {', '.join(nearest)}?")
+            raise UserError(f"{path}: unknown key {within + str(key)!r}: did you mean {', '.join(nearest)}?")
         wanted = "a whole number" if key == "seed" else EXPECTED.get(types[key], "a text or a list of texts")
         if not _is(value, wanted):
             booleans = isinstance(value, list) and bool in map(type, value)
             hint = " (yes and no are true and false in YAML: put them in quotes)" if booleans else ""
-            raise ValueError(f"{path}: {within}{key} is {value!r}, expected {wanted}{hint}")
+            raise UserError(f"{path}: {within}{key} is {value!r}, expected {wanted}{hint}")
 
 
 def _is(value: Any, wanted: str) -> bool:

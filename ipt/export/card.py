@@ -1,11 +1,11 @@
 """The card of a trained model: what it comes from, what it was trained on, and what came of it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ipt.config import Config
+from ipt.stage import read_json_lines
 
 LAST = 20  # steps that the card's loss is a mean of
 
@@ -15,7 +15,7 @@ def model_card(config: Config, sources: Mapping[str, Any], metrics: Path) -> str
 
     `sources` is the mixture's report of what a whole run takes from each source, `metrics` the run's metrics.jsonl so far.
     """
-    steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    steps = read_json_lines(metrics)
     start = f"random weights, architecture `{config.architecture['model_type']}`" if config.architecture else f"`{config.model}`"
     return "\n".join(
         [

@@ -6,9 +6,9 @@ wrote it. ipt.export.folder checks before the training that everything except th
 
 import argparse
 import shutil
-import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
+from ipt.cli import exit_on_user_error
 from ipt.config import Config
 from ipt.errors import UserError
 from ipt.export.card import model_card
@@ -53,10 +54,10 @@ def export_checkpoint(checkpoint: Path, output: Path, dtype: str | None = None, 
     """Write the model of a checkpoint to the folder `output`, and its LoRA layers, if it has any, to `output/adapter`.
 
     `dtype` is fp32 or bf16, by default that of the run's own export; `model` is where the model that training started from is now,
-    if it has moved. Raises ValueError and FileNotFoundError.
+    if it has moved. Raises UserError.
     """
     if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty: give a folder that is, or one that is not there yet")
+        raise UserError(f"{output} is not empty: give a folder that is, or one that is not there yet")
     checkpoint = newest_checkpoint(checkpoint)
     facts = read_facts(checkpoint)
     config = _stored_config(facts["config"])
@@ -96,7 +97,7 @@ def write_model(weights: dict[str, Tensor], config: Config, folder: Path, adapte
 
 
 def push(folder: Path, name: str, private: bool) -> str:
-    """Upload a Hugging Face folder as the repository OWNER/NAME and return its address. Raises ValueError."""
+    """Upload a Hugging Face folder as the repository OWNER/NAME and return its address. Raises UserError."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -105,7 +106,7 @@ def push(folder: Path, name: str, private: bool) -> str:
         api.create_repo(name, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model trained with ipt"))
     except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"--push {name}: {str(error).splitlines()[0]}; the model itself is in {folder}") from None
+        raise UserError(f"--push {name}: {str(error).splitlines()[0]}; the model itself is in {folder}") from None
 
 
 def _merged(adapter: dict[str, Tensor], config: Config, folder: Path) -> dict[str, Tensor]:
@@ -159,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--private", action="store_true", help="with --push: make a repository that only its owner sees")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # there is one process, and is meant to be
-    try:
+    with exit_on_user_error(), _readable_weights():
         if options.push:
             _check_push(options.push)
         check_writable("OUTPUT", options.output)
@@ -167,9 +168,19 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"model: {options.output}")
         if options.push:
             print(f"uploaded: {push(options.output, options.push, options.private)}")
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+
+
+@contextmanager
+def _readable_weights() -> Iterator[None]:
+    """Turn what transformers and safetensors raise for files of the model that training started from into UserErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def _check_push(name: str) -> None:
@@ -177,8 +188,8 @@ def _check_push(name: str) -> None:
     from huggingface_hub import constants, get_token
 
     if name.count("/") != 1 or not all(name.split("/")):
-        raise ValueError(f"--push {name}: must be OWNER/NAME")
+        raise UserError(f"--push {name}: must be OWNER/NAME")
     if get_token() is None:
-        raise ValueError("--push needs a token of the hub's: run `hf auth login`, or set HF_TOKEN")
+        raise UserError("--push needs a token of the hub's: run `hf auth login`, or set HF_TOKEN")
     if constants.HF_HUB_OFFLINE:
-        raise ValueError("--push: HF_HUB_OFFLINE is set, so the hub must not be reached: unset it")
+        raise UserError("--push: HF_HUB_OFFLINE is set, so the hub must not be reached: unset it")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ipt.config import MixtureConfig
+from ipt.errors import UserError
 from ipt.mixture.order import Documents, Recent, Stream
 from ipt.mixture.packing import Packed, best_fit, concatenate, split_long
 from ipt.mixture.quotas import Quotas, cap_shares
@@ -93,7 +94,7 @@ def make_plan(stores: Mapping[str, Documents], config: MixtureConfig, n_sequence
     """Plan a run: each source gets its share of all trained tokens at every moment, to the token at each block's beginning.
 
     `stores` needs the sources that `ipt.mixture.schedule.used_sources` names; others are not looked at. A source is read in a
-    random order, all of it before any of it is repeated. Raises ValueError for a mixture that cannot be: a source without
+    random order, all of it before any of it is repeated. Raises UserError for a mixture that cannot be: a source without
     tokens, more repeats than allowed, and what `schedule_points` raises.
     """
     schedule, tokens = read_schedule(config), _trained(n_sequences, config)
@@ -102,7 +103,7 @@ def make_plan(stores: Mapping[str, Documents], config: MixtureConfig, n_sequence
     for stream, name in zip(streams, schedule.sources, strict=True):
         if not stream.n_tokens:
             used = f" in the {shares[name]:.2%} of its documents that are used" if shares[name] < 1 and stores[name].n_tokens else ""
-            raise ValueError(f"source {name} has no tokens{used}, but the mixture gives it a share: make its ratio 0")
+            raise UserError(f"source {name} has no tokens{used}, but the mixture gives it a share: make its ratio 0")
     asked = _in_tokens(schedule, streams) if config.unit == "documents" else schedule
     kept, notes = _limit_repeats(config, asked, streams, tokens)
     plan = Plan(streams, Quotas(kept, tokens), asked, config, n_sequences, seed)
@@ -133,7 +134,7 @@ def _limit_repeats(config: MixtureConfig, asked: Schedule, streams: list[Stream]
     over = [name for name, limit in limits.items() if repeats[name] > limit]
     if over and config.on_max_repeats == "stop":
         name = over[0]
-        raise ValueError(
+        raise UserError(
             f"mixture.max_repeats.{name}={limits[name]}: this run would read source {name} {repeats[name]:.2f} times; "
             "lower its ratio, take fewer steps or allow more repeats"
         )

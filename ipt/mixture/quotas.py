@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ipt.errors import UserError
 from ipt.mixture.schedule import Schedule
 
 HALVINGS = 64  # of an interval a few tokens wide: down to the last bit of its bounds
@@ -55,7 +56,7 @@ def cap_shares(schedule: Schedule, caps: Mapping[str, float], total: int) -> Sch
     """Shares with which no source gives more than its cap in tokens.
 
     A capped source gives exactly that, the others share the rest in proportion. At each point of the schedule the capped
-    source's share shrinks by the same factor. Raises ValueError where only capped sources are left to fill a part of the run.
+    source's share shrinks by the same factor. Raises UserError where only capped sources are left to fill a part of the run.
     """
     limits = np.array([caps.get(name, np.inf) for name in schedule.sources])
     fixed, capped, current = np.zeros_like(schedule.shares), np.zeros(len(limits), bool), schedule
@@ -70,7 +71,7 @@ def cap_shares(schedule: Schedule, caps: Mapping[str, float], total: int) -> Sch
         rest, weight = 1 - fixed.sum(axis=1, keepdims=True), free.sum(axis=1, keepdims=True)
         if ((weight == 0) & (rest > 1e-9)).any():
             names = ", ".join(name for name, flag in zip(schedule.sources, capped, strict=True) if flag)
-            raise ValueError(
+            raise UserError(
                 f"mixture.on_max_repeats=renormalise: with no more of {names} than mixture.max_repeats allows, "
                 "no source is left that fills the run; take fewer steps or allow more repeats"
             )

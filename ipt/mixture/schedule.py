@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ipt.config import MixtureConfig
+from ipt.errors import UserError
 
 CHOICES = {
     "unit": ("tokens", "documents"),
@@ -76,14 +77,14 @@ def read_schedule(config: MixtureConfig) -> Schedule:
 
 
 def used_sources(config: MixtureConfig) -> list[str]:
-    """Names of the sources that have a share at some moment of the run. Raises ValueError as `schedule_points` does."""
+    """Names of the sources that have a share at some moment of the run. Raises UserError as `schedule_points` does."""
     return list(schedule_points(config)[0].ratios)
 
 
 def schedule_points(config: MixtureConfig) -> list[Point]:
     """Points with the resolved ratios of all used sources, in order of time; constant ratios are one point.
 
-    Raises ValueError for ratios that cannot be resolved, for moments outside 0 to 1 or out of order, and for a choice that
+    Raises UserError for ratios that cannot be resolved, for moments outside 0 to 1 or out of order, and for a choice that
     is none (`mixture.unit`, `packing`, `interpolation`, `on_max_repeats`).
     """
     _check_choices(config)
@@ -102,35 +103,35 @@ def schedule_points(config: MixtureConfig) -> list[Point]:
 def resolve_ratios(ratios: Mapping[str, float | None], key: str = "mixture.ratios") -> dict[str, float]:
     """Shares that sum to 1. A null ratio is what the others leave of 1; without one, ratios are weights and are normalised.
 
-    Raises ValueError for a negative ratio, for more than one null, and where nothing is left to train on.
+    Raises UserError for a negative ratio, for more than one null, and where nothing is left to train on.
     """
     for name, ratio in ratios.items():
         if ratio is not None and not ratio >= 0:
-            raise ValueError(f"{key}.{name}={ratio}: a ratio must be zero or more")
+            raise UserError(f"{key}.{name}={ratio}: a ratio must be zero or more")
     rest = [name for name, ratio in ratios.items() if ratio is None]
     if len(rest) > 1:
-        raise ValueError(f"{key}: only one source can take the rest (null), these do: {', '.join(rest)}")
+        raise UserError(f"{key}: only one source can take the rest (null), these do: {', '.join(rest)}")
     given = sum(ratio for ratio in ratios.values() if ratio is not None)
     shares = {name: max(0.0, 1.0 - given) if ratio is None else float(ratio) for name, ratio in ratios.items()}
     total = sum(shares.values())
     if not 0 < total < float("inf"):
         given_as = ", ".join(f"{name}={ratio}" for name, ratio in ratios.items())
-        raise ValueError(f"{key} sum to {total:g} ({given_as}): at least one must be above zero")
+        raise UserError(f"{key} sum to {total:g} ({given_as}): at least one must be above zero")
     return {name: share / total for name, share in shares.items()}
 
 
 def _check_choices(config: MixtureConfig) -> None:
     for key, known in CHOICES.items():
         if getattr(config, key) not in known:
-            raise ValueError(f"mixture.{key}={getattr(config, key)}: must be one of {', '.join(known)}")
+            raise UserError(f"mixture.{key}={getattr(config, key)}: must be one of {', '.join(known)}")
     for name, share in config.subsample.items():
         if not 0 < share <= 1:
-            raise ValueError(f"mixture.subsample.{name}={share}: must be above 0 and at most 1")
+            raise UserError(f"mixture.subsample.{name}={share}: must be above 0 and at most 1")
     if config.match_tokens is not None and config.match_tokens < 1:
-        raise ValueError(f"mixture.match_tokens={config.match_tokens}: must be at least 1, the tokens of the longer run")
+        raise UserError(f"mixture.match_tokens={config.match_tokens}: must be at least 1, the tokens of the longer run")
     if config.match_tokens is not None and config.subsample:
         name = next(iter(config.subsample))
-        raise ValueError(
+        raise UserError(
             f"mixture.match_tokens={config.match_tokens} and mixture.subsample.{name}={config.subsample[name]}: "
             f"both say how much of source {name} is used, give one of them"
         )
@@ -139,6 +140,6 @@ def _check_choices(config: MixtureConfig) -> None:
 def _check_order(moments: Sequence[float]) -> None:
     for number, moment in enumerate(moments):
         if not 0 <= moment <= 1:
-            raise ValueError(f"mixture.schedule[{number}].at={moment}: must be a share of the run, from 0 to 1")
+            raise UserError(f"mixture.schedule[{number}].at={moment}: must be a share of the run, from 0 to 1")
         if number and moment <= moments[number - 1]:
-            raise ValueError(f"mixture.schedule[{number}].at={moment}: must come after the point before it, at {moments[number - 1]}")
+            raise UserError(f"mixture.schedule[{number}].at={moment}: must come after the point before it, at {moments[number - 1]}")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ipt.cli import exit_on_user_error
+from ipt.errors import UserError
 from ipt.stage import write_json
 from ipt.training.wandb_mode import ONLINE, has_key, wandb_mode
 
@@ -21,19 +23,17 @@ def main() -> None:
     """Read the command line and make the views; a user's mistake is one line and exit code 1."""
     if sys.argv[1:] in (["-h"], ["--help"]):
         return print(USAGE)
-    try:
+    with exit_on_user_error():
         given = _arguments(sys.argv[1:])
         scores = [score for score in given["scores"].split(",") if score]
         print(dashboard(given["project"], given["entity"], scores, Path(given["output"])))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 def dashboard(project: str, entity: str, scores: Sequence[str], output: Path) -> str:
     """Make the workspace and the report of a project and return what to say of them.
 
     Without a key the workspace is written to `output` as JSON. `scores` are names of figures of evaluations, TASK/METRIC, that are put
-    against the ratio beside the loss. Raises ValueError where the extra is not installed.
+    against the ratio beside the loss. Raises UserError where the extra is not installed.
     """
     space = workspace(project, entity, scores)
     if not has_key() or wandb_mode(None).mode != ONLINE:
@@ -47,11 +47,11 @@ def dashboard(project: str, entity: str, scores: Sequence[str], output: Path) ->
 
 
 def workspace(project: str, entity: str, scores: Sequence[str] = ()) -> "ws.Workspace":
-    """The views of a project, one section for each question. Raises ValueError where the extra is not installed."""
+    """The views of a project, one section for each question. Raises UserError where the extra is not installed."""
     try:
         import wandb_workspaces.workspaces as ws
     except ImportError:
-        raise ValueError("a dashboard needs wandb-workspaces: pip install 'ipt[dashboard]'") from None
+        raise UserError("a dashboard needs wandb-workspaces: pip install 'ipt[dashboard]'") from None
     sections = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in _views(scores).items()]
     return ws.Workspace(entity=entity, project=project, name="Instruction pre-training", sections=sections)
 
@@ -93,13 +93,13 @@ def _report(project: str, entity: str, scores: Sequence[str]) -> Any:
 
 
 def _arguments(words: Sequence[str]) -> dict[str, str]:
-    """Raises ValueError for a word that is not KEY=VALUE of a known key, and without a project."""
+    """Raises UserError for a word that is not KEY=VALUE of a known key, and without a project."""
     given = {"project": "", "entity": "", "scores": "", "output": "outputs/workspace.json"}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in given:
-            raise ValueError(f"{word} is none of {', '.join(f'{known}=…' for known in given)}")
+            raise UserError(f"{word} is none of {', '.join(f'{known}=…' for known in given)}")
         given[name] = value
     if not given["project"]:
-        raise ValueError(f"which project? {USAGE}")
+        raise UserError(f"which project? {USAGE}")
     return given

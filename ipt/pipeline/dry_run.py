@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ipt.config import Config
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.mixture.schedule import read_schedule
 from ipt.pipeline.inputs import FETCHED, HERE, Input, training_inputs
 from ipt.training.flops import CONVENTION, flops_per_token, named_peak
@@ -65,7 +66,7 @@ def dry_run(config: Config) -> None:
 
 
 def training_needs(config: Config) -> Needs:
-    """Raises ValueError if nothing is known of the model's shape."""
+    """Raises UserError if nothing is known of the model's shape."""
     trainer = config.trainer
     model = memory_model(config)
     memory = training_memory(model, config)
@@ -227,7 +228,7 @@ def _print_verdict(config: Config, needs: Needs, inputs: list[Input]) -> None:
 
 def _check_keys(config: Config) -> None:
     if not 0 < config.dry_run_mfu <= 1:
-        raise ValueError(f"dry_run_mfu={config.dry_run_mfu}: must be above 0 and at most 1")
+        raise UserError(f"dry_run_mfu={config.dry_run_mfu}: must be above 0 and at most 1")
 
 
 def _device(config: Config) -> str:

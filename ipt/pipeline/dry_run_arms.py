@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ipt.config import Config, CorpusConfig, SourceConfig
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.pipeline.dry_run import Needs, training_needs
 from ipt.pipeline.reproduce import advance, arm_runs, start_last
 from ipt.pipeline.stages import PHASES, Json, Stages
@@ -72,7 +73,7 @@ class Plan(Stages):
             return stage
         try:
             return find()
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             stage = self._planned(name, settings, str(error).splitlines()[0])
             self.done.append((label, stage))
             return stage
@@ -167,7 +168,7 @@ def _parameters(model: str) -> int | None:
 
     try:
         return sum(parameter.numel() for parameter in meta_model(Config(model=model)).parameters())
-    except ValueError:
+    except UserError:
         return None
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ipt.config import Config, CorpusConfig
 from ipt.corpus.build import check_corpus
+from ipt.errors import UserError
 from ipt.mixture.schedule import used_sources
 from ipt.models import check_model
 from ipt.pipeline.sources import SOURCE_TEXTS
@@ -27,7 +28,7 @@ class Input(NamedTuple):
 
 
 def training_inputs(config: Config) -> list[Input]:
-    """Model, corpus, synthesizer and sources of the mixture. Raises ValueError for a mixture that names a source nobody describes."""
+    """Model, corpus, synthesizer and sources of the mixture. Raises UserError for a mixture that names a source nobody describes."""
     sources = used_sources(config.mixture)
     inputs = [_model("tokenizer" if config.architecture else "model", config.model)]
     if set(PIPELINE) & set(sources):
@@ -89,6 +90,6 @@ def _url(what: str, where: str) -> Input | None:
 def _checked(what: str, where: str, check: Callable[[], object]) -> Input:
     try:
         check()
-    except (ValueError, FileNotFoundError) as error:
+    except UserError as error:
         return Input(what, where, MISSING, str(error))
     return Input(what, where, HERE)

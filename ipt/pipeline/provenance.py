@@ -1,6 +1,5 @@
 """The manifest of a run of several stages: what a reader needs to run it again, and to see that nothing has changed since."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -11,7 +10,19 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from ipt.config import Config
-from ipt.stage import MANIFEST, Stage, git_commit, hardware, hash_file, hash_folder, hash_json, installed_versions, sealed, write_json
+from ipt.stage import (
+    MANIFEST,
+    Stage,
+    git_commit,
+    hardware,
+    hash_file,
+    hash_folder,
+    hash_json,
+    installed_versions,
+    read_json,
+    sealed,
+    write_json,
+)
 
 ROOT = Path(__file__).parents[2]
 SHOWN = 8  # hashes of data that are spelled out for readers; of more there is one for all
@@ -65,7 +76,7 @@ def write_manifest(output: Path, found: dict[str, Any], stages: Iterable[tuple[s
 
 def _data(stages: Iterable[tuple[str, Stage]]) -> dict[str, str]:
     """Inputs of the stages that no stage has made: files, models, tasks."""
-    manifests = {label: json.loads((stage.folder / MANIFEST).read_text(encoding="utf-8")) for label, stage in stages}
+    manifests = {label: read_json(stage.folder / MANIFEST) for label, stage in stages}
     made = {manifest["digest"] for manifest in manifests.values()}
     found = {}
     for manifest in manifests.values():

@@ -1,14 +1,13 @@
 """The run record of an arm: what it was trained on, how often, and what that and the making of its pairs cost."""
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ipt.config import Config
-from ipt.stage import MANIFEST, Stage, atomic, write_json
+from ipt.stage import MANIFEST, Stage, atomic, read_json, write_json
 
 RECORD, RECORDS = "record.json", "record.csv"  # of an arm, and of all arms of a run
 COSTS = ("prompt_tokens", "cached_tokens", "generated_tokens", "training_flops", "generator_flops", "gpu_seconds")
@@ -92,14 +91,14 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def read_record(folder: Path) -> Record:
-    """What `write_record` has written. Raises FileNotFoundError if there is none."""
-    found: Mapping[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    """What `write_record` has written. Raises MissingFileError if there is none."""
+    found: Mapping[str, Any] = read_json(folder / RECORD)
     sources = {name: SourceRecord(**source) for name, source in found["sources"].items()}
     return Record(**{name: value for name, value in found.items() if name in Record.__dataclass_fields__} | {"sources": sources})
 
 
 def _gpu_seconds(stage: Stage, config: Config) -> float:
-    manifest = json.loads((stage.folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_json(stage.folder / MANIFEST)
     there = len(manifest["hardware"]["gpus"])
     used = {
         "synthesis": config.synthesis.tensor_parallel * config.synthesis.replicas,

@@ -1,6 +1,5 @@
 """A recipe from documents to report: one model for each arm and seed, at the same token budget, beside the model they start from."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -15,13 +14,14 @@ from ipt import distributed
 from ipt.cli import DISK_FULL
 from ipt.config import Config
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.mixture.schedule import used_sources
 from ipt.models import model_identity
 from ipt.pipeline.provenance import provenance, provenance_facts, write_manifest
 from ipt.pipeline.records import Record, arm_record, write_record, write_records
 from ipt.pipeline.stages import PHASES, Stages, Unfinished, arm_config, main_scores_of, model_check
 from ipt.report.scores import Arm
-from ipt.stage import MANIFEST, Stage, atomic, check_outputs, rank, write_json
+from ipt.stage import MANIFEST, Stage, atomic, check_outputs, rank, read_json, write_json
 from ipt.sweeps.job import job_result, report_result
 from ipt.synthesis.formats.base import RULE_BASED
 
@@ -75,7 +75,7 @@ def reproduce(config: Config) -> None:
     if "report" in phases and any(run.evaluation for run in runs):
         _report(config, output, runs, records, started)
     if failed := [run for run in runs if run.error]:
-        raise RuntimeError(_failures(failed))
+        raise UserError(_failures(failed))
     scores = {run.label: main_scores_of(run.evaluation.folder) for run in runs if run.evaluation}
     report_result(job_result(output, {f"{label} {name}": value for label, figures in scores.items() for name, value in figures.items()}))
 
@@ -131,7 +131,7 @@ def _attempt(run: ArmRun, phases: list[str]) -> None:
         if "RANK" in os.environ or getattr(error, "errno", None) in DISK_FULL:
             raise
         run.error = (str(error) or type(error).__name__).splitlines()[0]
-        if not isinstance(error, ValueError | FileNotFoundError | RuntimeError):
+        if not isinstance(error, UserError):
             console.print_exception()
     if run.error:
         console.print(f"[red]{escape(run.label)}:[/] {escape(run.error)}", highlight=False, soft_wrap=True)
@@ -239,7 +239,7 @@ def _folder(stage: Stage | None) -> Path | None:
 
 
 def _row(label: str, stage: Stage) -> dict[str, Any]:
-    manifest = json.loads((stage.folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_json(stage.folder / MANIFEST)
     return {
         "name": label,
         "folder": str(stage.folder),

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from ipt.cli import exit_on_user_error
 from ipt.console import make_console
+from ipt.errors import MissingFileError
 from ipt.stage import MANIFEST, STARTED
 
 METRICS, RESULTS, SWEEP = "metrics.jsonl", "results.json", "sweep.json"
@@ -41,9 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ipt runs", description="List runs and stages, the newest last.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), metavar="FOLDER", help="where to look (default: outputs)")
     folder = parser.parse_args(arguments).folder
-    if not folder.is_dir():
-        sys.exit(f"error: {folder} is no folder: name the one that runs are written to")
-    make_console().print(_table(folder, list_runs(folder)))
+    with exit_on_user_error():
+        if not folder.is_dir():
+            raise MissingFileError(f"{folder} is no folder: name the one that runs are written to")
+        make_console().print(_table(folder, list_runs(folder)))
 
 
 def list_runs(folder: Path) -> list[Entry]:

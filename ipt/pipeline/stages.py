@@ -1,6 +1,5 @@
 """The way through the house: each stage takes the finished stages before it, and is skipped when its key is known."""
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from ipt.mixture.schedule import schedule_points
 from ipt.models import model_identity
 from ipt.pipeline.records import arm_record
 from ipt.pipeline.sources import SOURCE_TEXTS, source_corpus
-from ipt.stage import Stage, check_outputs, find_stage, hash_file, rank, run_stage
+from ipt.stage import Stage, check_outputs, find_stage, hash_file, rank, read_json, run_stage
 from ipt.sweeps.job import job_result, report_result, report_training
 from ipt.training.run_key import trainer_settings
 
@@ -88,7 +87,7 @@ class Stages:
         return checked
 
     def check(self, stages: Iterable[Stage]) -> None:
-        """Raises ValueError naming the files of reused `stages` that are not what was written; each stage is read once."""
+        """Raises UserError naming the files of reused `stages` that are not what was written; each stage is read once."""
         for stage in stages:
             if stage.reused and stage.folder not in self._checked:
                 check_outputs(stage)
@@ -457,7 +456,7 @@ def _below(folder: Path | None, name: str) -> Path | None:
 
 def _scores(folder: Path) -> dict[str, float]:
     """All scores of an evaluation, the main one of each task first."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "results.json")
     scores = {f"{task} {name}": metric["value"] for task, metrics in results.items() for name, metric in metrics.items()}
     return main_scores_of(folder) | scores
 
@@ -465,7 +464,7 @@ def _scores(folder: Path) -> dict[str, float]:
 def main_scores_of(folder: Path) -> dict[str, float]:
     """One figure a task, for a sweep's table: the log-probability of the right answer, which tells small models apart, or what the
     task has instead."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "results.json")
     scores = {}
     for task, metrics in results.items():
         name = next(metric for metric in ("logprob", "nll", "correct", "paper", *metrics) if metric in metrics)

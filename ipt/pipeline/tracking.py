@@ -1,11 +1,10 @@
 """What a training was made of and what it made, as artifacts of its run on Weights & Biases."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ipt.stage import MANIFEST, Stage
+from ipt.stage import MANIFEST, Stage, read_json
 from ipt.training.logger import log_figures
 
 if TYPE_CHECKING:
@@ -69,5 +68,5 @@ def _log_training(run: "wandb.Run", folders: Sequence[Path], training: Stage, re
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
     return manifest

@@ -3,12 +3,12 @@
 Checks that need transformers, of a model's weights, vocabulary and positions, come last: they take seconds.
 """
 
-import os
 from pathlib import Path
 
 from ipt import chat
 from ipt.config import Config, SourceConfig, SynthesisConfig
 from ipt.corpus.build import check_corpus
+from ipt.distributed import launcher_number
 from ipt.errors import UserError
 from ipt.evaluation.callback import check_during_training
 from ipt.evaluation.contamination import check_data
@@ -66,7 +66,7 @@ def _check_training_stage(config: Config) -> None:
 def check_evaluate(config: Config) -> None:
     check_model(config.model)
     if not config.tasks:
-        raise ValueError("tasks=[]: name at least one task or group, for example tasks=[ontology]")
+        raise UserError("tasks=[]: name at least one task or group, for example tasks=[ontology]")
     _check_tasks(config)
     check_scored_model(config.model, config)
 
@@ -91,14 +91,14 @@ def check_playground(config: Config) -> None:
 def check_arms(config: Config) -> None:
     """The keys that say what of a recipe with arms is to be done."""
     if not config.arms:
-        raise ValueError(f"experiment {config.name} has no arms: train it with `python train.py experiment={config.name}`")
+        raise UserError(f"experiment {config.name} has no arms: train it with `python train.py experiment={config.name}`")
     if "start" in config.arms:
-        raise ValueError("arms.start: this name is that of the model that training starts from: give the arm another")
+        raise UserError("arms.start: this name is that of the model that training starts from: give the arm another")
     for key, known in (("stages", list(PHASES)), ("only", list(config.arms))):
         if unknown := [name for name in getattr(config, key) if name not in known]:
-            raise ValueError(f"{key}=[{unknown[0]}]: there is none of this name, only {', '.join(known)}")
+            raise UserError(f"{key}=[{unknown[0]}]: there is none of this name, only {', '.join(known)}")
     if len(set(config.seeds)) < len(config.seeds):
-        raise ValueError(f"seeds={config.seeds}: each seed once")
+        raise UserError(f"seeds={config.seeds}: each seed once")
 
 
 def check_reproduce(config: Config) -> None:
@@ -109,7 +109,7 @@ def check_reproduce(config: Config) -> None:
     for arm in arms:
         _check_training_stage(arm)
         if scored and not arm.tasks:
-            raise ValueError("tasks=[]: name what to score the arms on, as tasks=[medicine], or stages=[synthesis,tokens,training]")
+            raise UserError("tasks=[]: name what to score the arms on, as tasks=[medicine], or stages=[synthesis,tokens,training]")
         if arm.tasks:
             _check_tasks(arm)
         if "training" in phases:
@@ -181,13 +181,9 @@ def _check_store_ids(config: Config) -> None:
 
 def _check_processes(config: Config, phases: list[str]) -> None:
     """Several processes train together; whatever else there is to do is for one."""
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and set(phases) - {"tokens", "training"}:
-        raise ValueError(f"stages=[{','.join(phases)}]: several processes were started, which is for stages=[training] alone")
-    try:
-        check_launch(config.trainer)
-    except ValueError as error:
-        command = "-m ipt reproduce … stages=[training], others with one process"
-        raise ValueError(str(error).replace("train.py …", command)) from None
+    if (launcher_number("WORLD_SIZE") or 1) > 1 and set(phases) - {"tokens", "training"}:
+        raise UserError(f"stages=[{','.join(phases)}]: several processes were started, which is for stages=[training] alone")
+    check_launch(config.trainer, "-m ipt reproduce … stages=[training], others with one process")
 
 
 def check_synthesis_stage(config: Config) -> None:
@@ -204,14 +200,14 @@ def _check_overlap(config: Config) -> None:
     if not (config.corpus.overlap or config.filters.overlap):
         return
     if config.corpus.overlap not in (None, *OVERLAP_MODES):
-        raise ValueError(f"corpus.overlap={config.corpus.overlap}: must be one of {', '.join(OVERLAP_MODES)}, or null")
+        raise UserError(f"corpus.overlap={config.corpus.overlap}: must be one of {', '.join(OVERLAP_MODES)}, or null")
     tasks = config.decontamination.tasks or config.tasks
     if not tasks:
-        raise ValueError("decontamination.tasks=[]: name the evaluation tasks to look for, or name some in tasks")
+        raise UserError("decontamination.tasks=[]: name the evaluation tasks to look for, or name some in tasks")
     own = [task.name for task in load_tasks(tasks, config.data_dir) if task.needs_corpus]
     if config.corpus.overlap and own:
         mode = config.corpus.overlap
-        raise ValueError(f"corpus.overlap={mode}: {own[0]} is made from the corpus itself: name others in decontamination.tasks")
+        raise UserError(f"corpus.overlap={mode}: {own[0]} is made from the corpus itself: name others in decontamination.tasks")
 
 
 def _check_mixture(config: Config) -> None:
@@ -238,16 +234,13 @@ def check_source(name: str, config: Config) -> None:
     if source.kind == STORE:
         open_source(name, source, config.model, config.tokens.cache_gib)
     elif source.kind in SOURCE_TEXTS:
-        try:
-            check_corpus(source_corpus(name, source), SOURCE_TEXTS[source.kind])
-        except (FileNotFoundError, UserError) as error:  # which names the key of a corpus
-            raise type(error)(str(error).replace("corpus.", f"mixture.sources.{name}.", 1)) from None
+        check_corpus(source_corpus(name, source), SOURCE_TEXTS[source.kind], section=f"mixture.sources.{name}")
     else:
         check_tuning_source(name, source)
 
 
 def named_source(name: str, config: Config) -> SourceConfig:
-    """What the config says of a source. Raises ValueError if that is nothing."""
+    """What the config says of a source. Raises UserError if that is nothing."""
     if name not in config.mixture.sources:
-        raise ValueError(f"mixture.ratios.{name}: no such source; others than raw and instruction need mixture.sources.{name}.path")
+        raise UserError(f"mixture.ratios.{name}: no such source; others than raw and instruction need mixture.sources.{name}.path")
     return config.mixture.sources[name]

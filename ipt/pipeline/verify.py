@@ -11,7 +11,9 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from ipt.cli import exit_on_user_error
 from ipt.console import make_console
+from ipt.errors import MissingFileError, UserError
 from ipt.stage import MANIFEST, STATS, changed_outputs, has_seal, read_json
 
 SHOWN = 10  # broken files of a folder that are named
@@ -36,10 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ipt verify", description="Check the outputs of finished runs against their manifests.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a reproduced recipe, of a sweep, or of a stage")
     options = parser.parse_args(arguments)
-    try:
+    with exit_on_user_error():
         checked = [found for folder in options.folders for found in verify(folder)]
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error}")
     make_console().print(_table(checked))
     sys.exit(0 if all(found.whole for found in checked) else 1)
 
@@ -47,11 +47,11 @@ def main(arguments: list[str] | None = None) -> None:
 def verify(folder: Path) -> list[Checked]:
     """The folder and all that it leads to, each checked once: first what it is made of, as links and the digests of inputs tell.
 
-    Every file is read, but where a manifest is not what was written: nothing can be checked by that. Raises FileNotFoundError if the
+    Every file is read, but where a manifest is not what was written: nothing can be checked by that. Raises MissingFileError if the
     folder is not that of a finished run.
     """
     if not list(_manifests(folder)):
-        raise FileNotFoundError(f"{folder} holds no {MANIFEST}: name the folder of a finished run, sweep or stage")
+        raise MissingFileError(f"{folder} holds no {MANIFEST}: name the folder of a finished run, sweep or stage")
     checked: dict[Path, Checked] = {}
     waiting = list(_manifests(folder))
     while waiting:
@@ -82,7 +82,7 @@ def _checked(folder: Path) -> tuple[Checked, dict[str, Any]]:
         stats = read_json(folder / name) if "key" in manifest else {}  # only a stage has them
     except FileNotFoundError:
         return Checked(folder, "", missing=[name]), {}
-    except ValueError:
+    except UserError:
         return Checked(folder, "", changed=[name]), {}
     if not has_seal(manifest, stats):
         return Checked(folder, "", changed=[f"{MANIFEST} or {STATS}" if "key" in manifest else MANIFEST]), {}
@@ -98,7 +98,7 @@ def _leads_to(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
     for other in folder.parent.glob(f"*/{MANIFEST}") if wanted else ():
         try:
             is_wanted = read_json(other).get("digest") in wanted
-        except ValueError:
+        except UserError:
             is_wanted = True
         if is_wanted:
             yield other.parent

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ipt.chat import Turn, answer, prompt_of
 from ipt.config import ChatConfig, Config
+from ipt.errors import UserError
 
 if TYPE_CHECKING:
     from ipt.evaluation.backends.huggingface import Scorer
@@ -31,14 +32,14 @@ class Models:
     def answer(self, name: str, turns: list[Turn], config: ChatConfig, stopped: Event) -> Iterator[tuple[str, bool]]:
         """The answer to the last turn as it grows, and whether the model reads the whole conversation.
 
-        Raises ValueError for a model that is none of `names`, and for a template where the tokenizer has none.
+        Raises UserError for a model that is none of `names`, and for a template where the tokenizer has none.
         """
         if name not in self.names():
-            raise ValueError(f"model {name}: not one of those that this playground was started with")
+            raise UserError(f"model {name}: not one of those that this playground was started with")
         with self._one_at_a_time:
             scorer = self._load(name)
             if config.template and not scorer.encoder.tokenizer.chat_template:
-                raise ValueError(f"the tokenizer of {name} has no chat template: talk to it without one")
+                raise UserError(f"the tokenizer of {name} has no chat template: talk to it without one")
             prompt, complete = prompt_of(turns, scorer, config)
             said = ""
             for piece in answer(scorer, prompt, config):

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ipt.config import Config, PlaygroundConfig
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.models import check_model
 
 if TYPE_CHECKING:
@@ -26,20 +27,20 @@ FIRST_PORT = 7860
 
 
 def check_page(config: PlaygroundConfig) -> None:
-    """Raise ValueError or FileNotFoundError in one line for a value that cannot work. Loads nothing."""
+    """Raise UserError or MissingFileError in one line for a value that cannot work. Loads nothing."""
     if find_spec("gradio") is None:
-        raise ValueError("the playground needs the package gradio, which is not installed: pip install 'ipt[playground]'")
+        raise UserError("the playground needs the package gradio, which is not installed: pip install 'ipt[playground]'")
     if config.port is not None and not 0 < config.port < 65536:
-        raise ValueError(f"playground.port={config.port}: expected a number from 1 to 65535, or null for a free one")
+        raise UserError(f"playground.port={config.port}: expected a number from 1 to 65535, or null for a free one")
     for key in ("max_characters", "max_file_mib"):
         if getattr(config, key) < 1:
-            raise ValueError(f"playground.{key}={getattr(config, key)}: must be at least 1")
+            raise UserError(f"playground.{key}={getattr(config, key)}: must be at least 1")
     for name in config.models:
         check_model(name)
 
 
 def serve(config: Config) -> None:
-    """Serve the page until Ctrl-C. Raises ValueError where the port is taken."""
+    """Serve the page until Ctrl-C. Raises UserError where the port is taken."""
     with tempfile.TemporaryDirectory(prefix="ipt-playground-") as folder:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}  # before gradio is imported
         from ipt.playground.models import Models
@@ -118,5 +119,5 @@ def _launch(page: "gr.Blocks", config: PlaygroundConfig) -> str:
         )
     except OSError:
         port = f"playground.port={config.port} is taken" if config.port else f"no port from {FIRST_PORT} on is free"
-        raise ValueError(f"{port}: choose another one with playground.port=NUMBER, or leave it out for the next free one") from None
+        raise UserError(f"{port}: choose another one with playground.port=NUMBER, or leave it out for the next free one") from None
     return address

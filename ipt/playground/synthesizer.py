@@ -9,6 +9,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from ipt.config import SynthesisConfig
+from ipt.errors import UserError
 from ipt.rendering.pairs import ChainRow
 from ipt.rendering.run import Row
 from ipt.synthesis.chains import Piece, Round, run_chain
@@ -84,7 +85,7 @@ class Synthesizer:
         """Write pairs for `text` behind `examples`; gives again and again the same object, as far as it has grown.
 
         The chain is that of synthesis (ipt.synthesis.chains): what does not fit the context window starts afresh. `stopped` ends it, and
-        so does closing the iterator. Raises what the engine raises, ValueError for a text that is skipped for its length.
+        so does closing the iterator. Raises what the engine raises, UserError for a text that is skipped for its length.
         """
         writing = Writing(text)
         future = asyncio.run_coroutine_threadsafe(self._write(examples, writing), self._loop)
@@ -114,7 +115,7 @@ class Synthesizer:
         documents = [{"doc_id": f"text {number}", "text": text} for number, text in enumerate(texts, start=1)]
         plan = plan_shard(documents, replace(self.config, shots=ONE_CHAIN), prompt_format)
         if plan.dropped:
-            raise ValueError(f"synthesis.long_documents={self.config.long_documents} leaves this text out: {', '.join(plan.dropped)}")
+            raise UserError(f"synthesis.long_documents={self.config.long_documents} leaves this text out: {', '.join(plan.dropped)}")
         (chain,), limit = plan.chains, self.config.max_model_len - self.config.max_new_tokens
 
         async def generate(prompt: Prompt, number: int) -> Generation:

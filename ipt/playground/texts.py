@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ipt.config import CorpusConfig
 from ipt.corpus.documents import read_documents
+from ipt.corpus.files import CorpusFile
+from ipt.errors import UserError
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 MOST_DOCUMENTS = 1_000  # of a file
@@ -13,35 +15,34 @@ MOST_DOCUMENTS = 1_000  # of a file
 def read_texts(path: Path, text_field: str, max_characters: int) -> list[str]:
     """The texts of a file: a .txt or .md file is one, a .jsonl file has one in each line, of which the first 1,000 are read.
 
-    Raises ValueError, in one line that names the file without its folder, for any other file and for one that cannot be read.
+    Raises UserError, in one line that names the file without its folder, for any other file and for one that cannot be read.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path.name}: expected a text, one of {', '.join(SUFFIXES)}; turn other files into one of these first")
+        raise UserError(f"{path.name}: expected a text, one of {', '.join(SUFFIXES)}; turn other files into one of these first")
     try:
         if path.suffix.lower() == ".jsonl":
-            config = CorpusConfig(kind="files", path=str(path), text_field=text_field)
-            texts = [document.text for document in islice(read_documents(config), MOST_DOCUMENTS)]
+            config = CorpusConfig(kind="files", path=path.name, text_field=text_field)
+            file = CorpusFile(str(path), path.name, shown=path.name)  # its folder is not the visitor's business
+            texts = [document.text for document in islice(read_documents(config, files=[file]), MOST_DOCUMENTS)]
         else:
             texts = [path.read_bytes().decode("utf-8-sig")]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
-    except ValueError as error:
-        raise ValueError(str(error).replace(f"{path.parent}/", "")) from None
+        raise UserError(f"{path.name}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
     for text in texts:
         check_text(text, max_characters, path.name)
     return texts
 
 
 def check_text(text: str, max_characters: int, where: str = "the text") -> None:
-    """Raise ValueError, in one line, for a text without content and for one that is too long."""
+    """Raise UserError, in one line, for a text without content and for one that is too long."""
     if not text.strip():
-        raise ValueError(f"{where} is empty: paste a text or drop a file")
+        raise UserError(f"{where} is empty: paste a text or drop a file")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds half a surrogate pair at character {error.start}, which is no text: repair it") from None
+        raise UserError(f"{where} holds half a surrogate pair at character {error.start}, which is no text: repair it") from None
     if len(text) > max_characters:
-        raise ValueError(
+        raise UserError(
             f"{where} has {len(text):,} characters, more than playground.max_characters={max_characters:,}: take a part of it, "
             "or start the playground with a higher limit"
         )

@@ -1,12 +1,9 @@
 """`python -m ipt.rendering preview FILE [KEY=VALUE ...]`: a look at how pairs will be rendered."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
+from ipt.cli import exit_on_user_error
 from ipt.config import compose_config
 from ipt.console import make_console, use_utf8
 from ipt.rendering.preview import preview
@@ -19,11 +16,9 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as rendering=stitched rendering.versions=2 seed=1")
     parser.add_argument("-n", "--number", type=int, default=3, help="chains of documents (default: 3)")
     arguments = parser.parse_intermixed_args()
-    try:
+    with exit_on_user_error():
         config = compose_config("synthesize", arguments.settings)
         preview(arguments.file, config.rendering, config.seed, arguments.number, make_console())
-    except (ValueError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

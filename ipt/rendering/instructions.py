@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ipt.corpus.documents import LeftOut
+from ipt.errors import UserError
 
 NO_RESPONSE = "an instruction without a response"
 NO_INSTRUCTION = "a response without an instruction"
@@ -30,7 +31,7 @@ def instruction_text(row: Mapping[str, Any]) -> str:
     """`{instruction} {response}` of a row, with one space between turns.
 
     A column that is null or blank counts as missing. Raises LeftOut for a row without an instruction or a response (LIMA's test
-    questions have none), ValueError for columns of another kind of data and for two different responses.
+    questions have none), UserError for columns of another kind of data and for two different responses.
 
     >>> instruction_text({"instruction": "When?", "context": "It began in 2000.", "response": "In 2000."})
     'When?\\nIt began in 2000. In 2000.'
@@ -41,7 +42,7 @@ def instruction_text(row: Mapping[str, Any]) -> str:
         turns = _single(columns)
     if turns is None:
         known = [*CONVERSATIONS, f"{' or '.join((*INSTRUCTIONS, MATERIALS[0]))} with {' or '.join((*RESPONSES, ANSWER))}"]
-        raise ValueError(f"has the fields {', '.join(row) or 'none'}, expected those of instruction data: {'; '.join(known)}")
+        raise UserError(f"has the fields {', '.join(row) or 'none'}, expected those of instruction data: {'; '.join(known)}")
     return _joined(turns)
 
 
@@ -83,7 +84,7 @@ def _response(columns: Mapping[str, Any]) -> str:
     texts = {name: text for name, text in given.items() if text}
     if len(set(texts.values())) > 1:
         message = "kind=texts with a template says which to train on"
-        raise ValueError(f"has more than one response ({', '.join(texts)}): {message}")
+        raise UserError(f"has more than one response ({', '.join(texts)}): {message}")
     return next(iter(texts.values()), "") or _answered(columns.get(ANSWER))
 
 
@@ -106,7 +107,7 @@ def _turns(history: Any) -> Iterator[str]:
     if _is_missing(history):
         return
     if not isinstance(history, list):
-        raise ValueError(f"its history is {type(history).__name__}, expected a list of turns")
+        raise UserError(f"its history is {type(history).__name__}, expected a list of turns")
     for turn in history:
         yield from map(_text, turn) if isinstance(turn, list) else _spoken([turn])
 
@@ -114,7 +115,7 @@ def _turns(history: Any) -> Iterator[str]:
 def _spoken(turns: Any) -> list[str]:
     """What is said in each turn of a conversation, of strings or of objects that name the speaker."""
     if not isinstance(turns, list):
-        raise ValueError(f"its conversation is {type(turns).__name__}, expected a list of turns")
+        raise UserError(f"its conversation is {type(turns).__name__}, expected a list of turns")
     return [_said(turn) for turn in turns if not (isinstance(turn, dict) and _field(turn, ROLES) == "system")]
 
 
@@ -128,16 +129,16 @@ def _said(turn: Any) -> str:
 def _field(turn: Mapping[str, Any], names: Sequence[str]) -> Any:
     found = next((name for name in names if name in turn), None)
     if found is None:
-        raise ValueError(f"a turn has the fields {', '.join(turn) or 'none'}, expected one of {', '.join(names)}")
+        raise UserError(f"a turn has the fields {', '.join(turn) or 'none'}, expected one of {', '.join(names)}")
     return turn[found]
 
 
 def _text(value: Any) -> str:
-    """A text without white space at its ends; empty for a missing or blank one. Raises ValueError for what is no text."""
+    """A text without white space at its ends; empty for a missing or blank one. Raises UserError for what is no text."""
     if _is_missing(value):
         return ""
     if not isinstance(value, str):
-        raise ValueError(NO_TEXT)
+        raise UserError(NO_TEXT)
     return value.strip() if value.strip().strip(INVISIBLE).strip() else ""
 
 

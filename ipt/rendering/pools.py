@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple, TypeVar
 
+from ipt.errors import MissingFileError, UserError
 from ipt.stage import parse_yaml
 
 FOLDER = Path(__file__).parent / "templates"
@@ -42,12 +43,12 @@ class Template:
     __slots__ = ("_pieces", "_printf", "_values", "fields", "source")
 
     def __init__(self, source: str) -> None:
-        """Raises ValueError if a brace is open or a field is more than a name."""
+        """Raises UserError if a brace is open or a field is more than a name."""
         pieces: list[tuple[str, bool, str]] = []
         after_field = False
         for literal, field, specification, conversion in Formatter().parse(source):
             if field is not None and (not field.isidentifier() or specification or conversion):
-                raise ValueError(f"field {{{field}}} is not a plain name (a literal brace is doubled)")
+                raise UserError(f"field {{{field}}} is not a plain name (a literal brace is doubled)")
             pieces.append((literal, after_field and literal.startswith(_STOPS), field or ""))
             after_field = field is not None
         self.source = source
@@ -138,17 +139,17 @@ class Pools:
 def load_pools(name: str) -> Pools:
     """The pools that are shipped as `name`, or those in the file `name`, with those of the files that it extends.
 
-    Raises FileNotFoundError if there is no such file, ValueError naming file and entry if one is not as it must be.
+    Raises MissingFileError if there is no such file, UserError naming file and entry if one is not as it must be.
     """
     return _Reader(_files(pools_path(name))).pools()
 
 
 def pools_path(name: str, folder: Path = Path(), key: str = "rendering.templates=") -> Path:
-    """The file behind `name`: a shipped one, or a path from `folder`. Raises FileNotFoundError, naming `key`, if there is none."""
+    """The file behind `name`: a shipped one, or a path from `folder`. Raises MissingFileError, naming `key`, if there is none."""
     shipped = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     path = FOLDER / f"{name}.yaml" if name in shipped else folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"{key}{name}: no such file, and not among the shipped pools ({', '.join(shipped)})")
+        raise MissingFileError(f"{key}{name}: no such file, and not among the shipped pools ({', '.join(shipped)})")
     return path
 
 
@@ -170,14 +171,14 @@ def _files(path: Path, extending: tuple[Path, ...] = ()) -> list[_File]:
     """The file at `path` and before it those that it extends; `extending` are those that led to it."""
     if path.resolve() in extending:
         circle = " -> ".join(passed.name for passed in (*extending[extending.index(path.resolve()) :], path))
-        raise ValueError(f"{extending[-1]}: extends makes a circle ({circle}): one of these files must extend none")
+        raise UserError(f"{extending[-1]}: extends makes a circle ({circle}): one of these files must extend none")
     data = path.read_bytes()
     content = parse_yaml(data, path) or {}
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected pools under their names as in {FOLDER / 'default.yaml'}")
+        raise UserError(f"{path} holds a {type(content).__name__}, expected pools under their names as in {FOLDER / 'default.yaml'}")
     name = content.pop("extends", None)
     if name is not None and not (isinstance(name, str) and name):
-        raise ValueError(f"{path}: extends is {name!r}, expected the name of shipped pools or the path of one file")
+        raise UserError(f"{path}: extends is {name!r}, expected the name of shipped pools or the path of one file")
     base = _files(pools_path(name, path.parent, f"{path}: extends: "), (*extending, path.resolve())) if name else []
     return [*base, _File(path, content, hashlib.sha256(data).digest())]
 
@@ -214,7 +215,7 @@ class _Reader:
         for file in self.files:
             unknown = sorted(set(_names(file.content)) - self.known)
             if unknown:
-                raise ValueError(f"{file.path}: unknown pool {unknown[0]}, expected only {', '.join(sorted(self.known))}")
+                raise UserError(f"{file.path}: unknown pool {unknown[0]}, expected only {', '.join(sorted(self.known))}")
         return pools
 
     def pool(
@@ -232,7 +233,7 @@ class _Reader:
         result: list[T] = []
         for file, entries in self.values(name):
             if not isinstance(entries, list) or not entries:
-                raise ValueError(f"{file.path}: {name} must be a list with at least one entry")
+                raise UserError(f"{file.path}: {name} must be a list with at least one entry")
             for index, entry in enumerate(entries):
                 place = f"{file.path}: {name}[{index}]"
                 for expanded in _at(place, entry, expand):
@@ -240,14 +241,14 @@ class _Reader:
                     key = identity(result[-1])
                     if key in seen:
                         first = seen[key].removeprefix(f"{file.path}: ")
-                        raise ValueError(f"{place} {expanded!r} equals {first}: remove one of them")
+                        raise UserError(f"{place} {expanded!r} equals {first}: remove one of them")
                     seen[key] = place
         return tuple(result)
 
     def share(self, name: str) -> float:
         file, value = self.values(name)[-1]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError(f"{file.path}: {name} is {value!r}, expected a share between 0 and 1")
+            raise UserError(f"{file.path}: {name} is {value!r}, expected a share between 0 and 1")
         return float(value)
 
     def values(self, name: str) -> list[tuple[_File, Any]]:
@@ -255,7 +256,7 @@ class _Reader:
         self.known.add(name)
         found = [(file, value) for file in self.files if (value := _value(file.content, name)) is not _NOTHING]
         if not found or found[0][0] is not self.files[0]:
-            raise ValueError(f"{self.files[0].path}: {name} is missing; add it, or begin the file with `extends: default`")
+            raise UserError(f"{self.files[0].path}: {name} is missing; add it, or begin the file with `extends: default`")
         return found
 
 
@@ -274,7 +275,7 @@ def _at(place: str, entry: Any, read: Callable[[Any], R]) -> R:
     try:
         return read(entry)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{place} {entry!r}: {error}") from None
+        raise UserError(f"{place} {entry!r}: {error}") from None
 
 
 def _names(content: Any, prefix: str = "") -> Iterable[str]:
@@ -285,12 +286,12 @@ def _names(content: Any, prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{key}"
 
 
-# Entries: each takes what the file holds, and raises ValueError with what is wrong ---------------------------------------
+# Entries: each takes what the file holds, and raises UserError with what is wrong ---------------------------------------
 
 
 def text(entry: Any) -> str:
     if not isinstance(entry, str) or not entry:
-        raise ValueError("expected a text that is not empty")
+        raise UserError("expected a text that is not empty")
     return entry
 
 
@@ -301,9 +302,9 @@ def template(*fields: str, fixed: int | None = None) -> Callable[[Any], Template
     def read(entry: Any) -> Template:
         result = Template(text(entry))
         if sorted(result.fields) != sorted(fields):
-            raise ValueError(f"has the fields {_braced(result.fields)}, expected {_braced(fields)}, each once")
+            raise UserError(f"has the fields {_braced(result.fields)}, expected {_braced(fields)}, each once")
         if result.fields[:fixed] != fields[:fixed]:
-            raise ValueError(f"has its fields in the order {_braced(result.fields)}, expected {_braced(fields[:fixed])} first")
+            raise UserError(f"has its fields in the order {_braced(result.fields)}, expected {_braced(fields[:fixed])} first")
         return result
 
     return read
@@ -328,7 +329,7 @@ def combined(entry: Any) -> Iterable[Any]:
     keys = _keys(entry, ("questions", "answers"), ("separator",))
     for name in ("questions", "answers"):
         if not isinstance(keys[name], list) or not keys[name] or not all(isinstance(part, str) and part for part in keys[name]):
-            raise ValueError(f"{name} must be a list of texts that are not empty")
+            raise UserError(f"{name} must be a list of texts that are not empty")
     separator = {"separator": keys["separator"]} if "separator" in keys else {}
     return [{"text": question + answer, **separator} for question, answer in product(keys["questions"], keys["answers"])]
 
@@ -338,24 +339,24 @@ def option_format(entry: Any) -> OptionFormat:
     item, answer = Template(text(keys["item"])), Template(text(keys["answer"]))
     labels = tuple(field for field in item.fields if field in LABELS)
     if sorted(item.fields) != sorted(("option", *labels)) or len(labels) > 1:
-        raise ValueError(f"item has the fields {_braced(item.fields)}, expected {{option}} and at most one of {_braced(LABELS)}")
+        raise UserError(f"item has the fields {_braced(item.fields)}, expected {{option}} and at most one of {_braced(LABELS)}")
     if answer.fields != (labels or ("option",)):
-        raise ValueError(f"answer has the fields {_braced(answer.fields)}, expected {_braced(labels or ('option',))} as its items")
+        raise UserError(f"answer has the fields {_braced(answer.fields)}, expected {_braced(labels or ('option',))} as its items")
     if answer.source not in item.source:
-        raise ValueError("answer is not part of item, so a reader would not know which option it means")
+        raise UserError("answer is not part of item, so a reader would not know which option it means")
     return OptionFormat(item, answer, text(keys.get("separator", "\n")))
 
 
 def two_names(entry: Any) -> tuple[str, str]:
     if not isinstance(entry, list) or len(entry) != 2 or len(set(entry)) != 2:
-        raise ValueError("expected two different names: who asks, who answers")
+        raise UserError("expected two different names: who asks, who answers")
     return text(entry[0]), text(entry[1])
 
 
 def opening(entry: Any) -> Template:
     result = Template(text(entry))
     if not set(result.fields) <= {"asker", "answerer"}:
-        raise ValueError(f"has the fields {_braced(result.fields)}, expected at most {{asker}} and {{answerer}}")
+        raise UserError(f"has the fields {_braced(result.fields)}, expected at most {{asker}} and {{answerer}}")
     return result
 
 
@@ -364,7 +365,7 @@ def numbered_format(entry: Any) -> NumberedFormat:
     question, answer = Template(text(keys["question"])), Template(text(keys["answer"]))
     labels = tuple(field for field in question.fields if field in LABELS)
     if len(labels) != 1 or question.fields != (*labels, "question") or answer.fields != (*labels, "answer"):
-        raise ValueError(f"question and answer must hold the same one of {_braced(LABELS)}, then {{question}} or {{answer}}")
+        raise UserError(f"question and answer must hold the same one of {_braced(LABELS)}, then {{question}} or {{answer}}")
     return NumberedFormat(_heading(keys["questions"]), question, _heading(keys["answers"]), answer, text(keys.get("separator", "\n")))
 
 
@@ -376,13 +377,13 @@ def examples_format(entry: Any) -> ExamplesFormat:
 
 def _heading(entry: Any) -> str:
     if not isinstance(entry, str):
-        raise ValueError('expected a heading, "" for none')
+        raise UserError('expected a heading, "" for none')
     return entry
 
 
 def _keys(entry: Any, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(entry, dict) or not set(required) <= set(entry) <= {*required, *optional}:
-        raise ValueError(f"expected the keys {', '.join(required)}; optional: {', '.join(optional)}")
+        raise UserError(f"expected the keys {', '.join(required)}; optional: {', '.join(optional)}")
     return entry
 
 

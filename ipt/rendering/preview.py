@@ -14,11 +14,13 @@ from rich.text import Text as Coloured
 
 from ipt.config import RenderingConfig
 from ipt.corpus.files import CorpusFile, json_lines
+from ipt.errors import MissingFileError, UserError
 from ipt.places import check_file
 from ipt.rendering.pairs import ChainRow, read_document
 from ipt.rendering.pools import MARKS
 from ipt.rendering.render import Settings, Text, render_documents
 from ipt.rendering.run import Row, read_chains
+from ipt.stage import reading_parquet
 from ipt.synthesis.formats.tags import Pair
 
 COLOURS = {
@@ -37,7 +39,7 @@ def preview(path: Path, config: RenderingConfig, seed: int, number: int, console
     """Print the renderings of the first `number` chains in `path` that have usable pairs, and what was dropped from these.
 
     `path` is a Parquet file of pairs, a folder of them (what synthesis writes), or a .jsonl(.gz) file with a text or context and
-    its pairs in each line. Raises FileNotFoundError and ValueError, one line that names file and row.
+    its pairs in each line. Raises MissingFileError and UserError, one line that names file and row.
     """
     settings = replace(Settings.of(config), mark=mark)
     console.print("  ".join(f"[{colour}]{part}[/]" for part, colour in COLOURS.items()), "  template", highlight=False)
@@ -51,7 +53,7 @@ def preview(path: Path, config: RenderingConfig, seed: int, number: int, console
             console.print(f"dropped pairs: {', '.join(dropped)}", style="red", markup=False, highlight=False)
         shown += 1
     if not shown:
-        raise ValueError(f"{path}: no document in it has a pair that can be used")
+        raise UserError(f"{path}: no document in it has a pair that can be used")
 
 
 def mark(part: str, text: str) -> str:
@@ -92,11 +94,11 @@ def _values(path: Path) -> Iterator[Mapping[str, Any]]:
     if path.is_dir():
         parts = sorted(path.glob("part-*.parquet")) or sorted((path / "pairs").glob("part-*.parquet"))
         if not parts:
-            raise FileNotFoundError(f"{path} holds no part-*.parquet")
+            raise MissingFileError(f"{path} holds no part-*.parquet")
     elif path.is_file():
         parts = [path]
     else:
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        raise MissingFileError(f"{path}: no such file or folder")
     for part in parts:
         if part.suffix.lower() == ".parquet":
             yield from _parquet_values(part)
@@ -106,7 +108,7 @@ def _values(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _parquet_values(path: Path) -> Iterator[Mapping[str, Any]]:
     check_file(path)
-    with pq.ParquetFile(path) as file:
+    with reading_parquet(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=64):
             yield from batch.to_pylist()
 
@@ -119,7 +121,7 @@ def _row(values: Mapping[str, Any], number: int, where: str) -> Row:
         content = ChainRow(str(values.get("doc_id", number)), text or "", read, values.get("rewrite") or "")
         "".join((content.text, content.rewrite, *("".join(pair) for pair in read))).encode()  # texts, and such as can be written
     except (RuntimeError, TypeError, AttributeError, UnicodeEncodeError):
-        raise ValueError(
+        raise UserError(
             f"{where}: expected one of the fields {', '.join(TEXTS)} and one of {', '.join(PAIRS)} with question and answer (or Q and A)"
         ) from None
     return Row(values.get("chain_id", number), values.get("inherits_previous", False), content)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ipt.config import RenderingConfig
+from ipt.errors import UserError
 from ipt.rendering.draws import Draws
 from ipt.rendering.layouts import LAYOUTS, PARAGRAPH, Style, choose_layout, optional, show
 from ipt.rendering.pairs import ChainRow, Document, read_document
@@ -26,7 +27,7 @@ class Settings:
 
     @classmethod
     def of(cls, config: RenderingConfig) -> "Settings":
-        """Raises ValueError or FileNotFoundError, one line that names the key."""
+        """Raises UserError or MissingFileError, one line that names the key."""
         check_settings(config)
         layouts = {name: float(weight) for name, weight in config.layouts.items()}
         return cls(config.arrangement, layouts, float(config.inversion), load_pools(config.templates), config.versions)
@@ -66,20 +67,20 @@ def render_documents(documents: Sequence[Document], settings: Settings, seed: in
 
 
 def check_settings(config: RenderingConfig) -> None:
-    """Raise a one-line ValueError unless arrangement, layouts, inversion and versions are as they must be."""
+    """Raise a one-line UserError unless arrangement, layouts, inversion and versions are as they must be."""
     if config.arrangement not in ARRANGEMENTS:
-        raise ValueError(f"rendering.arrangement={config.arrangement}: expected one of {', '.join(ARRANGEMENTS)}")
+        raise UserError(f"rendering.arrangement={config.arrangement}: expected one of {', '.join(ARRANGEMENTS)}")
     for name, weight in config.layouts.items():
         if name not in LAYOUTS:
-            raise ValueError(f"rendering.layouts.{name}: no such layout, expected some of {', '.join(LAYOUTS)}")
+            raise UserError(f"rendering.layouts.{name}: no such layout, expected some of {', '.join(LAYOUTS)}")
         if not 0 <= weight < float("inf"):
-            raise ValueError(f"rendering.layouts.{name}={weight}: a weight must be a number that is not negative")
+            raise UserError(f"rendering.layouts.{name}={weight}: a weight must be a number that is not negative")
     if not sum(config.layouts.values()):
-        raise ValueError("rendering.layouts: all weights are zero, give one layout more; rendering=paper has the published weights")
+        raise UserError("rendering.layouts: all weights are zero, give one layout more; rendering=paper has the published weights")
     if not 0 <= config.inversion <= 1:
-        raise ValueError(f"rendering.inversion={config.inversion}: a probability must be between 0 and 1")
+        raise UserError(f"rendering.inversion={config.inversion}: a probability must be between 0 and 1")
     if config.versions < 1:
-        raise ValueError(f"rendering.versions={config.versions}: expected at least 1")
+        raise UserError(f"rendering.versions={config.versions}: expected at least 1")
 
 
 # Arrangements --------------------------------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 
 from ipt.config import RenderingConfig
 from ipt.console import progress
+from ipt.errors import MissingFileError, UserError
 from ipt.parallel import in_order, worker_count
 from ipt.rendering.pairs import ChainRow, Document, read_document
 from ipt.rendering.render import Settings, Text, render_documents
-from ipt.stage import ROW_GROUP, atomic
+from ipt.stage import ROW_GROUP, atomic, reading_parquet
 from ipt.synthesis.formats.tags import Pair
 
 SCHEMA = pa.schema(
@@ -62,7 +63,7 @@ class Task(NamedTuple):
 
 
 def check_rendering(config: RenderingConfig) -> None:
-    """Raise a one-line ValueError or FileNotFoundError for a config that `render` would refuse; reads only the template file."""
+    """Raise a one-line UserError or MissingFileError for a config that `render` would refuse; reads only the template file."""
     Settings.of(config)
 
 
@@ -70,7 +71,7 @@ def render(config: RenderingConfig, pairs: Path, output: Path, seed: int) -> dic
     """Render `pairs/part-*.parquet` into `output/texts/part-*.parquet` and return the statistics.
 
     Memory does not grow with the input. Running again, with any number of workers, writes the same bytes.
-    Raises FileNotFoundError if `pairs` holds no parts, ValueError for a bad config or a row that continues no chain.
+    Raises MissingFileError if `pairs` holds no parts, UserError for a bad config or a row that continues no chain.
     """
     settings = Settings.of(config)
     shutil.rmtree(output / "texts", ignore_errors=True)  # of an interrupted run
@@ -88,13 +89,14 @@ def plan_tasks(pairs: Path) -> list[Task]:
     """Tasks depend on the files alone, so parts are the same for any number of workers."""
     paths = sorted(pairs.glob("part-*.parquet"))
     if not paths:
-        raise FileNotFoundError(f"{pairs} holds no part-*.parquet")
+        raise MissingFileError(f"{pairs} holds no part-*.parquet")
     groups: list[Group] = []
     ends = [0]  # rows before each group, and in all
     borders = [0]  # groups before each task, and in all
     size = 0
     for path in paths:
-        metadata = pq.read_metadata(path)
+        with reading_parquet(path):
+            metadata = pq.read_metadata(path)
         for number in range(metadata.num_row_groups):
             groups.append(Group(path, number))
             ends.append(ends[-1] + metadata.row_group(number).num_rows)
@@ -146,11 +148,11 @@ def _rows(task: Task) -> Iterator[Row]:
                 yield row
     if not task.is_last:
         where = task.groups[-1].path
-        raise ValueError(f"{where}: a chain of more than {LONGEST_CHAIN} rows goes on here: let inherits_previous be false somewhere in it")
+        raise UserError(f"{where}: a chain of more than {LONGEST_CHAIN} rows goes on here: let inherits_previous be false somewhere in it")
 
 
 def _read_group(group: Group) -> Iterator[Row]:
-    with pq.ParquetFile(group.path) as file:
+    with reading_parquet(group.path), pq.ParquetFile(group.path) as file:
         table = file.read_row_group(group.number, columns=COLUMNS)
     pairs = table["pairs"].combine_chunks()
     flat = pairs.flatten()
@@ -168,7 +170,7 @@ def read_chains(rows: Iterable[Row]) -> Iterator[list[ChainRow]]:
     for row in rows:
         if row.inherits_previous:
             if row.chain_id != chain_id:
-                raise ValueError(
+                raise UserError(
                     f"pairs: document {row.content.doc_id} of chain {row.chain_id} inherits from the row before it, which is of chain "
                     f"{chain_id}: rows must be sorted by chain, then round; run synthesis again"
                 )

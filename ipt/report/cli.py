@@ -1,21 +1,21 @@
 """`python -m ipt report FOLDER...`: a report from finished runs, made by hand."""
 
 import argparse
-import json
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from ipt.cli import exit_on_user_error
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.pipeline.records import Record, read_record
 from ipt.places import check_writable
 from ipt.report.scores import Arm
 from ipt.report.sweep_report import job_arms
-from ipt.stage import MANIFEST, hardware, installed_versions
+from ipt.stage import MANIFEST, hardware, installed_versions, read_json
 from ipt.sweeps.job import Job, job_folder, load_job
 
 RESULTS, STEPS, EVALUATION = "results.json", "metrics.jsonl", "evaluation"
@@ -28,17 +28,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/report"), help="where to write it (default: %(default)s)")
     parser.add_argument("--title", default="Report of finished runs", help="heading of the page")
     arguments = parser.parse_args()
-    try:
+    with exit_on_user_error():
         print(f"report: {report_folders(arguments.folders, arguments.output, arguments.title)}")
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
 
 
 def report_folders(folders: list[Path], output: Path, title: str) -> Path:
     """Write a report of what the folders hold to `output` and return the page.
 
     A folder is a training (its scores are looked for in its `evaluation`, and beside it among evaluations of its model), an
-    evaluation, what `reproduce` has written, or a sweep's folder. Raises ValueError for a folder that holds none of these, and for a
+    evaluation, what `reproduce` has written, or a sweep's folder. Raises UserError for a folder that holds none of these, and for a
     training without scores.
     """
     from ipt.report.html import write_report
@@ -78,7 +76,7 @@ def _arms(folder: Path) -> list[Arm]:
         return [Arm(folder.name, folder, _evaluation_of(folder), _seed_of(folder))]
     if (folder / RESULTS).exists():
         return [Arm(folder.name, None, folder)]
-    raise ValueError(
+    raise UserError(
         f"{folder} holds no training ({STEPS}), evaluation ({RESULTS}), recipe (arms) or sweep (sweep.json): name another folder"
     )
 
@@ -88,14 +86,21 @@ def _recipe_arms(place: Path) -> Iterator[Arm]:
     for member in [place, *sorted(place.glob("seed-*"))]:
         training, evaluation = member / "training", member / EVALUATION
         if (evaluation / RESULTS).exists():
-            seed = int(member.name.removeprefix("seed-")) if member != place else 0
+            seed = 0 if member == place else _seed_in_name(member)
             yield Arm(place.name, training.resolve() if training.exists() else None, evaluation.resolve(), seed)
+
+
+def _seed_in_name(folder: Path) -> int:
+    seed = folder.name.removeprefix("seed-")
+    if not seed.isdecimal():
+        raise UserError(f"{folder}: expected seed-NUMBER: rename the folder, or move it away")
+    return int(seed)
 
 
 def _jobs(folder: Path) -> list[Job]:
     if not (folder / "sweep.json").exists():
         return []
-    numbers = [job["number"] for job in json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["jobs"]]
+    numbers = [job["number"] for job in read_json(folder / "sweep.json")["jobs"]]
     return [job for number in numbers if (job := load_job(folder, number)) is not None and job_folder(folder, number).is_dir()]
 
 
@@ -109,11 +114,11 @@ def _evaluation_of(training: Path) -> Path:
     """The scores of a training: below it, or among the stages beside it that has its model as input, the newest."""
     if (training / EVALUATION / RESULTS).exists():
         return training / EVALUATION
-    digest = json.loads((training / MANIFEST).read_text(encoding="utf-8"))["digest"] if (training / MANIFEST).exists() else None
-    manifests = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in training.parent.glob(f"{EVALUATION}-*/{MANIFEST}")}
+    digest = read_json(training / MANIFEST)["digest"] if (training / MANIFEST).exists() else None
+    manifests = {path.parent: read_json(path) for path in training.parent.glob(f"{EVALUATION}-*/{MANIFEST}")}
     scored = [folder for folder, manifest in manifests.items() if digest and manifest["inputs"].get("model") == digest]
     if not scored:
-        raise ValueError(f"{training} has no scores, neither in {EVALUATION} nor beside it: evaluate its export first")
+        raise UserError(f"{training} has no scores, neither in {EVALUATION} nor beside it: evaluate its export first")
     return max(scored, key=lambda folder: manifests[folder]["finished"])
 
 
@@ -121,7 +126,7 @@ def _seed_of(training: Path) -> int:
     path = training / MANIFEST
     if not path.exists():
         return 0
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_json(path)
     given = manifest["config"].get("trainer", {}).get("seed")
     return int(manifest["seed"] if given is None else given)
 

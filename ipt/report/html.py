@@ -53,7 +53,7 @@ def write_report(
     one {"name", "folder", "seconds", "reused", "stats"} per stage; every field of `stages`, `quality` and `facts` is optional.
     `records` are the run records of arms, `jobs` those of a sweep, and with `over_ratios` the arms are a sweep over a ratio.
     Arms of one name are seeds of one model. Differences are measured against the arm called "vanilla", else against the first trained one.
-    Raises FileNotFoundError if an arm has no results.json, ValueError if two arms have the same name and seed.
+    Raises MissingFileError if an arm has no results.json, UserError if two arms have the same name and seed.
     """
     runs = load_runs(arms)
     baseline = next((run for run in runs if run.name == "vanilla"), next((run for run in runs if run.is_trained), None))

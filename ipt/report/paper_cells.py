@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from ipt.errors import UserError
 from ipt.evaluation.results import group_average, groups_of, load_results, predictions_path, read_task
 from ipt.evaluation.task import load_tasks, read_group
 from ipt.report.formatting import finite
@@ -84,7 +85,7 @@ def _published(task: str, runs: Sequence[Run]) -> Mapping[str, Any]:
         return read_task(evaluation, task).published
     try:
         return load_tasks([task])[0].published
-    except (ValueError, FileNotFoundError):  # a task of the user's own
+    except UserError:  # a task of the user's own
         return {}
 
 

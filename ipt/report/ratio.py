@@ -1,15 +1,15 @@
 """Which ratio? The runs of a report as points of a mixing law, if it is a ratio that they differ in."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ipt.errors import UserError
 from ipt.report.formatting import listed
 from ipt.report.mixing_law import MIN_RATIOS, Law, Point, fit_law
 from ipt.report.scores import Arm, Measure, Run, Score, main_scores, measure_of
-from ipt.stage import MANIFEST
+from ipt.stage import MANIFEST, read_json
 
 CONFOUNDED = 1.1  # repeats of the pool at one ratio over those at another
 SEEDS = ("trainer.seed", "seed")  # what may differ between runs of one ratio
@@ -139,7 +139,7 @@ def _points(task: str, metric: str, arms: Sequence[tuple[float, Arm]]) -> list[P
                 Point(round(ratio, 6), metrics[metric].value, metrics[metric].influence)
                 for (ratio, _), metrics in zip(arms, found, strict=True)
             ]
-    except (ValueError, FileNotFoundError):  # seeds with items of their own, or no predictions
+    except (UserError, FileNotFoundError):  # seeds with items of their own, or no predictions
         pass
     entries = [(ratio, load_results(arm.evaluation).get(task, {}).get(metric, {}).get("value")) for ratio, arm in arms]
     return [Point(round(ratio, 6), value) for ratio, value in entries if value is not None]
@@ -184,7 +184,7 @@ def _notes(runs: Sequence[Run], panels: Sequence[Panel]) -> list[str]:
 
 def _manifest(arm: Arm) -> dict[str, Any]:
     path = (arm.training or Path()) / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

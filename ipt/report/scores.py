@@ -1,6 +1,5 @@
 """What was measured: the scores of each arm, and what their differences from the baseline allow to say."""
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +11,9 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ipt.errors import MissingFileError, UserError
 from ipt.report.formatting import finite, minus, spaced
+from ipt.stage import read_json, read_json_lines
 
 MARKERS = "oosD^vP"
 
@@ -214,11 +215,11 @@ class Run:
 
 
 def load_runs(arms: list[Arm]) -> list[Run]:
-    """Each name's arms as one run. Raises ValueError for two arms of one name and seed, FileNotFoundError for one without scores."""
+    """Each name's arms as one run. Raises UserError for two arms of one name and seed, MissingFileError for one without scores."""
     twice = next((arm for arm, count in Counter((arm.name, arm.seed) for arm in arms).items() if count > 1), None)
     if twice:
         names = ", ".join(arm.name for arm in arms)
-        raise ValueError(f"report: two arms have the same name and seed ({names}): give each its own name, or its seed")
+        raise UserError(f"report: two arms have the same name and seed ({names}): give each its own name, or its seed")
     runs: list[Run] = []
     numbers = {True: 0, False: 0}  # of trained arms and of others
     for name in dict.fromkeys(arm.name for arm in arms):
@@ -240,13 +241,13 @@ def _results(arms: Sequence[Arm]) -> dict[str, dict[str, dict[str, Any]]]:
 
     for arm in arms:
         if not (arm.evaluation / "results.json").exists():
-            raise FileNotFoundError(f"report: arm {arm.name} has no {arm.evaluation / 'results.json'}: evaluate it first")
+            raise MissingFileError(f"report: arm {arm.name} has no {arm.evaluation / 'results.json'}: evaluate it first")
     folders = [arm.evaluation for arm in arms]
     if len(folders) == 1:
         return load_results(folders[0])
     try:
         return average(folders)
-    except (ValueError, FileNotFoundError):  # each seed has items of its own, or no predictions were kept
+    except (UserError, FileNotFoundError):  # each seed has items of its own, or no predictions were kept
         return plain_average(folders)
 
 
@@ -267,8 +268,8 @@ def _training_files(folder: Path | None) -> tuple[list[dict[str, Any]], dict[str
     if folder is None:
         return [], {}
     metrics, summary = folder / "metrics.jsonl", folder / "summary.json"
-    steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
-    return steps, json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+    steps = read_json_lines(metrics) if metrics.exists() else []
+    return steps, read_json(summary) if summary.exists() else {}
 
 
 def _guessing(predictions: Path) -> float | None:
@@ -321,7 +322,7 @@ def _compare(baseline: Run | None, run: Run, tell: Callable[[str], None]) -> dic
     for task in [task for task in run.results if task in baseline.results]:
         try:
             compared[task] = _compare_task(baseline, run, task)
-        except ValueError as error:
+        except UserError as error:
             tell(f"{run.name} and {baseline.name} could not be paired: {error}.")
     return compared
 
@@ -334,7 +335,7 @@ def _compare_task(baseline: Run, run: Run, task: str) -> dict[str, dict[str, Any
         return compare_task(run.arm.evaluation, baseline.arm.evaluation, task)
     try:
         return compare_seeds(run.evaluations, baseline.evaluations, task, fixed=not (run.is_trained and baseline.is_trained))
-    except ValueError:
+    except UserError:
         return compare_within_seeds(run.evaluations, baseline.evaluations, task)
 
 

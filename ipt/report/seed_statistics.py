@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ipt.errors import UserError
 from ipt.evaluation.metrics.statistics import Metric, standard_error
 from ipt.evaluation.results import Results, compare, load_results, paired_metrics
 from ipt.report.formatting import finite
@@ -59,7 +60,7 @@ def compare_seeds(ours: Mapping[int, Path], theirs: Mapping[int, Path], task: st
     """`ours` minus `theirs` (seed -> folder of a finished evaluation): metric -> difference, stderr, ci95, p, n.
 
     Where both have the same seeds these are paired too; else the seeds of both are independent, with one spread in common. `fixed`: one
-    of the two is a single model that no seed has a part in (the start). Raises ValueError where items cannot be paired.
+    of the two is a single model that no seed has a part in (the start). Raises UserError where items cannot be paired.
     """
     seeds, others = sorted(ours), sorted(theirs)
     metrics = paired_metrics(task, [*(ours[seed] for seed in seeds), *(theirs[seed] for seed in others)])
@@ -76,11 +77,11 @@ def compare_seeds(ours: Mapping[int, Path], theirs: Mapping[int, Path], task: st
 def compare_within_seeds(ours: Mapping[int, Path], theirs: Mapping[int, Path], task: str) -> dict[str, dict[str, Any]]:
     """As `compare_seeds` where each seed has items of its own: differences paired within a seed, whose spread covers items too.
 
-    Raises ValueError if the two have fewer than two seeds in common, or cannot be paired within one.
+    Raises UserError if the two have fewer than two seeds in common, or cannot be paired within one.
     """
     common = sorted(ours.keys() & theirs.keys())
     if len(common) < 2:
-        raise ValueError(f"task {task}: each seed has items of its own, and there are not two seeds in common")
+        raise UserError(f"task {task}: each seed has items of its own, and there are not two seeds in common")
     found = [compare(ours[seed], theirs[seed])[task] for seed in common]
     compared = {}
     for name in found[0]:

@@ -1,6 +1,5 @@
 """A job of a sweep: what is known of it, and what passes between its process and the sweep that started it."""
 
-import json
 import os
 import select
 import signal
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ipt.stage import write_json
+from ipt.stage import read_json, write_json
 
 FOLDER, LAUNCHER = "IPT_JOB_FOLDER", "IPT_LAUNCHER"  # environment of a job's processes: its folder, the process that started it
 JOB, RESULT, TRAINING, LOG = "job.json", "result.json", "training", "log.txt"  # files of a job's folder
@@ -47,7 +46,7 @@ def save_job(sweep: Path, job: Job) -> None:
 def load_job(sweep: Path, number: int) -> Job | None:
     """Job `number` of the sweep in this folder, or None if there is none yet."""
     try:
-        record = json.loads((job_folder(sweep, number) / JOB).read_text(encoding="utf-8"))
+        record = read_json(job_folder(sweep, number) / JOB)
     except FileNotFoundError:
         return None
     places = {name: Path(record[name]) if record[name] else None for name in ("training", "evaluation", "folder")}

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from ipt.errors import UserError
 from ipt.sweeps.gpu_allocation import Slots, gpu_share, visible_gpus
 from ipt.sweeps.job import Job
 from ipt.sweeps.process import TRY_AGAIN, Launch, Run, planned_run
@@ -30,7 +31,7 @@ def run_jobs(launch: Launch, numbers: Sequence[int], settings: LaunchSettings) -
 
     Finished ones are recognised and not started. One that fails is tried again `settings.retries` times and does not stop the others.
     At SIGINT or SIGTERM the running jobs are told to save and to end; at a second one they are killed. Raises
-    KeyboardInterrupt after SIGINT, SystemExit(75) after SIGTERM, and ValueError for settings that cannot be met.
+    KeyboardInterrupt after SIGINT, SystemExit(75) after SIGTERM, and UserError for settings that cannot be met.
     """
     runs = [planned_run(launch, number) for number in numbers]
     queue = _Queue(runs, _slots(runs, settings), settings)
@@ -91,14 +92,14 @@ class _Queue:
 def _slots(runs: Sequence[Run], settings: LaunchSettings) -> Slots:
     """The room there is; says of each run how much of it it needs."""
     if settings.n_jobs < 1:
-        raise ValueError(f"hydra.launcher.n_jobs={settings.n_jobs}: must be at least 1")
+        raise UserError(f"hydra.launcher.n_jobs={settings.n_jobs}: must be at least 1")
     shares_out = settings.n_jobs > 1 or settings.gpus_per_job is not None  # else each job may use all there is
     gpus = visible_gpus(os.environ) if shares_out else []
     for run in runs:
         run.share = gpu_share(run.launch.command, run.config, settings.gpus_per_job) if gpus else 0.0
         if run.share > len(gpus):
             wish = f"job {run.job.name} wants {run.share:g} GPUs"
-            raise ValueError(f"{wish} and there are {len(gpus)}: set trainer.devices or hydra.launcher.gpus_per_job")
+            raise UserError(f"{wish} and there are {len(gpus)}: set trainer.devices or hydra.launcher.gpus_per_job")
     return Slots(settings.n_jobs, dict.fromkeys(gpus, 1.0))
 
 

@@ -1,6 +1,5 @@
 """The process of one job of a sweep: how it is started, watched and ended."""
 
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,8 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig
 
 from ipt.config import Config, to_config
+from ipt.errors import UserError
+from ipt.stage import read_json
 from ipt.sweeps.gpu_allocation import job_environment
 from ipt.sweeps.job import FINISHED, FOLDER, LAUNCHER, LOG, RESULT, TRAINING, Job, job_folder, load_job, save_job, with_result
 
@@ -92,7 +93,7 @@ class Run:
         seconds = round(time.monotonic() - self.started, 1)
         job = Job(self.job.name, self.job.overrides, seconds=seconds, number=self.job.number, key=self.job.key)
         if code == 0 and result.exists():
-            self._keep(with_result(job, json.loads(result.read_text(encoding="utf-8")), "finished"))
+            self._keep(with_result(job, read_json(result), "finished"))
         elif stopped or code == TRY_AGAIN:
             self._keep(job)
         else:
@@ -123,10 +124,10 @@ class Run:
 
 
 def planned_run(launch: Launch, number: int) -> Run:
-    """The job of this number that a sweeper has planned. Raises ValueError if none has."""
+    """The job of this number that a sweeper has planned. Raises UserError if none has."""
     job = load_job(launch.sweep, number)
     if job is None:
-        raise ValueError("hydra/sweeper: sweeps of ipt need one of its own sweepers, grid (the default) or optuna")
+        raise UserError("hydra/sweeper: sweeps of ipt need one of its own sweepers, grid (the default) or optuna")
     return Run(launch, job, to_config(compose(launch.command, list(job.overrides))))  # Hydra is set up by whoever runs jobs
 
 

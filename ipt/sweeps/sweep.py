@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ipt.config import Config, to_config
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.places import check_writable
 from ipt.stage import hash_json, write_json
 from ipt.sweeps.job import FINISHED, Job, load_job, save_job, varying_name
@@ -29,10 +30,10 @@ def name_sweep(config: DictConfig) -> Path:
     """The folder of a sweep, by default outputs/sweeps/NAME-KEY: the same command has the same one, whatever its hydra.* keys.
 
     `config` is the sweep's whole config, into which the folder is put as if it had been given, for launchers to find.
-    Raises ValueError for what is no sweep.
+    Raises UserError for what is no sweep.
     """
     if config.dry_run:
-        raise ValueError("dry_run=true describes one run: leave out -m, and give each key one value")
+        raise UserError("dry_run=true describes one run: leave out -m, and give each key one value")
     if config.hydra.sweep.dir == AUTO:
         parts = [config.hydra.job.config_name, sorted(config.hydra.overrides.task), config.hydra.sweeper.get("params")]
         parts = [OmegaConf.to_container(part) if OmegaConf.is_config(part) else part for part in parts]
@@ -45,14 +46,14 @@ def name_sweep(config: DictConfig) -> Path:
 
 @contextmanager
 def open_sweep(folder: Path) -> Iterator[None]:
-    """The sweep's folder is this process's alone. Raises ValueError if another one runs the sweep."""
+    """The sweep's folder is this process's alone. Raises UserError if another one runs the sweep."""
     check_writable("hydra.sweep.dir", folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise ValueError(
+        raise UserError(
             f"this sweep is running already, in another process that holds {folder / '.lock'}: wait for it, or stop it"
         ) from None
     try:
@@ -65,13 +66,13 @@ def plan_jobs(command: str, folder: Path, batch: Sequence[Sequence[str]], first:
     """Note down a job for each list of overrides in `batch`, numbered from `first`; return the numbers.
 
     What is known of a job of the same config from an earlier run of the sweep stays known. Runs of a sweep share a W&B group.
-    Raises ValueError if two jobs would write to one folder.
+    Raises UserError if two jobs would write to one folder.
     """
     jobs = [_planned(command, overrides, number, varying) for number, overrides in enumerate(batch, first)]
     outputs = [config.output_dir or f"outputs/{config.name}" for _, config in jobs if config.output_dir or command == "reproduce"]
     if shared := next((output for output in outputs if outputs.count(output) > 1), None):
         key = varying[0] if varying else "seed"
-        raise ValueError(f"output_dir={shared} is the same for several jobs: give each its own, as output_dir='{shared}/${{{key}}}'")
+        raise UserError(f"output_dir={shared} is the same for several jobs: give each its own, as output_dir='{shared}/${{{key}}}'")
     for job, _ in jobs:
         known = load_job(folder, job.number)
         save_job(folder, replace(known, name=job.name, overrides=job.overrides) if known and known.key == job.key else job)
@@ -81,7 +82,7 @@ def plan_jobs(command: str, folder: Path, batch: Sequence[Sequence[str]], first:
 def close_sweep(folder: Path, numbers: Sequence[int], config: DictConfig, told: str = "") -> None:
     """Keep and show what came of a sweep: sweep.json, one table, and the report. `told` is added to the table.
 
-    Raises ValueError if a job has failed, so that the exit code tells too.
+    Raises UserError if a job has failed, so that the exit code tells too.
     """
     jobs = [job for number in numbers if (job := load_job(folder, number)) is not None]
     write_json(folder / "sweep.json", {"folder": str(folder), "jobs": [asdict(job) for job in jobs]})
@@ -94,7 +95,7 @@ def close_sweep(folder: Path, numbers: Sequence[int], config: DictConfig, told: 
     _write_report(folder, jobs, config)
     failed = sum(job.status == "failed" for job in jobs)
     if failed:
-        raise ValueError(f"{failed} of {len(jobs)} jobs failed; run the same command again to redo only those")
+        raise UserError(f"{failed} of {len(jobs)} jobs failed; run the same command again to redo only those")
 
 
 def sweep_table(jobs: Sequence[Job]) -> Table:

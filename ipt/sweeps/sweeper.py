@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from ipt.errors import UserError
 from ipt.stage import write_json
 from ipt.sweeps.job import FINISHED, Job, load_job
 from ipt.sweeps.sweep import close_sweep, open_sweep, plan_jobs
@@ -41,11 +42,11 @@ class SearchSettings:
 
 
 def run_grid(config: DictConfig, launcher: Launcher, overrides: Sequence[Override]) -> list[Job]:
-    """A job for each combination of the values that keys vary over. Raises ValueError for an interval, and if a job has failed."""
+    """A job for each combination of the values that keys vary over. Raises UserError for an interval, and if a job has failed."""
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             key = override.get_key_element()
-            raise ValueError(f"{override.input_line}: a grid needs values, as {key}=0,0.5,1; hydra/sweeper=optuna searches intervals")
+            raise UserError(f"{override.input_line}: a grid needs values, as {key}=0,0.5,1; hydra/sweeper=optuna searches intervals")
     values = [[f"{override.get_key_element()}={value}" for value in _values(override)] for override in overrides]
     with _open_jobs(config, launcher, list(_space(overrides))) as jobs:
         return jobs.run([list(combination) for combination in itertools.product(*values)])
@@ -54,15 +55,13 @@ def run_grid(config: DictConfig, launcher: Launcher, overrides: Sequence[Overrid
 def run_search(config: DictConfig, launcher: Launcher, overrides: Sequence[Override], settings: SearchSettings) -> "Study":
     """Trials of a study until there are `settings.n_trials`. Those of earlier runs count; what was interrupted is done first.
 
-    A failed job is a failed trial. Raises ValueError for settings that cannot be, for a metric that the jobs do not report, and at the
+    A failed job is a failed trial. Raises UserError for settings that cannot be, for a metric that the jobs do not report, and at the
     end if a job has failed.
     """
     _check(settings)
     space = _space(overrides)
     if not space:
-        raise ValueError(
-            "hydra/sweeper=optuna has nothing to search: give a key an interval, as 'mixture.ratios.instruction=interval(0,1)'"
-        )
+        raise UserError("hydra/sweeper=optuna has nothing to search: give a key an interval, as 'mixture.ratios.instruction=interval(0,1)'")
     fixed = [f"{one.get_key_element()}={one.get_value_element_as_str()}" for one in overrides if not one.is_sweep_override()]
     distributions = {key: _distribution(override, settings.sampler == "grid") for key, override in space.items()}
     side_by_side = settings.n_jobs or config.hydra.launcher.get("n_jobs") or 1
@@ -104,7 +103,7 @@ class _Jobs:
         try:
             self.launcher.launch(batch, first)
         except RuntimeError as error:  # submitit's, of a job that left no word
-            raise RuntimeError(f"{type(self.launcher).__name__}: {str(error).strip().splitlines()[0]}") from error
+            raise UserError(f"{type(self.launcher).__name__}: {str(error).strip().splitlines()[0]}") from error
         return self.load(numbers)
 
     def load(self, numbers: Sequence[int]) -> list[Job]:
@@ -119,7 +118,7 @@ def _open_jobs(config: DictConfig, launcher: Launcher, varying: list[str]) -> It
         try:
             yield jobs
         except BaseException:
-            with suppress(ValueError):  # what came first is to be told
+            with suppress(UserError):  # what came first is to be told
                 close_sweep(jobs.folder, jobs.numbers, config, jobs.told)
             raise
         close_sweep(jobs.folder, jobs.numbers, config, jobs.told)
@@ -131,11 +130,11 @@ def _open_jobs(config: DictConfig, launcher: Launcher, varying: list[str]) -> It
 def _check(settings: SearchSettings) -> None:
     for key, known in (("sampler", SAMPLERS), ("direction", DIRECTIONS)):
         if getattr(settings, key) not in known:
-            raise ValueError(f"hydra.sweeper.{key}={getattr(settings, key)}: must be one of {', '.join(known)}")
+            raise UserError(f"hydra.sweeper.{key}={getattr(settings, key)}: must be one of {', '.join(known)}")
     try:
         import optuna
     except ImportError:
-        raise ValueError("hydra/sweeper=optuna needs the package optuna: pip install 'ipt[sweeps]'") from None
+        raise UserError("hydra/sweeper=optuna needs the package optuna: pip install 'ipt[sweeps]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -146,7 +145,7 @@ def _open_study(settings: SearchSettings, folder: Path) -> "Study":
     direction = cast(Literal["minimize", "maximize"], settings.direction)
     study = optuna.create_study(storage=storage, study_name=folder.name, direction=direction, load_if_exists=True)
     if study.direction.name.lower() != settings.direction:
-        raise ValueError(f"hydra.sweeper.direction={settings.direction}: the study in {storage} was begun with the other one")
+        raise UserError(f"hydra.sweeper.direction={settings.direction}: the study in {storage} was begun with the other one")
     study.sampler = _sampler(settings, len(study.trials))
     return study
 
@@ -219,10 +218,10 @@ def _tell(study: "Study", trial: int, job: Job, settings: SearchSettings) -> boo
 
 
 def figure(figures: Mapping[str, float], name: str) -> float:
-    """The figure of this name; signs and spaces between its words do not matter. Raises ValueError if a job has not reported it."""
+    """The figure of this name; signs and spaces between its words do not matter. Raises UserError if a job has not reported it."""
     known = {_plain(key): value for key, value in figures.items()}
     if _plain(name) not in known:
-        raise ValueError(f"hydra.sweeper.metric={name}: the jobs report no such figure; they report {', '.join(known)}")
+        raise UserError(f"hydra.sweeper.metric={name}: the jobs report no such figure; they report {', '.join(known)}")
     return known[_plain(name)]
 
 
@@ -272,9 +271,9 @@ def _distribution(override: Override, grid: bool) -> "BaseDistribution":
             return CategoricalDistribution(_values(override))
         assert isinstance(sweep, IntervalSweep) and sweep.start is not None and sweep.end is not None
         if grid:
-            raise ValueError("hydra.sweeper.sampler=grid needs values, as choice(0,0.5,1)")
+            raise UserError("hydra.sweeper.sampler=grid needs values, as choice(0,0.5,1)")
         if isinstance(sweep.start, int):
             return IntDistribution(sweep.start, int(sweep.end), log="log" in sweep.tags)
         return FloatDistribution(sweep.start, sweep.end, log="log" in sweep.tags)
     except ValueError as error:
-        raise ValueError(f"{override.input_line}: {error}") from None
+        raise UserError(f"{override.input_line}: {error}") from None

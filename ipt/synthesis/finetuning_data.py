@@ -17,6 +17,7 @@ import pyarrow as pa
 from ipt.config import SourceConfig
 from ipt.console import progress
 from ipt.corpus.files import CorpusFile, file_kind, json_lines
+from ipt.errors import MissingFileError, UserError
 from ipt.stage import write_parts
 from ipt.synthesis.formats.tags import Pair, context_text, pairs_text, parse
 
@@ -59,13 +60,13 @@ def build_tuning_texts(config: SourceConfig, name: str, output: Path, seed: int,
 def check_tuning_source(name: str, config: SourceConfig) -> None:
     key = f"mixture.sources.{name}"
     if config.kind not in READERS:
-        raise ValueError(f"{key}.kind={config.kind}: must be texts, instructions, store or one of {', '.join(READERS)}")
+        raise UserError(f"{key}.kind={config.kind}: must be texts, instructions, store or one of {', '.join(READERS)}")
     if config.shots is None and config.max_tokens is None:
-        raise ValueError(f"{key}.shots=null: as many examples as fit need {key}.max_tokens")
+        raise UserError(f"{key}.shots=null: as many examples as fit need {key}.max_tokens")
     for field in ("shots", "max_contexts", "max_tokens"):
         value = getattr(config, field)
         if value is not None and value < 1:
-            raise ValueError(f"{key}.{field}={value}: must be at least 1")
+            raise UserError(f"{key}.{field}={value}: must be at least 1")
     data_sets(name, config)
 
 
@@ -77,21 +78,19 @@ def data_sets(name: str, config: SourceConfig) -> dict[str, list[Path]]:
     """
     path = Path(config.path)
     if not config.path or not path.exists():
-        raise FileNotFoundError(
-            f"mixture.sources.{name}.path={config.path}: no such file or folder: fetch the data set, or say where it is"
-        )
+        raise MissingFileError(f"mixture.sources.{name}.path={config.path}: no such file or folder: fetch the data set, or say where it is")
     if not path.is_dir():
         if config.include:
-            raise ValueError(f"mixture.sources.{name}.include names data sets of a folder, but path={config.path} is a file")
+            raise UserError(f"mixture.sources.{name}.include names data sets of a folder, but path={config.path} is a file")
         return {name: [path]}
     if config.kind != "collection":
-        raise ValueError(f"mixture.sources.{name}.path={config.path} is a folder: kind={config.kind} reads a file")
+        raise UserError(f"mixture.sources.{name}.path={config.path} is a folder: kind={config.kind} reads a file")
     shards = {folder.name: _shards(folder) for folder in sorted(path.iterdir()) if folder.is_dir()}
     found = {data_set: files for data_set, files in shards.items() if files}
     missing = [data_set for data_set in config.include if data_set not in found]
     if missing or not found:
         wanted, there = ", ".join(missing) or "any data set", ", ".join(found) or "none"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"mixture.sources.{name}.path={config.path} does not hold {wanted} (DATASET/shard/*.jsonl); it holds: {there}"
         )
     return {data_set: found[data_set] for data_set in config.include or found}
@@ -102,14 +101,14 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def read_examples(kind: str, path: Path, random_: random.Random, dropped: Counter[str]) -> Iterator[Example]:
-    """What the reader `kind` of READERS finds in a file. Raises ValueError that names a file which is not laid out as its data set is."""
+    """What the reader `kind` of READERS finds in a file. Raises UserError that names a file which is not laid out as its data set is."""
     try:
         for example in READERS[kind](path, random_, dropped):
             "".join((example.id, example.context, *("".join(pair) for pair in example.pairs))).encode()  # texts that can be written
             yield example
     except (LookupError, TypeError, AttributeError, RuntimeError, RecursionError, json.JSONDecodeError, UnicodeError) as error:
         cause = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} is not laid out as {kind} is ({cause[:200]}): take the data set's own file, or another kind") from None
+        raise UserError(f"{path} is not laid out as {kind} is ({cause[:200]}): take the data set's own file, or another kind") from None
 
 
 def distinct_pairs(pairs: list[Pair], dropped: Counter[str]) -> list[Pair]:
@@ -193,7 +192,7 @@ def _read_collection(path: Path, random_: random.Random, dropped: Counter[str]) 
         try:
             context, sides = row["context"].strip(), [(pair["Q"].strip(), pair["A"].strip()) for pair in row["QA_list"]]
         except (KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path}, line {number + 1}: expected `context` (text) and `QA_list` (objects with texts Q and A)") from None
+            raise UserError(f"{path}, line {number + 1}: expected `context` (text) and `QA_list` (objects with texts Q and A)") from None
         pairs = distinct_pairs([Pair(*side) for side in sides], dropped)
         if not pairs:
             dropped["context_without_pairs"] += 1

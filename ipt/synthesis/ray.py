@@ -14,6 +14,7 @@ from typing import Any
 
 from ipt.config import SynthesisConfig
 from ipt.console import Bar, console
+from ipt.errors import UserError
 from ipt.synthesis.engines import EngineDied
 from ipt.synthesis.shards import Documents
 from ipt.synthesis.worker import Figures, Session, note, start, with_rates
@@ -25,7 +26,7 @@ PATIENCE = 60.0  # seconds without news before the user is told what the cluster
 
 def check_ray() -> None:
     if find_spec("ray") is None:
-        raise ValueError("synthesis.cluster=ray: the package ray is not installed: pip install 'ipt[ray]', or set synthesis.cluster=none")
+        raise UserError("synthesis.cluster=ray: the package ray is not installed: pip install 'ipt[ray]', or set synthesis.cluster=none")
 
 
 class Worker:

@@ -35,7 +35,7 @@ def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int
 
     Documents are cut into shards of `config.shard_size`, in order. A shard whose part exists is finished and not redone; inside
     an unfinished one the journalled generations are not redone. The model is loaded only if there is something to do.
-    Raises ValueError for a config that cannot work, FileNotFoundError where there are no documents, EngineDied if the engine
+    Raises UserError for a config that cannot work, MissingFileError where there are no documents, EngineDied if the engine
     fails in between: finished shards and journals stay, and the same call goes on from there.
     """
     check_synthesis(config)
@@ -100,7 +100,7 @@ def _remove_damaged(pairs: Path) -> None:
 
 
 def check_synthesis(config: SynthesisConfig) -> None:
-    """Raise a one-line ValueError for a config that `synthesize` would refuse. Loads nothing."""
+    """Raise a one-line UserError for a config that `synthesize` would refuse. Loads nothing."""
     _check_choice("format", config.format, tuple(FORMATS))
     _check_choice("long_documents", config.long_documents, MODES)
     _check_choice("dtype", config.dtype, DTYPES)
@@ -114,37 +114,37 @@ def check_synthesis(config: SynthesisConfig) -> None:
         check_ray()
     for key in ("shots", "max_new_tokens", "shard_size", "max_live_chains", "max_num_batched_tokens", "tensor_parallel", "replicas"):
         if getattr(config, key) < 1:
-            raise ValueError(f"synthesis.{key}={getattr(config, key)}: must be at least 1")
+            raise UserError(f"synthesis.{key}={getattr(config, key)}: must be at least 1")
     for key in ("lookup_tokens", "max_retries"):
         if getattr(config, key) < 0:
-            raise ValueError(f"synthesis.{key}={getattr(config, key)}: must be 0 or more")
+            raise UserError(f"synthesis.{key}={getattr(config, key)}: must be 0 or more")
     if config.timeout <= 0:
-        raise ValueError(f"synthesis.timeout={config.timeout}: must be more than 0")
+        raise UserError(f"synthesis.timeout={config.timeout}: must be more than 0")
     if config.workers is not None and config.workers < 1:
-        raise ValueError(f"synthesis.workers={config.workers}: must be at least 1, or null for what the cluster has room for")
+        raise UserError(f"synthesis.workers={config.workers}: must be at least 1, or null for what the cluster has room for")
     if config.max_document_tokens is not None and config.max_document_tokens < 1:
-        raise ValueError(f"synthesis.max_document_tokens={config.max_document_tokens}: must be at least 1, or null for what fits")
+        raise UserError(f"synthesis.max_document_tokens={config.max_document_tokens}: must be at least 1, or null for what fits")
     if config.max_pairs is not None and config.max_pairs < 1:
-        raise ValueError(f"synthesis.max_pairs={config.max_pairs}: must be at least 1, or null for no grammar")
+        raise UserError(f"synthesis.max_pairs={config.max_pairs}: must be at least 1, or null for no grammar")
     if config.max_pairs is not None and config.format == "chat":
-        raise ValueError(f"synthesis.max_pairs={config.max_pairs}: a grammar of format=ipt, chat prompts have their own: set it to null")
+        raise UserError(f"synthesis.max_pairs={config.max_pairs}: a grammar of format=ipt, chat prompts have their own: set it to null")
     if config.shots > 127:
-        raise ValueError(f"synthesis.shots={config.shots}: must be at most 127")
+        raise UserError(f"synthesis.shots={config.shots}: must be at most 127")
     if config.max_new_tokens >= config.max_model_len:
-        raise ValueError(
+        raise UserError(
             f"synthesis.max_new_tokens={config.max_new_tokens}: must be less than synthesis.max_model_len={config.max_model_len}, "
             "which the document needs a share of"
         )
     if config.temperature < 0:
-        raise ValueError(f"synthesis.temperature={config.temperature}: must be 0 (greedy) or more")
+        raise UserError(f"synthesis.temperature={config.temperature}: must be 0 (greedy) or more")
     if not 0 <= config.min_p <= 1 or (config.min_p and not config.temperature):
-        raise ValueError(f"synthesis.min_p={config.min_p}: must be from 0 to 1, and needs synthesis.temperature above 0")
+        raise UserError(f"synthesis.min_p={config.min_p}: must be from 0 to 1, and needs synthesis.temperature above 0")
     if config.temperature and config.lookup_tokens:  # vLLM would leave out min_p, and on a CPU the seeds
-        raise ValueError(f"synthesis.lookup_tokens={config.lookup_tokens}: needs synthesis.temperature=0")
+        raise UserError(f"synthesis.lookup_tokens={config.lookup_tokens}: needs synthesis.temperature=0")
     if not 0 < config.gpu_memory_utilization <= 1:
-        raise ValueError(f"synthesis.gpu_memory_utilization={config.gpu_memory_utilization}: must be above 0 and at most 1")
+        raise UserError(f"synthesis.gpu_memory_utilization={config.gpu_memory_utilization}: must be above 0 and at most 1")
     if config.kv_cache_gib is not None and config.kv_cache_gib <= 0:
-        raise ValueError(f"synthesis.kv_cache_gib={config.kv_cache_gib}: must be above 0, or null for the engine's choice")
+        raise UserError(f"synthesis.kv_cache_gib={config.kv_cache_gib}: must be above 0, or null for the engine's choice")
     if config.format == "chat":
         from ipt.synthesis.formats.chat import load_prompt
 
@@ -183,7 +183,7 @@ def synthesis_inputs(config: SynthesisConfig) -> dict[str, str]:
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"synthesis.{key}={value}: must be one of {', '.join(choices)}")
+        raise UserError(f"synthesis.{key}={value}: must be one of {', '.join(choices)}")
 
 
 def _parameters(config: SynthesisConfig) -> int | None:

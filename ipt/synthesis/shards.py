@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.config import SynthesisConfig
-from ipt.stage import note_hash, write_parquet
+from ipt.errors import MissingFileError, UserError
+from ipt.stage import note_hash, reading_parquet, write_parquet
 from ipt.synthesis.chains import Piece, Round, plan_chains
 from ipt.synthesis.formats.base import PromptFormat
 from ipt.synthesis.journal import Journal
@@ -51,7 +52,7 @@ class Plan:
 class Documents:
     """The rows of `folder/part-*.parquet` in order, cut into shards of `shard_size`, each read on its own.
 
-    Raises FileNotFoundError where there is none.
+    Raises MissingFileError where there is none.
     """
 
     def __init__(self, folder: Path, shard_size: int) -> None:
@@ -59,13 +60,14 @@ class Documents:
         self._groups: list[tuple[Path, int]] = []  # row groups of the files: file, number in it
         self._ends = [0]  # rows before each group, and in all
         for path in sorted(folder.glob("part-*.parquet")):
-            metadata = pq.read_metadata(path)
+            with reading_parquet(path):
+                metadata = pq.read_metadata(path)
             for group in range(metadata.num_row_groups):
                 self._groups.append((path, group))
                 self._ends.append(self._ends[-1] + metadata.row_group(group).num_rows)
         self.rows = self._ends[-1]
         if not self.rows:
-            raise FileNotFoundError(f"{folder}: no documents in part-*.parquet, nothing to synthesise from: check the corpus stage")
+            raise MissingFileError(f"{folder}: no documents in part-*.parquet, nothing to synthesise from: check the corpus stage")
         self.shards = -(-self.rows // shard_size)
 
     def size(self, index: int) -> int:
@@ -77,7 +79,7 @@ class Documents:
         rows: list[dict[str, Any]] = []
         for number in range(bisect_right(self._ends, first) - 1, bisect_left(self._ends, last)):
             path, group = self._groups[number]
-            with pq.ParquetFile(path) as file:
+            with reading_parquet(path), pq.ParquetFile(path) as file:
                 table = file.read_row_group(group, columns=["doc_id", "text"])
             start = max(first - self._ends[number], 0)
             rows += table.slice(start, last - self._ends[number] - start).to_pylist()
@@ -174,10 +176,11 @@ def most_frequent(refusals: Counter[str]) -> dict[str, int]:
 
 
 def read_account(path: Path) -> dict[str, Any]:
-    """What `Shard` recorded about the shard at `path`. Raises ValueError for a file that it did not write."""
-    metadata = pq.read_schema(path).metadata or {}
+    """What `Shard` recorded about the shard at `path`. Raises UserError for a file that it did not write."""
+    with reading_parquet(path):
+        metadata = pq.read_schema(path).metadata or {}
     if ACCOUNT not in metadata:
-        raise ValueError(f"{path}: no output of the synthesis stage (its metadata has no {ACCOUNT.decode()}): run synthesis again")
+        raise UserError(f"{path}: no output of the synthesis stage (its metadata has no {ACCOUNT.decode()}): run synthesis again")
     account = json.loads(metadata[ACCOUNT])
     assert isinstance(account, dict)
     return account

@@ -8,6 +8,7 @@ from typing import Any
 
 from ipt.config import SynthesisConfig
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.synthesis.chains import Piece, run_bounded, run_chain
 from ipt.synthesis.engines import Engine, Generation, PromptRefused, start_engine
 from ipt.synthesis.formats.base import RULE_BASED, Prompt, PromptFormat, Vocabulary
@@ -115,7 +116,7 @@ def _check_window(config: SynthesisConfig, model: str | None, prompt_format: Pro
         check_window(config.model, "synthesis.max_model_len", config.max_model_len)
     room = config.max_model_len - config.max_new_tokens - len(prompt_format.begin("").ids)
     if room < 1:
-        raise ValueError(
+        raise UserError(
             f"synthesis.max_model_len={config.max_model_len}: leaves no room for a document beside synthesis.max_new_tokens="
             f"{config.max_new_tokens} and what every prompt holds: raise it"
         )

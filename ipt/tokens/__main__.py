@@ -1,13 +1,14 @@
 """`python -m ipt.tokens show|verify|add STORE`: look at a token store, check its hashes, make or extend one."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from rich.table import Table
 
+from ipt.cli import exit_on_user_error
 from ipt.config import TokensConfig
 from ipt.console import console, use_utf8
+from ipt.errors import UserError
 from ipt.places import check_writable
 from ipt.tokens.store import TokenStore
 from ipt.tokens.tokenize import add_texts, check_tokens
@@ -17,11 +18,8 @@ SHOWN = 20  # shards in the table of `show`
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    try:
+    with exit_on_user_error():
         {"show": _show, "verify": _verify, "add": _add}[options.command](options)
-    except (ValueError, FileNotFoundError, IndexError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +62,8 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _document(store: TokenStore, number: int, model: str | None) -> str:
+    if not 0 <= number < len(store):
+        raise UserError(f"{store.location} has {len(store)} documents, there is no document {number}: give --document a number from 0")
     tokens = store.tokens(number)
     if model is None:
         return " ".join(map(str, tokens.tolist()))
@@ -72,7 +72,7 @@ def _document(store: TokenStore, number: int, model: str | None) -> str:
 
     tokenizer = load_tokenizer(model)
     if (found := tokenizer_fingerprint(tokenizer)) != store.fingerprint:
-        raise ValueError(f"--model {model} has tokenizer {found}, the store was made with {store.fingerprint}")
+        raise UserError(f"--model {model} has tokenizer {found}, the store was made with {store.fingerprint}")
     return str(tokenizer.decode(tokens))
 
 
@@ -84,7 +84,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _add(options: argparse.Namespace) -> None:
     if "://" in options.store:
-        raise ValueError(f"{options.store}: a store is made in a folder on this machine, and then copied")
+        raise UserError(f"{options.store}: a store is made in a folder on this machine, and then copied")
     config = TokensConfig(bos=options.bos, eos=options.eos, shard_tokens=options.shard_tokens, workers=options.workers)
     check_tokens(config)
     check_writable("STORE", Path(options.store))

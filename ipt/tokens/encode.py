@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ipt.config import TokensConfig
+from ipt.errors import UserError
 from ipt.stage import hash_json
 from ipt.tokens.shards import EncodedDocument
 
@@ -34,9 +35,9 @@ class Encoding:
 
 
 def encoding_of(tokenizer: "PreTrainedTokenizerBase", config: TokensConfig) -> Encoding:
-    """Raises ValueError if the tokenizer has no fast implementation, or lacks a token that documents shall begin or end with."""
+    """Raises UserError if the tokenizer has no fast implementation, or lacks a token that documents shall begin or end with."""
     if config.eos and tokenizer.eos_token_id is None:
-        raise ValueError("tokens.eos=true, but the tokenizer has no EOS token: set tokens.eos=false")
+        raise UserError("tokens.eos=true, but the tokenizer has no EOS token: set tokens.eos=false")
     return Encoding(
         backend=_backend(tokenizer),
         fingerprint=tokenizer_fingerprint(tokenizer),
@@ -52,7 +53,7 @@ def begins_with_bos(tokenizer: "PreTrainedTokenizerBase", wish: bool | None) -> 
     if wish is None:
         return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     if wish and tokenizer.bos_token_id is None:
-        raise ValueError("tokens.bos=true, but the tokenizer has no BOS token: set tokens.bos=false")
+        raise UserError("tokens.bos=true, but the tokenizer has no BOS token: set tokens.bos=false")
     return wish
 
 
@@ -110,7 +111,7 @@ class Encoder:
     def _examples(self, number: int, ids: Iterator[list[int]], fill_to: int) -> EncodedDocument:
         bos, eos = self._encoding.bos, self._encoding.eos
         if bos is None or eos is None:
-            raise ValueError("examples of prompt and response need a tokenizer with BOS and EOS tokens: choose another model")
+            raise UserError("examples of prompt and response need a tokenizer with BOS and EOS tokens: choose another model")
         tokens: list[int] = []
         target: list[int] = []
         for _ in range(number):
@@ -127,7 +128,7 @@ class Encoder:
 def _backend(tokenizer: "PreTrainedTokenizerBase") -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ValueError(f"{tokenizer.name_or_path}: token stores need a fast tokenizer, one that saves itself as tokenizer.json")
+        raise UserError(f"{tokenizer.name_or_path}: token stores need a fast tokenizer, one that saves itself as tokenizer.json")
     return backend.to_str()
 
 

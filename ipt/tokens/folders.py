@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from ipt.errors import MissingFileError, UserError
 from ipt.stage import hash_file
 from ipt.tokens.shards import INDEX_FILE, ShardIndex, parse_index, shard_name
 
@@ -34,7 +35,7 @@ class LocalFolder:
         names = [path.parent.name for path in self.folder.glob(f"shard-*/{INDEX_FILE}")]
         names.sort(key=lambda name: (len(name), name))  # shard-100000 is behind shard-99999
         if not names:
-            raise FileNotFoundError(f"{self.folder} is not a token store: it holds no {shard_name(0)}/{INDEX_FILE}")
+            raise MissingFileError(f"{self.folder} is not a token store: it holds no {shard_name(0)}/{INDEX_FILE}")
         indices = [self._read(name) for name in names]
         check_complete(self.location, indices)
         for index in indices:
@@ -56,9 +57,9 @@ class LocalFolder:
     def _check_size(self, index: ShardIndex, name: str) -> None:
         path, expected = self.folder / index.shard / name, index.files[name]["bytes"]
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: the shard is damaged, tokenise it again")
+            raise MissingFileError(f"{path} is missing: the shard is damaged, tokenise it again")
         if (size := path.stat().st_size) != expected:
-            raise ValueError(f"{path} has {size} bytes, not {expected}: the shard is damaged, tokenise it again")
+            raise UserError(f"{path} has {size} bytes, not {expected}: the shard is damaged, tokenise it again")
 
 
 def check_complete(location: str, indices: Sequence[ShardIndex]) -> None:
@@ -67,14 +68,14 @@ def check_complete(location: str, indices: Sequence[ShardIndex]) -> None:
     for number, index in enumerate(indices):
         where = f"{location}/{index.shard}"
         if index.shard != shard_name(number):
-            raise ValueError(f"{location} holds {index.shard} but no {shard_name(number)}: copy the missing shard, or tokenise again")
+            raise UserError(f"{location} holds {index.shard} but no {shard_name(number)}: copy the missing shard, or tokenise again")
         if index.origin.tokenizer != first.tokenizer:
             found, wanted = index.origin.tokenizer, first.tokenizer
-            raise ValueError(f"{where} was made with another tokenizer ({found}) than the store ({wanted}): tokenise it again")
+            raise UserError(f"{where} was made with another tokenizer ({found}) than the store ({wanted}): tokenise it again")
         if (index.origin.bos, index.origin.eos) != (first.bos, first.eos):
             found, wanted = f"{index.origin.bos} and {index.origin.eos}", f"{first.bos} and {first.eos}"
-            raise ValueError(f"{where} has documents between {found}, those of the store are between {wanted}: tokenise it again")
+            raise UserError(f"{where} has documents between {found}, those of the store are between {wanted}: tokenise it again")
     rows = indices[-1].origin.rows
     if rows is not None and rows["part"] < rows["parts"] - 1:
         missing = shard_name(len(indices))
-        raise ValueError(f"{location}: {missing} is missing, the store is not finished: copy the rest, or tokenise the texts to their end")
+        raise UserError(f"{location}: {missing} is missing, the store is not finished: copy the rest, or tokenise the texts to their end")

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from ipt.console import console
 from ipt.corpus.files import first_line
+from ipt.errors import MissingFileError, UserError
 from ipt.models import cache_dir
 from ipt.stage import hash_file
 from ipt.tokens.cache import FileCache
@@ -35,7 +36,7 @@ class RemoteFolder:
         while len(indices) % PROBED == 0 and (found := self._read_indices(len(indices))):
             indices += found
         if not indices:
-            raise FileNotFoundError(f"{self.location} is not a token store: it holds no {shard_name(0)}/{INDEX_FILE}")
+            raise MissingFileError(f"{self.location} is not a token store: it holds no {shard_name(0)}/{INDEX_FILE}")
         check_complete(self.location, indices)
         held = sum(file["bytes"] for index in indices for file in index.files.values())
         if held > self._cache.limit:
@@ -89,7 +90,7 @@ class RemoteFolder:
             if (found := hash_file(target)) == expected:
                 return
             problem = f"has SHA-256 {found[:12]}…, but its index says {expected[:12]}…"
-        raise ValueError(f"{where} {problem}, {TRIES} times: the shard is damaged there, copy it anew")
+        raise UserError(f"{where} {problem}, {TRIES} times: the shard is damaged there, copy it anew")
 
 
 def _find(url: str) -> tuple[Any, str]:
@@ -105,6 +106,6 @@ def reaching(where: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ValueError(f"{where}: a package is missing ({first_line(error)})") from None
+        raise UserError(f"{where}: a package is missing ({first_line(error)})") from None
     except Exception as error:
-        raise ValueError(f"{where}: cannot be reached ({type(error).__name__}: {first_line(error)})") from None
+        raise UserError(f"{where}: cannot be reached ({type(error).__name__}: {first_line(error)})") from None

@@ -19,6 +19,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from ipt.errors import UserError
+
 FORMAT = 2
 TOKEN, OFFSET, LOSS = np.dtype("<u4"), np.dtype("<i8"), np.dtype("u1")
 TOKENS_FILE, OFFSETS_FILE, LOSS_FILE, INDEX_FILE = "tokens.bin", "offsets.npy", "loss.bin", "index.json"
@@ -68,8 +70,8 @@ def shard_name(number: int) -> str:
 
 
 def parse_index(text: str | bytes, where: str, shard: str) -> ShardIndex:
-    """The index that `where` (for messages) holds of `shard`. Raises ValueError naming it if it is that of another, or none."""
-    damaged = ValueError(f"{where} is not the index of a shard: the shard is damaged, tokenise it again")
+    """The index that `where` (for messages) holds of `shard`. Raises UserError naming it if it is that of another, or none."""
+    damaged = UserError(f"{where} is not the index of a shard: the shard is damaged, tokenise it again")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -77,21 +79,19 @@ def parse_index(text: str | bytes, where: str, shard: str) -> ShardIndex:
     if not isinstance(value, dict):
         raise damaged
     if value.get("format") != FORMAT:
-        raise ValueError(
-            f"{where} has format {str(value.get('format'))[:20]}, this version of ipt reads {FORMAT}: tokenise the texts again"
-        )
+        raise UserError(f"{where} has format {str(value.get('format'))[:20]}, this version of ipt reads {FORMAT}: tokenise the texts again")
     if not _is_index(value):
         raise damaged
     origin = Origin(value["tokenizer"], value["bos"], value["eos"], value["rows"])
     index = ShardIndex(value["shard"], origin, value["n_docs"], value["n_tokens"], value["files"])
     if index.shard != shard:
-        raise ValueError(f"{where} is the index of {index.shard}, not of {shard}: files of two shards were swapped, put each in its place")
+        raise UserError(f"{where} is the index of {index.shard}, not of {shard}: files of two shards were swapped, put each in its place")
     sizes = {TOKENS_FILE: index.n_tokens * TOKEN.itemsize, LOSS_FILE: index.n_tokens * LOSS.itemsize}
     for name, file in index.files.items():
         if file["bytes"] != sizes.get(name, file["bytes"]):
-            raise ValueError(f"{where} contradicts itself: {index.n_tokens} tokens, but {name} of {file['bytes']} bytes: tokenise it again")
+            raise UserError(f"{where} contradicts itself: {index.n_tokens} tokens, but {name} of {file['bytes']} bytes: tokenise it again")
     if (size := index.files[OFFSETS_FILE]["bytes"]) < (index.n_docs + 1) * OFFSET.itemsize:
-        raise ValueError(f"{where} contradicts itself: {index.n_docs} documents, but {OFFSETS_FILE} of {size} bytes: tokenise it again")
+        raise UserError(f"{where} contradicts itself: {index.n_docs} documents, but {OFFSETS_FILE} of {size} bytes: tokenise it again")
     return index
 
 

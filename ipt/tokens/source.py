@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ipt.config import SourceConfig
-from ipt.errors import UserError
+from ipt.errors import MissingFileError, UserError
 from ipt.tokens.encode import tokenizer_fingerprint
 from ipt.tokens.store import TokenStore
 
@@ -31,16 +31,16 @@ def open_source(name: str, config: SourceConfig, model: str, cache_gib: float) -
 
     key = f"mixture.sources.{name}.path={config.path}"
     if not config.path:
-        raise ValueError(f"{key}: name the folder or URL of a token store")
+        raise UserError(f"{key}: name the folder or URL of a token store")
     try:
         store = TokenStore.open(config.path, cache_gib)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{key}: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
+    except MissingFileError as error:
+        raise MissingFileError(f"{key}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
     wanted = tokenizer_fingerprint(load_tokenizer(model))
     if store.fingerprint != wanted:
-        raise ValueError(
+        raise UserError(
             f"{key} was made with tokenizer {store.fingerprint}, but that of model={model} is {wanted}: tokenise its texts again"
         )
     return store

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ipt.console import progress
+from ipt.errors import UserError
 from ipt.stage import hash_json
 from ipt.tokens.folders import LocalFolder, ShardFolder
 from ipt.tokens.shards import (
@@ -50,7 +51,7 @@ class TokenStore:
     """Random access to the documents of a store, here or behind a URL.
 
     `len()` is the number of documents and `n_tokens` that of tokens. Opening a store reads the indices of its shards; other
-    files are mapped when they are first needed and never read as a whole. Raises ValueError or FileNotFoundError naming the
+    files are mapped when they are first needed and never read as a whole. Raises UserError or MissingFileError naming the
     shard that is missing, cut short, another's, or made with another tokenizer than the first one.
     """
 
@@ -120,7 +121,7 @@ class TokenStore:
         return largest
 
     def verify(self) -> None:
-        """Read all files and compare them with the hashes in the indices. Raises ValueError naming each that differs."""
+        """Read all files and compare them with the hashes in the indices. Raises UserError naming each that differs."""
         files = [(index, name) for index in self.indices for name in index.files]
         damaged = []
         with progress("verify", len(files)) as bar:
@@ -129,7 +130,7 @@ class TokenStore:
                     damaged.append(f"{index.shard}/{name}")
                 bar.advance()
         if damaged:
-            raise ValueError(f"{self.location}: not what was written: {', '.join(damaged)}; tokenise again, or copy these shards anew")
+            raise UserError(f"{self.location}: not what was written: {', '.join(damaged)}; tokenise again, or copy these shards anew")
 
     def _shard_of(self, document: int) -> int:
         if not 0 <= document < self._n_documents:
@@ -162,7 +163,7 @@ class TokenStore:
             except Exception:  # numpy's reader of headers raises whatever it comes upon
                 offsets = None
         if offsets is None or offsets[0] != 0 or offsets[-1] != index.n_tokens:
-            raise ValueError(f"{self.location}/{index.shard}/{name} is not that of its shard: the shard is damaged, tokenise it again")
+            raise UserError(f"{self.location}/{index.shard}/{name} is not that of its shard: the shard is damaged, tokenise it again")
         return offsets
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ipt.stage import hash_json
+from ipt.errors import MissingFileError, UserError
+from ipt.stage import hash_json, reading_parquet
 
 BYTES_PER_TOKEN = 4  # of text, about what tokenizers give in English; it only decides how large shards are
 COLUMNS = ("text", "examples", "fill_to")
@@ -49,11 +50,11 @@ class Task:
 def make_tasks(folder: Path, shard_tokens: int) -> list[Task]:
     """Consecutive row groups of `folder/*.parquet`, about `shard_tokens` tokens in each task, a row group at least.
 
-    Raises FileNotFoundError or ValueError in one line for a folder without such files and for one that holds no texts.
+    Raises MissingFileError or UserError in one line for a folder without such files and for one that holds no texts.
     """
     paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no *.parquet with texts to tokenise")
+        raise MissingFileError(f"{folder} holds no *.parquet with texts to tokenise")
     texts = hash_json([[path.name, _footer(path)] for path in paths])
     parts: list[list[RowGroups]] = [[]]
     held, ends, row = 0, [0], 0
@@ -71,16 +72,17 @@ def make_tasks(folder: Path, shard_tokens: int) -> list[Task]:
 
 
 def read_rows(task: Task) -> Iterator[dict[str, Any]]:
-    """The rows of a task in order, in bounded memory. Raises ValueError naming file and row where there is no text."""
+    """The rows of a task in order, in bounded memory. Raises UserError naming file and row where there is no text."""
     for groups in task.groups:
         path, number = task.folder / groups.file, groups.row
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:  # not a whole row group in memory
+        # The buffer keeps a whole row group out of memory.
+        with reading_parquet(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             wanted = list(range(groups.first, groups.end))
             for batch in file.iter_batches(READ_ROWS, row_groups=wanted, columns=columns, use_threads=False):
                 for row in batch.to_pylist():
                     if row.get("text") is None and row.get("examples") is None:
-                        raise ValueError(f"{path} row {number}: has neither text nor examples: leave such rows out")
+                        raise UserError(f"{path} row {number}: has neither text nor examples: leave such rows out")
                     yield row
                     number += 1
 
@@ -91,9 +93,9 @@ def _row_groups(path: Path) -> Iterator[tuple[int, int]]:
         with pq.ParquetFile(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
     if not {"text", "examples"} & set(schema.names):
-        raise ValueError(f"{path}: has the columns {', '.join(schema.names)}, but texts are in a column text (or examples)")
+        raise UserError(f"{path}: has the columns {', '.join(schema.names)}, but texts are in a column text (or examples)")
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = (group.column(column) for column in range(group.num_columns))

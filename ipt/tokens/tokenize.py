@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from ipt.config import TokensConfig
 from ipt.console import progress
+from ipt.errors import UserError
 from ipt.parallel import worker_count
 from ipt.stage import hash_file
 from ipt.tokens.encode import Encoding, encoding_of
@@ -34,7 +35,7 @@ def tokenize_texts(config: TokensConfig, texts: Path, model: str, output: Path, 
 def add_texts(config: TokensConfig, texts: Path, model: str, folder: Path) -> dict[str, Any]:
     """As `tokenize_texts`, but behind what the store in `folder` holds; with the same texts again it goes on, or changes nothing.
 
-    Raises ValueError if the store was made with another tokenizer or another BOS and EOS rule, or is not finished.
+    Raises UserError if the store was made with another tokenizer or another BOS and EOS rule, or is not finished.
     """
     encoding, tasks = _prepare(config, texts, model)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -45,11 +46,11 @@ def add_texts(config: TokensConfig, texts: Path, model: str, folder: Path) -> di
 def check_tokens(config: TokensConfig) -> None:
     """Raise a one-line error for a value that cannot be."""
     if config.workers is not None and config.workers < 1:
-        raise ValueError(f"tokens.workers={config.workers}: must be at least 1, or null for all cores")
+        raise UserError(f"tokens.workers={config.workers}: must be at least 1, or null for all cores")
     if config.shard_tokens < 1:
-        raise ValueError(f"tokens.shard_tokens={config.shard_tokens}: must be at least 1")
+        raise UserError(f"tokens.shard_tokens={config.shard_tokens}: must be at least 1")
     if not config.cache_gib > 0:
-        raise ValueError(f"tokens.cache_gib={config.cache_gib}: must be above zero")
+        raise UserError(f"tokens.cache_gib={config.cache_gib}: must be above zero")
 
 
 def store_settings(config: TokensConfig) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def _is_finished(job: Job, encoding: Encoding) -> bool:
     try:
         index = parse_index(path.read_bytes(), str(path), job.shard.name)
         hashes = {name: hash_file(job.shard / name) for name in index.files}
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return False
     return index.origin == origin_of(job.task, encoding) and all(hashes[name] == file["sha256"] for name, file in index.files.items())
 
@@ -94,11 +95,11 @@ def _first_shard(folder: Path, tasks: Sequence[Task], encoding: Encoding) -> int
         for what in ("tokenizer", "bos", "eos"):
             found, wanted = getattr(index.origin, what), getattr(origin_of(tasks[0], encoding), what)
             if found != wanted:
-                raise ValueError(f"{paths[number].parent} was made with {what} {found}, not {wanted}: make another store for these texts")
+                raise UserError(f"{paths[number].parent} was made with {what} {found}, not {wanted}: make another store for these texts")
     for index in indices:
         rows = index.origin.rows
         if rows is not None and rows["texts"] == tasks[0].texts:
             if rows["parts"] != len(tasks):
-                raise ValueError(f"{folder} holds these texts already, cut into {rows['parts']} shards and not {len(tasks)}")
+                raise UserError(f"{folder} holds these texts already, cut into {rows['parts']} shards and not {len(tasks)}")
             return int(index.shard.removeprefix("shard-")) - int(rows["part"])
     return len(LocalFolder(folder).indices()) if indices else 0

@@ -10,6 +10,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from ipt.errors import UserError
 from ipt.parallel import begin_worker
 from ipt.tokens.encode import Encoder, Encoding
 from ipt.tokens.shards import Origin, ShardWriter
@@ -111,9 +112,10 @@ def _check(workers: Sequence[Any], errors: Any) -> None:
     if failed and not errors.empty():
         raise errors.get()
     if failed:
-        how = f"was killed by signal {-failed[0]}" if failed[0] < 0 else f"ended with exit code {failed[0]}"
+        if failed[0] > 0:  # it has printed the traceback of an error that is not the user's
+            raise RuntimeError(f"a process that tokenises ended with exit code {failed[0]}")
         advice = "if memory ran out, set tokens.workers lower; finished shards are kept, run again to go on"
-        raise RuntimeError(f"a process that tokenises {how}: {advice}")
+        raise UserError(f"a process that tokenises was killed by signal {-failed[0]}: {advice}")
 
 
 def _work(jobs: Sequence[Job], encoding: Encoding, threads: int, following: Any, rows: Any, number: int, errors: Any) -> None:
@@ -131,6 +133,6 @@ def _work(jobs: Sequence[Job], encoding: Encoding, threads: int, following: Any,
             if job >= len(jobs):
                 return
             _write_shard(jobs[job], encoder, encoding, advance)
-    except (ValueError, OSError) as error:
-        errors.put(error if isinstance(error, OSError) else ValueError(str(error)))
+    except (UserError, OSError) as error:
+        errors.put(error)
         sys.exit(1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ipt.config import Config
+from ipt.errors import UserError
 from ipt.models import load_model, resolve_model
 from ipt.training.attention import implementation, resolve_attention
 
@@ -16,7 +17,7 @@ def build_model(config: Config, attention: str | None = None) -> Any:
     """The whole model in memory, in training mode, its weights as `trainer.weights` says.
 
     `attention` is an implementation of `trainer.attention`'s that is not looked for on this machine; by default the resolved one.
-    Raises ValueError for an implementation that this machine or this model does not allow.
+    Raises UserError for an implementation that this machine or this model does not allow.
     """
     chosen = implementation(attention or resolve_attention(config.trainer))
     if config.architecture:
@@ -142,4 +143,4 @@ def _check_kernel(architecture: Any, attention: str) -> None:
     known = type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING
     allowed = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)], "_compatible_flash_implementations", None) if known else None
     if "flash" in attention and allowed and attention not in allowed:
-        raise ValueError(f"trainer.attention={attention}: this model only takes {', '.join(allowed)}; use sdpa")
+        raise UserError(f"trainer.attention={attention}: this model only takes {', '.join(allowed)}; use sdpa")

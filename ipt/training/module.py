@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ipt.config import Config
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.training.loading import can_be_filled, fill, stored_weights
 from ipt.training.model import base_model, build_model, empty_model, transformer_blocks
 from ipt.training.objective import CausalLMLoss, lacks_load_balancing, with_targets
@@ -129,14 +130,14 @@ class PretrainingModule(L.LightningModule):
         For a mixture of experts that balances its load, `aux_loss` is that loss before its coefficient, and `loss` is the
         whole objective; `loss/<source>` is always the cross-entropy.
 
-        Raises ValueError if so many steps in a row were skipped that the run has come to nothing.
+        Raises UserError if so many steps in a row were skipped that the run has come to nothing.
         """
         counts = torch.stack([self._grad_norm, self.guard.skipped, self.guard.in_a_row, self._aux_mean]).double()
         values = torch.cat([self._totals.flatten(), counts]).tolist()  # the one time that the host waits for the device
         losses, tokens = values[: len(self.sources)], values[len(self.sources) : -4]
         grad_norm, skipped, in_a_row, aux_loss = values[-4:]
         if in_a_row >= MOST_SKIPPED:
-            raise ValueError(
+            raise UserError(
                 f"{int(in_a_row)} steps in a row were skipped: loss or gradients are not finite; lower optimizer.lr, or look at the data"
             )
         figures = {"loss": sum(losses) / max(1.0, sum(tokens)), "grad_norm": grad_norm, "skipped": int(skipped)}

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from ipt.config import Config
+from ipt.errors import UserError
 from ipt.training.model import model_on_meta
 
 KNOWN = Path(__file__).with_name("architectures.yaml")
@@ -25,7 +26,7 @@ def meta_model(config: Config, attention: str = "eager") -> Any:
 def model_config(config: Config) -> Any:
     """The transformers config of the model that a run trains: `architecture`, a folder's, a known or a cached one.
 
-    Raises ValueError for an architecture that transformers does not know, and for a hub name of which nothing is known here.
+    Raises UserError for an architecture that transformers does not know, and for a hub name of which nothing is known here.
     """
     from transformers import AutoConfig
 
@@ -34,11 +35,11 @@ def model_config(config: Config) -> Any:
         try:
             return AutoConfig.for_model(**facts)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"architecture: {str(error).splitlines()[0]}") from None
+            raise UserError(f"architecture: {str(error).splitlines()[0]}") from None
     try:
         return AutoConfig.from_pretrained(config.model, local_files_only=True, trust_remote_code=False)
     except OSError:
-        raise ValueError(
+        raise UserError(
             f"model={config.model}: a dry run reaches no hub, and this model's shape is not known here: download it and give its folder"
         ) from None
 

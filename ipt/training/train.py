@@ -1,6 +1,5 @@
 """The training stage: token stores and a mixture in, a Hugging Face folder and metrics out."""
 
-import json
 import logging
 import os
 import shutil
@@ -25,7 +24,7 @@ from ipt.mixture.schedule import used_sources
 from ipt.mixture.stores import open_stores
 from ipt.mixture.table import mixture_table
 from ipt.model_limits import check_model_limits
-from ipt.stage import rank, write_json
+from ipt.stage import rank, read_json_lines, write_json
 from ipt.training.checkpoint.callback import Checkpoints
 from ipt.training.checkpoint.remote import fetch
 from ipt.training.checkpoint.signals import REQUEUE, Stopped, requeue_job
@@ -180,7 +179,7 @@ def _uses_fsdp(config: TrainerConfig) -> bool:
 
 
 def _summary(config: Config, plan: Plan, module: PretrainingModule, report: dict[str, Any], seconds: float, output: Path) -> dict[str, Any]:
-    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = read_json_lines(output / "metrics.jsonl")
     return {
         "steps": config.trainer.max_steps,
         "tokens": plan.tokens,

@@ -3,6 +3,8 @@
 import os
 
 from ipt.config import Config, TrainerConfig
+from ipt.distributed import launcher_number
+from ipt.errors import UserError
 
 ATTENTION = ("auto", "packed", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 FIRST_SPECIAL_STEP = 0xFFFF_FFF0  # ids of SLURM's own steps: batch script, interactive shell, extern
@@ -14,13 +16,13 @@ BEFORE = {  # values that once were choices
 
 
 def check_training(config: Config) -> None:
-    """One-line ValueErrors for values that no run could use."""
+    """UserErrors for values that no run could use."""
     trainer = config.trainer
     for name in ("max_steps", "micro_batch_size", "accumulate", "devices", "num_nodes", "replicas", "loss_chunk"):
         if getattr(trainer, name) < 1:
-            raise ValueError(f"trainer.{name}={getattr(trainer, name)}: must be at least 1")
+            raise UserError(f"trainer.{name}={getattr(trainer, name)}: must be at least 1")
     if config.mixture.seq_len < 2:
-        raise ValueError(f"mixture.seq_len={config.mixture.seq_len}: must be at least 2")
+        raise UserError(f"mixture.seq_len={config.mixture.seq_len}: must be at least 2")
     choices = {
         "trainer.precision": (trainer.precision, ("fp32", "bf16")),
         "trainer.weights": (trainer.weights, ("fp32", "bf16")),
@@ -37,30 +39,33 @@ def check_training(config: Config) -> None:
     for key, (value, known) in choices.items():
         if value not in known:
             hint = BEFORE.get((key, str(value).lower()), "")
-            raise ValueError(f"{key}={value}: must be one of {', '.join(str(choice) for choice in known)}{hint}")
+            raise UserError(f"{key}={value}: must be one of {', '.join(str(choice) for choice in known)}{hint}")
     _check_shares(config)
     _check_combinations(config)
     _check_saving(trainer)
 
 
-def check_launch(trainer: TrainerConfig) -> None:
-    """The device must be there, and as many processes as the config has devices: one must never wait for another that nobody starts."""
+def check_launch(trainer: TrainerConfig, command: str = "train.py …") -> None:
+    """The device must be there, and as many processes as the config has devices: one must never wait for another that nobody starts.
+
+    `command` is what torchrun has to start, for messages.
+    """
     if trainer.accelerator in ("gpu", "cuda"):
         import torch
 
         if not torch.accelerator.is_available():
             found = f"torch {torch.__version__} sees no GPU here"
-            raise ValueError(f"trainer.accelerator={trainer.accelerator}: {found}: trainer=cpu does without")
+            raise UserError(f"trainer.accelerator={trainer.accelerator}: {found}: trainer=cpu does without")
     keys = f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}"
     wanted = trainer.devices * trainer.num_nodes
-    started = int(os.environ.get("WORLD_SIZE") or slurm_tasks())
+    started = launcher_number("WORLD_SIZE") or slurm_tasks()
     if started == wanted:
         return
     if started == 1:
         nodes = "" if trainer.num_nodes == 1 else f"--nnodes={trainer.num_nodes} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 "
-        raise ValueError(f"{keys}: {wanted} processes are needed: torchrun {nodes}--nproc-per-node={trainer.devices} train.py …")
+        raise UserError(f"{keys}: {wanted} processes are needed: torchrun {nodes}--nproc-per-node={trainer.devices} {command}")
     hint = "" if "WORLD_SIZE" in os.environ else ", or start one with srun --ntasks=1"
-    raise ValueError(f"{keys}: {started} processes were started: set trainer.devices={started // trainer.num_nodes or 1}{hint}")
+    raise UserError(f"{keys}: {started} processes were started: set trainer.devices={started // trainer.num_nodes or 1}{hint}")
 
 
 def slurm_tasks() -> int:
@@ -85,7 +90,7 @@ def _check_saving(trainer: TrainerConfig) -> None:
     for name in ("checkpoint_steps", "checkpoint_minutes", "keep_last", "keep_every", "log_every"):
         value = getattr(trainer, name)
         if value is not None and value <= 0:
-            raise ValueError(f"trainer.{name}={value}: must be above 0")
+            raise UserError(f"trainer.{name}={value}: must be above 0")
 
 
 def _check_shares(config: Config) -> None:
@@ -96,9 +101,9 @@ def _check_shares(config: Config) -> None:
     }
     for key, value in shares.items():
         if not 0 <= value <= 1:
-            raise ValueError(f"{key}={value}: must be a share, from 0 to 1")
+            raise UserError(f"{key}={value}: must be a share, from 0 to 1")
     if config.trainer.skip_spikes is not None and config.trainer.skip_spikes <= 0:
-        raise ValueError(f"trainer.skip_spikes={config.trainer.skip_spikes}: must be above 0; null skips only steps that are not finite")
+        raise UserError(f"trainer.skip_spikes={config.trainer.skip_spikes}: must be above 0; null skips only steps that are not finite")
 
 
 def _check_combinations(config: Config) -> None:
@@ -106,20 +111,20 @@ def _check_combinations(config: Config) -> None:
     trainer, schedule, lora = config.trainer, config.schedule, config.lora
     world = trainer.devices * trainer.num_nodes
     if trainer.activation_checkpointing == "budget" and not trainer.compile:
-        raise ValueError("trainer.activation_checkpointing=budget: it is the compiler that keeps the budget, set trainer.compile=true")
+        raise UserError("trainer.activation_checkpointing=budget: it is the compiler that keeps the budget, set trainer.compile=true")
     if trainer.weights == "bf16" and trainer.precision != "bf16":
-        raise ValueError("trainer.weights=bf16: arithmetic would be in bf16 too, set trainer.precision=bf16")
+        raise UserError("trainer.weights=bf16: arithmetic would be in bf16 too, set trainer.precision=bf16")
     if world % trainer.replicas:
-        raise ValueError(f"trainer.replicas={trainer.replicas}: must divide the number of devices, {world}")
+        raise UserError(f"trainer.replicas={trainer.replicas}: must divide the number of devices, {world}")
     if trainer.replicas > 1 and trainer.strategy == "single":
-        raise ValueError(f"trainer.replicas={trainer.replicas}: copies are of a sharded model, set trainer.strategy=fsdp2")
+        raise UserError(f"trainer.replicas={trainer.replicas}: copies are of a sharded model, set trainer.strategy=fsdp2")
     if trainer.strategy == "single" and world > 1:
-        raise ValueError(f"trainer.strategy=single: is for one device, and there are {world}: set trainer.strategy=auto")
+        raise UserError(f"trainer.strategy=single: is for one device, and there are {world}: set trainer.strategy=auto")
     if config.optimizer.name == "paged_adamw_8bit" and trainer.accelerator == "cpu":
-        raise ValueError("optimizer.name=paged_adamw_8bit: pages between a GPU and its host, on a CPU use adamw_8bit")
+        raise UserError("optimizer.name=paged_adamw_8bit: pages between a GPU and its host, on a CPU use adamw_8bit")
     if lora.quantize and not lora.rank:
-        raise ValueError(f"lora.quantize={lora.quantize}: quantised weights cannot be trained themselves, set lora.rank, as 16")
+        raise UserError(f"lora.quantize={lora.quantize}: quantised weights cannot be trained themselves, set lora.rank, as 16")
     if lora.quantize and config.architecture:
-        raise ValueError(f"lora.quantize={lora.quantize}: there are no weights to quantise in a model that is trained from scratch")
+        raise UserError(f"lora.quantize={lora.quantize}: there are no weights to quantise in a model that is trained from scratch")
     if schedule.warmup_tokens is not None and schedule.warmup_steps:
-        raise ValueError("schedule.warmup_tokens: give the warm-up in steps or in tokens, and set the other to 0 or null")
+        raise UserError("schedule.warmup_tokens: give the warm-up in steps or in tokens, and set the other to 0 or null")

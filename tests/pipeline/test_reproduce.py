@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ipt.config import Config, compose_config
+from ipt.errors import UserError
 from ipt.pipeline.dry_run_arms import FINISHED, MISSING, TO_DO, plan_arms
 from ipt.pipeline.records import read_record
 from ipt.pipeline.reproduce import reproduce
@@ -50,7 +51,7 @@ def finished(tmp_path_factory) -> Path:
     """The folder of a run over two seeds, of which one arm fails. The text is too short for what its cap on repeats allows."""
     folder = tmp_path_factory.mktemp("reproduced")
     broken = "+arms.broken={mixture: {ratios: {raw: 1, instruction: 0}, max_repeats: {raw: 0.01}}}"
-    with pytest.raises(RuntimeError, match=r"^2 not done: broken seed 0, broken seed 5: .*max_repeats"):
+    with pytest.raises(UserError, match=r"^2 not done: broken seed 0, broken seed 5: .*max_repeats"):
         reproduce(recipe(folder, "seeds=[0,5]", broken))
     return folder
 
@@ -59,19 +60,19 @@ def finished(tmp_path_factory) -> Path:
 def by_stages(tmp_path_factory) -> Path:
     """The folder of a run that was asked for one stage after the other, and before that for stages that it was too early for."""
     folder = tmp_path_factory.mktemp("stages")
-    with pytest.raises(RuntimeError, match=r"^2 not done: vanilla, instruct: corpus is not finished: run stages=\[synthesis\] first"):
+    with pytest.raises(UserError, match=r"^2 not done: vanilla, instruct: corpus is not finished: run stages=\[synthesis\] first"):
         reproduce(recipe(folder, "stages=[training]"))
     assert not (folder / "stages").exists()
     reproduce(recipe(folder, "stages=[synthesis]"))
     assert len(stages(folder, "synthesis")) == 1 and not stages(folder, "tokens")
-    with pytest.raises(RuntimeError, match=r"instruct: rendering is not finished: run stages=\[tokens\] first"):
+    with pytest.raises(UserError, match=r"instruct: rendering is not finished: run stages=\[tokens\] first"):
         reproduce(recipe(folder, "stages=[training]"))
     reproduce(recipe(folder, "stages=[tokens]"))
     assert len(stages(folder, "tokens")) == 2 and not stages(folder, "training")
     reproduce(recipe(folder, "stages=[training]", "only=[instruct]"))
     assert len(stages(folder, "training")) == 1
     reproduce(recipe(folder, "stages=[training]"))
-    with pytest.raises(RuntimeError, match=r"start: evaluation is not finished: run stages=\[evaluation\] first"):
+    with pytest.raises(UserError, match=r"start: evaluation is not finished: run stages=\[evaluation\] first"):
         reproduce(recipe(folder, "stages=[report]"))
     reproduce(recipe(folder, "stages=[evaluation]"))
     assert not (folder / "run" / "report.html").exists()
@@ -233,7 +234,7 @@ def test_a_stage_refuses_what_was_damaged_since_it_was_made(tmp_path):
     reproduce(recipe(tmp_path, "stages=[synthesis]"))
     (pairs,) = (stages(tmp_path, "synthesis")[0] / "pairs").iterdir()
     _flip(pairs)
-    with pytest.raises(RuntimeError, match=f"not what the stage wrote: .*{pairs.name}; remove"):
+    with pytest.raises(UserError, match=f"not what the stage wrote: .*{pairs.name}; remove"):
         reproduce(recipe(tmp_path, "stages=[tokens]", "only=[instruct]"))
     assert not stages(tmp_path, "rendering")
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ipt.config import RenderingConfig
+from ipt.errors import UserError
 from ipt.parallel import in_order
 from ipt.rendering.pairs import ChainRow
 from ipt.rendering.run import SCHEMA, Row, check_rendering, plan_tasks, read_chains, render
@@ -179,7 +180,7 @@ def test_a_chain_longer_than_any_task_reads_is_an_error(tmp_path: Path, monkeypa
 
 
 def test_a_worker_that_is_killed_is_one_clear_error():
-    with pytest.raises(RuntimeError, match="a worker process was killed"):
+    with pytest.raises(UserError, match="a worker process was killed"):
         list(in_order(Killer, [1, 2, 3], 2))
 
 

@@ -19,6 +19,7 @@ import pytest
 from tokens_cases import contents, texts_of
 
 from ipt.config import TokensConfig
+from ipt.errors import UserError
 from ipt.synthesis.formats.tags import Pair, context_text, pairs_text
 from ipt.tokens import workers as workers_module
 from ipt.tokens.encode import Encoder
@@ -137,7 +138,7 @@ def test_a_worker_that_dies_gives_one_line(texts, encoding, tmp_path):
             killed.append(children[0])
             os.kill(children[0], signal.SIGKILL)
 
-    with pytest.raises(RuntimeError, match=r"was killed by signal 9: .*tokens\.workers lower") as caught:
+    with pytest.raises(UserError, match=r"was killed by signal 9: .*tokens\.workers lower") as caught:
         run_jobs(jobs, encoding, 2, kill_one)
     assert killed and "\n" not in str(caught.value)
     assert not multiprocessing.active_children()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipt.chat_templates import render
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.evaluation.backends.special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Encoder:
             borders, sizes = [common_prefix(pair) for pair in zip(alone, wholes, strict=True)], [len(one) for one in alone]
         scored = [len(whole) - border for whole, border in zip(wholes, borders, strict=True)]
         if 0 in scored:
-            raise ValueError(f"option {options[scored.index(0)]!r} after {begin[0][-40:]!r} adds no token: nothing of it can be scored")
+            raise UserError(f"option {options[scored.index(0)]!r} after {begin[0][-40:]!r} adds no token: nothing of it can be scored")
         published = [max(0, len(whole) - size) or count for whole, size, count in zip(wholes, sizes, scored, strict=True)]
         return self._fitted(wholes, borders, len(prompts) == 1)._replace(scored=scored, published=published)
 
@@ -110,7 +111,7 @@ class Encoder:
         start = self.start or ([] if ids else [self._fallback_start()])
         kept = self.max_length - len(start) - room
         if kept < 1:
-            raise ValueError(f"{room} new tokens leave no room for a prompt in {self.max_length}: lower max_new_tokens of the task")
+            raise UserError(f"{room} new tokens leave no room for a prompt in {self.max_length}: lower max_new_tokens of the task")
         return start + ids[-kept:], len(ids) > kept
 
     def document(self, text: str) -> Document:
@@ -165,7 +166,7 @@ class Encoder:
         for whole, border, cut in zip(wholes, borders, cuts, strict=True):
             if cut and cut >= border:
                 end = self.tokenizer.decode(whole[-8:])
-                raise ValueError(f"the option that ends in {end!r} fills all {self.max_length} tokens: raise evaluation.max_length")
+                raise UserError(f"the option that ends in {end!r} fills all {self.max_length} tokens: raise evaluation.max_length")
         wholes = [whole[cut:] for whole, cut in zip(wholes, cuts, strict=True)]
         trunk = min(common_prefix(wholes), *(border - cut for border, cut in zip(borders, cuts, strict=True)))
         return Question(start + wholes[0][:trunk], [whole[trunk:] for whole in wholes], truncated=any(cuts))
@@ -195,20 +196,20 @@ class Encoder:
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
-        raise ValueError("a prompt is empty and the tokenizer has neither BOS nor EOS to begin with: give the task a prompt")
+        raise UserError("a prompt is empty and the tokenizer has neither BOS nor EOS to begin with: give the task a prompt")
 
 
 def check_chat(tokenizer: "PreTrainedTokenizerBase", chat: bool, kwargs: Mapping[str, Any] | None = None) -> bool:
     """`chat`, if the tokenizer has a chat template that shows a user's turn."""
     if chat and not tokenizer.chat_template:
-        raise ValueError("evaluation.chat is true, but the model's tokenizer has no chat template: set it to false")
+        raise UserError("evaluation.chat is true, but the model's tokenizer has no chat template: set it to false")
     if chat:
         render(tokenizer, [{"role": "user", "content": "a"}], kwargs or {})
     return chat
 
 
 def make_encoder(tokenizer: "PreTrainedTokenizerBase", config: "EvaluationConfig", max_length: int) -> Encoder:
-    """The encoder of a model under the config; raises ValueError, one line, for what its tokenizer cannot do."""
+    """The encoder of a model under the config; raises UserError, one line, for what its tokenizer cannot do."""
     kwargs = dict(config.chat_template_kwargs)
     return Encoder(tokenizer, start_tokens(tokenizer, config.bos), max_length, check_chat(tokenizer, config.chat, kwargs), kwargs)
 
@@ -219,7 +220,7 @@ def start_tokens(tokenizer: "PreTrainedTokenizerBase", bos: bool | None) -> list
     if bos is None:
         bos = token is not None and tokenizer("a")["input_ids"][:1] == [token]
     if bos and token is None:
-        raise ValueError("evaluation.bos is true, but the model's tokenizer has no BOS token: set it to false or null")
+        raise UserError("evaluation.bos is true, but the model's tokenizer has no BOS token: set it to false or null")
     return [int(token)] if bos else []
 
 

@@ -9,6 +9,7 @@ from torch import distributed
 
 from ipt.console import progress
 from ipt.distributed import gathered, place
+from ipt.errors import UserError
 from ipt.evaluation.backends.batching import batches, full_attention_length
 from ipt.evaluation.backends.encoding import common_prefix
 from ipt.evaluation.backends.generated import Generation, cut, end_tokens, generated_text
@@ -132,7 +133,7 @@ class Greedy:
         outputs = self._model(**known, **{self._cache_name: cache})
         best_B, token_B = outputs.logits[:, -1].max(-1)
         if not bool(best_B.isfinite().all()):
-            raise ValueError("generation: the model's logits are not finite: its weights are broken, or training diverged")
+            raise UserError("generation: the model's logits are not finite: its weights are broken, or training diverged")
         return token_B, outputs[self._cache_name]
 
     def _ended(self, ids: list[int]) -> Generation | None:

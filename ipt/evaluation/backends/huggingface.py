@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from ipt.config import EvaluationConfig
 from ipt.console import console, progress
 from ipt.distributed import gathered, place
+from ipt.errors import UserError
 from ipt.evaluation.backends.batching import UNLIMITED, batches, context_length, full_attention_length
 from ipt.evaluation.backends.encoding import Question, Row, check_chat, make_encoder, plain_rows, tree_row
 from ipt.evaluation.backends.generate import Greedy
@@ -37,7 +38,7 @@ def load_scorer(config: EvaluationConfig, name: str) -> "Scorer":
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "sharded" and place()[1] > 1:
-        raise ValueError("evaluation.device=sharded spreads one model over all GPUs: start it without torchrun, or leave it out")
+        raise UserError("evaluation.device=sharded spreads one model over all GPUs: start it without torchrun, or leave it out")
     options: dict[str, Any] = {"device_map": "auto" if device == "sharded" else {"": device}} if _is_placed(config) else {}
     if config.quantize:
         options["quantization_config"] = _quantization(config)
@@ -94,7 +95,7 @@ class Scorer:
         with progress(description, len(rows), hidden=place()[0] > 0) as bar:
             for job, values, done in self._run(jobs):
                 if not np.isfinite(values).all():
-                    raise ValueError(
+                    raise UserError(
                         f"{description}: the model's log-probabilities are not finite: its weights are broken, or training diverged"
                     )
                 ends = np.cumsum([len(row.targets) for row in job.rows])

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from ipt.config import EvaluationConfig, SynthesisConfig
 from ipt.console import console, progress
+from ipt.distributed import launcher_number
+from ipt.errors import UserError
 from ipt.evaluation.backends.encoding import Question, Row, check_chat, make_encoder, plain_rows
 from ipt.evaluation.backends.generated import Generation, cut, end_tokens, generated_text
 from ipt.generation_config import load_generation_config
@@ -36,17 +38,17 @@ SEQUENCES = 256  # of them in one step
 
 
 def check_vllm(config: EvaluationConfig) -> None:
-    """Raise ValueError in one line for what the config asks and vLLM cannot do; imports nothing heavy."""
+    """Raise UserError in one line for what the config asks and vLLM cannot do; imports nothing heavy."""
     if find_spec("vllm") is None:
-        raise ValueError(f"evaluation.backend=vllm: the package vllm is not installed: {ENGINES['vllm'][1]}, or set evaluation.backend=hf")
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise ValueError("evaluation.backend=vllm starts its own processes: leave out torchrun; device=sharded takes all GPUs")
+        raise UserError(f"evaluation.backend=vllm: the package vllm is not installed: {ENGINES['vllm'][1]}, or set evaluation.backend=hf")
+    if (launcher_number("WORLD_SIZE") or 1) > 1:
+        raise UserError("evaluation.backend=vllm starts its own processes: leave out torchrun; device=sharded takes all GPUs")
     if config.quantize not in (None, "4bit"):
-        raise ValueError(f"evaluation.quantize={config.quantize}: vLLM quantises while loading to 4bit only: set evaluation.backend=hf")
+        raise UserError(f"evaluation.quantize={config.quantize}: vLLM quantises while loading to 4bit only: set evaluation.backend=hf")
     if config.scoring == "tree":
-        raise ValueError("evaluation.scoring=tree: vLLM scores each option by itself: set evaluation.scoring=plain or backend=hf")
+        raise UserError("evaluation.scoring=tree: vLLM scores each option by itself: set evaluation.scoring=plain or backend=hf")
     if config.device not in ("auto", "cpu", "cuda", "sharded"):
-        raise ValueError(f"evaluation.device={config.device}: vLLM chooses its device: leave it at auto, and set CUDA_VISIBLE_DEVICES")
+        raise UserError(f"evaluation.device={config.device}: vLLM chooses its device: leave it at auto, and set CUDA_VISIBLE_DEVICES")
 
 
 @contextmanager
@@ -100,7 +102,7 @@ class VllmBackend:
             places = zip(row.reads, row.targets, strict=True)
             found[index] = np.array([output.prompt_logprobs[read + 1][target].logprob for read, target in places])
             if not np.isfinite(found[index]).all():
-                raise ValueError(
+                raise UserError(
                     f"{description}: the model's log-probabilities are not finite: its weights are broken, or training diverged"
                 )
         return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
+from ipt.errors import UserError
 from ipt.evaluation.data import check_ids, read_rows, render, render_prompt, row_id
 from ipt.evaluation.draws import text_hash
 from ipt.evaluation.few_shot import with_shots
@@ -55,7 +56,7 @@ class Item(NamedTuple):
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Item]:
     """The items of a task; raises a one-line error that names the row. Rows that make none are put down in `odd`."""
     if task.parse not in PARSERS:
-        raise ValueError(f"task {task.name}: parse is {task.parse!r}, expected {' or '.join(PARSERS)}")
+        raise UserError(f"task {task.name}: parse is {task.parse!r}, expected {' or '.join(PARSERS)}")
     odd = OddRows() if odd is None else odd
     items = odd.kept(task, read_rows(task, corpus, odd), partial(_item, task))
     check_ids(task, items)

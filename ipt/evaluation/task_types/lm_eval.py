@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ipt.console import console
+from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.data import text_hash
 from ipt.evaluation.metrics import statistics
 from ipt.evaluation.metrics.statistics import Metric
@@ -84,7 +85,7 @@ class Loaded:
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Document]:
     """The documents of a task of the harness, or of all subtasks of a group. The harness leaves none out.
 
-    Raises ValueError or FileNotFoundError in one line: no such task, its data cannot be had, the harness is not installed.
+    Raises UserError or MissingFileError in one line: no such task, its data cannot be had, the harness is not installed.
     """
     leaves = _load(task).leaves
     documents = []
@@ -158,7 +159,7 @@ def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
 
 def _load(task: Task) -> Loaded:
     if find_spec("lm_eval") is None:
-        raise ValueError(f"task {task.name} needs lm-evaluation-harness: install the extra lm-eval (pip install 'ipt[lm-eval]')")
+        raise UserError(f"task {task.name} needs lm-evaluation-harness: install the extra lm-eval (pip install 'ipt[lm-eval]')")
     with _seeded():
         return _loaded(task.name, task.harness, task.path, task.shots.get("number"))
 
@@ -166,16 +167,16 @@ def _load(task: Task) -> Loaded:
 @lru_cache(maxsize=8)
 def _loaded(name: str, harness: str, folder: Path | None, shots: int | None) -> Loaded:
     if folder is not None and not folder.is_dir():
-        raise FileNotFoundError(f"task {name}: data is {folder}, expected a folder with task files of lm-evaluation-harness")
+        raise MissingFileError(f"task {name}: data is {folder}, expected a folder with task files of lm-evaluation-harness")
     manager = _manager(folder)
     if harness not in manager.all_tasks:
         nearest = difflib.get_close_matches(harness, manager.all_tasks, n=3)
         where = folder or "lm-evaluation-harness"
-        raise ValueError(f"task {name}: {where} has no task {harness!r}{': did you mean ' + ' or '.join(nearest) + '?' if nearest else ''}")
+        raise UserError(f"task {name}: {where} has no task {harness!r}{': did you mean ' + ' or '.join(nearest) + '?' if nearest else ''}")
     try:
         found = manager.load([harness])
     except (OSError, ValueError) as error:  # files, hubs and their formats
-        raise ValueError(
+        raise UserError(
             f"task {name}: lm-evaluation-harness cannot load {harness} or its data: {' '.join(str(error).split())}: "
             "is the hub in reach, or the data set in its cache?"
         ) from None
@@ -317,7 +318,7 @@ def _main(task: Task, names: list[str]) -> str:
     wanted = MAIN if task.metric == Task("", "").metric else (task.metric,)
     found = next((name for main in wanted for name in names if main in (name, name.partition(",")[0])), None)
     if found is None and len(wanted) == 1:
-        raise ValueError(f"task {task.name}: metric is {task.metric!r}, but the harness gives {', '.join(names)}")
+        raise UserError(f"task {task.name}: metric is {task.metric!r}, but the harness gives {', '.join(names)}")
     return found or names[0]
 
 

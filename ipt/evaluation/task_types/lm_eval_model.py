@@ -10,6 +10,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from ipt.chat_templates import render
+from ipt.errors import UserError
 from ipt.evaluation.backends.encoding import Question, common_prefix, plain_rows
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ class BackendLM(LM):
         for index, request in enumerate(requests):
             settings = normalize_gen_kwargs(request.args[1])
             if settings.get("do_sample") or settings.get("temperature"):
-                raise ValueError(
-                    f"task {request.task_name} samples its answers ({request.args[1]}), but evaluation is greedy: leave it out"
-                )
+                raise UserError(f"task {request.task_name} samples its answers ({request.args[1]}), but evaluation is greedy: leave it out")
             kinds[tuple(settings["until"]), settings["max_gen_toks"]].append(index)
         answers = [""] * len(requests)
         for (stop, room), group in kinds.items():
@@ -85,10 +84,10 @@ class BackendLM(LM):
             # A text that is nothing but its first token would leave nothing to score.
             begin, scored = ([self._prefix], scored) if scored[:1] != [self._prefix] else (scored[:1], scored[1:])
         if not scored:
-            raise ValueError(f"{self.description}: the continuation {continuation!r} adds no token to its context: nothing can be scored")
+            raise UserError(f"{self.description}: the continuation {continuation!r} adds no token to its context: nothing can be scored")
         excess = len(begin) + len(scored) - self.max_length - 1  # the last token is not fed
         if excess >= len(begin):
-            raise ValueError(f"{self.description}: a continuation of {len(scored)} tokens leaves no context in {self.max_length} tokens")
+            raise UserError(f"{self.description}: a continuation of {len(scored)} tokens leaves no context in {self.max_length} tokens")
         if excess > 0:
             self.cut.add(context)
         return begin[max(0, excess) :], scored
@@ -96,7 +95,7 @@ class BackendLM(LM):
     def _prompt(self, context: str, room: int) -> list[int]:
         kept = self.max_length - room
         if kept < 1:
-            raise ValueError(f"{self.description}: asks for {room} new tokens, but the model's context is {self.max_length}")
+            raise UserError(f"{self.description}: asks for {room} new tokens, but the model's context is {self.max_length}")
         tokens = self._encode(context) or [self._prefix]
         if len(tokens) > kept:
             self.cut.add(context)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from jinja2 import meta
 from numpy.typing import NDArray
 
+from ipt.errors import UserError
 from ipt.evaluation.backends import encoding
 from ipt.evaluation.data import ENVIRONMENT, Row, check_ids, phrasing, read_rows, render, render_prompt, row_id, text_hash
 from ipt.evaluation.few_shot import with_shots
@@ -83,7 +84,7 @@ class Question(NamedTuple):
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Question]:
     """The questions of a task; raises a one-line error that names the row. Rows that make none are put down in `odd`."""
     if task.metric not in METRICS:
-        raise ValueError(f"task {task.name}: metric is {task.metric!r}, expected {' or '.join(METRICS)}")
+        raise UserError(f"task {task.name}: metric is {task.metric!r}, expected {' or '.join(METRICS)}")
     odd = OddRows() if odd is None else odd
     drafts = _drafts(task, corpus, odd)
     others = [] if task.gold_is or task.demonstrations is None else _drafts(task.demonstrations, corpus, OddRows())
@@ -271,12 +272,12 @@ def _check_classes(task: Task, questions: list[Question]) -> None:
     """F1s are of classes, which are the same options for every item, and an item is of one of them."""
     for question in questions:
         if question.options != questions[0].options:
-            raise ValueError(
+            raise UserError(
                 f"task {task.name}: metric {task.metric} needs the same options for all items, "
                 f"but item {question.id} has {question.options!r} and the first one {questions[0].options!r}"
             )
         if question.right:
-            raise ValueError(f"task {task.name}: item {question.id} has several right options: use metric multi_label for {task.metric}")
+            raise UserError(f"task {task.name}: item {question.id} has several right options: use metric multi_label for {task.metric}")
 
 
 def _raw_options(task: Task, row: Row) -> list[str]:

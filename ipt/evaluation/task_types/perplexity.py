@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
+from ipt.errors import UserError
 from ipt.evaluation.backends import encoding
 from ipt.evaluation.data import check_ids, read_rows, render, row_id, text_hash
 from ipt.evaluation.formats import Row
@@ -83,7 +84,7 @@ def score(task: Task, documents: list[Document], backend: "Backend") -> list[dic
             }
         )
     if not any(row["tokens"] for row in predictions):
-        raise ValueError(f"task {task.name}: none of its {len(documents)} documents has two tokens or more: there is nothing to score")
+        raise UserError(f"task {task.name}: none of its {len(documents)} documents has two tokens or more: there is nothing to score")
     return predictions
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from ipt.config import SynthesisConfig
+from ipt.errors import UserError
 from ipt.evaluation.backends.encoding import Encoder
 from ipt.evaluation.data import check_ids, data_path, read_rows, render, row_id
 from ipt.evaluation.draws import draw, text_hash
@@ -90,10 +91,10 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[It
     """
     for key, known in {"measure": tuple(STOP), "pair_format": PAIR_FORMATS, "reader": ("", *READERS)}.items():
         if getattr(task, key) not in known:
-            raise ValueError(f"task {task.name}: {key} is {getattr(task, key)!r}, expected {' or '.join(filter(None, known))}")
+            raise UserError(f"task {task.name}: {key} is {getattr(task, key)!r}, expected {' or '.join(filter(None, known))}")
     if task.pair_format != "ipt" and (task.measure == "responses" or task.shots):
         what = "measure=responses is asked for" if task.measure == "responses" else "shots are shown"
-        raise ValueError(f"task {task.name}: {what} in the synthesizer's own format only: leave out pair_format")
+        raise UserError(f"task {task.name}: {what} in the synthesizer's own format only: leave out pair_format")
     items = _items(task, corpus, OddRows() if odd is None else odd)
     check_ids(task, items)
     return items if task.demonstrations is None else list(_with_shots(task, items, _items(task.demonstrations, corpus, OddRows())))
@@ -171,7 +172,7 @@ class Writer:
         self.format = FORMATS[task.pair_format](self.vocabulary, settings)
         self.measure, self._room = task.measure, encoder.max_length - task.max_new_tokens
         if self._room <= len(self.format.begin("").ids):
-            raise ValueError(f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a context in {encoder.max_length}")
+            raise UserError(f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a context in {encoder.max_length}")
 
     def prompts(self, item: Item) -> list[Asked]:
         """One for each right question, or one for all pairs."""
@@ -191,7 +192,7 @@ class Writer:
         if len(ids) <= room:
             return Asked(ids + end, 0, truncated=False)
         if len(self._after((), "")) > room:
-            raise ValueError(f"item {item.id}: a question leaves no room for its context: raise evaluation.max_length")
+            raise UserError(f"item {item.id}: a question leaves no room for its context: raise evaluation.max_length")
         return Asked(self._after((), truncate(item.context, room, lambda text: len(self._after((), text)))) + end, 0, truncated=True)
 
     def _after(self, shots: Sequence[Shot], context: str) -> list[int]:
@@ -229,7 +230,7 @@ def _items(task: Task, corpus: Path | None, odd: OddRows) -> list[Item]:
     left_out: Counter[str] = Counter()
     examples = list(_tuning_examples(task, corpus, left_out) if task.reader else _row_examples(task, corpus, left_out, odd))
     if not examples:
-        raise ValueError(f"task {task.name}: {task.data} holds no context with pairs: left out are {dict(left_out) or 'none'}")
+        raise UserError(f"task {task.name}: {task.data} holds no context with pairs: left out are {dict(left_out) or 'none'}")
     counted = {reason: number for reason, number in left_out.items() if number}
     return [Item(example.id, example.context, tuple(example.pairs), counted) for example in examples]
 
@@ -238,7 +239,7 @@ def _tuning_examples(task: Task, corpus: Path | None, left_out: Counter[str]) ->
     """As a synthesizer is tuned on them."""
     path = data_path(task, corpus)
     if path is None or path.is_dir():
-        raise ValueError(f"task {task.name}: reader={task.reader} reads a file of this machine, and data is {task.data!r}")
+        raise UserError(f"task {task.name}: reader={task.reader} reads a file of this machine, and data is {task.data!r}")
     for number, example in enumerate(read_examples(task.reader, path, random.Random(0), left_out)):
         yield example._replace(id=f"{example.id}/{number}")  # what a reader calls an example need not be unique
 
@@ -263,7 +264,7 @@ def _entries(task: Task, row: Row) -> list[Row]:
         return [row]
     entries = row.fields.get(task.pairs)
     if not isinstance(entries, list):
-        raise ValueError(f"{row.where}: task {task.name} looks for a list in pairs={task.pairs!r}, found {str(entries)[:40]!r}")
+        raise UserError(f"{row.where}: task {task.name} looks for a list in pairs={task.pairs!r}, found {str(entries)[:40]!r}")
     return [row._replace(fields={**row.fields, **as_fields(entry)}) for entry in entries]
 
 
@@ -277,7 +278,7 @@ def _with_shots(task: Task, items: list[Item], demonstrations: list[Item]) -> It
     for item in items:
         others = [shot for context, shot in candidates.items() if context != item.context][:number]
         if len(others) < number:
-            raise ValueError(f"task {task.name}: {len(others)} demonstrations for item {item.id}, expected {number}")
+            raise UserError(f"task {task.name}: {len(others)} demonstrations for item {item.id}, expected {number}")
         yield item._replace(shots=tuple(others))
 
 

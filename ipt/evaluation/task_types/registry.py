@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
+from ipt.errors import UserError
 from ipt.evaluation.metrics.statistics import Metric
 from ipt.evaluation.task import Task
 from ipt.evaluation.task_types import generation, lm_eval, multiple_choice, perplexity, qa_pairs
@@ -53,5 +54,5 @@ def item_texts(task: Task, corpus: Path | None) -> list[str]:
 def kind_of(task: Task) -> Kind:
     """The module behind the task's kind."""
     if task.kind not in KINDS:
-        raise ValueError(f"task {task.name}: kind is {task.kind!r}, expected {' or '.join(KINDS)}")
+        raise UserError(f"task {task.name}: kind is {task.kind!r}, expected {' or '.join(KINDS)}")
     return KINDS[task.kind]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ipt.errors import UserError
 from ipt.synthesis.formats.base import Prompt, PromptFormat, Vocabulary
 
 if TYPE_CHECKING:
@@ -67,17 +68,17 @@ class PromptRefused(Exception):
     """The engine does not take this prompt; others may go on."""
 
 
-class EngineDied(RuntimeError):
-    """The engine cannot go on."""
+class EngineDied(UserError):
+    """The engine cannot go on. What is finished is kept, so the user can run the command again."""
 
 
 def check_engine(name: str) -> None:
     """Raise a one-line error if the engine is unknown or its package is missing; imports nothing heavy."""
     if name not in ENGINES:
-        raise ValueError(f"synthesis.engine={name}: must be one of {', '.join(ENGINES)}")
+        raise UserError(f"synthesis.engine={name}: must be one of {', '.join(ENGINES)}")
     module, remedy = ENGINES[name]
     if find_spec(module) is None:
-        raise ValueError(f"synthesis.engine={name}: the package {module} is not installed: {remedy}, or set synthesis.engine=transformers")
+        raise UserError(f"synthesis.engine={name}: the package {module} is not installed: {remedy}, or set synthesis.engine=transformers")
 
 
 def start_engine(config: "SynthesisConfig", model: str, vocabulary: Vocabulary, prompt_format: PromptFormat, seed: int) -> Engine:

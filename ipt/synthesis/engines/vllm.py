@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions, Watch
 from ipt.synthesis.engines.keeper import Keeper
 from ipt.synthesis.engines.subprocess import EngineLog
@@ -219,7 +220,7 @@ def _own_devices(replica: int, config: "SynthesisConfig") -> Iterator[None]:
     mine = visible[replica * size : (replica + 1) * size]
     if len(mine) < size:
         needed = config.replicas * size
-        raise ValueError(f"synthesis.replicas={config.replicas} x tensor_parallel={size} need {needed} GPUs, there are {len(visible)}")
+        raise UserError(f"synthesis.replicas={config.replicas} x tensor_parallel={size} need {needed} GPUs, there are {len(visible)}")
     os.environ[name] = ",".join(mine)
     try:
         yield

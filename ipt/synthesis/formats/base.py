@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from ipt.errors import UserError
 from ipt.synthesis.formats.tags import END, Parsed, context_text, grammar, pairs_text, parse
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         if tokenizer.eos_token_id is None:
-            raise ValueError(f"tokenizer of {tokenizer.name_or_path}: it has no EOS token, which ends each generation: set eos_token")
+            raise UserError(f"tokenizer of {tokenizer.name_or_path}: it has no EOS token, which ends each generation: set eos_token")
         self.bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self.eos: int = tokenizer.eos_token_id
         self.special = frozenset(tokenizer.all_special_ids)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipt.chat_templates import TemplateFails, render
+from ipt.errors import MissingFileError, UserError
 from ipt.stage import parse_yaml
 from ipt.synthesis.formats.base import Message, Prompt, Vocabulary
 from ipt.synthesis.formats.json_output import Json, after_reasoning, read_json
@@ -55,7 +56,7 @@ class ChatPrompt:
 class ChatFormat:
     """Conversations in the model's own chat template: a turn with each document, and the model's answer to it before the next one.
 
-    Raises ValueError if the model has no chat template, or one that shows no conversation.
+    Raises UserError if the model has no chat template, or one that shows no conversation.
     """
 
     pair_end = "}"
@@ -121,22 +122,22 @@ def prompt_path(name: str) -> Path:
     """The file of a prompt: `name` is a shipped one, or the path of a .yaml file. Raises a one-line error if there is none."""
     if name.endswith(".yaml"):
         if not Path(name).is_file():
-            raise FileNotFoundError(f"synthesis.prompt={name}: there is no such file")
+            raise MissingFileError(f"synthesis.prompt={name}: there is no such file")
         return Path(name)
     path = SHIPPED / f"{name}.yaml"
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-        raise ValueError(f"synthesis.prompt={name}: must be one of {shipped}, or the path of a .yaml file")
+        raise UserError(f"synthesis.prompt={name}: must be one of {shipped}, or the path of a .yaml file")
     return path
 
 
 def load_prompt(name: str) -> ChatPrompt:
-    """Read and check the prompt `name`. Raises ValueError, one line that names file and key, for one that cannot work."""
+    """Read and check the prompt `name`. Raises UserError, one line that names file and key, for one that cannot work."""
     path = prompt_path(name)
     try:
         return _checked(parse_yaml(path.read_bytes(), path))
     except _Mistake as mistake:
-        raise ValueError(f"{path}: {mistake}") from None
+        raise UserError(f"{path}: {mistake}") from None
 
 
 class _Mistake(Exception):
@@ -238,7 +239,7 @@ def _frame(tokenizer: "PreTrainedTokenizerBase", prompt: ChatPrompt, kwargs: Map
     """Ask the chat template. The system text goes into the user's turn where the template has no place for it."""
     model = tokenizer.name_or_path
     if not tokenizer.chat_template:
-        raise ValueError(f"synthesis.format=chat: the tokenizer of {model} has no chat template: take an instruction-tuned model")
+        raise UserError(f"synthesis.format=chat: the tokenizer of {model} has no chat template: take an instruction-tuned model")
     merged = "\n\n".join(text for text in (prompt.system, prompt.user) if text)
     for system, user in (((Message("system", prompt.system),), prompt.user), ((), merged)):
         if system and not prompt.system:
@@ -255,7 +256,7 @@ def _frame(tokenizer: "PreTrainedTokenizerBase", prompt: ChatPrompt, kwargs: Map
             between, _, end = history.partition(PLACES[1])[2].partition(PLACES[2])
             head, _, tail = user.partition(DOCUMENT)
             return _Frame((before, behind), (between, end), system, (head, tail))
-    raise ValueError(f"synthesis.format=chat: the chat template of {model} cannot show a conversation of user and assistant: {reason}")
+    raise UserError(f"synthesis.format=chat: the chat template of {model} cannot show a conversation of user and assistant: {reason}")
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", system: tuple[Message, ...], user: str, turns: int, kwargs: Mapping[str, Any]) -> str:

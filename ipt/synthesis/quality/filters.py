@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from ipt.config import FilterConfig
 from ipt.console import Bar, progress
 from ipt.corpus.overlap import Overlap, OverlapCount
+from ipt.errors import UserError
 from ipt.stage import read_parts, write_parquet
 from ipt.synthesis.quality.judge import OPERATION, check_judge, judge_pairs
 from ipt.synthesis.quality.measures import PAIR_MEASURES, DocumentWords, PairWords, frame, read_document, read_pair
@@ -41,7 +42,7 @@ def filter_pairs(config: FilterConfig, pairs: Path, output: Path, seed: int, ove
     """
     check_filters(config)
     if config.overlap and overlap is None:
-        raise ValueError(f"filters.overlap={config.overlap}: there is no evaluation task to compare with: name some in tasks")
+        raise UserError(f"filters.overlap={config.overlap}: there is no evaluation task to compare with: name some in tasks")
     folder = output / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
     before = sum(len(row["pairs"]) for row in read_parts(pairs, ["pairs"]))
@@ -60,22 +61,22 @@ def filter_pairs(config: FilterConfig, pairs: Path, output: Path, seed: int, ove
 
 
 def check_filters(config: FilterConfig) -> None:
-    """Raise a one-line ValueError for filters that `filter_pairs` would refuse. Reads nothing."""
+    """Raise a one-line UserError for filters that `filter_pairs` would refuse. Reads nothing."""
     for name, bounds in asdict(config.limits).items():
         if bounds is None:
             continue
         if len(bounds) != 2:
-            raise ValueError(f"filters.limits.{name}={bounds}: must be [at least, at most], with null for no limit")
+            raise UserError(f"filters.limits.{name}={bounds}: must be [at least, at most], with null for no limit")
         if None not in bounds and bounds[0] > bounds[1]:
-            raise ValueError(f"filters.limits.{name}={bounds}: no value is at least {bounds[0]} and at most {bounds[1]}")
+            raise UserError(f"filters.limits.{name}={bounds}: no value is at least {bounds[0]} and at most {bounds[1]}")
     if config.overlap is not None and config.overlap not in OVERLAP_MODES:
-        raise ValueError(f"filters.overlap={config.overlap}: must be one of {', '.join(OVERLAP_MODES)}, or null")
+        raise UserError(f"filters.overlap={config.overlap}: must be one of {', '.join(OVERLAP_MODES)}, or null")
     check_judge(config.judge)
     judge_limits = ", ".join(_limits(config, JUDGE_MEASURES))
     if judge_limits and config.judge.model is None:
-        raise ValueError(f"filters.limits: {judge_limits} needs a judge: set filters.judge.model")
+        raise UserError(f"filters.limits: {judge_limits} needs a judge: set filters.judge.model")
     if judge_limits and config.judge.sample is not None:
-        raise ValueError(f"filters.limits: {judge_limits} needs every pair judged: set filters.judge.sample=null")
+        raise UserError(f"filters.limits: {judge_limits} needs every pair judged: set filters.judge.sample=null")
 
 
 def filter_settings(config: FilterConfig) -> dict[str, Any]:

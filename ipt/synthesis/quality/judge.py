@@ -18,6 +18,7 @@ import yaml
 from ipt.config import JudgeConfig
 from ipt.console import Bar, progress
 from ipt.corpus.words import words_of
+from ipt.errors import UserError
 from ipt.stage import hash_json, read_parts, write_parquet
 from ipt.synthesis.chains import run_bounded
 from ipt.synthesis.engines import EngineDied, PromptRefused
@@ -58,7 +59,7 @@ def judge_pairs(config: JudgeConfig, pairs: Path, output: Path, seed: int) -> di
     interval (Wilson). `kinds_of_task` is how many different kinds the judge named, `tasks` the most frequent ones. Pairs on which
     the judge failed are in `failed` by reason and in none of the shares: malformed (the reply is no verdict), refused (the server
     rejects the request), unavailable (it answers with errors only). Verdicts are kept as they come: the same call goes on from there.
-    Raises ValueError where the server wants another key, model or address, EngineDied if it cannot be reached or never answers.
+    Raises UserError where the server wants another key, model or address, EngineDied if it cannot be reached or never answers.
     """
     number, cases = sample_cases(pairs, config.sample, seed)
     folder = output / "judgements"
@@ -69,13 +70,13 @@ def judge_pairs(config: JudgeConfig, pairs: Path, output: Path, seed: int) -> di
 
 
 def check_judge(config: JudgeConfig) -> None:
-    """Raise a one-line ValueError for a config that `judge_pairs` cannot work with. Asks no server."""
+    """Raise a one-line UserError for a config that `judge_pairs` cannot work with. Asks no server."""
     for key, least in (("sample", 1), ("concurrency", 1), ("max_retries", 0), ("max_tokens", 1)):
         value = getattr(config, key)
         if value is not None and value < least:
-            raise ValueError(f"filters.judge.{key}={value}: must be at least {least}")
+            raise UserError(f"filters.judge.{key}={value}: must be at least {least}")
     if config.timeout <= 0:
-        raise ValueError(f"filters.judge.timeout={config.timeout}: must be more than 0")
+        raise UserError(f"filters.judge.timeout={config.timeout}: must be more than 0")
 
 
 # Asking --------------------------------------------------------------------------------------------------------------
@@ -254,7 +255,7 @@ def _read_journal(path: Path) -> dict[str, Verdict]:
         entries = [json.loads(line) for line in whole.splitlines()]
         return {entry["key"]: entry["verdict"] for entry in entries}
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise ValueError(f"{path} is damaged: remove it, and what it held is asked for again") from None
+        raise UserError(f"{path} is damaged: remove it, and what it held is asked for again") from None
 
 
 @cache

@@ -15,6 +15,7 @@ from torch import distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.stage import installed_versions
 from ipt.training.checkpoint.remote import upload
 from ipt.training.checkpoint.signals import REQUEUE, Agreement, StopSignals
@@ -102,7 +103,7 @@ class Checkpoints(Callback):
     def _resume(self, trainer: L.Trainer, checkpoint: Path) -> None:
         facts = read_facts(checkpoint)
         if facts["run"] != self.run:
-            raise ValueError(f"{checkpoint} is of a run with other data or settings: choose another output_dir, or remove its checkpoints")
+            raise UserError(f"{checkpoint} is of a run with other data or settings: choose another output_dir, or remove its checkpoints")
         check_files(checkpoint, self._group)
         self._state.prepare()
         tensors = self._state.tensors()
@@ -228,7 +229,7 @@ class Checkpoints(Callback):
         """A copy that cannot be made does not end the run; the next checkpoint is tried again."""
         try:
             upload(checkpoint, url, self._config.trainer)
-        except ValueError as error:
+        except UserError as error:
             self.failed_uploads += 1
             console.print(f"{checkpoint.name} was not copied: {error}", style="yellow", markup=False)
 

@@ -11,12 +11,13 @@ from filelock import FileLock
 
 from ipt.config import TrainerConfig
 from ipt.console import console
+from ipt.errors import UserError
 from ipt.tokens.remote import reaching
 from ipt.training.checkpoint.storage import FACTS, NAME, checkpoint_step, is_whole, remove, superseded, whole_checkpoints
 
 
 def upload(checkpoint: Path, url: str, config: TrainerConfig) -> None:
-    """Copy a whole checkpoint below `url` and remove older copies beyond those that the config keeps. Raises ValueError."""
+    """Copy a whole checkpoint below `url` and remove older copies beyond those that the config keeps. Raises UserError."""
     with reaching(f"checkpoint_url {url}"):
         system, root = _find(url)
         target = f"{root}/{checkpoint.name}"
@@ -31,7 +32,7 @@ def upload(checkpoint: Path, url: str, config: TrainerConfig) -> None:
 
 
 def fetch(url: str, folder: Path) -> None:
-    """Copy the newest checkpoint below `url` into `folder`, unless that has one of its own or there is none. Raises ValueError."""
+    """Copy the newest checkpoint below `url` into `folder`, unless that has one of its own or there is none. Raises UserError."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".fetch.lock"):  # processes of one machine all come here
         if whole_checkpoints(folder):
@@ -42,7 +43,7 @@ def fetch(url: str, folder: Path) -> None:
             if names:
                 _download(system, f"{root}/{names[-1]}", folder / names[-1])
         if names and not is_whole(folder / names[-1]):
-            raise ValueError(f"checkpoint_url {url}: the files of {names[-1]} do not have the sizes that its {FACTS} says: remove it there")
+            raise UserError(f"checkpoint_url {url}: the files of {names[-1]} do not have the sizes that its {FACTS} says: remove it there")
 
 
 def _download(system: Any, source: str, checkpoint: Path) -> None:

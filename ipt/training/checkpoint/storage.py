@@ -29,6 +29,7 @@ from torch.distributed.checkpoint import save as save_sharded
 from torch.distributed.tensor import DTensor
 
 from ipt.config import TrainerConfig
+from ipt.errors import MissingFileError, UserError
 from ipt.stage import has_seal, hash_file, read_json, sealed
 
 FORMAT = 1
@@ -207,13 +208,13 @@ def whole_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The checkpoint that a folder is, or the newest of those in it or in its `checkpoints`. Raises FileNotFoundError."""
+    """The checkpoint that a folder is, or the newest of those in it or in its `checkpoints`. Raises MissingFileError."""
     if (folder / FACTS).exists():
         return folder
     for place in (folder / "checkpoints", folder):
         if whole := whole_checkpoints(place):
             return whole[-1]
-    raise FileNotFoundError(f"{folder} is no checkpoint (it has no {FACTS}) and holds none that is whole")
+    raise MissingFileError(f"{folder} is no checkpoint (it has no {FACTS}) and holds none that is whole")
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -226,20 +227,20 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """`checkpoint.json`. Raises FileNotFoundError if the folder has none, and ValueError if it is none of ours."""
+    """`checkpoint.json`. Raises MissingFileError if the folder has none, and UserError if it is none of ours."""
     path = checkpoint / FACTS
     if not path.exists():
-        raise FileNotFoundError(f"{checkpoint} is no checkpoint: it has no {FACTS}")
+        raise MissingFileError(f"{checkpoint} is no checkpoint: it has no {FACTS}")
     facts = read_json(path)
     if facts.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a checkpoint of format {FORMAT}, which this version of ipt reads")
+        raise UserError(f"{path}: not a checkpoint of format {FORMAT}, which this version of ipt reads")
     if not has_seal(facts, {}):
-        raise ValueError(f"{path} is not what was written: remove the checkpoint")
+        raise UserError(f"{path} is not what was written: remove the checkpoint")
     return facts
 
 
 def check_files(checkpoint: Path, group: dist.ProcessGroup | None) -> None:
-    """Read all files, each process a share. Raises ValueError in all of them, naming those that are not what was written."""
+    """Read all files, each process a share. Raises UserError in all of them, naming those that are not what was written."""
     written = read_facts(checkpoint).get("sha256", {})  # the first checkpoints of this format have none
 
     def changed(names: list[str]) -> dict[str, str]:
@@ -247,7 +248,7 @@ def check_files(checkpoint: Path, group: dist.ProcessGroup | None) -> None:
 
     if broken := sorted(_gathered(changed, checkpoint, group)):
         remedy = "remove this checkpoint, then the same command goes on from the one before it, or else from the beginning"
-        raise ValueError(f"{checkpoint / broken[0]} is not what was written ({len(broken)} of {len(written)} files): {remedy}")
+        raise UserError(f"{checkpoint / broken[0]} is not what was written ({len(broken)} of {len(written)} files): {remedy}")
 
 
 def read_random(checkpoint: Path, rank: int) -> dict[str, Any]:
@@ -258,17 +259,17 @@ def read_random(checkpoint: Path, rank: int) -> dict[str, Any]:
 def read_tensors(checkpoint: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
     """Fill `tensors` in place with those of their names; DTensors with their slices, whatever the slices were when they were written.
 
-    Raises ValueError if the checkpoint has no tensor of a name, or has it in another shape.
+    Raises UserError if the checkpoint has no tensor of a name, or has it in another shape.
     """
     there = HuggingFaceStorageReader(str(checkpoint))
     facts = read_facts(checkpoint)
     saved = facts["tensors"]
     for name, tensor in tensors.items():
         if name not in saved:
-            raise ValueError(f"{checkpoint} does not hold {name}: {_why_not(name, facts)}")
+            raise UserError(f"{checkpoint} does not hold {name}: {_why_not(name, facts)}")
         if saved[name] != list(tensor.shape):
             shapes = f"{saved[name]}, here {list(tensor.shape)}"
-            raise ValueError(f"{checkpoint} holds {name} in the shape {shapes}: {_why_not(name, facts)}")
+            raise UserError(f"{checkpoint} holds {name} in the shape {shapes}: {_why_not(name, facts)}")
     load_sharded(tensors, storage_reader=there, process_group=group, no_dist=group is None)
 
 
