@@ -1,6 +1,7 @@
 """Figures of sampled pairs: by a judge behind a server, by one that is loaded here, and by rules."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -106,8 +107,9 @@ def test_a_model_here_is_asked_once(stage, tiny_model, tmp_path, capsys):
     """A random model gives no verdict, which is told; what it was asked is kept."""
     options = [stage, "--judge", tiny_model, "--sample", 2, "--output", tmp_path / "out"]
     for _ in range(2):
-        with pytest.raises(SystemExit, match=r"error: the judge gave no verdict on any pair: failed are {'malformed': 2}"):
+        with pytest.raises(SystemExit):
             run(capsys, *options)
+        assert re.search(r"error: the judge gave no verdict on any pair: failed are {'malformed': 2}", capsys.readouterr().err)
         shown = capsys.readouterr().err
     assert "judge" not in shown, "the second time the model is not loaded"
     rows = list(read_parts(tmp_path / "out" / "judgements"))
@@ -129,8 +131,9 @@ def test_rules_need_no_judge(stage, tmp_path, capsys):
 
 
 def test_mistakes_end_in_one_line(stage, tmp_path, capsys):
-    with pytest.raises(SystemExit, match=r"error: .*/empty holds no pairs/part-\*.parquet: name the folder of a finished synthesis"):
+    with pytest.raises(SystemExit):
         run(capsys, tmp_path / "empty")
+    assert re.search(r"error: .*/empty holds no pairs/part-\*.parquet: name the folder of a finished synthesis", capsys.readouterr().err)
     dead = JudgeConfig(model="x", base_url="http://127.0.0.1:9/v1", max_retries=0)
     with pytest.raises(EngineDied, match=r"filters\.judge\.base_url=http://127\.0\.0\.1:9/v1 cannot be reached"):
         judge_corpus(stage, dead, None, 0, tmp_path / "out")

@@ -209,8 +209,11 @@ def test_items_are_shown_as_the_model_reads_them(tmp_path, capsys):
     shown = run(capsys, "show", "mqp_local", 1, "--data-dir", tmp_path)
     assert "mqp_local: 1 items of kind choice" in shown
     assert "First question: How 4? │ │ Second question: Why 4? │ │ Do both ask the same? │ │ ' yes' │ │ ✓ ' no'" in shown
-    with pytest.raises(SystemExit, match=r"error: task chemprot_local: data file .*test.txt does not exist \(its path begins at data_dir="):
+    with pytest.raises(SystemExit):
         run(capsys, "show", "chemprot_local", "--data-dir", tmp_path)
+    assert re.search(
+        r"error: task chemprot_local: data file .*test.txt does not exist \(its path begins at data_dir=", capsys.readouterr().err
+    )
 
 
 def test_sources_are_all_that_a_task_reads():

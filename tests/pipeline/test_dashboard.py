@@ -32,11 +32,11 @@ def test_the_views_that_matter_are_there(views):
 
 
 @pytest.mark.parametrize(("words", "told"), [([], "which project?"), (["projekt=x"], "projekt=x is none of project=…")])
-def test_mistakes_are_one_line(words, told, monkeypatch):
+def test_mistakes_are_one_line(words, told, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ipt dashboard", *words])
-    with pytest.raises(SystemExit, match=r"error: ") as ended:
+    with pytest.raises(SystemExit):
         dashboard.main()
-    assert told in str(ended.value)
+    assert capsys.readouterr().err.startswith("error: " + told)
 
 
 def test_without_the_extra_it_says_which(monkeypatch, tmp_path):
