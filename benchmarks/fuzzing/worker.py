@@ -19,6 +19,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from benchmarks.fuzzing.targets import TARGETS, Target
+from ipt.errors import UserError
 
 SECONDS = 10  # an input that takes longer is a finding
 BYTES = 1 << 30  # and one that needs more memory than this beyond what the process had
@@ -117,15 +118,9 @@ def _try(target: Target, data: bytes, scratch: Path, lines: Lines | None, progre
 
 
 def documented(error: BaseException) -> bool:
-    """Whether an error is what a user is told in one line: raised by the project itself, and one of the two kinds that it promises.
-
-    Or a name that no file can have, which the commands tell in a line whoever meets it.
-    """
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return True
-    traces = list(traceback.walk_tb(error.__traceback__))
-    ours = traces[-1][0].f_code.co_filename.startswith(OURS)
-    return type(error) in (ValueError, FileNotFoundError) and ours
+    """Whether an error is one that the commands print as one line: an error that the user can fix, or a name that no file can have."""
+    too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    return isinstance(error, UserError) or too_long
 
 
 def _keep(name: str, data: bytes, error: BaseException, progress: Progress, folder: Path) -> None:
