@@ -4,7 +4,7 @@
     python benchmarks/fuzz.py --minutes 5 --only journal "task csv" --seed 7
     python benchmarks/fuzz.py --replay outputs/fuzz/findings/journal/0123456789ab
 
-A finding is an error that is not one of the project's own ValueError or FileNotFoundError, more than 10 seconds, more than 1 GiB of
+A finding is an error other than UserError, more than 10 seconds, more than 1 GiB of
 memory, a crash of the process, or something that is lost where it is written and read again. Each is kept with its shortest input and its
 traceback in FOLDER/findings. The same seed in an empty folder tries the same inputs. Exit code 1 if there are findings.
 """
