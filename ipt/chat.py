@@ -28,7 +28,7 @@ class Turn(NamedTuple):
 
 
 def check_chat(config: ChatConfig, evaluation: EvaluationConfig) -> None:
-    """Raise UserError in one line for a value that cannot work."""
+    """Raise UserError for a value that cannot work."""
     check_kwargs(evaluation.chat_template_kwargs, "evaluation.chat_template_kwargs")
     if evaluation.backend != "hf":
         raise UserError(f"evaluation.backend={evaluation.backend}: a chat runs on the Hugging Face backend: leave it at hf")

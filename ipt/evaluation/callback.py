@@ -28,7 +28,7 @@ class DuringTraining:
     """
 
     def __init__(self, config: Config, corpus: Path | None, output: Path) -> None:
-        """Reads the items: what is wrong with them raises UserError or MissingFileError in one line."""
+        """Reads the items: what is wrong with them raises UserError or MissingFileError."""
         self.config, self.output = config, output
         self.work = read_work(scored_tasks(config), config.evaluation.during_training.limit, corpus, config.data_dir)
         self._scorer: Scorer | None = None  # made with the first scores: it tries out the model

@@ -105,7 +105,7 @@ def is_looked_for(task: Task) -> bool:
 def check_data(path: str, model: str) -> str | None:
     """The tokenizer of `model` as JSON if `path` is a token store, which it must have made; None for a folder of texts.
 
-    Raises MissingFileError or UserError in one line that names the path.
+    Raises MissingFileError or UserError that names the path.
     """
     if not _is_store(path):
         _rows(path)

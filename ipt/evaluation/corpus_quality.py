@@ -58,7 +58,7 @@ def judge_corpus(folder: Path, judge: JudgeConfig, here: EvaluationConfig | None
     - `rules`, which need no judge and do not know whether an answer is right: the share of answers of which four fifths of the words
       (`grounded`), or all in a row (`verbatim`), occur in their document; `kinds_by_rules` and the `kinds` themselves.
 
-    Raises MissingFileError or UserError in one line where there are no pairs, no verdict comes, or a setting is wrong, EngineDied if
+    Raises MissingFileError or UserError where there are no pairs, no verdict comes, or a setting is wrong, EngineDied if
     the server cannot be reached.
     """
     check_judge(judge)

@@ -36,7 +36,7 @@ def read_file(task: Task, file: CorpusFile) -> Iterator[Row]:
     - conll: a token and its tag in the first and the last column, empty lines between sentences. A row has `tokens`, `tags`,
       `text` (the tokens with spaces between) and `entities` (a list of `text` and `type`).
 
-    Raises UserError in one line that names file and row.
+    Raises UserError that names file and row.
     """
     kind = _format(task, file)
     for key, kinds in {"columns": ("csv", "tsv"), "sentences": ("conll",)}.items():

@@ -63,7 +63,7 @@ def compare(a: Path, b: Path) -> Results:
 
     Both are folders of finished evaluations; tasks that only one has are left out. p is two-sided: exact (McNemar) for
     accuracies, else by normal approximation. nll and perplexity compare only between models of one tokenizer.
-    Raises UserError if there is no common task, no common item, or one id stands for two different items.
+    Raises UserError if there is no common task, no common item, or if two different items have the same id.
     """
     return {task: compare_task(a, b, task) for task in _common_tasks([a, b])}
 

@@ -53,7 +53,7 @@ def evaluate(
     `data_dir` holds the data sets that tasks read from data:PATH; `corpus` is the folder of a finished corpus stage, or None
     where no task reads one; `contaminated` names the items that are known to be in training data (`ipt.evaluation.contamination`).
     A task whose predictions lie in `output` from an interrupted run is not scored again. Whatever is
-    wrong in config, tasks and their data raises UserError or MissingFileError in one line before the model is loaded.
+    wrong in config, tasks and their data raises UserError or MissingFileError before the model is loaded.
     """
     check_model(model)
     check_config(config)
@@ -147,7 +147,7 @@ def check_tasks(config: EvaluationConfig, tasks: list[str], corpus: Path | None 
 
 
 def check_config(config: EvaluationConfig) -> None:
-    """Raise UserError in one line for a value that cannot work."""
+    """Raise UserError for a value that cannot work."""
     for name, known in {
         "backend": ("hf", "vllm"),
         "dtype": ("fp32", "bf16", "fp16"),

@@ -147,7 +147,7 @@ EXPECTED: dict[Any, str] = {
 def load_tasks(names: Iterable[str], data_dir: str | Path = "data") -> list[Task]:
     """The tasks behind names of tasks, names of groups and paths of .yaml files, in order and each once.
 
-    Raises UserError or MissingFileError in one line: an unknown name (with the nearest ones), a misspelt key, a wrong value.
+    Raises UserError or MissingFileError: an unknown name (with the nearest ones), a misspelt key, a wrong value.
     """
     tasks: dict[str, Task] = {}
     for name in names:

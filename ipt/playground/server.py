@@ -27,7 +27,7 @@ FIRST_PORT = 7860
 
 
 def check_page(config: PlaygroundConfig) -> None:
-    """Raise UserError or MissingFileError in one line for a value that cannot work. Loads nothing."""
+    """Raise UserError or MissingFileError for a value that cannot work. Loads nothing."""
     if find_spec("gradio") is None:
         raise UserError("the playground needs the package gradio, which is not installed: pip install 'ipt[playground]'")
     if config.port is not None and not 0 < config.port < 65536:

@@ -50,7 +50,7 @@ class Task:
 def make_tasks(folder: Path, shard_tokens: int) -> list[Task]:
     """Consecutive row groups of `folder/*.parquet`, about `shard_tokens` tokens in each task, a row group at least.
 
-    Raises MissingFileError or UserError in one line for a folder without such files and for one that holds no texts.
+    Raises MissingFileError or UserError for a folder without such files and for one that holds no texts.
     """
     paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
     if not paths:

@@ -42,7 +42,7 @@ def test_the_tiny_job_runs_from_an_empty_folder(installed, tmp_path):
 
 
 def test_no_package_misses_another(installed, tmp_path):
-    """But for those that requirements/overrides-cpu.txt leaves out on purpose."""
+    """Except those that requirements/overrides-cpu.txt leaves out on purpose."""
     python = installed / "venv/bin/python"
     done = subprocess.run([python, "-m", "pip", "check"], cwd=tmp_path, capture_output=True, text=True)
     overridden = re.findall(r"^([A-Za-z0-9_-]+)", (ROOT / "requirements/overrides-cpu.txt").read_text(), re.MULTILINE)

@@ -38,7 +38,7 @@ SEQUENCES = 256  # of them in one step
 
 
 def check_vllm(config: EvaluationConfig) -> None:
-    """Raise UserError in one line for what the config asks and vLLM cannot do; imports nothing heavy."""
+    """Raise UserError for what the config asks and vLLM cannot do; imports nothing heavy."""
     if find_spec("vllm") is None:
         raise UserError(f"evaluation.backend=vllm: the package vllm is not installed: {ENGINES['vllm'][1]}, or set evaluation.backend=hf")
     if (launcher_number("WORLD_SIZE") or 1) > 1:

@@ -85,7 +85,7 @@ class Loaded:
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Document]:
     """The documents of a task of the harness, or of all subtasks of a group. The harness leaves none out.
 
-    Raises UserError or MissingFileError in one line: no such task, its data cannot be had, the harness is not installed.
+    Raises UserError or MissingFileError: no such task, its data cannot be had, the harness is not installed.
     """
     leaves = _load(task).leaves
     documents = []
