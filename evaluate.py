@@ -1,4 +1,6 @@
-"""Score a model on tasks, or talk to it. `python evaluate.py --help`, `python evaluate.py chat --help`"""
+"""Score a model on tasks, or talk to it. `python evaluate.py --help`, `python evaluate.py chat
+--help`
+"""
 
 import sys
 

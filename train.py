@@ -1,4 +1,6 @@
-"""Train a language model on a mixture of raw and instruction-augmented text. `python train.py --help`"""
+"""Train a language model on a mixture of raw and instruction-augmented text. `python train.py
+--help`
+"""
 
 from ipt.commands import COMMANDS
 

@@ -5,8 +5,9 @@
     python -m benchmarks --only training,loss --again     # these two, even if they have finished before
     python -m benchmarks --data DATA --released LMOps/instruction_pretrain
 
-Each runs as a process of its own, in which the sides take turns. The folder gets NAME.json and NAME.log of each, results.json and
-results.md. A run that was interrupted goes on: what has finished is kept. Exit code 1 if a benchmark failed.
+Each runs as a process of its own, in which the sides take turns. The folder gets NAME.json and
+NAME.log of each, results.json and results.md. A run that was interrupted goes on: what has finished
+is kept. Exit code 1 if a benchmark failed.
 """
 
 import argparse
@@ -34,22 +35,53 @@ BENCHMARKS = {
 
 def main() -> None:
     arguments = parse_arguments()
-    folder = arguments.output or ROOT / "outputs" / ("benchmarks-quick" if arguments.quick else "benchmarks")
+    folder = arguments.output or ROOT / "outputs" / (
+        "benchmarks-quick" if arguments.quick else "benchmarks"
+    )
     sys.exit(not run_all(list_benchmarks(arguments), folder, arguments.only, arguments.again))
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes: whether all runs, and rough ratios")
-    parser.add_argument("--only", type=lambda names: names.split(","), default=[], metavar="NAME,...", help=", ".join(BENCHMARKS))
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: outputs/benchmarks, or outputs/benchmarks-quick")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes: whether all runs, and rough ratios"
+    )
+    parser.add_argument(
+        "--only",
+        type=lambda names: names.split(","),
+        default=[],
+        metavar="NAME,...",
+        help=", ".join(BENCHMARKS),
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="default: outputs/benchmarks, or outputs/benchmarks-quick",
+    )
     parser.add_argument("--again", action="store_true", help="run what has finished before, too")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="real items and pairs, in the layout of data_dir; default: made up")
-    parser.add_argument("--released", type=Path, metavar="FOLDER", help="instruction_pretrain of a checkout of microsoft/LMOps")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="real items and pairs, in the layout of data_dir; default: made up",
+    )
+    parser.add_argument(
+        "--released",
+        type=Path,
+        metavar="FOLDER",
+        help="instruction_pretrain of a checkout of microsoft/LMOps",
+    )
     arguments = parser.parse_args()
     for name in arguments.only:
         if name not in BENCHMARKS:
-            parser.error(f"--only {name}: no such benchmark, expected some of {', '.join(BENCHMARKS)}")
+            parser.error(
+                f"--only {name}: no such benchmark, expected some of {', '.join(BENCHMARKS)}"
+            )
     return arguments
 
 
@@ -62,7 +94,11 @@ def list_benchmarks(arguments: argparse.Namespace) -> list[Benchmark]:
     if arguments.released:
         more["rendering"] += ["--released", str(arguments.released.absolute())]
     return [
-        Benchmark(name, ROOT / "benchmarks" / script, (*(quick if arguments.quick else full).split(), *more.get(name, [])))
+        Benchmark(
+            name,
+            ROOT / "benchmarks" / script,
+            (*(quick if arguments.quick else full).split(), *more.get(name, [])),
+        )
         for name, (script, full, quick) in BENCHMARKS.items()
     ]
 

@@ -1,4 +1,6 @@
-"""Environments for peers whose packages this project does not have, made once and kept in the cache."""
+"""Environments for peers whose packages this project does not have, made once and kept in the
+cache.
+"""
 
 import shutil
 import subprocess
@@ -11,7 +13,8 @@ from ipt.stage import hash_json
 
 
 def environment(requirements: Path) -> Path:
-    """The Python of an environment with the packages that a file lists, and with this one's torch, so that all compute with the same.
+    """The Python of an environment with the packages that a file lists, and with this one's torch,
+    so that all compute with the same.
 
     Raises subprocess.CalledProcessError if pip cannot install them.
     """
@@ -22,6 +25,8 @@ def environment(requirements: Path) -> Path:
     if not finished.exists():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-qq", torch, "-r", requirements], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "-qq", torch, "-r", requirements], check=True
+        )
         finished.touch()
     return python

@@ -1,12 +1,14 @@
-"""Fuzzing of every parser and reader: valid inputs are changed at random, those that reach new lines of the project further.
+"""Fuzzing of every parser and reader: valid inputs are changed at random, those that reach new
+lines of the project further.
 
     python benchmarks/fuzz.py --minutes 60
     python benchmarks/fuzz.py --minutes 5 --only journal "task csv" --seed 7
     python benchmarks/fuzz.py --replay outputs/fuzz/findings/journal/0123456789ab
 
-A finding is an error other than UserError, more than 10 seconds, more than 1 GiB of
-memory, a crash of the process, or something that is lost where it is written and read again. Each is kept with its shortest input and its
-traceback in FOLDER/findings. The same seed in an empty folder tries the same inputs. Exit code 1 if there are findings.
+A finding is an error other than UserError, more than 10 seconds, more than 1 GiB of memory, a crash
+of the process, or something that is lost where it is written and read again. Each is kept with its
+shortest input and its traceback in FOLDER/findings. The same seed in an empty folder tries the same
+inputs. Exit code 1 if there are findings.
 """
 
 import argparse
@@ -27,8 +29,15 @@ from benchmarks.fuzzing.targets import TARGETS  # noqa: E402
 from benchmarks.fuzzing.worker import SECONDS, Progress  # noqa: E402
 
 SLICE = 30.0  # seconds that a target is worked on before the next one
-START = 600.0  # seconds that a process may need beyond its slice: imports, and the inputs kept before
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TOKENIZERS_PARALLELISM": "false"}
+START = (
+    600.0  # seconds that a process may need beyond its slice: imports, and the inputs kept before
+)
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "WANDB_MODE": "offline",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 @dataclass
@@ -45,23 +54,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--slice", type=float, default=SLICE, help="seconds for a target before the next one")
-    parser.add_argument("--only", nargs="+", choices=TARGETS, metavar="TARGET", help=f"some of: {', '.join(TARGETS)}")
-    parser.add_argument("--folder", type=Path, default=Path("outputs/fuzz"), help="where inputs that reach new lines and findings are kept")
-    parser.add_argument("--replay", type=Path, metavar="FINDING", help="try the input of a finding once and show what it raises")
+    parser.add_argument(
+        "--slice", type=float, default=SLICE, help="seconds for a target before the next one"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=TARGETS,
+        metavar="TARGET",
+        help=f"some of: {', '.join(TARGETS)}",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("outputs/fuzz"),
+        help="where inputs that reach new lines and findings are kept",
+    )
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        metavar="FINDING",
+        help="try the input of a finding once and show what it raises",
+    )
     arguments = parser.parse_args()
     if arguments.replay:
         return replay(arguments.replay)
-    totals, findings = fuzz(arguments.only or list(TARGETS), arguments.folder, arguments.seed, 60 * arguments.minutes, arguments.slice)
+    totals, findings = fuzz(
+        arguments.only or list(TARGETS),
+        arguments.folder,
+        arguments.seed,
+        60 * arguments.minutes,
+        arguments.slice,
+    )
     for name, total in totals.items():
-        print(f"{name:<20} {total.executions:>9,} inputs  {total.kept:>4} reached new lines  slowest {total.slowest:5.2f} s")
+        print(
+            f"{name:<20} {total.executions:>9,} inputs  {total.kept:>4} reached new lines  slowest "
+            f"{total.slowest:5.2f} s"
+        )
     minutes = sum(total.seconds for total in totals.values()) / 60
-    print(f"{sum(total.executions for total in totals.values()):,} inputs in {minutes:.1f} minutes, {len(findings)} findings")
+    print(
+        f"{sum(total.executions for total in totals.values()):,} inputs in {minutes:.1f} minutes, "
+        f"{len(findings)} findings"
+    )
     sys.exit(bool(findings))
 
 
-def fuzz(names: list[str], folder: Path, seed: int, seconds: float, share: float) -> tuple[dict[str, Total], set[str]]:
-    """Work on the targets in turns until the time is up; what was done for each, and what was found."""
+def fuzz(
+    names: list[str], folder: Path, seed: int, seconds: float, share: float
+) -> tuple[dict[str, Total], set[str]]:
+    """Work on the targets in turns until the time is up; what was done for each, and what was
+    found.
+    """
     totals = {name: Total() for name in names}
     findings: set[str] = set()
     end = monotonic() + seconds
@@ -71,8 +114,14 @@ def fuzz(names: list[str], folder: Path, seed: int, seconds: float, share: float
                 break
             started = monotonic()
             done = work_apart(name, folder, seed, total.executions, min(share, left))
-            total.executions, total.kept = total.executions + done.executions, total.kept + done.kept
-            total.slowest, total.seconds = max(total.slowest, done.slowest), total.seconds + monotonic() - started
+            total.executions, total.kept = (
+                total.executions + done.executions,
+                total.kept + done.kept,
+            )
+            total.slowest, total.seconds = (
+                max(total.slowest, done.slowest),
+                total.seconds + monotonic() - started,
+            )
             for place, (path, error) in done.findings.items():
                 findings.add(f"{name}: {place}")
                 print(f"FINDING {name}: {place}: {error}\n        {path}", flush=True)
@@ -80,12 +129,26 @@ def fuzz(names: list[str], folder: Path, seed: int, seconds: float, share: float
 
 
 def work_apart(name: str, folder: Path, seed: int, first: int, seconds: float) -> Progress:
-    """One slice of a target in a process of its own. A process that crashes or hangs outside of Python is a finding too."""
+    """One slice of a target in a process of its own. A process that crashes or hangs outside of
+    Python is a finding too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".slice-") as home:
-        command = [sys.executable, "-m", "benchmarks.fuzzing.worker", name, str(folder), home, str(seed), str(first), str(seconds)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.fuzzing.worker",
+            name,
+            str(folder),
+            home,
+            str(seed),
+            str(first),
+            str(seconds),
+        ]
         with (Path(home) / "log").open("w+", errors="replace", encoding="utf-8") as log:
-            process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log
+            )
             try:
                 code = process.wait(START + seconds + SECONDS)
             except subprocess.TimeoutExpired:
@@ -94,7 +157,9 @@ def work_apart(name: str, folder: Path, seed: int, first: int, seconds: float) -
             log.seek(0)
             said = log.read()
         if code == 0:
-            return Progress(**json.loads((Path(home) / "progress.json").read_text(encoding="utf-8")))
+            return Progress(
+                **json.loads((Path(home) / "progress.json").read_text(encoding="utf-8"))
+            )
         return _crashed(name, folder, Path(home), code, said)
 
 
@@ -108,7 +173,10 @@ def _crashed(name: str, folder: Path, home: Path, code: int, said: str) -> Progr
     path.write_bytes(current.read_bytes())
     path.with_suffix(".txt").write_text(said, encoding="utf-8")
     number = int((home / "number").read_text(encoding="utf-8"))
-    return Progress(executions=number + 1, findings={what: [str(path), said.strip().splitlines()[-1] if said.strip() else ""]})
+    return Progress(
+        executions=number + 1,
+        findings={what: [str(path), said.strip().splitlines()[-1] if said.strip() else ""]},
+    )
 
 
 def replay(path: Path) -> None:

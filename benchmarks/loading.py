@@ -1,16 +1,19 @@
-"""Packed, mixed and masked batches: this loader against Hugging Face datasets; and what plans of any size cost.
+"""Packed, mixed and masked batches: this loader against Hugging Face datasets; and what plans of
+any size cost.
 
     python benchmarks/loading.py                            # tokens/s of both, in turn; made-up stores, two cores: a minute
     python benchmarks/loading.py --workers 2 --passes 5
     python benchmarks/loading.py --stores raw=outputs/…/a instruction=outputs/…/b
     python benchmarks/loading.py --plan                     # a plan of 1 B tokens with its report, and one of 1 T tokens
 
-The Hugging Face side has the same documents as tokenised, memory-mapped datasets, `interleave_datasets` with probabilities that give the
-same shares of tokens on average, and a collator that packs with position ids: that of transformers (DataCollatorWithFlattening), which
-is the path that its users have, and one written for this comparison in numpy, over a map-style and an iterable dataset. Its batches hold
-as many documents as make one of ours on average; they have no source of each token, no loss masks, no exact shares and no exact resume.
-Memory is what the processes have for themselves, without the pages of mapped files, which the system takes back when it needs them. A
-step is one of a model that trains 10,000 tokens/s.
+The Hugging Face side has the same documents as tokenised, memory-mapped datasets,
+`interleave_datasets` with probabilities that give the same shares of tokens on average, and a
+collator that packs with position ids: that of transformers (DataCollatorWithFlattening), which is
+the path that its users have, and one written for this comparison in numpy, over a map-style and an
+iterable dataset. Its batches hold as many documents as make one of ours on average; they have no
+source of each token, no loss masks, no exact shares and no exact resume. Memory is what the
+processes have for themselves, without the pages of mapped files, which the system takes back when
+it needs them. A step is one of a model that trains 10,000 tokens/s.
 """
 
 import argparse
@@ -44,35 +47,63 @@ def main() -> None:
         report(measure_plans(), arguments.json)
         return
     with tempfile.TemporaryDirectory() as folder:
-        stores = {name: TokenStore.open(path) for name, path in (pair.split("=", 1) for pair in arguments.stores)}
-        report(measure_loading(arguments, stores or make_stores(Path(folder)), Path(folder)), arguments.json)
+        stores = {
+            name: TokenStore.open(path)
+            for name, path in (pair.split("=", 1) for pair in arguments.stores)
+        }
+        report(
+            measure_loading(arguments, stores or make_stores(Path(folder)), Path(folder)),
+            arguments.json,
+        )
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--plan", action="store_true", help="measure plans instead")
-    parser.add_argument("--stores", nargs="*", default=[], metavar="NAME=PATH", help="two token stores; default: made-up ones")
+    parser.add_argument(
+        "--stores",
+        nargs="*",
+        default=[],
+        metavar="NAME=PATH",
+        help="two token stores; default: made-up ones",
+    )
     parser.add_argument("--packing", default="concat", choices=("concat", "best_fit"))
     parser.add_argument("--seq-len", type=int, default=2048)
     parser.add_argument("--micro-batch", type=int, default=4, help="sequences of a batch")
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each pass, after its first batches")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="of each pass, after its first batches"
+    )
     parser.add_argument("--passes", type=int, default=3)
     add_json_option(parser)
     return parser.parse_args()
 
 
-# Loading -------------------------------------------------------------------------------------------------------------
+# Loading
+# ----------------------------------------------------------------------------------------------
 
 
-def measure_loading(arguments: argparse.Namespace, stores: Mapping[str, TokenStore], folder: Path) -> list[Comparison]:
-    sides = {"ipt": our_batches(arguments, stores), **hugging_face_batches(arguments, stores, folder)}
+def measure_loading(
+    arguments: argparse.Namespace, stores: Mapping[str, TokenStore], folder: Path
+) -> list[Comparison]:
+    sides = {
+        "ipt": our_batches(arguments, stores),
+        **hugging_face_batches(arguments, stores, folder),
+    }
     works = {name: partial(one_pass, batches, arguments.seconds) for name, batches in sides.items()}
     passes = alternate(works, arguments.passes)
     speeds = {name: [speed for speed, _ in taken] for name, taken in passes.items()}
-    grown = {name: f"{max(growth for _, growth in taken) / 2**20:.1f} MiB" for name, taken in passes.items()}
+    grown = {
+        name: f"{max(growth for _, growth in taken) / 2**20:.1f} MiB"
+        for name, taken in passes.items()
+    }
     steps = {name: f"{STEP_TOKENS / median(taken):.2%}" for name, taken in speeds.items()}
-    what = f"{arguments.packing}, {arguments.micro_batch} x {arguments.seq_len} tokens, {arguments.workers} workers"
+    what = (
+        f"{arguments.packing}, {arguments.micro_batch} x {arguments.seq_len} tokens, "
+        f"{arguments.workers} workers"
+    )
     return [
         Comparison(
             what,
@@ -80,7 +111,10 @@ def measure_loading(arguments: argparse.Namespace, stores: Mapping[str, TokenSto
             speeds["ipt"],
             named(peer, "datasets"),
             speeds[peer],
-            note=f"memory grew by {grown['ipt']}, of the peer by {grown[peer]}; share of a step {steps['ipt']}, of the peer {steps[peer]}",
+            note=(
+                f"memory grew by {grown['ipt']}, of the peer by {grown[peer]}; share of a step "
+                f"{steps['ipt']}, of the peer {steps[peer]}"
+            ),
         )
         for peer in list(sides)[1:]
     ]
@@ -104,30 +138,51 @@ def one_pass(make_batches: Batches, seconds: float) -> tuple[float, int]:
 def our_batches(arguments: argparse.Namespace, stores: Mapping[str, TokenStore]) -> Batches:
     from ipt.mixture.batches import PackedLoader, PackedSequences
 
-    config = MixtureConfig(ratios=dict.fromkeys(stores, 1.0), seq_len=arguments.seq_len, packing=arguments.packing)
+    config = MixtureConfig(
+        ratios=dict.fromkeys(stores, 1.0), seq_len=arguments.seq_len, packing=arguments.packing
+    )
     plan = make_plan(stores, config, 2_000_000 * arguments.micro_batch, seed=0)
-    loader = PackedLoader(PackedSequences(plan, [stores[name] for name in plan.sources]), arguments.micro_batch, 1, 0, 1, arguments.workers)
+    loader = PackedLoader(
+        PackedSequences(plan, [stores[name] for name in plan.sources]),
+        arguments.micro_batch,
+        1,
+        0,
+        1,
+        arguments.workers,
+    )
     return lambda: (batch["input_ids"].numel() for batch in loader)
 
 
-def hugging_face_batches(arguments: argparse.Namespace, stores: Mapping[str, TokenStore], folder: Path) -> dict[str, Batches]:
+def hugging_face_batches(
+    arguments: argparse.Namespace, stores: Mapping[str, TokenStore], folder: Path
+) -> dict[str, Batches]:
     import datasets
     from torch.utils.data import DataLoader
     from transformers import DataCollatorWithFlattening
 
     datasets.disable_progress_bars()
     sources = [as_dataset(store, folder / "datasets" / name) for name, store in stores.items()]
-    weights = np.array([len(store) / store.n_tokens for store in stores.values()])  # equal shares of tokens, in documents
-    options: dict[str, Any] = {"probabilities": (weights / weights.sum()).tolist(), "seed": 0, "stopping_strategy": "all_exhausted"}
+    weights = np.array(
+        [len(store) / store.n_tokens for store in stores.values()]
+    )  # equal shares of tokens, in documents
+    options: dict[str, Any] = {
+        "probabilities": (weights / weights.sum()).tolist(),
+        "seed": 0,
+        "stopping_strategy": "all_exhausted",
+    }
     mapped = datasets.interleave_datasets([source.shuffle(seed=0) for source in sources], **options)
     shards = max(1, arguments.workers)
-    streams = [source.to_iterable_dataset(shards).shuffle(seed=0, buffer_size=1000) for source in sources]
+    streams = [
+        source.to_iterable_dataset(shards).shuffle(seed=0, buffer_size=1000) for source in sources
+    ]
     iterable = datasets.interleave_datasets(streams, **options)
     documents = round(arguments.micro_batch * arguments.seq_len * weights.sum() / len(stores))
     flattening = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
 
     def loader(dataset: Any, collate: Callable[[Any], Any]) -> Batches:
-        batches = DataLoader(dataset, batch_size=documents, collate_fn=collate, num_workers=arguments.workers)
+        batches = DataLoader(
+            dataset, batch_size=documents, collate_fn=collate, num_workers=arguments.workers
+        )
         return lambda: (batch["input_ids"].numel() for _ in itertools.count() for batch in batches)
 
     return {
@@ -138,7 +193,9 @@ def hugging_face_batches(arguments: argparse.Namespace, stores: Mapping[str, Tok
 
 
 def pack(documents: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """Documents one after another as one row, with the fields that ours have, but for the source of each token."""
+    """Documents one after another as one row, with the fields that ours have, but for the source of
+    each token.
+    """
     import torch
 
     sizes = [len(document["input_ids"]) for document in documents]
@@ -147,8 +204,16 @@ def pack(documents: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     labels = np.append(ids[1:], -100)
     labels[bounds[1:] - 1] = -100
     positions = np.arange(len(ids)) - np.repeat(bounds[:-1], sizes)
-    fields = {"input_ids": ids[None], "labels": labels[None], "position_ids": positions[None], "cu_seq_lens": bounds.astype(np.int32)}
-    return {**{name: torch.from_numpy(array) for name, array in fields.items()}, "max_length": max(sizes)}
+    fields = {
+        "input_ids": ids[None],
+        "labels": labels[None],
+        "position_ids": positions[None],
+        "cu_seq_lens": bounds.astype(np.int32),
+    }
+    return {
+        **{name: torch.from_numpy(array) for name, array in fields.items()},
+        "max_length": max(sizes),
+    }
 
 
 def as_dataset(store: TokenStore, folder: Path) -> Any:
@@ -156,51 +221,85 @@ def as_dataset(store: TokenStore, folder: Path) -> Any:
     import pyarrow as pa
     from datasets import Dataset, load_from_disk
 
-    tokens = pa.array(np.concatenate([store.tokens(document) for document in range(len(store))]).astype(np.int64))
+    tokens = pa.array(
+        np.concatenate([store.tokens(document) for document in range(len(store))]).astype(np.int64)
+    )
     offsets = pa.array(store.positions(np.arange(len(store) + 1)))
-    Dataset(pa.table({"input_ids": pa.LargeListArray.from_arrays(offsets, tokens)})).save_to_disk(folder)
+    Dataset(pa.table({"input_ids": pa.LargeListArray.from_arrays(offsets, tokens)})).save_to_disk(
+        folder
+    )
     return load_from_disk(folder)
 
 
 def make_stores(folder: Path) -> dict[str, TokenStore]:
-    """Some 20 M random tokens: documents of 500 tokens in the mean, and longer ones as instruction-augmented text has them."""
+    """Some 20 M random tokens: documents of 500 tokens in the mean, and longer ones as
+    instruction-augmented text has them.
+    """
     stores = {}
-    for seed, (name, count, mean) in enumerate((("raw", 20_000, 500), ("instruction", 10_000, 1000))):
+    for seed, (name, count, mean) in enumerate(
+        (("raw", 20_000, 500), ("instruction", 10_000, 1000))
+    ):
         random = np.random.default_rng(seed)
-        documents = (EncodedDocument(random.integers(0, 32_000, size, dtype=np.uint32)) for size in log_normal(count, mean, seed))
+        documents = (
+            EncodedDocument(random.integers(0, 32_000, size, dtype=np.uint32))
+            for size in log_normal(count, mean, seed)
+        )
         write_store(folder / name, documents, "made up", 10_000_000)
         stores[name] = TokenStore(folder / name)
     return stores
 
 
 def log_normal(count: int, mean: float, seed: int) -> np.ndarray:
-    return np.maximum(8, np.random.default_rng(seed).lognormal(np.log(mean) - 0.5, 1.0, count)).astype(np.int64)
+    return np.maximum(
+        8, np.random.default_rng(seed).lognormal(np.log(mean) - 0.5, 1.0, count)
+    ).astype(np.int64)
 
 
-# Plans ---------------------------------------------------------------------------------------------------------------
+# Plans
+# ----------------------------------------------------------------------------------------------
 
 
 def measure_plans() -> list[Comparison]:
-    """Plans of two sources in sequences of 2,048 tokens, each in a process of its own, which touches nothing else."""
+    """Plans of two sources in sequences of 2,048 tokens, each in a process of its own, which
+    touches nothing else.
+    """
     found = []
     with tempfile.TemporaryDirectory() as name:
         for seed, (source, count) in enumerate((("raw", 1_500_000), ("instruction", 500_000))):
-            np.save(Path(name) / f"{source}.npy", np.concatenate([[0], np.cumsum(log_normal(count, 500, seed))]))
+            np.save(
+                Path(name) / f"{source}.npy",
+                np.concatenate([[0], np.cumsum(log_normal(count, 500, seed))]),
+            )
         for packing in ("concat", "best_fit"):
             for plan in (plan_of_a_billion, plan_of_a_trillion):
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     for label, seconds, memory in pool.apply(plan, (Path(name), packing)):
-                        found.append(Comparison(f"{packing}: {label}", "s", [seconds], note=f"peak memory {memory / 2**20:.1f} MiB"))
+                        found.append(
+                            Comparison(
+                                f"{packing}: {label}",
+                                "s",
+                                [seconds],
+                                note=f"peak memory {memory / 2**20:.1f} MiB",
+                            )
+                        )
     return found
 
 
-Row = tuple[str, float, int]  # what was done, seconds, and the bytes at its peak beyond those before there was a plan
+Row = tuple[
+    str, float, int
+]  # what was done, seconds, and the bytes at its peak beyond those before there was a plan
 
 
 def plan_of_a_billion(folder: Path, packing: str) -> list[Row]:
     stores = {source: MappedLengths(folder / f"{source}.npy") for source in ("raw", "instruction")}
     empty = status(os.getpid(), "VmRSS")
-    return [timed(empty, "1 B tokens of 2 M documents, all blocks packed and reported", lambda: report_of(stores, packing, 10**9))]
+    return [
+        timed(
+            empty,
+            "1 B tokens of 2 M documents, all blocks packed and reported",
+            lambda: report_of(stores, packing, 10**9),
+        )
+    ]
 
 
 def plan_of_a_trillion(folder: Path, packing: str) -> list[Row]:
@@ -208,11 +307,21 @@ def plan_of_a_trillion(folder: Path, packing: str) -> list[Row]:
     plans: list[Plan] = []
     empty = status(os.getpid(), "VmRSS")
     rows = [
-        timed(empty, "1 T tokens of 2 G documents, planned", lambda: plans.append(make_plan(stores, config_of(packing), 10**12 // 2048, 0)))
+        timed(
+            empty,
+            "1 T tokens of 2 G documents, planned",
+            lambda: plans.append(make_plan(stores, config_of(packing), 10**12 // 2048, 0)),
+        )
     ]
     last = plans[0].n_blocks - 1
     for label, number in (("first", 0), ("second", 1), ("middle", last // 2), ("last", last)):
-        rows.append(timed(empty, f"1 T tokens, its {label} block of {last + 1:,}", lambda number=number: plans[0].block(number)))
+        rows.append(
+            timed(
+                empty,
+                f"1 T tokens, its {label} block of {last + 1:,}",
+                lambda number=number: plans[0].block(number),
+            )
+        )
     rows.append(timed(empty, "1 T tokens, reported, cuts estimated", lambda: plan_report(plans[0])))
     return rows
 
@@ -261,7 +370,8 @@ def timed(empty: int, label: str, work: Callable[[], Any]) -> Row:
     return label, time.monotonic() - started, status(os.getpid(), "VmHWM") - empty
 
 
-# Memory --------------------------------------------------------------------------------------------------------------
+# Memory
+# ----------------------------------------------------------------------------------------------
 
 
 def private_memory() -> int:

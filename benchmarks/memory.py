@@ -1,11 +1,13 @@
-"""Peak memory of the corpus and synthesis stages over 10 thousand and over 1 million short documents.
+"""Peak memory of the corpus and synthesis stages over 10 thousand and over 1 million short
+documents.
 
     python benchmarks/memory.py                                  # the corpus stage
     python benchmarks/memory.py --synthesis                      # and synthesis=rule_based behind it
     python benchmarks/memory.py corpus.exact_duplicates=remove   # settings are handed on
 
-Each stage runs in a process of its own, whose largest resident set the operating system reports. The ratio of the two sizes
-tells whether memory grows with the corpus. Documents are made up from a seed: about 300 characters of sentences that define things.
+Each stage runs in a process of its own, whose largest resident set the operating system reports.
+The ratio of the two sizes tells whether memory grows with the corpus. Documents are made up from a
+seed: about 300 characters of sentences that define things.
 """
 
 import argparse
@@ -22,16 +24,42 @@ from pathlib import Path
 from benchmarks.results import Comparison, add_json_option, report
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("vessel", "instrument", "plant", "river", "method", "mineral", "festival", "custom", "tool", "measure")
-PLACES = ("northern", "coastal", "upper", "eastern", "rural", "central", "lower", "southern", "western", "old")
+KINDS = (
+    "vessel",
+    "instrument",
+    "plant",
+    "river",
+    "method",
+    "mineral",
+    "festival",
+    "custom",
+    "tool",
+    "measure",
+)
+PLACES = (
+    "northern",
+    "coastal",
+    "upper",
+    "eastern",
+    "rural",
+    "central",
+    "lower",
+    "southern",
+    "western",
+    "old",
+)
 SYLLABLES = ("ba", "ke", "lo", "mi", "nu", "ra", "so", "ti", "ve", "zan")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--documents", type=int, nargs=2, default=[10_000, 1_000_000], metavar=("FEW", "MANY"))
+    parser.add_argument(
+        "--documents", type=int, nargs=2, default=[10_000, 1_000_000], metavar=("FEW", "MANY")
+    )
     parser.add_argument("--synthesis", action="store_true", help="run synthesis=rule_based too")
-    parser.add_argument("--stage", action="store_true", help=argparse.SUPPRESS)  # a process of this script that is measured
+    parser.add_argument(
+        "--stage", action="store_true", help=argparse.SUPPRESS
+    )  # a process of this script that is measured
     add_json_option(parser)
     arguments, settings = parser.parse_known_args()
     if arguments.stage:
@@ -46,7 +74,10 @@ def main() -> None:
             for command in commands:
                 clock = time.monotonic()
                 peaks[command, count] = peak_memory(command_of(command, folder, count, settings))
-                print(f"{command:<10} {count:>9} documents  {peaks[command, count] / 2**20:8.1f} MiB  {time.monotonic() - clock:7.1f} s")
+                print(
+                    f"{command:<10} {count:>9} documents  {peaks[command, count] / 2**20:8.1f} MiB "
+                    f" {time.monotonic() - clock:7.1f} s"
+                )
     few, many = arguments.documents
     report(
         [
@@ -77,9 +108,12 @@ def make_texts(count: int) -> Iterator[str]:
         name = "".join(choose.choices(SYLLABLES, k=4)).capitalize()
         kind, place, other = choose.choice(KINDS), choose.choice(PLACES), choose.choice(PLACES)
         yield (
-            f"{name} is a {kind} of the {place} country. It was first described in {1500 + number % 500} by a traveller from the "
-            f"{other} valley. A {name.lower()} is made of {choose.randint(2, 90)} parts, and each of them has a name. However, the "
-            f"{kind} is rarely seen today. Therefore few people know the {name.lower()} under its own name."
+            f"{name} is a {kind} of the {place} country. It was first described in "
+            f"{1500 + number % 500} by a traveller from the "
+            f"{other} valley. A {name.lower()} is made of {choose.randint(2, 90)} parts, and each "
+            "of them has a name. However, the "
+            f"{kind} is rarely seen today. Therefore few people know the {name.lower()} under its "
+            "own name."
         )
 
 
@@ -93,14 +127,26 @@ def run_corpus(settings: list[str]) -> None:
 
 def command_of(stage: str, folder: Path, count: int, settings: list[str]) -> list[str]:
     """Synthesis finds the finished corpus, so that its peak is its own."""
-    shared = [f"corpus.path={folder / f'{count}.jsonl'}", f"stages_dir={folder / 'stages'}", "synthesis=rule_based", *settings]
+    shared = [
+        f"corpus.path={folder / f'{count}.jsonl'}",
+        f"stages_dir={folder / 'stages'}",
+        "synthesis=rule_based",
+        *settings,
+    ]
     if stage == "corpus":
         return [sys.executable, __file__, "--stage", *shared]
-    return [sys.executable, str(ROOT / "synthesize.py"), f"output_dir={folder / f'pairs-{count}'}", *shared]
+    return [
+        sys.executable,
+        str(ROOT / "synthesize.py"),
+        f"output_dir={folder / f'pairs-{count}'}",
+        *shared,
+    ]
 
 
 def peak_memory(command: list[str]) -> int:
-    """Bytes of the largest resident set among a command's processes. Raises CalledProcessError if it fails."""
+    """Bytes of the largest resident set among a command's processes. Raises CalledProcessError if
+    it fails.
+    """
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -4,9 +4,10 @@
     python benchmarks/rendering.py --data fairytaleqa.jsonl.gz  # your own: text (or context) and pairs (or qa) in each line
     python benchmarks/rendering.py --released LMOps/instruction_pretrain
 
-One core, in memory: chains of three documents are rendered as published (`rendering=paper`), and generations of five pairs are
-parsed. With workers: the stage, from Parquet to Parquet, with one worker and with more; the outputs are compared byte by byte.
-The authors' renderer and parser are no package: `--released` names the folder of theirs in a checkout of microsoft/LMOps. What they are
+One core, in memory: chains of three documents are rendered as published (`rendering=paper`), and
+generations of five pairs are parsed. With workers: the stage, from Parquet to Parquet, with one
+worker and with more; the outputs are compared byte by byte. The authors' renderer and parser are no
+package: `--released` names the folder of theirs in a checkout of microsoft/LMOps. What they are
 given is made while no clock runs.
 """
 
@@ -46,17 +47,31 @@ WORDS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, help="documents with pairs; default: made up")
-    parser.add_argument("--released", type=Path, metavar="FOLDER", help="the released code; default: without it")
-    parser.add_argument("--documents", type=int, default=200_000, help="at least so many, repeated under other ids (default: 200000)")
+    parser.add_argument(
+        "--released", type=Path, metavar="FOLDER", help="the released code; default: without it"
+    )
+    parser.add_argument(
+        "--documents",
+        type=int,
+        default=200_000,
+        help="at least so many, repeated under other ids (default: 200000)",
+    )
     parser.add_argument("--workers", type=int, default=worker_count(None))
     parser.add_argument("--passes", type=int, default=5)
     add_json_option(parser)
     arguments = parser.parse_args()
     rows = [row.content for row in read_rows(arguments.data)] if arguments.data else make_rows()
-    rows = [row._replace(doc_id=f"{copy}/{row.doc_id}") for copy in range(-(-arguments.documents // len(rows))) for row in rows]
+    rows = [
+        row._replace(doc_id=f"{copy}/{row.doc_id}")
+        for copy in range(-(-arguments.documents // len(rows)))
+        for row in rows
+    ]
     chains = [rows[start : start + CHAIN] for start in range(0, len(rows), CHAIN)]
     pairs = sum(len(row.pairs) for row in rows)
-    print(f"{len(rows):,} documents, {pairs:,} pairs, {sum(len(row.text) for row in rows) / len(rows):,.0f} characters a document")
+    print(
+        f"{len(rows):,} documents, {pairs:,} pairs, "
+        f"{sum(len(row.text) for row in rows) / len(rows):,.0f} characters a document"
+    )
     released = load_released(arguments.released) if arguments.released else None
     comparisons = [
         in_memory(chains, len(rows), pairs, arguments.passes, released),
@@ -67,9 +82,14 @@ def main() -> None:
 
 
 def load_released(folder: Path) -> Any:
-    """The authors' module that renders and parses. Raises FileNotFoundError if the folder is not theirs."""
+    """The authors' module that renders and parses. Raises FileNotFoundError if the folder is not
+    theirs.
+    """
     if not (folder / "utils" / "read_compre.py").exists():
-        raise FileNotFoundError(f"--released {folder}: holds no utils/read_compre.py; give instruction_pretrain of a checkout of LMOps")
+        raise FileNotFoundError(
+            f"--released {folder}: holds no utils/read_compre.py; give instruction_pretrain of a "
+            "checkout of LMOps"
+        )
     sys.path.insert(0, str(folder))
     return import_module("utils.read_compre")
 
@@ -90,7 +110,9 @@ def make_rows(number: int = 1_000) -> list[ChainRow]:
     ]
 
 
-def in_memory(chains: list[list[ChainRow]], documents: int, pairs: int, passes: int, released: Any) -> Comparison:
+def in_memory(
+    chains: list[list[ChainRow]], documents: int, pairs: int, passes: int, released: Any
+) -> Comparison:
     settings = Settings.of(compose_config("synthesize", ["rendering=paper"]).rendering)
 
     def work() -> None:
@@ -100,14 +122,18 @@ def in_memory(chains: list[list[ChainRow]], documents: int, pairs: int, passes: 
     def theirs() -> float:
         seconds = 0.0
         for number, chain in enumerate(chains):
-            entries = [as_released(row, place) for place, row in enumerate(chain)]  # which it changes
+            entries = [
+                as_released(row, place) for place, row in enumerate(chain)
+            ]  # which it changes
             clock = time.perf_counter()
             released.cook_pt_entries(entries, number)
             seconds += time.perf_counter() - clock
         return seconds
 
     what = f"rendering, one core, {pairs / documents:.3g} pairs a document"
-    return beside_released(what, "documents/s", documents, clocked(work), theirs if released else None, passes)
+    return beside_released(
+        what, "documents/s", documents, clocked(work), theirs if released else None, passes
+    )
 
 
 def as_released(row: ChainRow, place: int) -> dict[str, Any]:
@@ -117,7 +143,10 @@ def as_released(row: ChainRow, place: int) -> dict[str, Any]:
 
 def parser_speed(rows: list[ChainRow], passes: int, released: Any) -> Comparison:
     pool = [pair for row in rows for pair in row.pairs]
-    outputs = [pairs_text(islice(pool, start, start + 5)) for start in range(0, min(len(pool), 100_000) - 5, 5)]
+    outputs = [
+        pairs_text(islice(pool, start, start + 5))
+        for start in range(0, min(len(pool), 100_000) - 5, 5)
+    ]
 
     def work() -> None:
         for output in outputs:
@@ -128,14 +157,29 @@ def parser_speed(rows: list[ChainRow], passes: int, released: Any) -> Comparison
             released.parse_comprehension(output, deduplicate=True)
 
     what = "parser, one core, five pairs each"
-    return beside_released(what, "generations/s", len(outputs), clocked(work), clocked(theirs) if released else None, passes)
+    return beside_released(
+        what,
+        "generations/s",
+        len(outputs),
+        clocked(work),
+        clocked(theirs) if released else None,
+        passes,
+    )
 
 
 def beside_released(
-    what: str, unit: str, count: int, work: Callable[[], float], theirs: Callable[[], float] | None, passes: int
+    what: str,
+    unit: str,
+    count: int,
+    work: Callable[[], float],
+    theirs: Callable[[], float] | None,
+    passes: int,
 ) -> Comparison:
     sides = {"ipt": work} | ({RELEASED: theirs} if theirs else {})
-    speeds = {name: [count / seconds for seconds in taken] for name, taken in alternate(sides, passes, warm_up=1).items()}
+    speeds = {
+        name: [count / seconds for seconds in taken]
+        for name, taken in alternate(sides, passes, warm_up=1).items()
+    }
     if theirs:
         return Comparison(what, unit, speeds["ipt"], RELEASED, speeds[RELEASED])
     return Comparison(what, unit, speeds["ipt"], note="without the released code: no --released")
@@ -156,12 +200,23 @@ def stage(chains: list[list[ChainRow]], documents: int, workers: int, passes: in
 
         counts = sorted({1, workers})
         seconds = alternate({str(number): work(number) for number in counts}, passes, warm_up=1)
-        assert len({str(hash_folder(folder / f"texts-{number}")) for number in counts}) == 1, "workers change the output"
+        assert len({str(hash_folder(folder / f"texts-{number}")) for number in counts}) == 1, (
+            "workers change the output"
+        )
     speeds = {name: [documents / one for one in taken] for name, taken in seconds.items()}
     if workers == 1:
-        return Comparison("stage, one worker", "documents/s", speeds["1"], note="there is one core only")
+        return Comparison(
+            "stage, one worker", "documents/s", speeds["1"], note="there is one core only"
+        )
     note = "the outputs are equal byte for byte"
-    return Comparison(f"stage, {workers} workers", "documents/s", speeds[str(workers)], "ipt, one worker", speeds["1"], note=note)
+    return Comparison(
+        f"stage, {workers} workers",
+        "documents/s",
+        speeds[str(workers)],
+        "ipt, one worker",
+        speeds["1"],
+        note=note,
+    )
 
 
 def write_pairs(chains: list[list[ChainRow]], folder: Path) -> None:
@@ -179,7 +234,9 @@ def write_pairs(chains: list[list[ChainRow]], folder: Path) -> None:
         for number, chain in enumerate(chains)
         for place, row in enumerate(chain)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "part-00000.parquet", row_group_size=1024)
+    pq.write_table(
+        pa.Table.from_pylist(rows, SCHEMA), folder / "part-00000.parquet", row_group_size=1024
+    )
 
 
 if __name__ == "__main__":

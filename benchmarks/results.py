@@ -1,4 +1,6 @@
-"""What the benchmarks share: sides that take turns, the figures of each pass side by side, and tables and files of them."""
+"""What the benchmarks share: sides that take turns, the figures of each pass side by side, and
+tables and files of them.
+"""
 
 import json
 import statistics
@@ -15,7 +17,9 @@ Figure = TypeVar("Figure")
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure of this project and of a peer in each pass of the same work; without figures, the reason why there are none."""
+    """A figure of this project and of a peer in each pass of the same work; without figures, the
+    reason why there are none.
+    """
 
     what: str
     unit: str = ""
@@ -28,7 +32,9 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
-        """How many times better this project is, of neighbouring passes, so that what else the machine does falls on both."""
+        """How many times better this project is, of neighbouring passes, so that what else the
+        machine does falls on both.
+        """
         if not self.theirs:
             return []
         pairs = zip(self.ours, self.theirs, strict=True)
@@ -39,7 +45,14 @@ class Comparison:
         """Its row of a table."""
         names = {"what": self.what, "unit": self.unit, "peer": self.peer}
         if self.missing:
-            return {**names, "ipt": "not measured", "of the peer": "", "ipt is better by": "", "passes": "", "note": self.missing}
+            return {
+                **names,
+                "ipt": "not measured",
+                "of the peer": "",
+                "ipt is better by": "",
+                "passes": "",
+                "note": self.missing,
+            }
         return {
             **names,
             "ipt": spread(self.ours),
@@ -50,10 +63,13 @@ class Comparison:
         }
 
 
-# Measuring -----------------------------------------------------------------------------------------------------------
+# Measuring
+# ----------------------------------------------------------------------------------------------
 
 
-def alternate(sides: Mapping[str, Callable[[], Figure]], passes: int, warm_up: int = 0) -> dict[str, list[Figure]]:
+def alternate(
+    sides: Mapping[str, Callable[[], Figure]], passes: int, warm_up: int = 0
+) -> dict[str, list[Figure]]:
     """What each side gives in each pass; they take turns, after passes to warm up."""
     given: dict[str, list[Figure]] = {name: [] for name in sides}
     for number in range(warm_up + passes):
@@ -80,7 +96,8 @@ def named(peer: str, package: str) -> str:
     return f"{peer} ({package} {version(package)})"
 
 
-# Showing -------------------------------------------------------------------------------------------------------------
+# Showing
+# ----------------------------------------------------------------------------------------------
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:
@@ -88,7 +105,9 @@ def spread(values: Sequence[float], unit: str = "") -> str:
     if not values:
         return ""
     median = short(statistics.median(values)) + unit
-    return median if len(values) == 1 else f"{median} ({short(min(values))} to {short(max(values))})"
+    return (
+        median if len(values) == 1 else f"{median} ({short(min(values))} to {short(max(values))})"
+    )
 
 
 def short(value: float) -> str:
@@ -96,22 +115,32 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]], show: Callable[[Any], str] = str) -> list[str]:
+def markdown_table(
+    rows: Sequence[Mapping[str, Any]], show: Callable[[Any], str] = str
+) -> list[str]:
     """Lines of a Markdown table; columns are all keys, in the order of their first appearance."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[show(row.get(name, "")).replace("|", "\\|").replace("\n", " ") for name in columns] for row in rows]
+    cells = [
+        [show(row.get(name, "")).replace("|", "\\|").replace("\n", " ") for name in columns]
+        for row in rows
+    ]
     return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *cells)]
 
 
-# A benchmark's result ------------------------------------------------------------------------------------------------
+# A benchmark's result
+# ----------------------------------------------------------------------------------------------
 
 
 def add_json_option(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of all passes there too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures of all passes there too"
+    )
 
 
 def report(comparisons: Sequence[Comparison], path: Path | None) -> None:
-    """Print them as a table; with a path, which is that of --json, leave them there for `python -m benchmarks`."""
+    """Print them as a table; with a path, which is that of --json, leave them there for `python -m
+    benchmarks`.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -121,7 +150,10 @@ def report(comparisons: Sequence[Comparison], path: Path | None) -> None:
         table.add_row(*row.values())
     Console(width=180).print(table)
     if path:
-        path.write_text(json.dumps([asdict(comparison) for comparison in comparisons], indent=1) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps([asdict(comparison) for comparison in comparisons], indent=1) + "\n",
+            encoding="utf-8",
+        )
 
 
 def read_report(path: Path) -> list[Comparison]:

@@ -1,10 +1,12 @@
-"""Weights in bf16 against weights in fp32: what SmolLM2-135M learns of this project's own pages at a small learning rate.
+"""Weights in bf16 against weights in fp32: what SmolLM2-135M learns of this project's own pages at
+a small learning rate.
 
     python benchmarks/rounding.py                # a quarter of an hour on one core
     python benchmarks/rounding.py --lr 1e-4
 
-The arithmetic is in fp32 for all, so only the weights' type differs: after each of AdamW's updates they are left alone, rounded to the
-nearest number that bf16 has, or rounded stochastically (trainer.weights=bf16). Prints the mean loss of each pass over the same sequences.
+The arithmetic is in fp32 for all, so only the weights' type differs: after each of AdamW's updates
+they are left alone, rounded to the nearest number that bf16 has, or rounded stochastically
+(trainer.weights=bf16). Prints the mean loss of each pass over the same sequences.
 """
 
 import argparse
@@ -32,21 +34,28 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=4)
     arguments = parser.parse_args()
     sequences = make_sequences(arguments.sequences, arguments.length)
-    print(f"{MODEL}, lr {arguments.lr}, {arguments.sequences} sequences of {arguments.length} tokens, loss of each pass")
+    print(
+        f"{MODEL}, lr {arguments.lr}, {arguments.sequences} sequences of {arguments.length} "
+        "tokens, loss of each pass"
+    )
     for rounding in ("none", "nearest", "stochastic"):
         losses = train(sequences, arguments.lr, arguments.passes, rounding)
         print(f"{rounding:<12}" + "".join(f"{loss:>8.4f}" for loss in losses), flush=True)
 
 
 def make_sequences(count: int, length: int) -> Tensor:
-    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
+    text = "\n".join(
+        page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))
+    )
     ids = torch.tensor(load_tokenizer(MODEL)(text)["input_ids"])
     return ids[: count * (length + 1)].view(count, length + 1)
 
 
 def train(sequences: Tensor, lr: float, passes: int, rounding: str) -> list[float]:
     model = load_model(MODEL, torch.float32).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     noise = torch.Generator().manual_seed(0)
     means = []
     for _ in range(passes):

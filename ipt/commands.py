@@ -7,14 +7,25 @@ from ipt.cli import run_command
 from ipt.config import Config
 from ipt.errors import UserError
 
-WRITING = ("synthesize", "train", "evaluate", "reproduce")  # these write to output_dir and stages_dir
-DRY = ("train", "reproduce")  # both describe the recipe's training, reproduce the stages of its arms too
+WRITING = (
+    "synthesize",
+    "train",
+    "evaluate",
+    "reproduce",
+)  # these write to output_dir and stages_dir
+DRY = (
+    "train",
+    "reproduce",
+)  # both describe the recipe's training, reproduce the stages of its arms too
 
 
 def _work(command: str, config: Config) -> None:
     if config.dry_run:
         if command not in DRY:
-            raise UserError(f"dry_run=true describes a training: use it with {' or '.join(DRY)}, not with {command}")
+            raise UserError(
+                f"dry_run=true describes a training: use it with {' or '.join(DRY)}, not with "
+                f"{command}"
+            )
         return _dry_run(command, config)
     from ipt.pipeline import reproduce, stages, validation
 
@@ -80,6 +91,20 @@ def _runs() -> None:
     main()
 
 
-CONFIGURED = ("synthesize", "train", "evaluate", "chat", "playground", "reproduce")  # each has a file of its name in conf/
-COMMANDS: dict[str, Callable[[], None]] = {command: partial(run_command, command, partial(_work, command)) for command in CONFIGURED}
-COMMANDS |= {"report": _report, "verify": _verify, "runs": _runs, "dashboard": _dashboard}  # those that take no config
+CONFIGURED = (
+    "synthesize",
+    "train",
+    "evaluate",
+    "chat",
+    "playground",
+    "reproduce",
+)  # each has a file of its name in conf/
+COMMANDS: dict[str, Callable[[], None]] = {
+    command: partial(run_command, command, partial(_work, command)) for command in CONFIGURED
+}
+COMMANDS |= {
+    "report": _report,
+    "verify": _verify,
+    "runs": _runs,
+    "dashboard": _dashboard,
+}  # those that take no config

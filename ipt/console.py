@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 
 UTF8_MODE = "PYTHONUTF8"  # environment variable of Python's
@@ -16,11 +24,12 @@ WIDE = 160  # columns where there is no terminal, so that tables in a job's log 
 
 
 def use_utf8() -> None:
-    """Have arguments, file names and standard streams in UTF-8, whatever the locale: to be called first in a command.
+    """Have arguments, file names and standard streams in UTF-8, whatever the locale: to be called
+    first in a command.
 
-    Where Python has chosen another encoding for file names, it is started again in its UTF-8 mode: libraries such as pyarrow take
-    names as UTF-8 and would otherwise look for other files. What a stream cannot write, as a part of a name that is not UTF-8,
-    it writes as `\\udcff`.
+    Where Python has chosen another encoding for file names, it is started again in its UTF-8 mode:
+    libraries such as pyarrow take names as UTF-8 and would otherwise look for other files. What a
+    stream cannot write, as a part of a name that is not UTF-8, it writes as `\\udcff`.
     """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get(UTF8_MODE) != "1":
         os.environ[UTF8_MODE] = "1"
@@ -54,7 +63,9 @@ class Bar:
 
 @contextmanager
 def progress(description: str, total: float | None, hidden: bool = False) -> Iterator[Bar]:
-    """A progress bar on standard error, unless `hidden`; without a terminal it prints its last state once, at the end."""
+    """A progress bar on standard error, unless `hidden`; without a terminal it prints its last
+    state once, at the end.
+    """
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(bar_width=30),

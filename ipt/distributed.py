@@ -1,4 +1,5 @@
-"""Several processes that score together: those that torchrun has started, or those of a training run.
+"""Several processes that score together: those that torchrun has started, or those of a training
+run.
 
 Whoever has set up torch.distributed works together; a process without it works alone.
 """
@@ -12,17 +13,24 @@ Value = TypeVar("Value")
 
 
 def launcher_number(variable: str) -> int | None:
-    """The value of an environment variable that a launcher such as torchrun sets; None if it is unset or empty."""
+    """The value of an environment variable that a launcher such as torchrun sets; None if it is
+    unset or empty.
+    """
     value = os.environ.get(variable)
     if not value:
         return None
     if not value.isdecimal():
-        raise UserError(f"the environment variable {variable} is {value!r}, expected a number: unset it, or start with torchrun")
+        raise UserError(
+            f"the environment variable {variable} is {value!r}, expected a number: unset it, or "
+            "start with torchrun"
+        )
     return int(value)
 
 
 def join() -> None:
-    """Set up the processes of a torchrun, one for each GPU, or on the CPU; does nothing in a process that stands alone."""
+    """Set up the processes of a torchrun, one for each GPU, or on the CPU; does nothing in a
+    process that stands alone.
+    """
     local_rank = launcher_number("LOCAL_RANK")
     if launcher_number("WORLD_SIZE") in (None, 1) or local_rank is None:
         return
@@ -46,7 +54,11 @@ def place() -> tuple[int, int]:
     """Number of this process, and how many work together."""
     from torch import distributed
 
-    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    return (
+        (distributed.get_rank(), distributed.get_world_size())
+        if distributed.is_initialized()
+        else (0, 1)
+    )
 
 
 def gathered(own: dict[int, Value]) -> dict[int, Value]:

@@ -4,7 +4,8 @@
 class UserError(ValueError):
     """A mistake that the user can fix; commands print it as one line and exit with code 1.
 
-    The message names the file, row or key, says what was found and what was expected, and what to do.
+    The message names the file, row or key, says what was found and what was expected, and what to
+    do.
     """
 
 

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 FILE = "generation_config.json"
-FIRST = ("do_sample", "num_beams", "num_return_sequences", "return_dict_in_generate")  # allow others
+FIRST = (
+    "do_sample",
+    "num_beams",
+    "num_return_sequences",
+    "return_dict_in_generate",
+)  # allow others
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +86,8 @@ def _valid(values: Mapping[str, Any]) -> "GenerationConfig | None":
 @cache  # logs once per process
 def _log_dropped(path: str, names: str) -> None:
     logger.warning(
-        "%s: transformers does not write these entries together with the others, they are left out: %s",
+        "%s: transformers does not write these entries together with the others, they are left "
+        "out: %s",
         path,
         names,
     )

@@ -32,19 +32,25 @@ if TYPE_CHECKING:
 # Buffers that older versions of transformers stored, and that are computed from the config now.
 OLD_BUFFERS = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq)$")
 # Parts next to the language model that a checkpoint may hold: they take no part in its logits.
-OTHER_PARTS = re.compile(r"(^|\.)(vis(ion|ual)|image|audio|speech|multi_modal|mtp|v_head|score)\w*\.")
+OTHER_PARTS = re.compile(
+    r"(^|\.)(vis(ion|ual)|image|audio|speech|multi_modal|mtp|v_head|score)\w*\."
+)
 
-FLOAT = "F"  # in safetensors' names of all floating-point types: F32, BF16, F8_E4M3, and of no other
+FLOAT = (
+    "F"  # in safetensors' names of all floating-point types: F32, BF16, F8_E4M3, and of no other
+)
 
 logger = logging.getLogger(__name__)
 
 
 def check_weights(source: str) -> None:
-    """Check that the folder `source` holds exactly the weights of the model that its config describes.
+    """Check that the folder `source` holds exactly the weights of the model that its config
+    describes.
 
     Tied weights, conversions of mixtures of experts and names that transformers ignores are taken
-    into account by transformers itself. Raises UserError that names the first weight that is missing,
-    unexpected or of another shape. Does nothing for a hub's model that is not in the local cache.
+    into account by transformers itself. Raises UserError that names the first weight that is
+    missing, unexpected or of another shape. Does nothing for a hub's model that is not in the local
+    cache.
     """
     folder = local_folder(source)
     if folder is None:
@@ -81,7 +87,8 @@ def check_loaded(source: str, model: "PreTrainedModel", info: Mapping[str, Any])
 
 
 def check_adapter(source: str, adapter: str) -> None:
-    """Check that a LoRA adapter's weights are exactly those that its config adds to the model `source`.
+    """Check that a LoRA adapter's weights are exactly those that its config adds to the model
+    `source`.
 
     Raises UserError that names the first weight that is missing, unexpected or of another shape.
     """
@@ -93,11 +100,19 @@ def check_adapter(source: str, adapter: str) -> None:
     with readable(f"adapter={adapter}", ADAPTER_CONFIG):
         settings = PeftConfig.from_pretrained(adapter)
     settings.inference_mode = True
-    with readable(f"adapter={adapter}", f"the adapter does not fit model={source}"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the model has another name here than where the adapter was trained
+    with (
+        readable(f"adapter={adapter}", f"the adapter does not fit model={source}"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter(
+            "ignore"
+        )  # the model has another name here than where the adapter was trained
         model = meta_model(read_config(source), source)
         wrapped = get_peft_model(model, settings, low_cpu_mem_usage=True)
-    wanted = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()}
+    wanted = {
+        name: tuple(value.shape)
+        for name, value in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
+    }
     _check_same(adapter, source, wanted, read_header(Path(adapter) / ADAPTER_WEIGHTS))
 
 
@@ -179,7 +194,9 @@ def _check_weights(folder: Path, state: tuple[tuple[str, int, int], ...]) -> Non
 
 
 def _read_shapes(files: list[Path]) -> dict[str, Stored]:
-    """The tensors in weight files. Those of .bin files are unpickled as plain tensors, and not read."""
+    """The tensors in weight files. Those of .bin files are unpickled as plain tensors, and not
+    read.
+    """
     if files[0].suffix != ".bin":
         return read_headers(files)
     from transformers.modeling_utils import load_state_dict
@@ -191,7 +208,10 @@ def _read_shapes(files: list[Path]) -> dict[str, Stored]:
             state = load_state_dict(str(file), map_location="meta", weights_only=True)
         odd = next((name for name, value in state.items() if not hasattr(value, "shape")), None)
         if odd is not None:
-            raise UserError(f"{file}: {odd} is no tensor: save the model's state_dict alone, best with save_pretrained")
+            raise UserError(
+                f"{file}: {odd} is no tensor: save the model's state_dict alone, best with "
+                "save_pretrained"
+            )
         for name, value in state.items():
             kind = FLOAT if value.is_floating_point() else str(value.dtype)
             stored[name] = Stored(tuple(value.shape), file, kind)
@@ -221,12 +241,16 @@ def _check_loadable(source: str, model: "PreTrainedModel", stored: Mapping[str, 
 
 
 def _check_floats(source: str, model: "PreTrainedModel", stored: Mapping[str, Stored]) -> None:
-    """Integers where the model has real numbers are quantised weights, which mean nothing without their scales."""
+    """Integers where the model has real numbers are quantised weights, which mean nothing without
+    their scales.
+    """
     for name, parameter in model.named_parameters():
         if name in stored and parameter.is_floating_point() and FLOAT not in stored[name].dtype:
             raise UserError(
-                f"model={source}: weight {name} is stored as {stored[name].dtype}, expected floating-point numbers: the weights"
-                " are quantised, and config.json has no quantization_config: copy the config that belongs to them"
+                f"model={source}: weight {name} is stored as {stored[name].dtype}, expected "
+                "floating-point numbers: the weights"
+                " are quantised, and config.json has no quantization_config: copy the config that "
+                "belongs to them"
             )
 
 
@@ -265,12 +289,15 @@ def _missing(source: str, missing: list[str], unexpected: Iterable[str]) -> str:
 def _check_unexpected(source: str, model: "PreTrainedModel", names: Iterable[str]) -> None:
     """Weights that the model has no place for: parts next to the language model are only logged."""
     buffers = {name for name, _ in model.named_buffers()}
-    unexpected = [name for name in sorted(names) if name not in buffers and not OLD_BUFFERS.search(name)]
+    unexpected = [
+        name for name in sorted(names) if name not in buffers and not OLD_BUFFERS.search(name)
+    ]
     inside = [name for name in unexpected if not OTHER_PARTS.search(name)]
     if inside:
         raise UserError(
             f"model={source}: the files hold {inside[0]}, for which {type(model).__name__} of"
-            f" config.json has no place ({len(inside)} such weights): correct config.json, or remove"
+            f" config.json has no place ({len(inside)} such weights): correct config.json, or "
+            "remove"
             " them if the model does not need them"
         )
     if unexpected:
@@ -283,7 +310,9 @@ def _check_unexpected(source: str, model: "PreTrainedModel", names: Iterable[str
 
 
 def _check_still_tied(source: str, model: "PreTrainedModel") -> None:
-    """transformers unties weights that the config ties if the files hold both with different values."""
+    """transformers unties weights that the config ties if the files hold both with different
+    values.
+    """
     tied = getattr(model, "all_tied_weights_keys", {})
     wanted = model.get_expanded_tied_weights_keys(all_submodels=True)
     for target, origin in wanted.items():
@@ -321,12 +350,15 @@ def _equal(left: str, right: str, stored: Mapping[str, Stored]) -> bool:
     return True
 
 
-def _check_same(adapter: str, source: str, wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]) -> None:
+def _check_same(
+    adapter: str, source: str, wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]
+) -> None:
     """Compare the names and shapes of an adapter with those that PEFT adds to the model."""
     for name, shape in wanted.items():
         if name not in stored:
             raise UserError(
-                f"adapter={adapter}: weight {name} is missing from {ADAPTER_WEIGHTS}: the adapter is not whole, or not of model={source}"
+                f"adapter={adapter}: weight {name} is missing from {ADAPTER_WEIGHTS}: the adapter "
+                f"is not whole, or not of model={source}"
             )
         if stored[name].shape != shape:
             raise UserError(

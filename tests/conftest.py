@@ -1,4 +1,6 @@
-"""Shared fixtures and settings. Tests reach no hub, log to nobody, and do not depend on the shell that starts them."""
+"""Shared fixtures and settings. Tests reach no hub, log to nobody, and do not depend on the shell
+that starts them.
+"""
 
 import gc
 import getpass
@@ -13,7 +15,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.forked_engines import FILES_RUN
 
-# A launcher's or a tracker's settings, which would change what is tested, and whatever forces or forbids colours.
+# A launcher's or a tracker's settings, which would change what is tested, and whatever forces or
+# forbids colours.
 FOREIGN = ("SLURM_", "WANDB_", "TORCHELASTIC_", "IPT_JOB_", "IPT_LAUNCHER")
 OTHERS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 OTHERS |= {"FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES"}
@@ -25,17 +28,27 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-# The compiler's precompiled headers hold for one instruction set only, which its default cache does not tell apart.
+# The compiler's precompiled headers hold for one instruction set only, which its default cache does
+# not tell apart.
 CAPABILITY = os.environ.get("ATEN_CPU_CAPABILITY", "best")
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/ipt-tests-inductor-{getpass.getuser()}-{CAPABILITY}")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # models are tiny and workers many: more threads only wait for each other
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    f"{tempfile.gettempdir()}/ipt-tests-inductor-{getpass.getuser()}-{CAPABILITY}",
+)
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # models are tiny and workers many: more threads only wait for each other
 
-UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # a busy machine is slow
+UNTIMED = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+}  # a busy machine is slow
 settings.register_profile("quick", max_examples=10, derandomize=True, **UNTIMED)
 settings.register_profile("full", **UNTIMED)
 settings.load_profile("quick")
 
-# Files of minutes, the longest first: started at the end, they would keep one worker busy while the others have nothing left to do.
+# Files of minutes, the longest first: started at the end, they would keep one worker busy while the
+# others have nothing left to do.
 LONG = (
     "sweeps/test_sweep.py",
     "synthesis/test_ray.py",
@@ -59,7 +72,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what the imports have made out of every later garbage collection; each stage ends with a full one."""
+    """Keep what the imports have made out of every later garbage collection; each stage ends with a
+    full one.
+    """
     gc.freeze()
     gc.enable()
 
@@ -94,7 +109,9 @@ def tiny_model() -> str:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory, request) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Makes a folder by a function, once for all workers of the test run. The folder must not be changed afterwards."""
+    """Makes a folder by a function, once for all workers of the test run. The folder must not be
+    changed afterwards.
+    """
     root = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
         root = root.parent  # that of all workers

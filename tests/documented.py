@@ -40,8 +40,21 @@ class Documented:
         script = SCRIPT.fullmatch(program[0])
         if script and "/" not in program[0]:
             chat = len(program) > 1 and program[1] == "chat"
-            return "chat" if chat else {"synthesize": "synthesize", "train": "train", "evaluate": "evaluate"}[script[1]]
-        if program[:2] == ("-m", "ipt") and program[2] in ("reproduce", "playground", "synthesize", "train", "evaluate", "chat"):
+            return (
+                "chat"
+                if chat
+                else {"synthesize": "synthesize", "train": "train", "evaluate": "evaluate"}[
+                    script[1]
+                ]
+            )
+        if program[:2] == ("-m", "ipt") and program[2] in (
+            "reproduce",
+            "playground",
+            "synthesize",
+            "train",
+            "evaluate",
+            "chat",
+        ):
             return program[2]
         return ""
 

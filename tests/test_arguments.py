@@ -52,7 +52,12 @@ def test_a_plain_value_arrives_as_it_was_typed(key, name):
 def test_values_arrive_in_the_config():
     config = compose_config(
         "train",
-        ["corpus.path=a=1, (x)/ü.jsonl", "title=Raw, augmented: a=b", "+mixture.sources.d.path=[x],y", "tasks=[a=b/c.yaml,d e.yaml]"],
+        [
+            "corpus.path=a=1, (x)/ü.jsonl",
+            "title=Raw, augmented: a=b",
+            "+mixture.sources.d.path=[x],y",
+            "tasks=[a=b/c.yaml,d e.yaml]",
+        ],
     )
     assert (config.corpus.path, config.title) == ("a=1, (x)/ü.jsonl", "Raw, augmented: a=b")
     assert (config.mixture.sources["d"].path, config.tasks) == ("[x],y", ["a=b/c.yaml", "d e.yaml"])
@@ -87,7 +92,11 @@ def test_what_hydra_understands_keeps_its_meaning(argument):
 
 
 def test_values_of_options_are_no_overrides():
-    assert plain_arguments(["--config-dir", "x/y=ü", "seed=1"], Config) == ["--config-dir", "x/y=ü", "seed=1"]
+    assert plain_arguments(["--config-dir", "x/y=ü", "seed=1"], Config) == [
+        "--config-dir",
+        "x/y=ü",
+        "seed=1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +118,12 @@ def test_a_sweep_has_each_value_as_it_was_typed(argument, values):
 
 def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    overrides = ["output_dir=~/runs", "corpus.path=~/a.jsonl,~/b=c", "tasks=[~/t.yaml,medicine]", "+mixture.sources.d.path=~/d"]
+    overrides = [
+        "output_dir=~/runs",
+        "corpus.path=~/a.jsonl,~/b=c",
+        "tasks=[~/t.yaml,medicine]",
+        "+mixture.sources.d.path=~/d",
+    ]
     config = compose_config("train", overrides)
     assert config.output_dir == f"{tmp_path}/runs"
     assert config.corpus.path == f"{tmp_path}/a.jsonl,{tmp_path}/b=c"

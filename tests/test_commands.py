@@ -15,7 +15,11 @@ from ipt.pipeline.stages import arm_config
 from ipt.pipeline.validation import check_evaluate, check_reproduce, check_synthesize
 from tests.commands import ROOT, run, run_here
 
-ALONE = ("model={no_tokenizer}", "corpus.path={no_text}", "trainer.max_step=3")  # also in a process of their own, which imports anew
+ALONE = (
+    "model={no_tokenizer}",
+    "corpus.path={no_text}",
+    "trainer.max_step=3",
+)  # also in a process of their own, which imports anew
 RECIPES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 CHOICES = {
     group.name: sorted(path.stem for path in group.glob("*.yaml"))
@@ -37,9 +41,16 @@ def test_every_recipe_composes_into_the_typed_config(name):
         arm_config(config, changes)
 
 
-@pytest.mark.parametrize("choices", zip_longest(*([f"{group}={name}" for name in names] for group, names in sorted(CHOICES.items()))))
+@pytest.mark.parametrize(
+    "choices",
+    zip_longest(
+        *([f"{group}={name}" for name in names] for group, names in sorted(CHOICES.items()))
+    ),
+)
 def test_every_other_file_of_conf_composes_into_the_typed_config(choices):
-    """The first files of all groups, then the second ones, and so on: each replaces another part of the config."""
+    """The first files of all groups, then the second ones, and so on: each replaces another part of
+    the config.
+    """
     assert isinstance(composed("train", *filter(None, choices)), Config)
 
 
@@ -47,7 +58,9 @@ def test_recipes_with_arms_pass_their_checks_and_the_others_say_so(monkeypatch):
     for path in (conf_dir() / "experiment").glob("*.yaml"):
         config = composed("reproduce", f"experiment={path.stem}")
         if not config.arms:
-            with pytest.raises(ValueError, match=f"train it with `python train.py experiment={path.stem}`"):
+            with pytest.raises(
+                ValueError, match=f"train it with `python train.py experiment={path.stem}`"
+            ):
                 check_reproduce(config)
         elif config.corpus.path is None:  # the others read data that a user has to fetch
             check_reproduce(config)
@@ -57,7 +70,10 @@ def test_recipes_with_arms_pass_their_checks_and_the_others_say_so(monkeypatch):
 
 @pytest.mark.parametrize("command", ["synthesize", "train", "evaluate"])
 def test_help_and_config_are_quick(command, tmp_path):
-    for flags, expected in ((["--help"], "Keys you are likely to set"), (["--cfg", "job"], "output_dir: null")):
+    for flags, expected in (
+        (["--help"], "Keys you are likely to set"),
+        (["--cfg", "job"], "output_dir: null"),
+    ):
         before = _seconds_of_children()
         result = run("-X", "importtime", str(ROOT / f"{command}.py"), *flags, cwd=tmp_path)
         assert _seconds_of_children() - before < 10  # of the processor: 1.3 s on a machine of today
@@ -69,7 +85,9 @@ def test_help_and_config_are_quick(command, tmp_path):
 
 
 def _seconds_of_children() -> float:
-    """Processor time of the processes that have ended, which other load on the machine does not lengthen."""
+    """Processor time of the processes that have ended, which other load on the machine does not
+    lengthen.
+    """
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -81,7 +99,9 @@ def test_a_current_folder_that_is_gone_is_one_line(tmp_path, monkeypatch, capsys
     gone.rmdir()
     with pytest.raises(SystemExit):
         _check_current_folder()
-    assert capsys.readouterr().err.startswith("error: the current folder cannot be used (No such file or directory)")
+    assert capsys.readouterr().err.startswith(
+        "error: the current folder cannot be used (No such file or directory)"
+    )
 
 
 def _broken_model(folder: Path) -> str:
@@ -93,22 +113,58 @@ def _broken_model(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("command", "overrides", "message"),
     [
-        ("train", ["trainer.max_step=3"], "there is no key trainer.max_step: did you mean trainer.max_steps?"),
+        (
+            "train",
+            ["trainer.max_step=3"],
+            "there is no key trainer.max_step: did you mean trainer.max_steps?",
+        ),
         ("evaluate", [f"tasks=[{'a' * 300}]"], "File name too long: "),
         ("train", [f"{'a' * 300}=1"], "File name too long: "),
-        ("train", ["trainer.max_steps=many"], "Value 'many' of type 'str' could not be converted to Integer"),
+        (
+            "train",
+            ["trainer.max_steps=many"],
+            "Value 'many' of type 'str' could not be converted to Integer",
+        ),
         ("train", ["mixture.ratios.instruction=0,1"], "put -m before the keys"),
-        ("train", ["-m", "trainer.seed=1,2", "dry_run=true"], "dry_run=true describes one run: leave out -m"),
-        ("train", ["experiment=tiny", "trainer.accelerator=gpu"], "sees no GPU here: trainer=cpu does without"),
+        (
+            "train",
+            ["-m", "trainer.seed=1,2", "dry_run=true"],
+            "dry_run=true describes one run: leave out -m",
+        ),
+        (
+            "train",
+            ["experiment=tiny", "trainer.accelerator=gpu"],
+            "sees no GPU here: trainer=cpu does without",
+        ),
         ("evaluate", ["tasks=ontology"], "write a list in brackets, as KEY=[a,b]"),
         ("train", ["corpus=web"], "Could not find 'corpus/web'; there are: files, hub, ontology"),
-        ("train", ["mixture.ratios.instruction=-1"], "mixture.ratios.instruction=-1.0: a ratio must be zero or more"),
-        ("train", ["mixture.ratios.instruction=0", "mixture.ratios.raw=0"], "mixture.ratios sum to 0"),
+        (
+            "train",
+            ["mixture.ratios.instruction=-1"],
+            "mixture.ratios.instruction=-1.0: a ratio must be zero or more",
+        ),
+        (
+            "train",
+            ["mixture.ratios.instruction=0", "mixture.ratios.raw=0"],
+            "mixture.ratios sum to 0",
+        ),
         ("train", ["+mixture.ratios.web=1"], "mixture.ratios.web: no such source"),
-        ("train", ["mixture.ratios.web=1"], "there is no key mixture.ratios.web yet: write +mixture.ratios.web=… to add it"),
-        ("train", ["architecture={{model_type: llama}}"], "architecture has no such keys yet: write ++architecture={…} to add them"),
+        (
+            "train",
+            ["mixture.ratios.web=1"],
+            "there is no key mixture.ratios.web yet: write +mixture.ratios.web=… to add it",
+        ),
+        (
+            "train",
+            ["architecture={{model_type: llama}}"],
+            "architecture has no such keys yet: write ++architecture={…} to add them",
+        ),
         ("train", ["+mixture.sources.web.paths=a"], "there is no key paths"),
-        ("train", ["+mixture.ratios.web=1", "+mixture.sources.web.kind=texts"], "mixture.sources.web: set either path (files) or dataset"),
+        (
+            "train",
+            ["+mixture.ratios.web=1", "+mixture.sources.web.kind=texts"],
+            "mixture.sources.web: set either path (files) or dataset",
+        ),
         ("train", ["model=nowhere/to/be/found"], "no such folder"),
         ("train", ["model={no_tokenizer}"], "the folder has no tokenizer"),
         ("train", ["optimizer.name=sgd"], "optimizer.name=sgd: must be one of adamw, adamw_8bit"),
@@ -148,7 +204,9 @@ def test_a_mistake_is_one_line_under_a_debugger_too(tmp_path, monkeypatch):
     monkeypatch.setenv("OC_CAUSE", "1")
     result = run_here("train", "architecture={model_type: llama}", cwd=tmp_path)
     assert result.returncode == 1
-    assert "architecture has no such keys yet: write ++architecture={…} to add them" in result.stderr
+    assert (
+        "architecture has no such keys yet: write ++architecture={…} to add them" in result.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,7 +232,9 @@ def test_a_place_that_cannot_be_written_is_one_line(overrides, environment, mess
     arguments = [*settings, *(override.format(**places) for override in overrides)]
     if overrides[:1] == ["-m"]:
         arguments = [*overrides, *settings]
-    start = partial(run, "-m", "ipt") if environment else run_here  # this process has a cache already
+    start = (
+        partial(run, "-m", "ipt") if environment else run_here
+    )  # this process has a cache already
     result = start("synthesize", *arguments, cwd=Path("/proc"), **environment)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: {message.format(**places)}"), result.stderr
@@ -185,8 +245,14 @@ def test_a_place_that_cannot_be_written_is_one_line(overrides, environment, mess
 def test_nothing_is_left_in_the_current_folder(tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "c, d=1.jsonl").write_text('{"text": "a document"}\n')
-    places = [f"corpus.path={tmp_path}/c, d=1.jsonl", f"stages_dir={tmp_path}/stages", "corpus.held_out=0"]
-    result = run_here("synthesize", "experiment=tiny", "synthesis=rule_based", *places, cwd=tmp_path / "here")
+    places = [
+        f"corpus.path={tmp_path}/c, d=1.jsonl",
+        f"stages_dir={tmp_path}/stages",
+        "corpus.held_out=0",
+    ]
+    result = run_here(
+        "synthesize", "experiment=tiny", "synthesis=rule_based", *places, cwd=tmp_path / "here"
+    )
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / "here").iterdir()) == []
 

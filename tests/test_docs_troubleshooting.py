@@ -16,12 +16,19 @@ def texts(source: str) -> Iterator[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif isinstance(node, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else VARIES for part in node.values)
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else VARIES
+                for part in node.values
+            )
 
 
 def quoted() -> list[str]:
     """The messages in the tables, but for those of other programs."""
-    ours = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## Messages of other programs")[0]
+    ours = (
+        (ROOT / "docs" / "troubleshooting.md")
+        .read_text()
+        .partition("## Messages of other programs")[0]
+    )
     cells = [line.split(" | ")[0] for line in ours.splitlines() if line.startswith("| `")]
     return [double or single for cell in cells for double, single in CODE.findall(cell)]
 
@@ -32,7 +39,9 @@ def test_texts_joins_strings_and_marks_what_varies():
 
 
 def test_the_quoted_messages_are_in_the_code():
-    known = [text for path in sorted((ROOT / "ipt").rglob("*.py")) for text in texts(path.read_text())] + [(ROOT / "Makefile").read_text()]
+    known = [
+        text for path in sorted((ROOT / "ipt").rglob("*.py")) for text in texts(path.read_text())
+    ] + [(ROOT / "Makefile").read_text()]
     messages = quoted()
     assert len(messages) >= 30
     assert [message for message in messages if not any(message in text for text in known)] == []

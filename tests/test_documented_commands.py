@@ -1,4 +1,6 @@
-"""The commands of the README and of docs/ exist, and their overrides compose. `make check` runs them."""
+"""The commands of the README and of docs/ exist, and their overrides compose. `make check` runs
+them.
+"""
 
 import importlib.util
 import re
@@ -28,7 +30,11 @@ def tutorial(tmp_path_factory) -> Path:
 
 def overrides_of(command: Documented, folder: Path) -> list[str]:
     """What Hydra composes for one job; of the values of a sweep, the first."""
-    keys = [word for word in command.arguments if not word.startswith("-") and not word.startswith("hydra")]
+    keys = [
+        word
+        for word in command.arguments
+        if not word.startswith("-") and not word.startswith("hydra")
+    ]
     if "-m" in command.arguments:
         keys = [re.sub(r"=([^\[{(,]+),.*", r"=\1", key) for key in keys if "interval(" not in key]
     if any(word.startswith("--config-dir") for word in command.arguments):
@@ -38,14 +44,23 @@ def overrides_of(command: Documented, folder: Path) -> list[str]:
 
 def test_the_pages_have_commands():
     assert len(CONFIGURED) >= 30 and len(OTHERS) >= 10
-    assert {command.command for command in CONFIGURED} >= {"synthesize", "train", "evaluate", "chat", "reproduce", "playground"}
+    assert {command.command for command in CONFIGURED} >= {
+        "synthesize",
+        "train",
+        "evaluate",
+        "chat",
+        "reproduce",
+        "playground",
+    }
 
 
 @pytest.mark.parametrize("command", CONFIGURED, ids=str)
 def test_its_overrides_compose(command, tutorial):
     Plugins.instance()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = to_config(compose(command.command, plain_arguments(overrides_of(command, tutorial), Config)))
+        config = to_config(
+            compose(command.command, plain_arguments(overrides_of(command, tutorial), Config))
+        )
     for word in overrides_of(command, tutorial):
         key, _, value = word.removeprefix("+").partition("=")
         if key == "output_dir":

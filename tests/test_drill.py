@@ -1,4 +1,6 @@
-"""The drills of scripts/drill see what survives and what does not: on stages that are small, one sound and others with a fault."""
+"""The drills of scripts/drill see what survives and what does not: on stages that are small, one
+sound and others with a fault.
+"""
 
 import random
 
@@ -44,7 +46,9 @@ def test_a_stage_that_goes_on_survives_kills_and_loses_nothing(tmp_path):
 
 
 def test_a_stage_that_forgets_what_it_had_does_not_survive(tmp_path, monkeypatch):
-    monkeypatch.setattr(faults, "HITS", 1)  # a second run would make again what the first one forgot
+    monkeypatch.setattr(
+        faults, "HITS", 1
+    )  # a second run would make again what the first one forgot
     for seed in range(8):  # the kill may come before there is anything to forget
         tried = trial(tmp_path / str(seed), "forgets", seed)
         try:

@@ -23,11 +23,17 @@ def test_an_error_of_the_package_keeps_its_traceback(kind, tmp_path, monkeypatch
     def broken(path):
         raise kind("of ours")
 
-    monkeypatch.setitem(broken.__globals__, "__name__", "ipt.pipeline.validation")  # as if it were defined there
+    monkeypatch.setitem(
+        broken.__globals__, "__name__", "ipt.pipeline.validation"
+    )  # as if it were defined there
     monkeypatch.setattr(validation, "check_model", broken)
     process = run_here("evaluate", "model=embedded:smollm2", "tasks=[ontology]", cwd=tmp_path)
     assert process.returncode == 1
-    assert process.stderr.startswith("Traceback") and "in check_evaluate" in process.stderr and "of ours" in process.stderr
+    assert (
+        process.stderr.startswith("Traceback")
+        and "in check_evaluate" in process.stderr
+        and "of ours" in process.stderr
+    )
 
 
 @pytest.mark.parametrize("kind", [UserError, MissingFileError, EngineDied])
@@ -39,7 +45,10 @@ def test_an_error_of_the_user_is_one_line(kind, tmp_path, monkeypatch):
 
     monkeypatch.setattr(validation, "check_model", fails)
     process = run_here("evaluate", "model=embedded:smollm2", "tasks=[ontology]", cwd=tmp_path)
-    assert (process.returncode, process.stderr) == (1, "error: a.jsonl, line 3: found 1, expected text\n")
+    assert (process.returncode, process.stderr) == (
+        1,
+        "error: a.jsonl, line 3: found 1, expected text\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,12 +74,21 @@ def test_a_command_without_config_keeps_the_traceback_of_other_errors(tmp_path, 
 
     monkeypatch.setattr(verify, "verify", broken)
     process = run_here("verify", "a", cwd=tmp_path)
-    assert process.returncode == 1 and process.stderr.startswith("Traceback") and "ValueError: of ours" in process.stderr
+    assert (
+        process.returncode == 1
+        and process.stderr.startswith("Traceback")
+        and "ValueError: of ours" in process.stderr
+    )
 
 
 @pytest.mark.parametrize(
     "error",
-    [UserError("a: b"), MissingFileError("a: b"), EngineDied("a: b"), TemplateFails("a: b", reason="b")],
+    [
+        UserError("a: b"),
+        MissingFileError("a: b"),
+        EngineDied("a: b"),
+        TemplateFails("a: b", reason="b"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_errors_of_the_user_cross_processes(error):
@@ -93,11 +111,16 @@ def test_the_error_of_a_source_names_its_own_key_and_leaves_the_path_alone(tmp_p
     config.mixture.sources["web"] = SourceConfig(kind="texts", path=str(path))
     with pytest.raises(UserError) as error:
         check_source("web", config)
-    assert str(error.value) == f"{path}, line 1: no field 'text', only 'body': set mixture.sources.web.text_field to the text's"
+    assert str(error.value) == (
+        f"{path}, line 1: no field 'text', only 'body': set mixture.sources.web.text_field to "
+        "the text's"
+    )
     config.mixture.sources["web"] = SourceConfig(kind="texts", path=f"{tmp_path}/corpus.d")
     with pytest.raises(MissingFileError) as error:
         check_source("web", config)
-    assert str(error.value) == f"mixture.sources.web.path={tmp_path}/corpus.d: no such file or folder"
+    assert (
+        str(error.value) == f"mixture.sources.web.path={tmp_path}/corpus.d: no such file or folder"
+    )
 
 
 def test_files_that_ipt_wrote_and_that_are_damaged_are_named(tmp_path):

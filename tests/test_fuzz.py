@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_a_target_takes_valid_and_broken_inputs(name, tmp_path):
     target = TARGETS[name]
     seeds = target.seeds()
-    broken = [target.mutate(seeds[number % len(seeds)], random.Random(number), seeds) for number in range(5)]
+    broken = [
+        target.mutate(seeds[number % len(seeds)], random.Random(number), seeds)
+        for number in range(5)
+    ]
     for data in [*seeds[:2], *broken]:
         try:
             target.check(data, tmp_path)
@@ -32,22 +35,42 @@ def index(without: str = "", **changed: int) -> bytes:
     return json.dumps({name: value for name, value in values.items() if name != without}).encode()
 
 
-# What the fuzzer has found: each of these ended in an error that was not the project's own, or never ended.
+# What the fuzzer has found: each of these ended in an error that was not the project's own, or
+# never ended.
 FOUND = {
     "judge's reply": [b"[" * 100_000],
     "rules": [sign * 200_000 for sign in (b".", b"!", "…".encode())],
     "answers": [b"a" * 70_000 + b"\n\nx", b"Ada (PER) " * 3 + b" " * 5_000],
-    "corpus jsonl": [b'{"instruction": 1.5, "input": "", "output": "x", "text": "a"}', b'{"text": ' + b"9" * 5_000 + b"}"],
+    "corpus jsonl": [
+        b'{"instruction": 1.5, "input": "", "output": "x", "text": "a"}',
+        b'{"text": ' + b"9" * 5_000 + b"}",
+    ],
     "corpus template": [b"{{" + b"(" * 5_000, b"{{ " + b"9" * 5_000 + b" }}", b"{{ 1 / 0 }}"],
-    "ontology": [b"[]", b'{"CL:1": {"label": "a", "deprecated": false, "ancestors": {"CL:0": 1}}}', b'{"CL:1": {"deprecated": 1.5}}'],
+    "ontology": [
+        b"[]",
+        b'{"CL:1": {"label": "a", "deprecated": false, "ancestors": {"CL:0": 1}}}',
+        b'{"CL:1": {"deprecated": 1.5}}',
+    ],
     "tuning data": [b"\xed", b'{"qa": 1}', b'{"data": 1}', b'{"context": 1, "QA_list": [{}]}'],
-    "structured outputs": [b'{"problem": "2?", "s\\ud800teps": ["add"], "solution": "4", "answer": "4"}'],
+    "structured outputs": [
+        b'{"problem": "2?", "s\\ud800teps": ["add"], "solution": "4", "answer": "4"}'
+    ],
     "prompt file": [
         b'user: "{document}"\nschema: {type: object, properties: {a: {}}}\npairs: [{each: [1], question: a, answer: b}]',
         b'user: "{document}"\npairs: null',
     ],
-    "preview": [b'{"text": 1.5, "pairs": [{"question": 2.5, "answer": "x"}]}', b"\xff", b"[" * 100_000],
-    "token index": [b"[]", b'{"format": 2}', b'{"format": 2, "files": "x"}', index("rows"), index(n_docs=2**63)],
+    "preview": [
+        b'{"text": 1.5, "pairs": [{"question": 2.5, "answer": "x"}]}',
+        b"\xff",
+        b"[" * 100_000,
+    ],
+    "token index": [
+        b"[]",
+        b'{"format": 2}',
+        b'{"format": 2, "files": "x"}',
+        index("rows"),
+        index(n_docs=2**63),
+    ],
     "token offsets": [
         b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (2,), } 0 \n",
         b"\x93NUMPY\x02\x00",
@@ -55,7 +78,12 @@ FOUND = {
         b"",
     ],
     "manifest": [b"[]", b"\xfb", b"{}", b'{"key": "key"}', b'{"seal": "\\ud800"}', b"[" * 100_000],
-    "checkpoint facts": [b"[" * 100_000, b"\xff", b'{"format": 1}', b'{"format": 1, "files": {"a": 1}}'],
+    "checkpoint facts": [
+        b"[" * 100_000,
+        b"\xff",
+        b'{"format": 1}',
+        b'{"format": 1, "files": {"a": 1}}',
+    ],
 }
 
 
@@ -80,16 +108,30 @@ def test_an_error_of_another_kind_is_kept_with_its_input(tmp_path):
         _try(target, data, tmp_path, None, progress, tmp_path)
     ((place, (path, error)),) = progress.findings.items()
     assert place.startswith("KeyError in test_fuzz.py:_fail") and "lost" in error
-    assert Path(path).read_bytes() == b"bad" and "lost" in Path(path).with_suffix(".txt").read_text()
+    assert (
+        Path(path).read_bytes() == b"bad" and "lost" in Path(path).with_suffix(".txt").read_text()
+    )
 
 
 def test_new_lines_of_the_project_are_noticed(tmp_path):
     lines, target = Lines(), TARGETS["judge's reply"]
-    assert [_try(target, data, tmp_path, lines, Progress(), tmp_path) for data in (b"{", b"[", b"{}", b"")] == [True, False, True, False]
+    assert [
+        _try(target, data, tmp_path, lines, Progress(), tmp_path)
+        for data in (b"{", b"[", b"{}", b"")
+    ] == [True, False, True, False]
 
 
 def test_the_command_works_on_a_target(tmp_path):
-    command = [sys.executable, "benchmarks/fuzz.py", "--minutes", "0.02", "--only", "questions", "--folder", str(tmp_path)]
+    command = [
+        sys.executable,
+        "benchmarks/fuzz.py",
+        "--minutes",
+        "0.02",
+        "--only",
+        "questions",
+        "--folder",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "questions" in done.stdout and "0 findings" in done.stdout

@@ -1,4 +1,6 @@
-"""A generation config that transformers refuses to write is repaired before a training, with a log line."""
+"""A generation config that transformers refuses to write is repaired before a training, with a log
+line.
+"""
 
 import json
 import shutil
@@ -31,9 +33,15 @@ def folder(tiny_model, tmp_path) -> Path:
         (GREEDY, ["temperature", "top_p"]),
         ({"temperature": 0.6, "top_k": 20, "min_p": 0.1}, ["min_p", "temperature", "top_k"]),
         ({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}, []),
-        ({"num_beams": 1, "early_stopping": True, "length_penalty": 2.0}, ["early_stopping", "length_penalty"]),
+        (
+            {"num_beams": 1, "early_stopping": True, "length_penalty": 2.0},
+            ["early_stopping", "length_penalty"],
+        ),
         ({"num_return_sequences": 4, "max_new_tokens": 0, "pad_token_id": -1}, None),
-        ({"early_stopping": "sometimes", "cache_implementation": "x"}, ["cache_implementation", "early_stopping"]),
+        (
+            {"early_stopping": "sometimes", "cache_implementation": "x"},
+            ["cache_implementation", "early_stopping"],
+        ),
         ({"logits_processor": [], "output_scores": True}, ["logits_processor", "output_scores"]),
         ({"suppress_tokens": [1], "forced_eos_token_id": 1}, ["suppress_tokens"]),
     ],
@@ -60,7 +68,9 @@ def test_a_folder_with_such_a_file_loads_and_exports(values, folder, tmp_path, c
 
 def test_a_tokenizer_that_cannot_be_written_is_known_before_the_training(folder):
     path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": [{"name": "default"}]}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"chat_template": [{"name": "default"}]})
+    )
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(UserError, match="tokenizer"):
         check_export(Config(model=str(folder)))

@@ -25,8 +25,15 @@ def piece(tmp_path):
 
 def test_attention_and_loss_pass(piece):
     attention.measure(piece)
-    kinds = {(row["attention"], row["documents"] > 1, bool(row["window"])) for row in piece.tables["Kernels in bf16"]}
-    assert kinds == {(name, many, window) for name in ("sdpa", "packed") for many, window in ((True, True), (True, False), (False, False))}
+    kinds = {
+        (row["attention"], row["documents"] > 1, bool(row["window"]))
+        for row in piece.tables["Kernels in bf16"]
+    }
+    assert kinds == {
+        (name, many, window)
+        for name in ("sdpa", "packed")
+        for many, window in ((True, True), (True, False), (False, False))
+    }
     loss.measure(piece)
     assert piece.checks and all(check["passed"] for check in piece.checks)
 
@@ -40,7 +47,10 @@ def test_a_kernel_that_lets_documents_see_each_other_is_noticed(piece, monkeypat
     monkeypatch.setattr(kernels, "packed_attention", leaking)
     attention.compare(piece, attention.Case([40, 56], 4, 2, 32, None))
     failed = {check["check"] for check in piece.checks if not check["passed"]}
-    assert failed == {"packed, 96 tokens, 2 documents", "packed: numbers that change when another document does"}
+    assert failed == {
+        "packed, 96 tokens, 2 documents",
+        "packed: numbers that change when another document does",
+    }
 
 
 def test_run_sh_writes_a_folder_and_a_table(tmp_path):
@@ -50,7 +60,10 @@ def test_run_sh_writes_a_folder_and_a_table(tmp_path):
     assert "| environment | passed |" in done.stdout
     assert json.loads((tmp_path / "out" / "environment.json").read_text())["tables"]["Rates"]
     assert "**Packages**" in (tmp_path / "out" / "summary.md").read_text()
-    assert subprocess.run([command[0], "no", "folder"], capture_output=True, check=False).returncode == 2
+    assert (
+        subprocess.run([command[0], "no", "folder"], capture_output=True, check=False).returncode
+        == 2
+    )
 
 
 def ended(monkeypatch, folder, name, work, packages=()):
@@ -71,9 +84,17 @@ def test_how_pieces_end(monkeypatch, tmp_path, capsys):
     code, record = ended(monkeypatch, tmp_path, "failing", fail)
     assert (code, record["status"], record["reason"]) == (True, "failed", "1 of 1 checks")
     code, record = ended(monkeypatch, tmp_path, "broken", break_)
-    assert (code, record["reason"], record["tables"]) == (True, "ValueError: what is wrong", {"done before": [{"a": 1}]})
+    assert (code, record["reason"], record["tables"]) == (
+        True,
+        "ValueError: what is wrong",
+        {"done before": [{"a": 1}]},
+    )
     code, record = ended(monkeypatch, tmp_path, "poor", fail, ("no_such_package",))
-    assert (code, record["status"], record["reason"]) == (False, "skipped", "not installed: no_such_package")
+    assert (code, record["status"], record["reason"]) == (
+        False,
+        "skipped",
+        "not installed: no_such_package",
+    )
     Piece("killed", tmp_path, smoke=True, seconds=1).save()
     capsys.readouterr()
     assert summary.main(tmp_path, ["poor"]) == 0

@@ -1,4 +1,6 @@
-"""Texts and outputs of models hold long runs of one sign: dotted lines, rulers, tables, loops. None may take quadratic time."""
+"""Texts and outputs of models hold long runs of one sign: dotted lines, rulers, tables, loops. None
+may take quadratic time.
+"""
 
 import random
 import re
@@ -18,7 +20,10 @@ from ipt.synthesis.long_documents import SENTENCE_END, sentences
 from ipt.synthesis.quality import measures
 from ipt.synthesis.quality.task_types import kind_of
 
-SHORT, FACTOR = 2_000, 16  # linear time is 16 times as much for a text 16 times as long, quadratic time 256 times
+SHORT, FACTOR = (
+    2_000,
+    16,
+)  # linear time is 16 times as much for a text 16 times as long, quadratic time 256 times
 LIMIT = 80  # between the two, in the middle on a logarithmic scale, with room for what is done once
 
 
@@ -69,7 +74,9 @@ UNITS = [
 
 
 def cpu_time(read: Callable[[str], object], text: str) -> float:
-    """The lesser of two, in seconds of this process's own work: what else the machine does adds nothing."""
+    """The lesser of two, in seconds of this process's own work: what else the machine does adds
+    nothing.
+    """
     times = []
     for _ in range(2):
         started = process_time()
@@ -87,7 +94,9 @@ def test_time_grows_with_the_length(name):
     slow = {}
     for unit in UNITS:
         short, long = (unit * -(-length // len(unit)) for length in (SHORT, SHORT * FACTOR))
-        base = max(cpu_time(read, short), 2e-4)  # below that the clock and the garbage collector are what is measured
+        base = max(
+            cpu_time(read, short), 2e-4
+        )  # below that the clock and the garbage collector are what is measured
         if (taken := cpu_time(read, long)) > LIMIT * base:
             slow[unit] = (base, taken)
     assert not slow
@@ -98,4 +107,6 @@ def test_sentences_are_cut_where_a_pattern_that_tries_each_place_would():
     random_ = random.Random(0)
     for _ in range(3_000):
         text = "".join(random_.choices(".!?…\"')] \n\taAb。」1", k=random_.randint(1, 14)))
-        assert list(map(re.Match.span, SENTENCE_END.finditer(text))) == list(map(re.Match.span, tries_all.finditer(text))), text
+        assert list(map(re.Match.span, SENTENCE_END.finditer(text))) == list(
+            map(re.Match.span, tries_all.finditer(text))
+        ), text

@@ -1,4 +1,6 @@
-"""Only the weights of the folder are used: what is missing, renamed, unexpected or of another shape is an error."""
+"""Only the weights of the folder are used: what is missing, renamed, unexpected or of another shape
+is an error.
+"""
 
 import json
 import shutil
@@ -62,14 +64,26 @@ def integers(weights):
 FAULTS = {
     "missing": (without(NORM), f"weight {NORM} is missing from the files \\(1 in all\\)"),
     "half": (without("layers.1."), "weight model.layers.1.self_attn.q_proj.weight is missing"),
-    "compiled": (with_prefix("_orig_mod."), "they have _orig_mod.model.embed_tokens.weight: rename"),
+    "compiled": (
+        with_prefix("_orig_mod."),
+        "they have _orig_mod.model.embed_tokens.weight: rename",
+    ),
     "wrapped": (with_prefix("module."), "they have module.model.embed_tokens.weight: rename"),
     "of a trainer": (with_prefix("state.net."), "they have state.net.model.embed_tokens.weight"),
-    "one more layer": (adding("model.layers.2.input_layernorm.weight"), "hold model.layers.2.input_"),
+    "one more layer": (
+        adding("model.layers.2.input_layernorm.weight"),
+        "hold model.layers.2.input_",
+    ),
     "a bias": (adding("model.layers.0.mlp.up_proj.bias"), "hold model.layers.0.mlp.up_proj.bias"),
     "LoRA": (adding("model.layers.0.mlp.up_proj.lora_A.weight"), "hold .*lora_A.weight, for which"),
-    "integers": (integers, r"weight model\.\S+ is stored as (I8|torch\.int8), expected floating-point"),
-    "another shape": (reshaped(NORM), rf"{NORM} has the shape \[3\] in the files, .* makes it \[16\]"),
+    "integers": (
+        integers,
+        r"weight model\.\S+ is stored as (I8|torch\.int8), expected floating-point",
+    ),
+    "another shape": (
+        reshaped(NORM),
+        rf"{NORM} has the shape \[3\] in the files, .* makes it \[16\]",
+    ),
 }
 
 
@@ -86,7 +100,9 @@ def test_wrong_weights_are_named(fault, kind, tmp_path):
         check_weights(str(folder))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
 def test_floating_point_weights_of_any_width_pass(dtype, tmp_path):
     folder = make(tmp_path / "model")
     change(folder, lambda weights: {name: value.to(dtype) for name, value in weights.items()})
@@ -98,7 +114,10 @@ def test_a_checkpoint_that_wraps_its_weights_is_named(tmp_path):
     weights = load_file(folder / "model.safetensors")
     torch.save({"state_dict": weights, "step": 3}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"pytorch_model.bin: state_dict is no tensor: save the model's state_dict alone"):
+    with pytest.raises(
+        UserError,
+        match=r"pytorch_model.bin: state_dict is no tensor: save the model's state_dict alone",
+    ):
         check_weights(str(folder))
 
 
@@ -132,7 +151,9 @@ def test_tied_weights_that_differ(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     with pytest.raises(UserError, match="set tie_word_embeddings to false"):
         check_weights(str(folder))
-    change(folder, lambda weights: {**weights, "lm_head.weight": weights["model.embed_tokens.weight"]})
+    change(
+        folder, lambda weights: {**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}
+    )
     check_weights(str(folder))
 
 
@@ -145,7 +166,9 @@ def test_parts_beside_the_language_model_are_logged(name, tmp_path, caplog):
 
 
 def test_names_that_transformers_ignores_or_converts_pass(tmp_path):
-    """Buffers of older versions, weights of a model without its head's prefix, and one file per expert."""
+    """Buffers of older versions, weights of a model without its head's prefix, and one file per
+    expert.
+    """
     folder = make(tmp_path / "old")
     change(folder, adding("model.layers.0.self_attn.rotary_emb.inv_freq"))
     check_weights(str(folder))
@@ -213,7 +236,10 @@ def _change_adapter(folder: Path, edit) -> None:
     [
         (without("layers.1.mlp.up_proj.lora_B"), "layers.1.mlp.up_proj.lora_B.weight is missing"),
         (with_prefix("module."), "q_proj.lora_A.weight is missing"),
-        (adding("base_model.model.model.layers.7.mlp.up_proj.lora_A.weight"), "no place for .*layers.7"),
+        (
+            adding("base_model.model.model.layers.7.mlp.up_proj.lora_A.weight"),
+            "no place for .*layers.7",
+        ),
         (reshaped("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"), r"the shape \[3\]"),
     ],
 )

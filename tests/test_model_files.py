@@ -1,4 +1,6 @@
-"""Damaged model folders: each fault is one line that names the file and comes before anything is loaded."""
+"""Damaged model folders: each fault is one line that names the file and comes before anything is
+loaded.
+"""
 
 import json
 import shutil
@@ -47,7 +49,9 @@ def test_damaged_json_is_named(folder, name, content):
 def test_a_link_to_nothing_is_named(folder):
     (folder / "generation_config.json").unlink()
     (folder / "generation_config.json").symlink_to(folder / "gone")
-    with pytest.raises(UserError, match=r"generation_config.json is a link to .*gone, which does not"):
+    with pytest.raises(
+        UserError, match=r"generation_config.json is a link to .*gone, which does not"
+    ):
         check_model(str(folder))
 
 

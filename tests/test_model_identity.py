@@ -28,7 +28,9 @@ def folder(tmp_path):
         ("spiece.model", True),
     ],
 )
-def test_every_file_that_decides_what_a_model_reads_is_part_of_its_identity(folder, file, is_tokenizer):
+def test_every_file_that_decides_what_a_model_reads_is_part_of_its_identity(
+    folder, file, is_tokenizer
+):
     before = [model_identity(str(folder), tokenizer_only) for tokenizer_only in (False, True)]
     (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).write_text('{"changed": true}')

@@ -71,7 +71,10 @@ def test_an_architecture_must_hold_the_tokenizer(tiny_model):
 
 def test_a_store_with_ids_beyond_the_embeddings(tiny_model, tmp_path):
     fingerprint = tokenizer_fingerprint(load_tokenizer(tiny_model))
-    documents = [EncodedDocument(np.full(10, 7, np.uint32)), EncodedDocument(np.full(5, 49152, np.uint32))]
+    documents = [
+        EncodedDocument(np.full(10, 7, np.uint32)),
+        EncodedDocument(np.full(5, 49152, np.uint32)),
+    ]
     write_store(tmp_path, documents, fingerprint, 8)
     source = SourceConfig(kind="store", path=str(tmp_path))
     open_source("own", source, tiny_model, 1.0)
@@ -85,21 +88,34 @@ def test_a_store_with_ids_beyond_the_embeddings(tiny_model, tmp_path):
     store = TokenStore.open(tmp_path)
     plan = make_plan({"own": store}, config.mixture, 1, 0)
     assert PackedSequences(plan, [store], 49153).batch([0])["input_ids"].max() == 49152
-    with pytest.raises(UserError, match="holds the token 49152, and the model has 49152 embeddings"):
+    with pytest.raises(
+        UserError, match="holds the token 49152, and the model has 49152 embeddings"
+    ):
         PackedSequences(plan, [store], 49152).batch([0])
 
 
 TABLES = {
     "gpt2": ({"n_positions": 64}, "wpe"),
-    "opt": ({"max_position_embeddings": 64, "word_embed_proj_dim": 16, "ffn_dim": 32}, "embed_positions"),
+    "opt": (
+        {"max_position_embeddings": 64, "word_embed_proj_dim": 16, "ffn_dim": 32},
+        "embed_positions",
+    ),
     "gpt_neo": (
-        {"max_position_embeddings": 64, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]},
+        {
+            "max_position_embeddings": 64,
+            "num_layers": 1,
+            "num_heads": 2,
+            "attention_types": [[["global"], 1]],
+        },
         "wpe",
     ),
     "gpt_bigcode": ({"n_positions": 64}, "wpe"),
     "biogpt": ({"max_position_embeddings": 64}, "embed_positions"),
     "gptj": ({"n_positions": 64, "rotary_dim": 4}, "embed_positions"),
-    "codegen": ({"n_positions": 64, "n_ctx": 64, "rotary_dim": 4, "num_attention_heads": 4}, "embed_positions"),
+    "codegen": (
+        {"n_positions": 64, "n_ctx": 64, "rotary_dim": 4, "num_attention_heads": 4},
+        "embed_positions",
+    ),
 }
 
 
@@ -108,13 +124,21 @@ def test_learned_positions_end(model_type, tiny_model):
     more, table = TABLES[model_type]
     limits = model_limits(tiny_model, {"model_type": model_type, **SMALL, **more})
     check_positions(limits, "mixture.seq_len", 64)
-    with pytest.raises(UserError, match=rf"mixture.seq_len=65: .* 64 learned positions \(.*{table}"):
+    with pytest.raises(
+        UserError, match=rf"mixture.seq_len=65: .* 64 learned positions \(.*{table}"
+    ):
         check_positions(limits, "mixture.seq_len", 65)
 
 
 def test_rotary_positions_are_logged_and_models_without_positions_are_not(tiny_model, caplog):
     check_model_limits(tiny_model, None, {"mixture.seq_len": 4096, "evaluation.max_length": None})
-    bloom = {"model_type": "bloom", "vocab_size": 49152, "hidden_size": 16, "n_layer": 1, "n_head": 2}
+    bloom = {
+        "model_type": "bloom",
+        "vocab_size": 49152,
+        "hidden_size": 16,
+        "n_layer": 1,
+        "n_head": 2,
+    }
     check_model_limits(tiny_model, bloom, {"mixture.seq_len": 1_000_000})
     assert not caplog.text
     check_model_limits(tiny_model, None, {"mixture.seq_len": 4097})

@@ -59,11 +59,15 @@ def test_a_name_of_any_bytes_goes_through_json(tmp_path):
     assert read_json(tmp_path / "a.json") == {"path": "data/\udcff.jsonl", "ü": ["心", "\udc80"]}
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".txt", ".parquet", ".jsonl.gz", ".jsonl.zst", ".json"])
+@pytest.mark.parametrize(
+    "ending", [".jsonl", ".txt", ".parquet", ".jsonl.gz", ".jsonl.zst", ".json"]
+)
 def test_a_git_lfs_pointer_in_a_corpus_is_named(tmp_path, ending):
     path = tmp_path / f"a{ending}"
     path.write_text(POINTER)
-    with pytest.raises(UserError, match="a Git LFS pointer, not the file itself: run `git lfs pull`"):
+    with pytest.raises(
+        UserError, match="a Git LFS pointer, not the file itself: run `git lfs pull`"
+    ):
         list(read_documents(CorpusConfig(kind="files", path=str(path))))
 
 

@@ -1,4 +1,6 @@
-"""benchmarks/scale.py on little: hundreds of ranks read and write what few do, and slopes are what they say."""
+"""benchmarks/scale.py on little: hundreds of ranks read and write what few do, and slopes are what
+they say.
+"""
 
 import shutil
 import subprocess
@@ -22,7 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_64_ranks_read_what_one_process_reads_and_512_go_on():
     data = ranks.made_up_data(2 * 512, 16)
     whole = ranks.steps_of(data, 1, 512)
-    assert [len(step) for step in whole] == [512, 512] and len({sequence for step in whole for sequence in step}) == 1024
+    assert [len(step) for step in whole] == [512, 512] and len(
+        {sequence for step in whole for sequence in step}
+    ) == 1024
     assert ranks.steps_of(data, 64, 8) == whole
     assert ranks.steps_of(data, 512, 1, taken=512) == whole[1:]
 
@@ -33,7 +37,11 @@ def test_a_plan_of_a_trillion_tokens_gives_any_rank_its_batch_at_once():
     step = len(first) - 1
     (one, *_, targets), (other, *_, same) = first[step], last[step]
     assert one.shape == other.shape == (4, 1, 2048) and not one.equal(other)
-    assert targets == same == sum(data.target_count(index) for index in range(512 * step, 512 * step + 512))
+    assert (
+        targets
+        == same
+        == sum(data.target_count(index) for index in range(512 * step, 512 * step + 512))
+    )
 
 
 @pytest.mark.parametrize("replicas", [1, 8, 64])
@@ -44,16 +52,25 @@ def test_slices_of_512_ranks_are_those_that_the_dry_run_foresees(replicas):
             found = data_mesh(mesh, replicas)
             assert found.size() == 512 and found.ndim == (1 if replicas == 1 else 2)
             if replicas > 1:  # neighbours share a copy
-                assert list(found.get_coordinate()) == [rank // (512 // replicas), rank % (512 // replicas)]
+                assert list(found.get_coordinate()) == [
+                    rank // (512 // replicas),
+                    rank % (512 // replicas),
+                ]
             model = ranks.tiny_model()
-            ranks.shard(model, ranks.transformer_blocks(model), found, TrainerConfig(accelerator="cpu"))
+            ranks.shard(
+                model, ranks.transformer_blocks(model), found, TrainerConfig(accelerator="cpu")
+            )
             held.append([ranks.local(parameter).numel() for parameter in model.parameters()])
-    assert held[0] == [sharded(parameter, 512 // replicas) for parameter in ranks.tiny_model().parameters()]
+    assert held[0] == [
+        sharded(parameter, 512 // replicas) for parameter in ranks.tiny_model().parameters()
+    ]
     assert all(mine <= most for rank in held[1:] for mine, most in zip(rank, held[0], strict=True))
 
 
 @pytest.mark.parametrize(("replicas", "resumed", "copies"), [(1, 4, 2), (2, 12, 1)])
-def test_a_checkpoint_of_many_ranks_is_read_by_others_to_the_bit(tmp_path, replicas, resumed, copies):
+def test_a_checkpoint_of_many_ranks_is_read_by_others_to_the_bit(
+    tmp_path, replicas, resumed, copies
+):
     folder, model = tmp_path / "step-00000001", ranks.tiny_model()
     ranks.write_together(model, folder, 8, replicas)
     assert is_whole(folder) and not list(tmp_path.glob(".*"))

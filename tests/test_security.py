@@ -1,4 +1,6 @@
-"""Hostile files: what they would run does not run, and what they would break ends in one line. See docs/security.md."""
+"""Hostile files: what they would run does not run, and what they would break ends in one line. See
+docs/security.md.
+"""
 
 import ast
 import gzip
@@ -70,7 +72,8 @@ def _rows(path: Path) -> list:
     return read_rows(Task("t", "choice", path.name, folder=path.parent), None)
 
 
-# Nothing in a file is run ------------------------------------------------------------------------------------------------
+# Nothing in a file is run
+# ----------------------------------------------------------------------------------------------
 
 
 def test_the_pickle_of_these_tests_would_run(tmp_path):
@@ -116,9 +119,17 @@ def test_code_of_a_model_folder_does_not_run(canary, tiny_model, tmp_path):
 
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (folder / "evil.py").write_text(f"import os; os.mkdir({str(canary)!r})\n")
-    code = {"AutoConfig": "evil.Evil", "AutoTokenizer": ["evil.Evil", None], "AutoModelForCausalLM": "evil.Evil"}
+    code = {
+        "AutoConfig": "evil.Evil",
+        "AutoTokenizer": ["evil.Evil", None],
+        "AutoModelForCausalLM": "evil.Evil",
+    }
     for name in ("config.json", "tokenizer_config.json"):
-        content = json.loads((folder / name).read_text()) | {"model_type": "evil", "tokenizer_class": "Evil", "auto_map": code}
+        content = json.loads((folder / name).read_text()) | {
+            "model_type": "evil",
+            "tokenizer_class": "Evil",
+            "auto_map": code,
+        }
         (folder / name).write_text(json.dumps(content))
     for read in (count_parameters, load_tokenizer):
         with pytest.raises(ValueError, match="trust_remote_code"):
@@ -142,7 +153,10 @@ def test_code_of_a_data_set_does_not_run(canary, tmp_path):
         "[" * 100_000,
         "&a [*a]",
         "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
-        + "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefg", "bcdefgh", strict=True)),
+        + "\n".join(
+            f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]"
+            for a, b in zip("abcdefg", "bcdefgh", strict=True)
+        ),
     ],
     ids=["tag", "wrong tag", "no date", "deep", "itself", "bomb"],
 )
@@ -190,18 +204,41 @@ def test_the_project_calls_nothing_that_runs_data():
             if isinstance(node, ast.Call):
                 keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 called = ast.unparse(node.func)
-                bad = called in ("eval", "exec", "os.system", "os.popen", "torch.load", "pickle.load", "pickle.loads", "yaml.unsafe_load")
-                bad |= any(keywords.get(name, "False") != "False" for name in ("shell", "allow_pickle", "trust_remote_code"))
-                bad |= called == "yaml.load" and keywords.get("Loader") != "loader"  # of ipt.stage, a safe one
+                bad = called in (
+                    "eval",
+                    "exec",
+                    "os.system",
+                    "os.popen",
+                    "torch.load",
+                    "pickle.load",
+                    "pickle.loads",
+                    "yaml.unsafe_load",
+                )
+                bad |= any(
+                    keywords.get(name, "False") != "False"
+                    for name in ("shell", "allow_pickle", "trust_remote_code")
+                )
+                bad |= (
+                    called == "yaml.load" and keywords.get("Loader") != "loader"
+                )  # of ipt.stage, a safe one
                 found += [f"{path.name}:{node.lineno}: {called}"] * bad
     assert found == []
 
 
-# Names -------------------------------------------------------------------------------------------------------------------
+# Names
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "name", [";$(mkdir canary);.jsonl", "`mkdir canary`.jsonl", "a\nb.jsonl", "--help.jsonl", "[bold].jsonl", "%s{0}.jsonl"]
+    "name",
+    [
+        ";$(mkdir canary);.jsonl",
+        "`mkdir canary`.jsonl",
+        "a\nb.jsonl",
+        "--help.jsonl",
+        "[bold].jsonl",
+        "%s{0}.jsonl",
+    ],
 )
 def test_names_of_files_are_only_names(canary, tmp_path, name):
     folder = tmp_path / "corpus"
@@ -246,7 +283,8 @@ def test_an_error_holds_nothing_that_a_terminal_obeys(capsys):
     assert capsys.readouterr().err == "error: a [2J b c\n"
 
 
-# Sizes and shapes ---------------------------------------------------------------------------------------------------------
+# Sizes and shapes
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
@@ -274,7 +312,16 @@ def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch, end
         b"[]",
         b'{"text": 1}',
     ],
-    ids=["no UTF-8", "deep", "deep objects", "long number", "half a pair", "zero", "list", "number"],
+    ids=[
+        "no UTF-8",
+        "deep",
+        "deep objects",
+        "long number",
+        "half a pair",
+        "zero",
+        "list",
+        "number",
+    ],
 )
 def test_a_bad_line_is_named(tmp_path, line):
     path = tmp_path / "rows.jsonl"
@@ -291,7 +338,10 @@ def test_a_long_line_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     "header",
-    [b"{}" + b" " * 6, json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()],
+    [
+        b"{}" + b" " * 6,
+        json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode(),
+    ],
     ids=["length", "offsets"],
 )
 def test_a_safetensors_header_that_lies_is_refused(tmp_path, tiny_model, header):
@@ -311,8 +361,12 @@ def test_halves_of_characters_are_no_text():
         check_text("a\ud800", 10)
 
 
-def test_a_library_that_changes_the_loader_of_yaml_does_not_change_what_a_file_says(monkeypatch, tmp_path):
+def test_a_library_that_changes_the_loader_of_yaml_does_not_change_what_a_file_says(
+    monkeypatch, tmp_path
+):
     """One that vLLM imports does this, for the whole process."""
     constructors = yaml.SafeLoader.yaml_constructors
-    monkeypatch.setitem(constructors, "tag:yaml.org,2002:timestamp", constructors["tag:yaml.org,2002:str"])
+    monkeypatch.setitem(
+        constructors, "tag:yaml.org,2002:timestamp", constructors["tag:yaml.org,2002:str"]
+    )
     assert parse_yaml(b"day: 2026-11-30", tmp_path / "file.yaml") == {"day": date(2026, 11, 30)}

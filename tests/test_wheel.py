@@ -7,7 +7,16 @@ from tests.commands import ROOT
 
 
 def test_the_wheel_carries_conf_adapter_and_templates_and_runs_from_anywhere(tmp_path):
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(ROOT),
+    ]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     wheel = next(tmp_path.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
@@ -20,8 +29,18 @@ def test_the_wheel_carries_conf_adapter_and_templates_and_runs_from_anywhere(tmp
     assert "hydra_plugins/ipt_sweeps/__init__.py" in names
     assert not [name for name in names if name.startswith("tests/")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    script = "import ipt, sys; sys.argv = ['ipt', 'train', '--cfg', 'job']; print(ipt.__file__); from ipt.__main__ import main; main()"
-    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    script = (
+        "import ipt, sys; sys.argv = ['ipt', 'train', '--cfg', 'job']; print(ipt.__file__); from "
+        "ipt.__main__ import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
     assert str(tmp_path / "site") in result.stdout.splitlines()[0]
     assert "embedded:smollm2-135m-synthesizer" in result.stdout

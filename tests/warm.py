@@ -1,4 +1,6 @@
-"""What processes of tests need, imported once, by the server that forks them (tests/processes.py). Starts no Python thread."""
+"""What processes of tests need, imported once, by the server that forks them (tests/processes.py).
+Starts no Python thread.
+"""
 
 import gc
 from importlib import import_module

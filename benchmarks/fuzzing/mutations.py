@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import yaml
 import zstandard
 
-# What parsers stumble over: signs of formats, numbers at the edges, halves of characters, markup, ways out of folders and of shells.
+# What parsers stumble over: signs of formats, numbers at the edges, halves of characters, markup,
+# ways out of folders and of shells.
 TOKENS = (
     *(
         b'"',
@@ -36,7 +37,19 @@ TOKENS = (
         b"*a",
         b"!!python/",
     ),
-    *(b"NaN", b"-Infinity", b"1e999", b"-0", b"9" * 5000, b"0x", b"1_0", b"18446744073709551616", b"true", b"null", b"1e-9999999"),
+    *(
+        b"NaN",
+        b"-Infinity",
+        b"1e999",
+        b"-0",
+        b"9" * 5000,
+        b"0x",
+        b"1_0",
+        b"18446744073709551616",
+        b"true",
+        b"null",
+        b"1e-9999999",
+    ),
     *(
         b"\xff\xfe",
         b"\xef\xbb\xbf",
@@ -87,19 +100,74 @@ TOKENS = (
 )
 # What is repeated in dotted lines, rulers, tables, listings and broken outputs of models.
 RUNS = tuple(
-    sign.encode() for sign in (*".,;:!?-_=*#|/\\ \t\n0a(){}[]<>\"'`", ". ", "a ", "a. ", "1,", "\n\n", "…", "。", "é", "</END>", "{}", "[]")
+    sign.encode()
+    for sign in (
+        *".,;:!?-_=*#|/\\ \t\n0a(){}[]<>\"'`",
+        ". ",
+        "a ",
+        "a. ",
+        "1,",
+        "\n\n",
+        "…",
+        "。",
+        "é",
+        "</END>",
+        "{}",
+        "[]",
+    )
 )
 RUN_BYTES = 60_000
 VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**400, -0.0, 1e308, float("inf"), float("nan")),
-    *("", " ", "\0", "\ud800", "a" * 70000, "é" * 300, "../x", "<b>", "{{ x }}", "{x}", "\x1b[2J", "1", "[]"),
-    *([], {}, [[]], [None], {"": None}, ["a", 1, None], [{}], {"a": {"a": {"a": []}}}, [[[[[[[["deep"]]]]]]]]),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        2**31,
+        2**63,
+        2**64,
+        10**400,
+        -0.0,
+        1e308,
+        float("inf"),
+        float("nan"),
+    ),
+    *(
+        "",
+        " ",
+        "\0",
+        "\ud800",
+        "a" * 70000,
+        "é" * 300,
+        "../x",
+        "<b>",
+        "{{ x }}",
+        "{x}",
+        "\x1b[2J",
+        "1",
+        "[]",
+    ),
+    *(
+        [],
+        {},
+        [[]],
+        [None],
+        {"": None},
+        ["a", 1, None],
+        [{}],
+        {"a": {"a": {"a": []}}},
+        [[[[[[[["deep"]]]]]]]],
+    ),
 )
 Mutation = Callable[[bytes, random.Random, Sequence[bytes]], bytes]
 
 
 def mutate(data: bytes, random_: random.Random, others: Sequence[bytes]) -> bytes:
-    """`data` with one to six changes, or with changes inside of what it is when it is JSON, JSON lines or YAML."""
+    """`data` with one to six changes, or with changes inside of what it is when it is JSON, JSON
+    lines or YAML.
+    """
     if random_.random() < 0.4:
         changed = _structure(data, random_)
         if changed is not None:
@@ -116,11 +184,19 @@ def packed(kind: str) -> Mutation:
         if random_.random() < 0.3:
             return mutate(data, random_, others)
         try:
-            inner = gzip.decompress(data) if kind == "gz" else zstandard.ZstdDecompressor().decompress(data, max_output_size=1 << 20)
+            inner = (
+                gzip.decompress(data)
+                if kind == "gz"
+                else zstandard.ZstdDecompressor().decompress(data, max_output_size=1 << 20)
+            )
         except (OSError, EOFError, zlib.error, zstandard.ZstdError):
             return mutate(data, random_, others)
         changed = mutate(inner, random_, [])
-        return gzip.compress(changed, 1, mtime=0) if kind == "gz" else zstandard.ZstdCompressor(1).compress(changed)
+        return (
+            gzip.compress(changed, 1, mtime=0)
+            if kind == "gz"
+            else zstandard.ZstdCompressor(1).compress(changed)
+        )
 
     return change
 
@@ -131,7 +207,9 @@ def parquet(data: bytes, random_: random.Random, others: Sequence[bytes]) -> byt
         return mutate(data, random_, others)
     try:
         rows = pq.read_table(io.BytesIO(data)).to_pylist()
-        changed = pa.Table.from_pylist(_changed(rows, random_) if random_.random() < 0.8 else rows[:0])
+        changed = pa.Table.from_pylist(
+            _changed(rows, random_) if random_.random() < 0.8 else rows[:0]
+        )
         buffer = io.BytesIO()
         pq.write_table(changed, buffer)
     except Exception:  # what cannot be written is no input
@@ -139,7 +217,8 @@ def parquet(data: bytes, random_: random.Random, others: Sequence[bytes]) -> byt
     return buffer.getvalue()
 
 
-# Bytes ---------------------------------------------------------------------------------------------------------------
+# Bytes
+# ----------------------------------------------------------------------------------------------
 
 
 def _span(data: bytes, random_: random.Random) -> tuple[int, int]:
@@ -175,9 +254,15 @@ def _repeat(data: bytes, random_: random.Random, others: Sequence[bytes]) -> byt
 
 
 def _run(data: bytes, random_: random.Random, others: Sequence[bytes]) -> bytes:
-    """A long run of one sign or of a few, which takes quadratic time where each of its places is tried."""
+    """A long run of one sign or of a few, which takes quadratic time where each of its places is
+    tried.
+    """
     place = random_.randint(0, len(data))
-    sign = random_.choice(RUNS) if random_.random() < 0.7 else data[place : place + random_.choice((1, 2, 8))]
+    sign = (
+        random_.choice(RUNS)
+        if random_.random() < 0.7
+        else data[place : place + random_.choice((1, 2, 8))]
+    )
     run = sign * (RUN_BYTES // max(1, len(sign)))
     return data[:place] + run + data[place:]
 
@@ -191,14 +276,27 @@ def _splice(data: bytes, random_: random.Random, others: Sequence[bytes]) -> byt
     return data[: random_.randint(0, len(data))] + other[random_.randint(0, len(other)) :]
 
 
-CHANGES: tuple[Mutation, ...] = (_flip, _remove, _insert, _insert, _replace, _repeat, _run, _cut, _splice)
+CHANGES: tuple[Mutation, ...] = (
+    _flip,
+    _remove,
+    _insert,
+    _insert,
+    _replace,
+    _repeat,
+    _run,
+    _cut,
+    _splice,
+)
 
 
-# Structure -----------------------------------------------------------------------------------------------------------
+# Structure
+# ----------------------------------------------------------------------------------------------
 
 
 def _structure(data: bytes, random_: random.Random) -> bytes | None:
-    """Other values, keys or types inside of JSON, one of several JSON lines, or YAML; None where `data` is none of these."""
+    """Other values, keys or types inside of JSON, one of several JSON lines, or YAML; None where
+    `data` is none of these.
+    """
     try:
         return _dumped(_changed(json.loads(data), random_))
     except (ValueError, RecursionError):
@@ -212,7 +310,11 @@ def _structure(data: bytes, random_: random.Random) -> bytes | None:
         pass
     try:
         value = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return yaml.safe_dump(_changed(value, random_), allow_unicode=True).encode() if isinstance(value, dict | list) else None
+        return (
+            yaml.safe_dump(_changed(value, random_), allow_unicode=True).encode()
+            if isinstance(value, dict | list)
+            else None
+        )
     except Exception:  # YAML's loaders and dumpers raise whatever they come upon
         return None
 
@@ -229,7 +331,10 @@ def _changed(value: Any, random_: random.Random) -> Any:
         if action < 0.1:
             return {name: entry for name, entry in value.items() if name != key}
         if action < 0.15:
-            return {**value, random_.choice(("", "extra", "__class__", "id")): random_.choice(VALUES)}
+            return {
+                **value,
+                random_.choice(("", "extra", "__class__", "id")): random_.choice(VALUES),
+            }
         return {**value, key: _changed(value[key], random_)}
     if isinstance(value, list) and value and random_.random() < 0.9:
         place = random_.randrange(len(value))
@@ -237,5 +342,7 @@ def _changed(value: Any, random_: random.Random) -> Any:
             return random_.choice((value[:place] + value[place + 1 :], value + value, value[::-1]))
         return [*value[:place], _changed(value[place], random_), *value[place + 1 :]]
     if isinstance(value, str) and random_.random() < 0.5:
-        return random_.choice(CHANGES)(value.encode(errors="replace"), random_, []).decode(errors="replace")
+        return random_.choice(CHANGES)(value.encode(errors="replace"), random_, []).decode(
+            errors="replace"
+        )
     return random_.choice(VALUES)

@@ -1,5 +1,6 @@
-"""What is fuzzed: each parser and reader with valid inputs to begin from. A check raises what the reader raises, or AssertionError
-where something was lost on the way."""
+"""What is fuzzed: each parser and reader with valid inputs to begin from. A check raises what the
+reader raises, or AssertionError where something was lost on the way.
+"""
 
 import gzip
 import io
@@ -49,13 +50,20 @@ from ipt.tokens.shards import EncodedDocument
 from ipt.tokens.store import TokenStore, write_store
 
 Check = Callable[[bytes, Path], None]
-TEXT = "The heart pumps blood. It has four chambers, and valves (bicuspid, for example) keep the blood from flowing back."
+TEXT = (
+    "The heart pumps blood. It has four chambers, and valves (bicuspid, for example) keep the "
+    "blood from flowing back."
+)
 PAIRS = [
     Pair("What pumps blood?", "The heart"),
     Pair("Which one?\nOptions:\n- atria\n- ears", "atria"),
     Pair("Why?\nLet's think step by step.", "It has four.\nTherefore, the answer is because."),
 ]
-OUTPUTS = [pairs_text(PAIRS), pairs_text(PAIRS[:1]) + "\n\n<QUE> How long is a", "<QUE> no answer </END>\n\n" + pairs_text(PAIRS)]
+OUTPUTS = [
+    pairs_text(PAIRS),
+    pairs_text(PAIRS[:1]) + "\n\n<QUE> How long is a",
+    "<QUE> no answer </END>\n\n" + pairs_text(PAIRS),
+]
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,9 @@ class Target:
 
 
 def _text(data: bytes) -> str:
-    """Any text: what is no UTF-8 becomes halves of surrogate pairs, which models' decoders and JSON can give too."""
+    """Any text: what is no UTF-8 becomes halves of surrogate pairs, which models' decoders and JSON
+    can give too.
+    """
     return data.decode(errors="surrogateescape")
 
 
@@ -76,25 +86,33 @@ def _encodes(*texts: str) -> None:
         text.encode()
 
 
-# Outputs of models ---------------------------------------------------------------------------------------------------
+# Outputs of models
+# ----------------------------------------------------------------------------------------------
 
 
 def _pairs(data: bytes, folder: Path) -> None:
-    """Accepted pairs, written again, are read as the same pairs; rendering uses or counts each of them."""
+    """Accepted pairs, written again, are read as the same pairs; rendering uses or counts each of
+    them.
+    """
     parsed = parse(data.decode(errors="replace"))
     again = parse(pairs_text(parsed.pairs))
     assert again.pairs == parsed.pairs and not again.rejected, (parsed.pairs, again)
     document = read_document(ChainRow("d", TEXT, parsed.pairs))
     assert len(document.items) + len(document.dropped) == len(parsed.pairs)
     texts = render_documents([document], Settings.of(RenderingConfig()), seed=len(data))
-    assert all(item.answer in texts[0].text for item in document.items), (document.items, texts[0].text)
+    assert all(item.answer in texts[0].text for item in document.items), (
+        document.items,
+        texts[0].text,
+    )
 
 
 @cache
 def _chat_format(name: str) -> chat.ChatFormat:
     from ipt.models import load_tokenizer
 
-    return chat.ChatFormat(Vocabulary(load_tokenizer("embedded:tiny")), SynthesisConfig(format="chat", prompt=name))
+    return chat.ChatFormat(
+        Vocabulary(load_tokenizer("embedded:tiny")), SynthesisConfig(format="chat", prompt=name)
+    )
 
 
 def _structured(data: bytes, folder: Path) -> None:
@@ -118,7 +136,11 @@ def _answers(data: bytes, folder: Path) -> None:
     for score in (answers.released_entity_f1, answers.word_f1):
         assert 0 <= score(output, answer) <= 1
     assert answers.released_number_right(output, answer) in (True, False)
-    assert answers.number_right(output, output) and answers.exact_match(output, output) and answers.contains(output, output)
+    assert (
+        answers.number_right(output, output)
+        and answers.exact_match(output, output)
+        and answers.contains(output, output)
+    )
     answers.number_right(output, answer)
     assert answers.entities_right(output, answer) <= len(answers.entities(output))
 
@@ -128,7 +150,8 @@ def _rules(data: bytes, folder: Path) -> None:
         assert pair.question.strip() and pair.answer.strip()
 
 
-# Corpus --------------------------------------------------------------------------------------------------------------
+# Corpus
+# ----------------------------------------------------------------------------------------------
 
 
 def _corpus(ending: str, data: bytes, folder: Path) -> None:
@@ -137,7 +160,9 @@ def _corpus(ending: str, data: bytes, folder: Path) -> None:
     dropped: Counter[str] = Counter()
     for reader in (None, instruction_text):
         try:
-            for document in read_documents(CorpusConfig(kind="files", path=str(path), held_out_by="chapter"), dropped, reader):
+            for document in read_documents(
+                CorpusConfig(kind="files", path=str(path), held_out_by="chapter"), dropped, reader
+            ):
                 _encodes(document.text, document.doc_id)
                 assert json.loads(document.row()["meta"]) == document.meta
         except ValueError as error:
@@ -151,11 +176,19 @@ def _corpus(ending: str, data: bytes, folder: Path) -> None:
 
 
 def _template(data: bytes, folder: Path) -> None:
-    (folder / "row.jsonl").write_text(json.dumps({"text": TEXT, "n": 3, "list": [1, {"a": None}]}), encoding="utf-8")
+    (folder / "row.jsonl").write_text(
+        json.dumps({"text": TEXT, "n": 3, "list": [1, {"a": None}]}), encoding="utf-8"
+    )
     template = _text(data)
-    if any(sign in template for sign in ("*", "range", "~", "%", "<<", "center", "ljust", "indent")):
+    if any(
+        sign in template for sign in ("*", "range", "~", "%", "<<", "center", "ljust", "indent")
+    ):
         return  # a template is the user's own: it may ask for as much work as it likes
-    list(read_documents(CorpusConfig(kind="files", path=str(folder / "row.jsonl"), template=template or "-")))
+    list(
+        read_documents(
+            CorpusConfig(kind="files", path=str(folder / "row.jsonl"), template=template or "-")
+        )
+    )
 
 
 def _ontology(data: bytes, folder: Path) -> None:
@@ -165,7 +198,9 @@ def _ontology(data: bytes, folder: Path) -> None:
         return  # the package's file is read by a library
     ontology = parse_ontology("CL", "v1", entries)
     assert len(ontology.terms) + ontology.left_out.total() == len(entries)
-    assert sum(map(len, ontology.children.values())) == sum(len(term.parents) for term in ontology.terms.values())
+    assert sum(map(len, ontology.children.values())) == sum(
+        len(term.parents) for term in ontology.terms.values()
+    )
 
 
 def _questions(data: bytes, folder: Path) -> None:
@@ -173,7 +208,8 @@ def _questions(data: bytes, folder: Path) -> None:
         assert 0 <= question["gold"] < len(question["options"])
 
 
-# Synthesis, rendering and tokens ----------------------------------------------------------------------------------------
+# Synthesis, rendering and tokens
+# ----------------------------------------------------------------------------------------------
 
 
 def _tuning(data: bytes, folder: Path) -> None:
@@ -249,14 +285,21 @@ def _store_files() -> dict[str, bytes]:
             EncodedDocument(np.arange(3, dtype=np.uint32), np.array([0, 1, 1], np.uint8)),
         ]
         write_store(Path(name), rows, "f", 4)
-        return {str(path.relative_to(name)): path.read_bytes() for path in Path(name).rglob("*") if path.is_file()}
+        return {
+            str(path.relative_to(name)): path.read_bytes()
+            for path in Path(name).rglob("*")
+            if path.is_file()
+        }
 
 
-# Books that stages keep -------------------------------------------------------------------------------------------------
+# Books that stages keep
+# ----------------------------------------------------------------------------------------------
 
 
 def _manifest(data: bytes, folder: Path) -> None:
-    """A folder with a damaged manifest is refused, or worked on anew; it never counts as finished unless its key is right."""
+    """A folder with a damaged manifest is refused, or worked on anew; it never counts as finished
+    unless its key is right.
+    """
     import shutil
 
     stage = folder / "stage"
@@ -270,8 +313,16 @@ def _manifest(data: bytes, folder: Path) -> None:
 
 
 def _checkpoint(data: bytes, folder: Path) -> None:
-    """A damaged checkpoint.json makes a checkpoint that is not whole, and one line where it is asked for."""
-    from ipt.training.checkpoint.storage import FACTS, checkpoint_name, read_facts, read_whole_tensors, whole_checkpoints
+    """A damaged checkpoint.json makes a checkpoint that is not whole, and one line where it is
+    asked for.
+    """
+    from ipt.training.checkpoint.storage import (
+        FACTS,
+        checkpoint_name,
+        read_facts,
+        read_whole_tensors,
+        whole_checkpoints,
+    )
 
     checkpoint = folder / "checkpoints" / checkpoint_name(1)
     checkpoint.mkdir(parents=True, exist_ok=True)
@@ -281,7 +332,8 @@ def _checkpoint(data: bytes, folder: Path) -> None:
     assert callable(read_whole_tensors)
 
 
-# Evaluation ----------------------------------------------------------------------------------------------------------
+# Evaluation
+# ----------------------------------------------------------------------------------------------
 
 
 def _rows(name: str, data: bytes, folder: Path) -> None:
@@ -304,12 +356,21 @@ def _prompting(data: bytes, folder: Path) -> None:
     """A row of a task's file is put into its prompt."""
     path = folder / "rows.jsonl"
     path.write_bytes(data)
-    task = Task("t", "choice", path.name, prompt="{{ text }} {{ options[0] }}", records="", where={"kind": "a"}, folder=folder)
+    task = Task(
+        "t",
+        "choice",
+        path.name,
+        prompt="{{ text }} {{ options[0] }}",
+        records="",
+        where={"kind": "a"},
+        folder=folder,
+    )
     for row in read_rows(task, None):
         render_prompt(task, row)
 
 
-# Config and playground -------------------------------------------------------------------------------------------------
+# Config and playground
+# ----------------------------------------------------------------------------------------------
 
 
 def _overrides(data: bytes, folder: Path) -> None:
@@ -323,7 +384,9 @@ def _overrides(data: bytes, folder: Path) -> None:
 
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = to_config(compose("reproduce", plain_arguments(_text(data).split("\n"), Config)))
+            config = to_config(
+                compose("reproduce", plain_arguments(_text(data).split("\n"), Config))
+            )
     except (HydraException, OmegaConfBaseException):
         return
     check_reproduce(config)
@@ -336,7 +399,9 @@ class _Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.add(tag)
-        assert all(name in ("class", "role", "aria-label", "aria-hidden", "tabindex") for name, _ in attrs), attrs
+        assert all(
+            name in ("class", "role", "aria-label", "aria-hidden", "tabindex") for name, _ in attrs
+        ), attrs
 
 
 def _views(data: bytes, folder: Path) -> None:
@@ -349,11 +414,28 @@ def _views(data: bytes, folder: Path) -> None:
     text = data.decode(errors="replace")
     reading = read_output(text, _Plain(), ended=len(data) % 2 == 0)
     row = Row(0, False, ChainRow("d", text, parse(text).pairs, ""))
-    pages = [notice(text), conversation_view([Turn(text, text)]), *map(_said, reading.pieces), draws_view([row], RenderingConfig(), 0)]
+    pages = [
+        notice(text),
+        conversation_view([Turn(text, text)]),
+        *map(_said, reading.pieces),
+        draws_view([row], RenderingConfig(), 0),
+    ]
     for page in pages:
         tags = _Tags()
         tags.feed(str(page))
-        assert tags.found <= {"p", "ol", "ul", "li", "article", "h4", "span", "section", "pre", "div", "small"}, tags.found
+        assert tags.found <= {
+            "p",
+            "ol",
+            "ul",
+            "li",
+            "article",
+            "h4",
+            "span",
+            "section",
+            "pre",
+            "div",
+            "small",
+        }, tags.found
 
 
 class _Plain:
@@ -374,7 +456,8 @@ def _dropped_file(data: bytes, folder: Path) -> None:
         assert text.strip()
 
 
-# Seeds ---------------------------------------------------------------------------------------------------------------
+# Seeds
+# ----------------------------------------------------------------------------------------------
 
 
 def _lines(*rows: Any) -> bytes:
@@ -383,8 +466,14 @@ def _lines(*rows: Any) -> bytes:
 
 def _json_rows() -> list[bytes]:
     instruction = {"instruction": "Name it.", "input": "", "output": "The heart", "text": TEXT}
-    turns = {"text": TEXT, "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "She"}]}
-    return [_lines({"id": 1, "text": TEXT, "chapter": "a"}, {"id": 2, "text": "é 𝄞", "chapter": None}), _lines(instruction, turns)]
+    turns = {
+        "text": TEXT,
+        "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "She"}],
+    }
+    return [
+        _lines({"id": 1, "text": TEXT, "chapter": "a"}, {"id": 2, "text": "é 𝄞", "chapter": None}),
+        _lines(instruction, turns),
+    ]
 
 
 def _parquet_rows() -> list[bytes]:
@@ -408,7 +497,10 @@ def _tuning_rows() -> list[bytes]:
             {
                 "id": "s#1",
                 "context": context,
-                "qa": [{"question": "What pumps?", "answer": "The heart"}, {"question": "Has?", "answer": "four chambers"}],
+                "qa": [
+                    {"question": "What pumps?", "answer": "The heart"},
+                    {"question": "Has?", "answer": "four chambers"},
+                ],
             }
         ),
         _lines(
@@ -423,10 +515,17 @@ def _tuning_rows() -> list[bytes]:
                 "id": "m",
                 "source": "a",
                 "focus": "Heart",
-                "qa": [{"qtype": "information", "answer": f"The heart is a pump that has four chambers. {TEXT}"}],
+                "qa": [
+                    {
+                        "qtype": "information",
+                        "answer": f"The heart is a pump that has four chambers. {TEXT}",
+                    }
+                ],
             }
         ),
-        json.dumps({"data": [{"title": "T", "paragraphs": [{"context": context, "qas": [squad, squad]}]}]}).encode(),
+        json.dumps(
+            {"data": [{"title": "T", "paragraphs": [{"context": context, "qas": [squad, squad]}]}]}
+        ).encode(),
     ]
 
 
@@ -434,7 +533,13 @@ def _structured_outputs() -> list[bytes]:
     values = [
         {"pairs": [{"question": "Who {a}?", "answer": "She"}, {"question": "Who?", "answer": ""}]},
         {"problem": "2+2?", "steps": ["add"], "solution": "4", "answer": "4"},
-        {"turns": [{"question": "Hi", "answer": "Yes"}], "title": "T", "rows": [["a", "b"]], "columns": ["x", "y"], "text": TEXT},
+        {
+            "turns": [{"question": "Hi", "answer": "Yes"}],
+            "title": "T",
+            "rows": [["a", "b"]],
+            "columns": ["x", "y"],
+            "text": TEXT,
+        },
     ]
     return [json.dumps(value).encode() for value in values] + [
         json.dumps(values[0]).encode()[:-10],
@@ -444,7 +549,13 @@ def _structured_outputs() -> list[bytes]:
 
 def _ontology_entries() -> list[bytes]:
     terms = {
-        f"CL:{number}": {"label": f"cell {number}", "description": TEXT, "synonyms": ["a  b"], "deprecated": number == 3, "ancestors": {}}
+        f"CL:{number}": {
+            "label": f"cell {number}",
+            "description": TEXT,
+            "synonyms": ["a  b"],
+            "deprecated": number == 3,
+            "ancestors": {},
+        }
         for number in range(4)
     }
     terms["CL:1"]["ancestors"] = {"CL:0": 1}
@@ -453,7 +564,21 @@ def _ontology_entries() -> list[bytes]:
 
 
 def _question_rows() -> list[bytes]:
-    return [_lines(*({"id": str(n), "task": "t", "split": "test", "prompt": "p", "options": ["a", "b"], "gold": n % 2} for n in range(3)))]
+    return [
+        _lines(
+            *(
+                {
+                    "id": str(n),
+                    "task": "t",
+                    "split": "test",
+                    "prompt": "p",
+                    "options": ["a", "b"],
+                    "gold": n % 2,
+                }
+                for n in range(3)
+            )
+        )
+    ]
 
 
 def _journal_rows() -> list[bytes]:
@@ -477,7 +602,17 @@ def _manifests() -> list[bytes]:
 
 
 def _facts() -> list[bytes]:
-    return [json.dumps({"format": 1, "run": "r", "step": 1, "files": {"checkpoint.json": 3, "a": 0}, "tensors": {"w": [2]}}).encode()]
+    return [
+        json.dumps(
+            {
+                "format": 1,
+                "run": "r",
+                "step": 1,
+                "files": {"checkpoint.json": 3, "a": 0},
+                "tensors": {"w": [2]},
+            }
+        ).encode()
+    ]
 
 
 def _table_rows() -> list[bytes]:
@@ -519,7 +654,12 @@ def _store_seed(name: str) -> list[bytes]:
     return [content for path, content in _store_files().items() if path == f"shard-00000/{name}"]
 
 
-ANSWERS = ("$1,000.5 million (PER)\n\n12.6 percent", "Ada (PER), Paris (LOC)\n\nAda (PER)", "-.5e3%\n\n(4.2)", "the a an\n\nx")
+ANSWERS = (
+    "$1,000.5 million (PER)\n\n12.6 percent",
+    "Ada (PER), Paris (LOC)\n\nAda (PER)",
+    "-.5e3%\n\n(4.2)",
+    "the a an\n\nx",
+)
 TEMPLATES = (
     "{{ text }}",
     "{% for x in list %}{{ x }}{% endfor %}{{ n + 1 }}",
@@ -529,10 +669,25 @@ _FOUND = (
     Target("pairs", _pairs, partial(_bytes, OUTPUTS)),
     Target("structured outputs", _structured, _structured_outputs),
     Target(
-        "judge's reply", _reply, partial(_bytes, ['{"reason": "r", "about_document": true, "answer_is_right": false, "task": "naming"}'])
+        "judge's reply",
+        _reply,
+        partial(
+            _bytes,
+            ['{"reason": "r", "about_document": true, "answer_is_right": false, "task": "naming"}'],
+        ),
     ),
     Target("answers", _answers, partial(_bytes, ANSWERS)),
-    Target("rules", _rules, partial(_bytes, [TEXT, "Fever is caused by infection. It is called pyrexia because it burns.\n\n" + TEXT])),
+    Target(
+        "rules",
+        _rules,
+        partial(
+            _bytes,
+            [
+                TEXT,
+                "Fever is caused by infection. It is called pyrexia because it burns.\n\n" + TEXT,
+            ],
+        ),
+    ),
     Target("corpus jsonl", partial(_corpus, ".jsonl"), _json_rows),
     Target("corpus gz", partial(_corpus, ".jsonl.gz"), partial(_gz, _json_rows), packed("gz")),
     Target("corpus zst", partial(_corpus, ".jsonl.zst"), partial(_zst, _json_rows), packed("zst")),
@@ -548,22 +703,39 @@ _FOUND = (
     Target(
         "preview",
         _preview,
-        lambda: [*_tuning_rows()[:1], _lines({"text": TEXT, "pairs": [{"question": "Who?", "answer": "She"}], "chain_id": 0})],
+        lambda: [
+            *_tuning_rows()[:1],
+            _lines({"text": TEXT, "pairs": [{"question": "Who?", "answer": "She"}], "chain_id": 0}),
+        ],
     ),
-    Target("token index", partial(_store, "shard-00000/index.json"), partial(_store_seed, "index.json")),
-    Target("token offsets", partial(_store, "shard-00000/offsets.npy"), partial(_store_seed, "offsets.npy")),
+    Target(
+        "token index", partial(_store, "shard-00000/index.json"), partial(_store_seed, "index.json")
+    ),
+    Target(
+        "token offsets",
+        partial(_store, "shard-00000/offsets.npy"),
+        partial(_store_seed, "offsets.npy"),
+    ),
     Target("tokens", partial(_store, "shard-00000/tokens.bin"), partial(_store_seed, "tokens.bin")),
     Target("manifest", _manifest, _manifests),
     Target("checkpoint facts", _checkpoint, _facts),
     *(
-        Target(f"task {ending[1:]}", partial(_rows, ending), lambda: [*_table_rows(), *_json_rows()])
+        Target(
+            f"task {ending[1:]}", partial(_rows, ending), lambda: [*_table_rows(), *_json_rows()]
+        )
         for ending in (".csv", ".tsv", ".json", ".jsonl", ".conll")
     ),
     Target("task jsonl.gz", partial(_rows, ".jsonl.gz"), partial(_gz, _json_rows), packed("gz")),
     Target("task csv.zst", partial(_rows, ".csv.zst"), partial(_zst, _table_rows), packed("zst")),
     Target("task parquet", partial(_rows, ".parquet"), _parquet_rows, parquet),
     Target("task file", _task_file, partial(_yaml_files, TASKS)),
-    Target("task prompt", _prompting, lambda: [_lines({"id": 1, "kind": "a", "text": TEXT, "options": ["a"]}, {"id": 2, "kind": "b"})]),
+    Target(
+        "task prompt",
+        _prompting,
+        lambda: [
+            _lines({"id": 1, "kind": "a", "text": TEXT, "options": ["a"]}, {"id": 2, "kind": "b"})
+        ],
+    ),
     Target("overrides", _overrides, _override_lines),
     Target("playground views", _views, partial(_bytes, OUTPUTS)),
     Target("playground file", _dropped_file, lambda: [TEXT.encode(), *_json_rows()]),

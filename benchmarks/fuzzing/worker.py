@@ -1,4 +1,6 @@
-"""One target, worked on in a process of its own: it may crash, hang or eat memory without harm to the others."""
+"""One target, worked on in a process of its own: it may crash, hang or eat memory without harm to
+the others.
+"""
 
 import errno
 import faulthandler
@@ -38,13 +40,17 @@ class Progress:
     executions: int = 0
     slowest: float = 0.0  # seconds that an input took
     kept: int = 0  # inputs that reached lines which no earlier one had reached
-    findings: dict[str, list[str]] = field(default_factory=dict)  # what went wrong and where -> the input's file, the error
+    findings: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # what went wrong and where -> the input's file, the error
 
 
 def work(name: str, folder: Path, home: Path, seed: int, first: int, seconds: float) -> Progress:
-    """Try inputs `first`, `first + 1`, … of the target until the time is up. Each follows from the seed, its number and the kept ones.
+    """Try inputs `first`, `first + 1`, … of the target until the time is up. Each follows from the
+    seed, its number and the kept ones.
 
-    What is kept goes to `folder`; `home` has the input that is being tried and how many there were, to be found after a crash.
+    What is kept goes to `folder`; `home` has the input that is being tried and how many there were,
+    to be found after a crash.
     """
     target, lines, progress = TARGETS[name], Lines(), Progress()
     kept = folder / "kept" / name
@@ -73,7 +79,9 @@ def work(name: str, folder: Path, home: Path, seed: int, first: int, seconds: fl
 
 
 class Lines:
-    """Which lines of the project have been run. `new` says whether the last input reached any that none had reached before."""
+    """Which lines of the project have been run. `new` says whether the last input reached any that
+    none had reached before.
+    """
 
     def __init__(self) -> None:
         self._seen: set[tuple[CodeType, int]] = set()
@@ -99,7 +107,14 @@ class Lines:
         return self._line
 
 
-def _try(target: Target, data: bytes, scratch: Path, lines: Lines | None, progress: Progress, folder: Path) -> bool:
+def _try(
+    target: Target,
+    data: bytes,
+    scratch: Path,
+    lines: Lines | None,
+    progress: Progress,
+    folder: Path,
+) -> bool:
     """Whether the input reached new lines, if these are watched. What goes wrong is kept with it."""
     signal.signal(signal.SIGALRM, _hang)
     signal.alarm(SECONDS)
@@ -118,22 +133,30 @@ def _try(target: Target, data: bytes, scratch: Path, lines: Lines | None, progre
 
 
 def documented(error: BaseException) -> bool:
-    """Whether an error is one that the commands print as one line: an error that the user can fix, or a name that no file can have."""
+    """Whether an error is one that the commands print as one line: an error that the user can fix,
+    or a name that no file can have.
+    """
     too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
     return isinstance(error, UserError) or too_long
 
 
 def _keep(name: str, data: bytes, error: BaseException, progress: Progress, folder: Path) -> None:
-    """Write the input and the traceback, once for each place where something goes wrong; a shorter input replaces a longer one."""
+    """Write the input and the traceback, once for each place where something goes wrong; a shorter
+    input replaces a longer one.
+    """
     traces = traceback.extract_tb(error.__traceback__)
-    ours = next((trace for trace in reversed(traces) if trace.filename.startswith(OURS)), traces[-1])
+    ours = next(
+        (trace for trace in reversed(traces) if trace.filename.startswith(OURS)), traces[-1]
+    )
     place = f"{type(error).__name__} in {Path(ours.filename).name}:{ours.name}:{ours.lineno}"
     path = folder / "findings" / name / hashlib.sha256(place.encode()).hexdigest()[:12]
     if path.exists() and path.stat().st_size <= len(data):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    path.with_suffix(".txt").write_text("".join(traceback.format_exception(error)), errors="backslashreplace", encoding="utf-8")
+    path.with_suffix(".txt").write_text(
+        "".join(traceback.format_exception(error)), errors="backslashreplace", encoding="utf-8"
+    )
     progress.findings[place] = [str(path), " ".join(str(error).split())[:200]]
 
 

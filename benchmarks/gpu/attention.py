@@ -1,4 +1,6 @@
-"""Every attention that this machine has, at Llama-3-8B's shape on packed documents: against the fp32 sdpa with a block mask, and time."""
+"""Every attention that this machine has, at Llama-3-8B's shape on packed documents: against the
+fp32 sdpa with a block mask, and time.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +23,9 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Case(NamedTuple):
-    """One row of documents: heads, and the window of tokens that each sees (None: its whole document)."""
+    """One row of documents: heads, and the window of tokens that each sees (None: its whole
+    document).
+    """
 
     sizes: list[int]
     heads: int
@@ -48,13 +52,18 @@ def measure(piece: Piece) -> None:
 def compare(piece: Piece, case: Case) -> None:
     generator = torch.Generator(piece.device).manual_seed(0)
     heads = (case.heads, case.key_heads, case.key_heads, case.heads)
-    *operands, grad = (torch.randn(1, count, case.length, case.head_size, generator=generator, device=piece.device) for count in heads)
+    *operands, grad = (
+        torch.randn(1, count, case.length, case.head_size, generator=generator, device=piece.device)
+        for count in heads
+    )
     operands, grad = [operand.bfloat16() for operand in operands], grad.bfloat16().transpose(1, 2)
     mask = block_mask(case, piece.device)
     exact = partial(masked, mask=mask)
     expected = outputs_and_gradients(exact, [operand.float() for operand in operands], grad.float())
     for name in NAMES:
-        what = f"{name}, {case.length} tokens, {len(case.sizes)} documents" + (f", window {case.window}" if case.window else "")
+        what = f"{name}, {case.length} tokens, {len(case.sizes)} documents" + (
+            f", window {case.window}" if case.window else ""
+        )
         try:
             attend = attention(name, case, mask, piece)
         except ValueError as error:
@@ -65,47 +74,98 @@ def compare(piece: Piece, case: Case) -> None:
             show(piece, what, case, attend, operands, grad, expected)
 
 
-def show(piece: Piece, what: str, case: Case, attend: Attend, operands: list[Tensor], grad: Tensor, expected: list[Tensor]) -> None:
+def show(
+    piece: Piece,
+    what: str,
+    case: Case,
+    attend: Attend,
+    operands: list[Tensor],
+    grad: Tensor,
+    expected: list[Tensor],
+) -> None:
     found = outputs_and_gradients(attend, operands, grad)
     off = dict(zip(("output", "query", "key", "value"), map(apart, found, expected), strict=True))
     forward = milliseconds(lambda: attend(*operands), piece.device)
     both = milliseconds(lambda: outputs_and_gradients(attend, operands, grad), piece.device)
     name, *_ = what.split(",")
-    cells: dict[str, Any] = {"attention": name, "tokens": case.length, "documents": len(case.sizes), "window": case.window}
-    cells |= {"forward ms": forward, "forward and backward ms": both, "TFLOP/s": 3 * flops(case) / both / 1e9}
+    cells: dict[str, Any] = {
+        "attention": name,
+        "tokens": case.length,
+        "documents": len(case.sizes),
+        "window": case.window,
+    }
+    cells |= {
+        "forward ms": forward,
+        "forward and backward ms": both,
+        "TFLOP/s": 3 * flops(case) / both / 1e9,
+    }
     piece.row("Kernels in bf16", cells | {f"{part} off": value for part, value in off.items()})
     piece.check(what, max(off.values()), LIMIT)
     if len(case.sizes) > 1:
-        piece.check(f"{name}: numbers that change when another document does", leaked(attend, case, operands), 0)
+        piece.check(
+            f"{name}: numbers that change when another document does",
+            leaked(attend, case, operands),
+            0,
+        )
 
 
 def attention(name: str, case: Case, mask: Tensor, piece: Piece) -> Attend:
-    """What a model calls, with what a model gives it. Raises ValueError, saying why, for one that this machine has not."""
+    """What a model calls, with what a model gives it. Raises ValueError, saying why, for one that
+    this machine has not.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    trainer = TrainerConfig(accelerator="cpu" if piece.smoke else "gpu", precision="bf16", weights="bf16", attention=name)
+    trainer = TrainerConfig(
+        accelerator="cpu" if piece.smoke else "gpu",
+        precision="bf16",
+        weights="bf16",
+        attention=name,
+    )
     resolve_attention(trainer)
     width = case.heads * case.head_size
-    architecture = {"model_type": "llama", "vocab_size": 64, "hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 1}
+    architecture = {
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": width,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+    }
     architecture |= {"num_attention_heads": case.heads, "num_key_value_heads": case.key_heads}
-    module = build_model(Config(architecture=architecture, trainer=trainer)).to(piece.device).model.layers[0].self_attn
+    module = (
+        build_model(Config(architecture=architecture, trainer=trainer))
+        .to(piece.device)
+        .model.layers[0]
+        .self_attn
+    )
     implementation = module.config._attn_implementation
     options: dict[str, Any] = {"attention_mask": mask}
     if takes_bounds(implementation):
         starts = torch.tensor([0, *case.sizes], device=piece.device).cumsum(0, dtype=torch.int32)
         batch = {"document_sizes": case.sizes, "cu_seq_lens": starts, "max_length": max(case.sizes)}
-        options = {"attention_mask": None, "sliding_window": case.window, **bounds(batch, implementation)}
+        options = {
+            "attention_mask": None,
+            "sliding_window": case.window,
+            **bounds(batch, implementation),
+        }
     function = ALL_ATTENTION_FUNCTIONS[implementation]
-    return lambda *operands: function(module, *operands, scaling=module.scaling, dropout=0.0, **options)[0]
+    return lambda *operands: function(
+        module, *operands, scaling=module.scaling, dropout=0.0, **options
+    )[0]
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, enable_gqa=True
+    ).transpose(1, 2)
 
 
 def block_mask(case: Case, device: torch.device) -> Tensor:
-    """True [1, 1, T, T] where a token is seen: of the same document, not later, and within the window."""
-    document = torch.repeat_interleave(torch.arange(len(case.sizes), device=device), torch.tensor(case.sizes, device=device))
+    """True [1, 1, T, T] where a token is seen: of the same document, not later, and within the
+    window.
+    """
+    document = torch.repeat_interleave(
+        torch.arange(len(case.sizes), device=device), torch.tensor(case.sizes, device=device)
+    )
     place = torch.arange(case.length, device=device)
     distance = place[:, None] - place
     seen = (document[:, None] == document) & (distance >= 0)
@@ -119,9 +179,14 @@ def outputs_and_gradients(attend: Attend, operands: list[Tensor], grad: Tensor) 
 
 
 def leaked(attend: Attend, case: Case, operands: list[Tensor]) -> int:
-    """Outputs of later documents that are not the same to the bit after the first document was replaced."""
+    """Outputs of later documents that are not the same to the bit after the first document was
+    replaced.
+    """
     first = case.sizes[0]
-    others = [torch.cat([operand[:, :, :first].flip(2) + 1, operand[:, :, first:]], 2) for operand in operands]
+    others = [
+        torch.cat([operand[:, :, :first].flip(2) + 1, operand[:, :, first:]], 2)
+        for operand in operands
+    ]
     with torch.no_grad():
         before, after = attend(*operands), attend(*others)
     assert not torch.equal(before[:, :first], after[:, :first])
@@ -129,7 +194,9 @@ def leaked(attend: Attend, case: Case, operands: list[Tensor]) -> int:
 
 
 def flops(case: Case) -> float:
-    """Of a forward pass: two products over what is really seen; with the backward pass three times as many."""
+    """Of a forward pass: two products over what is really seen; with the backward pass three times
+    as many.
+    """
     window = case.window or case.length
     seen = sum(min(place + 1, window) for size in case.sizes for place in range(size))
     return 4.0 * case.heads * case.head_size * seen

@@ -1,4 +1,6 @@
-"""Runs that are killed and go on, to the bit; and how long a step waits for a checkpoint, written beside the training or before it."""
+"""Runs that are killed and go on, to the bit; and how long a step waits for a checkpoint, written
+beside the training or before it.
+"""
 
 import shutil
 import signal
@@ -13,13 +15,31 @@ from benchmarks.gpu.jobs import Job, make_stores, run_job
 from benchmarks.gpu.piece import Piece, run
 from ipt.training.checkpoint.storage import whole_checkpoints
 
-STEPS, EVERY, KILLED = 8, 2, 7  # at the kill the checkpoint of step 4 is whole, since that of step 6 has waited for it
+STEPS, EVERY, KILLED = (
+    8,
+    2,
+    7,
+)  # at the kill the checkpoint of step 4 is whole, since that of step 6 has waited for it
 SAME = ("loss", "grad_norm", "lr", "tokens/raw")
 STALLS, STALL_EVERY = 13, 4
-LLAMA: dict[str, Any] = {"model_type": "llama", "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 32_000}
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 32_000,
+}
 SMALL = LLAMA | {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
-LARGE = LLAMA | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 8}  # 0.6 billion weights
-TINY = LLAMA | {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 512}
+LARGE = LLAMA | {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 8,
+}  # 0.6 billion weights
+TINY = LLAMA | {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "vocab_size": 512,
+}
 
 
 def measure(piece: Piece) -> None:
@@ -29,7 +49,12 @@ def measure(piece: Piece) -> None:
         stores = make_stores(folder / "stores", vocabulary, 20_000 if piece.smoke else 2_000_000)
         for optimizer, weights in variants():
             if piece.reach(f"kill and resume with {optimizer}, {weights} weights", 120):
-                resume(piece, folder / f"{optimizer}-{weights}", stores, {"optimizer.name": optimizer, "trainer.weights": weights})
+                resume(
+                    piece,
+                    folder / f"{optimizer}-{weights}",
+                    stores,
+                    {"optimizer.name": optimizer, "trainer.weights": weights},
+                )
         for beside in (True, False):
             if piece.reach(f"stalls, async_checkpoint={beside}".lower(), 60):
                 stall(piece, folder / f"stall-{beside}", stores, beside)
@@ -44,10 +69,21 @@ def variants() -> Iterator[tuple[str, str]]:
 
 
 def resume(piece: Piece, folder: Path, stores: dict[str, str], settings: dict[str, Any]) -> None:
-    """A run that is killed and started again against one that is left alone, and that against itself: some kernels add up in any order."""
-    settings = base_settings(piece, SMALL) | settings | {"trainer.max_steps": STEPS, "trainer.checkpoint_steps": EVERY}
-    whole, again = (train(piece, Job(settings, stores, str(folder / run), deterministic=True)) for run in ("whole", "again"))
-    killed = run_job(Job(settings, stores, str(folder / "killed"), KILLED, deterministic=True), piece.left)
+    """A run that is killed and started again against one that is left alone, and that against
+    itself: some kernels add up in any order.
+    """
+    settings = (
+        base_settings(piece, SMALL)
+        | settings
+        | {"trainer.max_steps": STEPS, "trainer.checkpoint_steps": EVERY}
+    )
+    whole, again = (
+        train(piece, Job(settings, stores, str(folder / run), deterministic=True))
+        for run in ("whole", "again")
+    )
+    killed = run_job(
+        Job(settings, stores, str(folder / "killed"), KILLED, deterministic=True), piece.left
+    )
     assert killed.code == -signal.SIGKILL, killed.error
     newest = list(whole_checkpoints(folder / "killed" / "checkpoints"))[-1].name
     resumed = train(piece, Job(settings, stores, str(folder / "killed"), deterministic=True))
@@ -59,15 +95,23 @@ def resume(piece: Piece, folder: Path, stores: dict[str, str], settings: dict[st
         "killed after step": KILLED,
         "went on from": newest,
     }
-    piece.row("Kill and resume: largest relative difference of a step's figures", cells | {"resumed": off, "the same run twice": itself})
+    piece.row(
+        "Kill and resume: largest relative difference of a step's figures",
+        cells | {"resumed": off, "the same run twice": itself},
+    )
     piece.check(f"{names}: resumed against uninterrupted", off, itself)
     piece.check(f"{names}: the same run twice", itself, 0)
 
 
 def stall(piece: Piece, folder: Path, stores: dict[str, str], beside: bool) -> None:
-    settings = base_settings(piece, LARGE) | {"trainer.checkpoint_steps": STALL_EVERY, "trainer.async_checkpoint": beside}
+    settings = base_settings(piece, LARGE) | {
+        "trainer.checkpoint_steps": STALL_EVERY,
+        "trainer.async_checkpoint": beside,
+    }
     steps = train(piece, Job(settings | {"trainer.max_steps": STALLS}, stores, str(folder / "run")))
-    seconds = [1 / step["tokens_per_second"] for step in steps]  # of a token: all steps have as many
+    seconds = [
+        1 / step["tokens_per_second"] for step in steps
+    ]  # of a token: all steps have as many
     tokens = steps[0]["tokens"]
     behind = range(STALL_EVERY, STALLS, STALL_EVERY)  # the step after a save has waited for it
     plain = median(value for number, value in enumerate(seconds) if number not in behind and number)
@@ -75,7 +119,13 @@ def stall(piece: Piece, folder: Path, stores: dict[str, str], beside: bool) -> N
     newest = list(whole_checkpoints(folder / "run" / "checkpoints"))[-1]
     size = sum(file.stat().st_size for file in newest.iterdir()) / 2**30
     how = "beside the training" if beside else "before the next step"
-    cells = {"written": how, "GiB": size, "seconds of a step": plain * tokens, "first save, s": first, "later saves, s": max(others)}
+    cells = {
+        "written": how,
+        "GiB": size,
+        "seconds of a step": plain * tokens,
+        "first save, s": first,
+        "later saves, s": max(others),
+    }
     piece.row("How long a step waits for a checkpoint", cells)
 
 
@@ -88,8 +138,14 @@ def train(piece: Piece, job: Job) -> list[dict[str, Any]]:
 
 
 def difference(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> float:
-    assert [step["step"] for step in left] == [step["step"] for step in right] == list(range(1, STEPS + 1))
-    pairs = [(one[name], other[name]) for one, other in zip(left, right, strict=True) for name in SAME]
+    assert (
+        [step["step"] for step in left]
+        == [step["step"] for step in right]
+        == list(range(1, STEPS + 1))
+    )
+    pairs = [
+        (one[name], other[name]) for one, other in zip(left, right, strict=True) for name in SAME
+    ]
     return max(abs(one - other) / max(abs(one), 1e-12) for one, other in pairs)
 
 
@@ -102,7 +158,8 @@ def base_settings(piece: Piece, architecture: dict[str, Any]) -> dict[str, Any]:
         "trainer.accelerator": "cpu" if piece.smoke else "gpu",
         "trainer.strategy": "fsdp2",
         "trainer.precision": "bf16",
-        "trainer.attention": "packed",  # the one that can always be made to add up in the same order
+        # the one that can always be made to add up in the same order
+        "trainer.attention": "packed",
         "trainer.micro_batch_size": 4,
         "trainer.checkpoint_minutes": None,
     }

@@ -1,4 +1,5 @@
-"""Trainings in processes of their own: the real stage on made-up documents, less the export, which needs a tokenizer.
+"""Trainings in processes of their own: the real stage on made-up documents, less the export, which
+needs a tokenizer.
 
     python -m benchmarks.gpu.jobs JOB.json       # what `run_job` starts
 
@@ -38,7 +39,9 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What a job left: its exit code (None: its time was up), a line for each step, and what the process says of itself."""
+    """What a job left: its exit code (None: its time was up), a line for each step, and what the
+    process says of itself.
+    """
 
     code: int | None
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -51,16 +54,27 @@ def run_job(job: Job, seconds: float) -> Outcome:
     output.parent.mkdir(parents=True, exist_ok=True)
     path, facts = output.with_suffix(".json"), output.with_suffix(".facts.json")
     path.write_text(json.dumps(asdict(job)), encoding="utf-8")
-    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if job.deterministic else None
+    environment = (
+        {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if job.deterministic else None
+    )
     try:
         command = [sys.executable, "-m", "benchmarks.gpu.jobs", str(path)]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=max(1.0, seconds), check=False, env=environment)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=max(1.0, seconds),
+            check=False,
+            env=environment,
+        )
     except subprocess.TimeoutExpired:
         return Outcome(None, error="its time was up")
     metrics = output / "metrics.jsonl"
     return Outcome(
         done.returncode,
-        [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else [],
+        [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        if metrics.exists()
+        else [],
         json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {},
         "\n".join(done.stderr.strip().splitlines()[-25:]) if done.returncode else "",
     )
@@ -78,27 +92,40 @@ def config_of(settings: dict[str, Any]) -> Config:
 
 
 def make_stores(folder: Path, vocabulary: int, tokens: int) -> dict[str, str]:
-    """About so many random tokens of each of two sources, documents as long as web pages are and, with pairs behind them, twice that."""
+    """About so many random tokens of each of two sources, documents as long as web pages are and,
+    with pairs behind them, twice that.
+    """
     stores = {}
     for seed, (name, mean) in enumerate((("raw", 700), ("instruction", 1400))):
         random = np.random.default_rng(seed)
         sizes = lengths(tokens, mean, seed)
         write_store(
-            folder / name, (EncodedDocument(random.integers(0, vocabulary, size, dtype=np.uint32)) for size in sizes), "made up", 1 << 26
+            folder / name,
+            (
+                EncodedDocument(random.integers(0, vocabulary, size, dtype=np.uint32))
+                for size in sizes
+            ),
+            "made up",
+            1 << 26,
         )
         stores[name] = str(folder / name)
     return stores
 
 
 def lengths(tokens: int, mean: float, seed: int) -> list[int]:
-    """Lengths of documents that are `tokens` together: log-normal, as those of the web are, the last one cut."""
+    """Lengths of documents that are `tokens` together: log-normal, as those of the web are, the
+    last one cut.
+    """
     random, sizes = np.random.default_rng(seed), list[int]()
     while sum(sizes) < tokens:
-        sizes.append(min(max(2, int(random.lognormal(np.log(mean) - 0.5, 1.0))), tokens - sum(sizes)))
+        sizes.append(
+            min(max(2, int(random.lognormal(np.log(mean) - 0.5, 1.0))), tokens - sum(sizes))
+        )
     return sizes
 
 
-# In the process ------------------------------------------------------------------------------------------------------
+# In the process
+# ----------------------------------------------------------------------------------------------
 
 
 def main(path: Path) -> int:
@@ -117,12 +144,18 @@ def main(path: Path) -> int:
         _kill_after(job.kill_after)
     config = config_of(job.settings)
     try:
-        with patch.object(train, "export"), patch.object(train, "PretrainingModule", _built_on_device()):
+        with (
+            patch.object(train, "export"),
+            patch.object(train, "PretrainingModule", _built_on_device()),
+        ):
             summary = train.train(config, job.stores, Path(job.output))
     except torch.OutOfMemoryError as error:
         print(error, file=sys.stderr)
         return OUT_OF_MEMORY
-    facts = {"attention": summary["attention"], "flops_per_token": summary["flops"] / summary["tokens"]}
+    facts = {
+        "attention": summary["attention"],
+        "flops_per_token": summary["flops"] / summary["tokens"],
+    }
     if torch.cuda.is_available():
         facts["reserved"] = torch.cuda.max_memory_reserved() / 2**30
     path.with_suffix(".facts.json").write_text(json.dumps(facts), encoding="utf-8")

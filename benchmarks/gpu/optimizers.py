@@ -1,4 +1,6 @@
-"""Each optimizer from the same start on a small model, under FSDP2 and not: its loss against fp32 AdamW's, its state, its time."""
+"""Each optimizer from the same start on a small model, under FSDP2 and not: its loss against fp32
+AdamW's, its state, its time.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,13 +45,18 @@ CONTENDERS = (
 
 
 def measure(piece: Piece) -> None:
-    dist.init_process_group("gloo" if piece.smoke else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo" if piece.smoke else "nccl", store=dist.HashStore(), rank=0, world_size=1
+    )
     try:
         mesh = init_device_mesh(piece.device.type, (1,))
         losses, *_ = train(piece, ADAMW, None)
         expected = sum(losses) / len(losses)
         for contender, sharded in rows(piece):
-            what = f"{contender.name}, {contender.weights} weights, {'FSDP2' if sharded else 'one plain process'}"
+            what = (
+                f"{contender.name}, {contender.weights} weights, "
+                f"{'FSDP2' if sharded else 'one plain process'}"
+            )
             if piece.reach(what, 20):
                 show(piece, what, contender, mesh if sharded else None, expected)
         for name in dict.fromkeys(contender.name for contender, _ in rows(piece)):
@@ -63,7 +70,9 @@ def rows(piece: Piece) -> Iterator[tuple[Contender, bool]]:
     """Those whose kernels are here, each plain and under FSDP2."""
     for contender in CONTENDERS:
         if "8bit" in contender.name and find_spec("bitsandbytes") is None:
-            if (text := f"not here: {contender.name} needs the package bitsandbytes") not in piece.notes:
+            if (
+                text := f"not here: {contender.name} needs the package bitsandbytes"
+            ) not in piece.notes:
                 piece.note(text)
             continue
         if "paged" in contender.name and piece.smoke:
@@ -72,7 +81,9 @@ def rows(piece: Piece) -> Iterator[tuple[Contender, bool]]:
         yield contender, True
 
 
-def show(piece: Piece, what: str, contender: Contender, mesh: DeviceMesh | None, expected: float) -> None:
+def show(
+    piece: Piece, what: str, contender: Contender, mesh: DeviceMesh | None, expected: float
+) -> None:
     losses, state_bytes, parameters = train(piece, contender, mesh)
     found = sum(losses) / len(losses)
     figures = {
@@ -83,11 +94,16 @@ def show(piece: Piece, what: str, contender: Contender, mesh: DeviceMesh | None,
         "bytes of state a weight": state_bytes / parameters,
     }
     sharded = {"under": "FSDP2" if mesh else "one plain process"}
-    piece.row(f"{len(losses)} steps from the same start", {"optimizer": contender.name, "weights": contender.weights} | sharded | figures)
+    piece.row(
+        f"{len(losses)} steps from the same start",
+        {"optimizer": contender.name, "weights": contender.weights} | sharded | figures,
+    )
     piece.check(f"{what}: mean loss as a share of fp32 AdamW's", found / expected, contender.limit)
 
 
-def train(piece: Piece, contender: Contender, mesh: DeviceMesh | None) -> tuple[list[float], int, int]:
+def train(
+    piece: Piece, contender: Contender, mesh: DeviceMesh | None
+) -> tuple[list[float], int, int]:
     """Losses of the steps, bytes of the optimizer's state, and the number of weights."""
     config = config_of(piece, contender)
     torch.manual_seed(0)
@@ -98,14 +114,25 @@ def train(piece: Piece, contender: Contender, mesh: DeviceMesh | None) -> tuple[
     losses = []
     for step in range(5 if piece.smoke else STEPS):
         optimizer.zero_grad()
-        with torch.autocast(piece.device.type, torch.bfloat16, enabled=mesh is None and contender.weights == "fp32"):
+        with torch.autocast(
+            piece.device.type, torch.bfloat16, enabled=mesh is None and contender.weights == "fp32"
+        ):
             value, _ = loss(batch(step, piece.device), 1 / (ROWS * LENGTH), True)
         value.backward()
         nn.utils.clip_grad_norm_(loss.parameters(), 1.0)
         optimizer.step()
         losses.append(value.item())
-    tensors = [local(tensor) for state in optimizer.state.values() for tensor in state.values() if isinstance(tensor, Tensor)]
-    return losses, sum(tensor.nbytes for tensor in tensors), sum(parameter.numel() for parameter in loss.parameters())
+    tensors = [
+        local(tensor)
+        for state in optimizer.state.values()
+        for tensor in state.values()
+        if isinstance(tensor, Tensor)
+    ]
+    return (
+        losses,
+        sum(tensor.nbytes for tensor in tensors),
+        sum(parameter.numel() for parameter in loss.parameters()),
+    )
 
 
 def config_of(piece: Piece, contender: Contender) -> Config:
@@ -118,18 +145,29 @@ def config_of(piece: Piece, contender: Contender) -> Config:
     }
     architecture |= {"hidden_size": 256, "intermediate_size": 512}
     trainer = TrainerConfig(
-        accelerator=piece.device.type.replace("cuda", "gpu"), precision="bf16", weights=contender.weights, attention="packed"
+        accelerator=piece.device.type.replace("cuda", "gpu"),
+        precision="bf16",
+        weights=contender.weights,
+        attention="packed",
     )
-    return Config(architecture=architecture, trainer=trainer, optimizer=OptimizerConfig(name=contender.name, lr=contender.lr))
+    return Config(
+        architecture=architecture,
+        trainer=trainer,
+        optimizer=OptimizerConfig(name=contender.name, lr=contender.lr),
+    )
 
 
 def batch(step: int, device: torch.device) -> dict[str, object]:
-    """Sequences in which each token follows from the one before, but for a tenth that is drawn: learnt in tens of steps."""
+    """Sequences in which each token follows from the one before, but for a tenth that is drawn:
+    learnt in tens of steps.
+    """
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH + 1), generator=generator)
     drawn = torch.rand(ids.shape, generator=generator) < 0.1
     for place in range(1, LENGTH + 1):
-        ids[:, place] = torch.where(drawn[:, place], ids[:, place], (5 * ids[:, place - 1] + 7) % VOCABULARY)
+        ids[:, place] = torch.where(
+            drawn[:, place], ids[:, place], (5 * ids[:, place - 1] + 7) % VOCABULARY
+        )
     return {
         "input_ids": ids[:, :-1].to(device),
         "labels": ids[:, 1:].to(device),
@@ -143,13 +181,18 @@ def time_of_update(piece: Piece, name: str) -> None:
     """Of bf16 weights, matrices as large as an 8B model's, all of whose gradients are there."""
     shape, count = ((64, 96), 2) if piece.smoke else ((4096, 14336), 8)
     torch.manual_seed(0)
-    model = nn.ParameterList(torch.randn(shape, device=piece.device, dtype=torch.bfloat16) for _ in range(count))
+    model = nn.ParameterList(
+        torch.randn(shape, device=piece.device, dtype=torch.bfloat16) for _ in range(count)
+    )
     for parameter in model:
         parameter.grad = torch.randn_like(parameter)
     optimizer = build_optimizer(model, OptimizerConfig(name=name, lr=1e-5))
     numbers = sum(parameter.numel() for parameter in model)
     taken = milliseconds(optimizer.step, piece.device, repeats=5)
-    piece.row("Update of bf16 weights, rounded stochastically", {"optimizer": name, "ms a billion weights": taken * 1e9 / numbers})
+    piece.row(
+        "Update of bf16 weights, rounded stochastically",
+        {"optimizer": name, "ms a billion weights": taken * 1e9 / numbers},
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What the pieces share: a time budget, tables and checks that are on disk as soon as they are known, and a command line."""
+"""What the pieces share: a time budget, tables and checks that are on disk as soon as they are
+known, and a command line.
+"""
 
 import argparse
 import json
@@ -21,7 +23,9 @@ PASSED, FAILED, SKIPPED, RUNNING = "passed", "failed", "skipped", "cut off"
 
 @dataclass
 class Piece:
-    """One piece while it runs. What it is told is written to its folder at once, so a piece that is killed leaves what it has."""
+    """One piece while it runs. What it is told is written to its folder at once, so a piece that is
+    killed leaves what it has.
+    """
 
     name: str
     folder: Path
@@ -45,7 +49,9 @@ class Piece:
         return self.seconds - (time.monotonic() - self.started)
 
     def reach(self, what: str, seconds: float) -> bool:
-        """Whether there is time for what takes about so many seconds; if not, it is listed as not reached."""
+        """Whether there is time for what takes about so many seconds; if not, it is listed as not
+        reached.
+        """
         if self.left >= seconds:
             return True
         self.not_reached.append(what)
@@ -54,12 +60,22 @@ class Piece:
 
     def row(self, table: str, cells: dict[str, Any]) -> None:
         self.tables.setdefault(table, []).append(cells)
-        self._say(f"{table}: " + ", ".join(f"{name} {shown(value)}" for name, value in cells.items() if value is not None))
+        self._say(
+            f"{table}: "
+            + ", ".join(
+                f"{name} {shown(value)}" for name, value in cells.items() if value is not None
+            )
+        )
 
     def check(self, what: str, found: float, limit: float) -> None:
         """Passes if `found` is at most `limit`; NaN does not."""
-        self.checks.append({"check": what, "found": found, "at most": limit, "passed": bool(found <= limit)})
-        self._say(f"{'passed' if found <= limit else 'FAILED'}: {what}: {shown(found)}, at most {shown(limit)}")
+        self.checks.append(
+            {"check": what, "found": found, "at most": limit, "passed": bool(found <= limit)}
+        )
+        self._say(
+            f"{'passed' if found <= limit else 'FAILED'}: {what}: {shown(found)}, at most "
+            f"{shown(limit)}"
+        )
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -72,12 +88,26 @@ class Piece:
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {
-            **{name: getattr(self, name) for name in ("name", "smoke", "status", "reason", "tables", "checks", "notes", "not_reached")},
+            **{
+                name: getattr(self, name)
+                for name in (
+                    "name",
+                    "smoke",
+                    "status",
+                    "reason",
+                    "tables",
+                    "checks",
+                    "notes",
+                    "not_reached",
+                )
+            },
             "seconds": round(time.monotonic() - self.started, 1),
             "versions": installed_versions(),
             "hardware": hardware(),
         }
-        (self.folder / f"{self.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (self.folder / f"{self.name}.json").write_text(
+            json.dumps(record, indent=1) + "\n", encoding="utf-8"
+        )
         (self.folder / f"{self.name}.md").write_text(markdown(record), encoding="utf-8")
 
     def _say(self, text: str) -> None:
@@ -86,7 +116,8 @@ class Piece:
 
 
 def run(name: str, work: Callable[[Piece], None], packages: Sequence[str] = ()) -> None:
-    """The command line of a piece: `work` on what it asks for. Exits with 1 if a check or the work itself failed.
+    """The command line of a piece: `work` on what it asks for. Exits with 1 if a check or the work
+    itself failed.
 
     Without one of `packages` it is skipped.
     """
@@ -112,7 +143,9 @@ def _work(piece: Piece, work: Callable[[Piece], None]) -> None:
         work(piece)
     except Exception as error:
         traceback.print_exc()
-        piece.finish(FAILED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        piece.finish(
+            FAILED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )
         return
     failed = sum(not check["passed"] for check in piece.checks)
     counted = f"{len(piece.checks)} checks" if piece.checks else ""
@@ -123,8 +156,16 @@ def markdown(record: dict[str, Any]) -> str:
     """A piece's record as a page: tables, checks, and what was not reached."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     machine = ", ".join(record["hardware"]["gpus"]) or f"CPU, {record['hardware']['cpus']} cores"
-    lines = [f"## {record['name']}: {record['status']}" + (f" ({record['reason']})" if record["reason"] else ""), ""]
-    lines += [f"{machine}; {versions}; {record['seconds']:.0f} s" + ("; smoke test, no figures" if record["smoke"] else ""), ""]
+    lines = [
+        f"## {record['name']}: {record['status']}"
+        + (f" ({record['reason']})" if record["reason"] else ""),
+        "",
+    ]
+    lines += [
+        f"{machine}; {versions}; {record['seconds']:.0f} s"
+        + ("; smoke test, no figures" if record["smoke"] else ""),
+        "",
+    ]
     for title, rows in record["tables"].items():
         lines += [f"**{title}**", "", *table(rows), ""]
     if record["checks"]:
@@ -146,7 +187,11 @@ def shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return (
-        f"{value:.4g}" if isinstance(value, float) and abs(value) < 10_000 else f"{value:,.0f}" if isinstance(value, float) else str(value)
+        f"{value:.4g}"
+        if isinstance(value, float) and abs(value) < 10_000
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else str(value)
     )
 
 

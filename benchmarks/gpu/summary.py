@@ -1,4 +1,6 @@
-"""The pieces' results as one table and one page: `python -m benchmarks.gpu.summary FOLDER PIECE ...`. Exits with 1 if one failed."""
+"""The pieces' results as one table and one page: `python -m benchmarks.gpu.summary FOLDER PIECE
+...`. Exits with 1 if one failed.
+"""
 
 import json
 import sys
@@ -24,12 +26,21 @@ def read(folder: Path, name: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    return {"name": name, "status": FAILED, "reason": f"it did not start: see {name}.log", "seconds": 0.0, "tables": {}, "not_reached": []}
+    return {
+        "name": name,
+        "status": FAILED,
+        "reason": f"it did not start: see {name}.log",
+        "seconds": 0.0,
+        "tables": {},
+        "not_reached": [],
+    }
 
 
 def row_of(record: dict[str, Any]) -> dict[str, Any]:
     assert record["status"] in (PASSED, FAILED, SKIPPED, RUNNING)
-    reason = "its time was up, or it was killed" if record["status"] == RUNNING else record["reason"]
+    reason = (
+        "its time was up, or it was killed" if record["status"] == RUNNING else record["reason"]
+    )
     return {
         "piece": record["name"],
         "status": record["status"],

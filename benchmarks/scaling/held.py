@@ -1,7 +1,9 @@
-"""What stays in memory of each document, file, shard or step, and how many tokens of text fill a host with it.
+"""What stays in memory of each document, file, shard or step, and how many tokens of text fill a
+host with it.
 
-Everything else in the house is read and written in pieces of a bounded size. A token is 4 characters here and a document has 500 tokens;
-parts and shards have the sizes that the stages give them.
+Everything else in the house is read and written in pieces of a bounded size. A token is 4
+characters here and a document has 500 tokens; parts and shards have the sizes that the stages give
+them.
 """
 
 import random
@@ -37,18 +39,29 @@ class Held:
 
 def measure_held(units: int) -> Table:
     """Each from so many units; those that are files a fiftieth of that."""
-    table = Table(title=f"Held in memory, and where {HOST >> 30} GiB are full", title_justify="left")
+    table = Table(
+        title=f"Held in memory, and where {HOST >> 30} GiB are full", title_justify="left"
+    )
     for column in ("what", "of each", "its tokens", "bytes", "full at tokens"):
         table.add_column(column, justify="left" if column in ("what", "of each") else "right")
     for held in sorted(all_held(units), key=lambda held: held.tokens_of_a_host):
-        table.add_row(held.what, held.unit, f"{held.tokens:,}", f"{held.size:,.1f}", f"{held.tokens_of_a_host:.1e}")
+        table.add_row(
+            held.what,
+            held.unit,
+            f"{held.tokens:,}",
+            f"{held.size:,.1f}",
+            f"{held.tokens_of_a_host:.1e}",
+        )
     return table
 
 
 def all_held(units: int) -> Iterator[Held]:
     from ipt.config import CorpusConfig
 
-    exact, near = CorpusConfig(kind="files", exact_duplicates="remove"), CorpusConfig(kind="files", near_duplicates=0.8)
+    exact, near = (
+        CorpusConfig(kind="files", exact_duplicates="remove"),
+        CorpusConfig(kind="files", near_duplicates=0.8),
+    )
     yield Held("corpus.exact_duplicates", "document", DOCUMENT, _of_filter(exact, units))
     yield Held("corpus.near_duplicates", "document", DOCUMENT, _of_filter(near, units))
     yield Held("order of an epoch (mixture)", "document", DOCUMENT, _of_plan(units))
@@ -67,7 +80,9 @@ def _of_filter(config: Any, units: int) -> float:
     assert drops("nothing like the others") is None  # libraries are loaded
 
     def read() -> list[Any]:
-        assert not any(drops(" ".join(str(choose.random()) for _ in range(8))) for _ in range(units))
+        assert not any(
+            drops(" ".join(str(choose.random()) for _ in range(8))) for _ in range(units)
+        )
         return [drops]
 
     return _held_by(read) / units
@@ -81,7 +96,9 @@ def _of_plan(units: int) -> float:
 
     def plan(documents: int) -> int:
         def make() -> Any:
-            made = make_plan({"all": FormulaLengths(documents)}, MixtureConfig(ratios={"all": 1.0}), 10_000, 0)
+            made = make_plan(
+                {"all": FormulaLengths(documents)}, MixtureConfig(ratios={"all": 1.0}), 10_000, 0
+            )
             made.block(0)
             return made
 
@@ -92,8 +109,10 @@ def _of_plan(units: int) -> float:
 
 
 def _of_files(folder: Path, files: int) -> Iterator[Held]:
-    """Lists of files and row groups that stages make before they begin; a part of documents has 32 M characters, one of pairs 512 rows,
-    one of texts 8,192 rows with pairs that are half as long again."""
+    """Lists of files and row groups that stages make before they begin; a part of documents has 32
+    M characters, one of pairs 512 rows, one of texts 8,192 rows with pairs that are half as long
+    again.
+    """
     from ipt.rendering.run import SCHEMA as TEXTS
     from ipt.rendering.run import plan_tasks
     from ipt.stage import hash_folder
@@ -103,21 +122,41 @@ def _of_files(folder: Path, files: int) -> Iterator[Held]:
 
     _write_parts(folder / "pairs", files, PAIRS, 512)
     _write_parts(folder / "texts", files, TEXTS, 8192)
-    yield Held("tasks of rendering", "part of pairs", 512 * DOCUMENT, _held_by(lambda: plan_tasks(folder / "pairs")) / files)
-    yield Held("row groups of documents", "part of documents", 8_000_000, _held_by(lambda: Documents(folder / "pairs", 512)) / files)
+    yield Held(
+        "tasks of rendering",
+        "part of pairs",
+        512 * DOCUMENT,
+        _held_by(lambda: plan_tasks(folder / "pairs")) / files,
+    )
+    yield Held(
+        "row groups of documents",
+        "part of documents",
+        8_000_000,
+        _held_by(lambda: Documents(folder / "pairs", 512)) / files,
+    )
     yield Held(
         "tasks of tokens",
         "part of texts",
         8192 * DOCUMENT * 3 // 2,
         _held_by(lambda: make_tasks(folder / "texts", SHARD_TOKENS), True) / files,
     )
-    yield Held("manifest of synthesis", "part of pairs", 512 * DOCUMENT, _held_by(lambda: hash_folder(folder / "pairs"), True) / files)
+    yield Held(
+        "manifest of synthesis",
+        "part of pairs",
+        512 * DOCUMENT,
+        _held_by(lambda: hash_folder(folder / "pairs"), True) / files,
+    )
 
 
 def _of_store(folder: Path, shards: int) -> float:
     from ipt.tokens.store import EncodedDocument, TokenStore, write_store
 
-    write_store(folder / "store", (EncodedDocument(np.zeros(1, np.uint32)) for _ in range(shards)), "made up", 1)
+    write_store(
+        folder / "store",
+        (EncodedDocument(np.zeros(1, np.uint32)) for _ in range(shards)),
+        "made up",
+        1,
+    )
     return _held_by(lambda: TokenStore(folder / "store")) / shards
 
 

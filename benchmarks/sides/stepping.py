@@ -1,8 +1,10 @@
-"""Takes a training loop through its steps when it is told to, and measures them. Needs nothing but torch.
+"""Takes a training loop through its steps when it is told to, and measures them. Needs nothing but
+torch.
 
-A side makes a `Stepping` and then trains as its users do. Behind each optimizer step that ends what was asked for, the loop is held: an
-answer goes out, one line of JSON, and the process sleeps until the next request comes in. So all that a loop does from one step to the
-next is in its time: batches, checks, logs.
+A side makes a `Stepping` and then trains as its users do. Behind each optimizer step that ends what
+was asked for, the loop is held: an answer goes out, one line of JSON, and the process sleeps until
+the next request comes in. So all that a loop does from one step to the next is in its time:
+batches, checks, logs.
 """
 
 import ctypes
@@ -22,9 +24,11 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 
 
 class Stepping:
-    """Requests: {"steps": how many, "memory": whether to measure that instead of time}. The first step is taken without one.
+    """Requests: {"steps": how many, "memory": whether to measure that instead of time}. The first
+    step is taken without one.
 
-    Answers: {"seconds": of all these steps, "memory": bytes or null, "losses": those that the loop has told until now}.
+    Answers: {"seconds": of all these steps, "memory": bytes or null, "losses": those that the loop
+    has told until now}.
     """
 
     def __init__(self, losses: Callable[[], list[float]]) -> None:
@@ -41,28 +45,39 @@ class Stepping:
             return
         seconds = time.monotonic() - self._started
         memory = self._memory.taken() if self._memory else None
-        self._answers.write(json.dumps({"seconds": seconds, "memory": memory, "losses": self._losses()}) + "\n")
+        self._answers.write(
+            json.dumps({"seconds": seconds, "memory": memory, "losses": self._losses()}) + "\n"
+        )
         line = sys.stdin.readline()
         if not line:
             os._exit(0)  # measured enough: the loop's own end would only write files
         request = json.loads(line)
-        self._left, self._memory = request["steps"], MicroBatchMemory(optimizer) if request["memory"] else None
+        self._left, self._memory = (
+            request["steps"],
+            MicroBatchMemory(optimizer) if request["memory"] else None,
+        )
         self._started = time.monotonic()
 
 
 class MicroBatchMemory:
-    """Resident memory that the second micro-batch of a step takes at its peak, beyond weights, gradients and the optimizer's state.
+    """Resident memory that the second micro-batch of a step takes at its peak, beyond weights,
+    gradients and the optimizer's state.
 
-    All of these are there once the first micro-batch has left each parameter its gradient: then the peak begins to count.
+    All of these are there once the first micro-batch has left each parameter its gradient: then the
+    peak begins to count.
     """
 
     _before: int | None = None
 
     def __init__(self, optimizer: Optimizer) -> None:
         return_memory_beyond(1 << 17)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ]
         self._without_gradient = len(parameters)
-        self._hooks = [parameter.register_post_accumulate_grad_hook(self._begin) for parameter in parameters]
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._begin) for parameter in parameters
+        ]
 
     def taken(self) -> int:
         """To be asked for behind the step."""
@@ -81,7 +96,9 @@ class MicroBatchMemory:
 
 
 def return_memory_beyond(size: int) -> None:
-    """Have glibc give freed blocks of more bytes back at once, so that resident memory is what tensors take; 2**25 is where it ends up."""
+    """Have glibc give freed blocks of more bytes back at once, so that resident memory is what
+    tensors take; 2**25 is where it ends up.
+    """
     for option, value in ((MMAP_THRESHOLD, size), (TRIM_THRESHOLD, 2 * size)):
         ctypes.CDLL(None).mallopt(option, value)
 

@@ -20,7 +20,11 @@ def main() -> None:
 
     def losses() -> list[float]:
         path = output / METRICS
-        return [json.loads(line)["loss"] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return (
+            [json.loads(line)["loss"] for line in path.read_text(encoding="utf-8").splitlines()]
+            if path.exists()
+            else []
+        )
 
     Stepping(losses)
     train(compose_config("train", job["overrides"]), {"raw": job["store"]}, output)

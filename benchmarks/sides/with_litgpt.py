@@ -1,4 +1,6 @@
-"""litgpt's side of benchmarks/training.py: `litgpt pretrain` from the same weights, over rows of one length, which it compiles."""
+"""litgpt's side of benchmarks/training.py: `litgpt pretrain` from the same weights, over rows of
+one length, which it compiles.
+"""
 
 import csv
 import json
@@ -22,7 +24,13 @@ class GivenRows(DataModule):
         super().__init__()
         self.batches = [torch.tensor(rows) for rows in micro_batches]
 
-    def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None, **options: Any) -> None:
+    def connect(
+        self,
+        tokenizer: Any = None,
+        batch_size: int = 1,
+        max_seq_length: int | None = None,
+        **options: Any,
+    ) -> None:
         """There is nothing to prepare."""
 
     def train_dataloader(self) -> DataLoader:
@@ -56,7 +64,10 @@ def main() -> None:
         data=GivenRows(job["rows"]),
         train=train,
         eval=EvalArgs(interval=10**9, max_iters=1),
-        optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lr": job["lr"], "betas": job["betas"], "weight_decay": 0.0}},
+        optimizer={
+            "class_path": "torch.optim.AdamW",
+            "init_args": {"lr": job["lr"], "betas": job["betas"], "weight_decay": 0.0},
+        },
         devices=1,
         logger_name="csv",
     )
@@ -74,7 +85,12 @@ def converted(name: str, model: Path, output: Path) -> Path:
 
 def logged_losses(output: Path) -> list[float]:
     paths = sorted(output.glob("logs/**/metrics.csv"))
-    return [float(row["loss"]) for path in paths for row in csv.DictReader(path.open(encoding="utf-8")) if row["loss"]]
+    return [
+        float(row["loss"])
+        for path in paths
+        for row in csv.DictReader(path.open(encoding="utf-8"))
+        if row["loss"]
+    ]
 
 
 if __name__ == "__main__":

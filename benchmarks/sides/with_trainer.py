@@ -1,4 +1,6 @@
-"""Hugging Face Trainer's side of benchmarks/training.py, with batches that are packed or padded as its own collators do it."""
+"""Hugging Face Trainer's side of benchmarks/training.py, with batches that are packed or padded as
+its own collators do it.
+"""
 
 import json
 import sys
@@ -22,20 +24,31 @@ class GivenBatches(Trainer):
     """A dataset's item is a micro-batch, as the documents in it: all sides see the same."""
 
     def get_train_dataloader(self) -> DataLoader:
-        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_size=None, collate_fn=self.data_collator))
+        return self.accelerator.prepare(
+            DataLoader(self.train_dataset, batch_size=None, collate_fn=self.data_collator)
+        )
 
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
-    batches = [[{"input_ids": document} for document in documents] for documents in job["micro_batches"]]
-    trainer = GivenBatches(model=model, args=training_arguments(job), train_dataset=batches, data_collator=collator(job))
+    batches = [
+        [{"input_ids": document} for document in documents] for documents in job["micro_batches"]
+    ]
+    trainer = GivenBatches(
+        model=model,
+        args=training_arguments(job),
+        train_dataset=batches,
+        data_collator=collator(job),
+    )
     Stepping(lambda: [record["loss"] for record in trainer.state.log_history if "loss" in record])
     trainer.train()
 
 
 def collator(job: dict[str, Any]) -> Any:
-    """Packed: one row, positions restart, by which transformers' sdpa keeps documents apart. Padded: a document a row."""
+    """Packed: one row, positions restart, by which transformers' sdpa keeps documents apart.
+    Padded: a document a row.
+    """
     if job["packed"]:
         return DataCollatorWithFlattening()
     return DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(job["model"]), mlm=False)

@@ -1,4 +1,6 @@
-"""The corpus stage: from where documents come from to `documents/`, `held_out/` and, where there are any, questions."""
+"""The corpus stage: from where documents come from to `documents/`, `held_out/` and, where there
+are any, questions.
+"""
 
 import json
 import posixpath
@@ -26,7 +28,15 @@ from ipt.corpus.hashing import unit_hash
 from ipt.corpus.ontology import Ontology, check_ontologies, held_out_terms, load_ontology
 from ipt.corpus.overlap import Overlap, OverlapCount
 from ipt.corpus.pages import Page, make_pages
-from ipt.corpus.questions import GENERALISATION, RECALL, Asker, Question, ask, count_questions, read_questions
+from ipt.corpus.questions import (
+    GENERALISATION,
+    RECALL,
+    Asker,
+    Question,
+    ask,
+    count_questions,
+    read_questions,
+)
 from ipt.errors import UserError
 from ipt.stage import atomic
 
@@ -37,16 +47,24 @@ GROUP_DOCUMENTS, GROUP_CHARACTERS = 1_000, 4_000_000  # and so much of it is wri
 
 
 def build_corpus(
-    config: CorpusConfig, seed: int, output: Path, overlap: Overlap | None = None, remove: bool = False, row_text: RowText | None = None
+    config: CorpusConfig,
+    seed: int,
+    output: Path,
+    overlap: Overlap | None = None,
+    remove: bool = False,
+    row_text: RowText | None = None,
 ) -> dict[str, Any]:
-    """Write `documents/part-*.parquet`, `held_out/part-*.parquet` and perhaps `questions.jsonl` to `output`; return statistics.
+    """Write `documents/part-*.parquet`, `held_out/part-*.parquet` and perhaps `questions.jsonl` to
+    `output`; return statistics.
 
-    files and hub: what `build_filters` names is left out, of training and held-out documents alike, so that no held-out one has a
-    duplicate in training. A seeded hash of its id, or of what it has in the field `held_out_by`, holds a document out; `limit` stops
-    reading at so many training documents; a questions.jsonl beside the user's files is checked and taken over. What was read is what
-    was written and what was dropped. ontology: a seeded hash holds terms out before pages are made; `limit` keeps the first pages of a
-    seeded shuffle of all. Training documents that share an n-gram with an item of `overlap` are counted and, with `remove`, dropped.
-    Raises what `check_corpus` and `read_documents` raise.
+    files and hub: what `build_filters` names is left out, of training and held-out documents alike,
+    so that no held-out one has a duplicate in training. A seeded hash of its id, or of what it has
+    in the field `held_out_by`, holds a document out; `limit` stops reading at so many training
+    documents; a questions.jsonl beside the user's files is checked and taken over. What was read is
+    what was written and what was dropped. ontology: a seeded hash holds terms out before pages are
+    made; `limit` keeps the first pages of a seeded shuffle of all. Training documents that share an
+    n-gram with an item of `overlap` are counted and, with `remove`, dropped. Raises what
+    `check_corpus` and `read_documents` raise.
     """
     _check_values(config)
     for folder in ("documents", "held_out"):
@@ -58,18 +76,23 @@ def build_corpus(
     return _build_documents(config, seed, output, decontamination, row_text)
 
 
-def check_corpus(config: CorpusConfig, row_text: RowText | None = None, section: str = "corpus") -> None:
+def check_corpus(
+    config: CorpusConfig, row_text: RowText | None = None, section: str = "corpus"
+) -> None:
     """Raise a one-line error for a corpus that cannot be read, before anything expensive happens.
 
-    Looks at the settings, at the first document of files, and at a questions.jsonl beside them; reaches no hub.
-    `section` is where the config has these settings, for messages.
+    Looks at the settings, at the first document of files, and at a questions.jsonl beside them;
+    reaches no hub. `section` is where the config has these settings, for messages.
     """
     _check_values(config)
     if config.kind == "ontology":
         check_ontologies(config.ontologies)
     elif config.kind == "hub":
         if not config.dataset:
-            raise UserError(f"{section}.dataset is not set: name a data set, such as {section}.dataset=owner/name")
+            raise UserError(
+                f"{section}.dataset is not set: name a data set, such as "
+                f"{section}.dataset=owner/name"
+            )
         if find_spec("datasets") is None:
             raise UserError("corpus=hub needs the package datasets: run `make install`")
     else:
@@ -79,23 +102,32 @@ def check_corpus(config: CorpusConfig, row_text: RowText | None = None, section:
 
 
 def input_digests(config: CorpusConfig) -> dict[str, str]:
-    """A digest of every file of the user's that the stage reads, by a name that does not depend on where the corpus is kept.
+    """A digest of every file of the user's that the stage reads, by a name that does not depend on
+    where the corpus is kept.
 
-    None of an ontology's pages and a hub's data set. See `CorpusFile.digest` for what it says about a remote file.
+    None of an ontology's pages and a hub's data set. See `CorpusFile.digest` for what it says about
+    a remote file.
     """
     if config.kind != "files" or not config.path:
         return {}
     questions = _questions_file(config)
-    return {file.name: file.digest() for file in [*find_files(config.path), *([questions] if questions else [])]}
+    return {
+        file.name: file.digest()
+        for file in [*find_files(config.path), *([questions] if questions else [])]
+    }
 
 
 def _check_values(config: CorpusConfig) -> None:
     if config.kind not in KINDS:
         raise UserError(f"corpus.kind={config.kind}: expected one of {', '.join(KINDS)}")
     if not 0 <= config.held_out < 1:
-        raise UserError(f"corpus.held_out={config.held_out}: expected a share of at least 0 and less than 1")
+        raise UserError(
+            f"corpus.held_out={config.held_out}: expected a share of at least 0 and less than 1"
+        )
     if config.limit is not None and config.limit < 1:
-        raise UserError(f"corpus.limit={config.limit}: expected null or a number of documents, 1 or more")
+        raise UserError(
+            f"corpus.limit={config.limit}: expected null or a number of documents, 1 or more"
+        )
     if config.questions < 0:
         raise UserError(f"corpus.questions={config.questions}: expected 0 or more")
     build_filters(config)
@@ -105,7 +137,11 @@ class _Decontamination:
     """Counts the texts that overlap with evaluation tasks, and says which to drop."""
 
     def __init__(self, overlap: Overlap | None, remove: bool) -> None:
-        self._overlap, self._remove, self._count = overlap, remove, OverlapCount(overlap) if overlap else None
+        self._overlap, self._remove, self._count = (
+            overlap,
+            remove,
+            OverlapCount(overlap) if overlap else None,
+        )
 
     def drops(self, text: str) -> bool:
         if self._overlap is None or self._count is None:
@@ -117,14 +153,25 @@ class _Decontamination:
     def report(self) -> dict[str, Any]:
         if self._overlap is None or self._count is None:
             return {}
-        return {"overlap": {"ngram": self._overlap.ngram, "removed": self._remove, "tasks": self._count.report()}}
+        return {
+            "overlap": {
+                "ngram": self._overlap.ngram,
+                "removed": self._remove,
+                "tasks": self._count.report(),
+            }
+        }
 
 
-# Files and hub -------------------------------------------------------------------------------------------------------
+# Files and hub
+# ----------------------------------------------------------------------------------------------
 
 
 def _build_documents(
-    config: CorpusConfig, seed: int, output: Path, decontamination: _Decontamination, row_text: RowText | None
+    config: CorpusConfig,
+    seed: int,
+    output: Path,
+    decontamination: _Decontamination,
+    row_text: RowText | None,
 ) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
     filters, groups = build_filters(config), _Groups(config, seed)
@@ -167,12 +214,17 @@ def _build_documents(
 
 
 def _unread_files(config: CorpusConfig) -> Counter[str]:
-    """Files that `corpus.path` leads to and that were not read, by ending or reason; says so in the log."""
+    """Files that `corpus.path` leads to and that were not read, by ending or reason; says so in the
+    log.
+    """
     unread: Counter[str] = Counter()
     if config.kind == "files" and config.path:
         files = find_files(config.path, unread)
         if unread:
-            line = f"corpus: {len(files)} files read, {unread.total()} left unread: {describe_unread(unread)}"
+            line = (
+                f"corpus: {len(files)} files read, {unread.total()} left unread: "
+                f"{describe_unread(unread)}"
+            )
             console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
     return unread
 
@@ -197,20 +249,32 @@ class _Groups:
 
     def check(self) -> None:
         if self._field and self._share and not self._held_out | self._training:
-            raise UserError(f"corpus.held_out_by={self._field}: no document has such a field, so none can be held out: name another")
+            raise UserError(
+                f"corpus.held_out_by={self._field}: no document has such a field, so none can be "
+                "held out: name another"
+            )
 
     def report(self) -> dict[str, Any]:
         if self._field is None:
             return {}
-        groups = {"by": self._field, "training": len(self._training), "held_out": sorted(self._held_out)}
+        groups = {
+            "by": self._field,
+            "training": len(self._training),
+            "held_out": sorted(self._held_out),
+        }
         return {"held_out_groups": {**groups, "documents_without": self._without}}
 
 
 def _nothing_left(config: CorpusConfig, held_out: int, dropped: Counter[str]) -> str:
     if not dropped:
-        return f"corpus.held_out={config.held_out} holds out all {held_out} documents: make it smaller"
+        return (
+            f"corpus.held_out={config.held_out} holds out all {held_out} documents: make it smaller"
+        )
     reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
-    return f"no document of the corpus is left to train on ({reasons}; held out: {held_out}): relax what leaves them out"
+    return (
+        f"no document of the corpus is left to train on ({reasons}; held out: {held_out}): relax "
+        "what leaves them out"
+    )
 
 
 def _user_questions(config: CorpusConfig) -> Iterator[Question]:
@@ -222,16 +286,21 @@ def _user_questions(config: CorpusConfig) -> Iterator[Question]:
 
 
 def _questions_file(config: CorpusConfig) -> CorpusFile | None:
-    """A questions.jsonl in the folder that `corpus.path` names, or beside the first of the user's files."""
+    """A questions.jsonl in the folder that `corpus.path` names, or beside the first of the user's
+    files.
+    """
     if config.kind != "files" or not config.path:
         return None
     first = find_files(config.path)[0]
     folders = (first.path.removesuffix(first.name), posixpath.dirname(first.path))
-    files = (CorpusFile(posixpath.join(folder, QUESTIONS), QUESTIONS, first.system) for folder in folders)
+    files = (
+        CorpusFile(posixpath.join(folder, QUESTIONS), QUESTIONS, first.system) for folder in folders
+    )
     return next((file for file in files if file.exists()), None)
 
 
-# Ontology ------------------------------------------------------------------------------------------------------------
+# Ontology
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -245,7 +314,9 @@ class _Book:
     left_out: Counter[str]
 
 
-def _build_ontology(config: CorpusConfig, seed: int, output: Path, decontamination: _Decontamination) -> dict[str, Any]:
+def _build_ontology(
+    config: CorpusConfig, seed: int, output: Path, decontamination: _Decontamination
+) -> dict[str, Any]:
     check_ontologies(config.ontologies)
     books = []
     with progress("corpus", len(config.ontologies)) as bar:
@@ -268,7 +339,12 @@ def _build_ontology(config: CorpusConfig, seed: int, output: Path, decontaminati
         **_sizes(training, held_out),
         "questions": _write_questions(output, made),
         "questions_passed_over": dict(passed_over),
-        "ontologies": {book.ontology.source: _account(book, *(_pages_of(book, pages) for pages in (first, kept))) for book in books},
+        "ontologies": {
+            book.ontology.source: _account(
+                book, *(_pages_of(book, pages) for pages in (first, kept))
+            )
+            for book in books
+        },
         "held_out_in_training_text": {
             "terms_by_name": len(by_name),
             "mentions_by_name": sum(by_name.values()),
@@ -287,16 +363,26 @@ def _make_book(name: str, share: float, seed: int) -> _Book:
 
 
 def _shuffled(pages: Iterable[tuple[_Book, Page]], seed: int) -> list[tuple[_Book, Page]]:
-    return sorted(pages, key=lambda owned: (unit_hash(seed, "page", owned[1].page_id), owned[1].page_id))
+    return sorted(
+        pages, key=lambda owned: (unit_hash(seed, "page", owned[1].page_id), owned[1].page_id)
+    )
 
 
 def _document(ontology: Ontology, page: Page) -> Document:
-    return Document(page.page_id, page.text, ontology.source, {"title": page.title, "head": page.head, "terms": page.defined})
+    return Document(
+        page.page_id,
+        page.text,
+        ontology.source,
+        {"title": page.title, "head": page.head, "terms": page.defined},
+    )
 
 
-def _askers(books: list[_Book], kept: list[tuple[_Book, Page]], leaked: set[str], seed: int) -> dict[str, list[Asker]]:
-    """Recall asks about terms that stand on a kept training page; generalisation about held-out terms that no such page names,
-    first about those whose parent heads a kept page."""
+def _askers(
+    books: list[_Book], kept: list[tuple[_Book, Page]], leaked: set[str], seed: int
+) -> dict[str, list[Asker]]:
+    """Recall asks about terms that stand on a kept training page; generalisation about held-out
+    terms that no such page names, first about those whose parent heads a kept page.
+    """
     askers: dict[str, list[Asker]] = {RECALL: [], GENERALISATION: []}
     for book in books:
         pages = _pages_of(book, kept)
@@ -334,19 +420,31 @@ def _account(book: _Book, first: list[Page], kept: list[Page]) -> dict[str, Any]
         left_out[f"on a page that {OVERLAPS}"] = terms(first) - terms(kept)
     read = len(ontology.terms) + sum(ontology.left_out.values())
     assert read == sum(left_out.values()) + terms(kept) + terms(book.held_out_pages)
-    return {"terms": read, **account, "left_out": left_out, "definitions_left_out": dict(ontology.definitions_left_out)}
+    return {
+        "terms": read,
+        **account,
+        "left_out": left_out,
+        "definitions_left_out": dict(ontology.definitions_left_out),
+    }
 
 
 def _held_out_names(books: list[_Book]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Held-out term -> its name, and -> its synonyms, but for short single ones ("LN"), which mean anything as words of a text."""
+    """Held-out term -> its name, and -> its synonyms, but for short single ones ("LN"), which mean
+    anything as words of a text.
+    """
     terms = [book.ontology.terms[term_id] for book in books for term_id in sorted(book.held_out)]
     names = {term.term_id: [term.name] for term in terms}
-    synonyms = {term.term_id: [synonym for synonym in term.synonyms if " " in synonym or len(synonym) > 5] for term in terms}
+    synonyms = {
+        term.term_id: [synonym for synonym in term.synonyms if " " in synonym or len(synonym) > 5]
+        for term in terms
+    }
     return names, synonyms
 
 
 def _mentions(names: Mapping[str, list[str]], texts: list[str]) -> Counter[str]:
-    """Term -> how many of `texts` hold one of its names word for word, as they may inside the definition of another term."""
+    """Term -> how many of `texts` hold one of its names word for word, as they may inside the
+    definition of another term.
+    """
     by_first_word: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
     for term_id, spellings in names.items():
         for words in filter(None, map(_words, spellings)):
@@ -354,8 +452,17 @@ def _mentions(names: Mapping[str, list[str]], texts: list[str]) -> Counter[str]:
     mentions: Counter[str] = Counter()
     for text in texts:
         words = _words(text)
-        starts = [(place, known) for place, word in enumerate(words) if (known := by_first_word.get(word))]
-        mentions.update({term_id for place, known in starts for name, term_id in known if words[place : place + len(name)] == name})
+        starts = [
+            (place, known) for place, word in enumerate(words) if (known := by_first_word.get(word))
+        ]
+        mentions.update(
+            {
+                term_id
+                for place, known in starts
+                for name, term_id in known
+                if words[place : place + len(name)] == name
+            }
+        )
     return mentions
 
 
@@ -363,11 +470,14 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-# Output --------------------------------------------------------------------------------------------------------------
+# Output
+# ----------------------------------------------------------------------------------------------
 
 
 class _Parts:
-    """Writes documents as `part-00000.parquet` and so on. Held in memory is no more than one row group of a part."""
+    """Writes documents as `part-00000.parquet` and so on. Held in memory is no more than one row
+    group of a part.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.parts, self.documents, self.characters = folder, 0, 0, 0
@@ -383,24 +493,37 @@ class _Parts:
         self.documents += 1
         self.characters += len(document.text)
         documents, characters = self._left
-        if len(self._rows) >= min(GROUP_DOCUMENTS, documents) or self._waiting >= min(GROUP_CHARACTERS, characters):
+        if len(self._rows) >= min(GROUP_DOCUMENTS, documents) or self._waiting >= min(
+            GROUP_CHARACTERS, characters
+        ):
             self._write_group()
 
     def _write_group(self) -> None:
         if self._writer is None:
-            temporary = self._part.enter_context(atomic(self.folder / f"part-{self.parts:05d}.parquet"))
+            temporary = self._part.enter_context(
+                atomic(self.folder / f"part-{self.parts:05d}.parquet")
+            )
             self._writer = self._part.enter_context(pq.ParquetWriter(temporary, SCHEMA))
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
         self._left = (self._left[0] - len(self._rows), self._left[1] - self._waiting)
         self._rows, self._waiting = [], 0
         if min(self._left) <= 0:
             self._part.close()
-            self.parts, self._writer, self._left = self.parts + 1, None, (PART_DOCUMENTS, PART_CHARACTERS)
+            self.parts, self._writer, self._left = (
+                self.parts + 1,
+                None,
+                (PART_DOCUMENTS, PART_CHARACTERS),
+            )
 
     def __enter__(self) -> "_Parts":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with self._part:  # ends the part: it becomes a file, or goes if there was an error
             if error is not None:
                 raise error
@@ -422,5 +545,8 @@ def _write_questions(output: Path, questions: Iterable[Question]) -> dict[str, d
     questions = list(questions)
     if questions:
         with atomic(output / QUESTIONS) as temporary:
-            temporary.write_text("".join(json.dumps(question, ensure_ascii=False) + "\n" for question in questions), encoding="utf-8")
+            temporary.write_text(
+                "".join(json.dumps(question, ensure_ascii=False) + "\n" for question in questions),
+                encoding="utf-8",
+            )
     return count_questions(questions)

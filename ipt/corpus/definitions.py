@@ -29,7 +29,9 @@ _CITATIONS = re.compile(
     """,
     re.VERBOSE,
 )
-_POINTERS = re.compile(r"(?:^|(?<=[.)] ))(?:For (?:a|an|further|more)\b[^.]*\bsee|See (?:also )?|(?:Modified|Adapted) from)\b[^.]*\.")
+_POINTERS = re.compile(
+    r"(?:^|(?<=[.)] ))(?:For (?:a|an|further|more)\b[^.]*\bsee|See (?:also )?|(?:Modified|Adapted) from)\b[^.]*\."
+)
 _RELATIVE = re.compile(r"\b(?:that|which|who|whose|where|when|while|with)\b|,")
 _VERBS = """is are was were has have can may will consists consist includes include refers contains contain describes involves involve
 represents represent results result occurs occur lies lie produces form forms gives begins begin connects connect supplies supply runs
@@ -37,7 +39,13 @@ extends extend arises arise serves serve receives receive plays attaches articul
 carries drains innervates provides develops develop originates functions acts helps comprises constitutes corresponds affects causes
 belongs bears makes shows resembles appears regulates secretes usually typically generally often"""
 _VERB = re.compile(rf"\b(?:{'|'.join(_VERBS.split())})\b")
-_ODD = ("[", " OR ", " - ", " caused ", "disease or disorder")  # marks of synonyms that are notes rather than names
+_ODD = (
+    "[",
+    " OR ",
+    " - ",
+    " caused ",
+    "disease or disorder",
+)  # marks of synonyms that are notes rather than names
 _WORD = re.compile(r"[^\W_]+")
 _GENERIC_WORDS = frozenset(
     (
@@ -61,20 +69,34 @@ _GENERIC_WORDS = frozenset(
         "by",
     )
 )
-_SPELLING = {"tumour": "tumor", "neoplasm": "tumor", "leukaemia": "leukemia", "anaemia": "anemia", "oesophagus": "esophagus"}
+_SPELLING = {
+    "tumour": "tumor",
+    "neoplasm": "tumor",
+    "leukaemia": "leukemia",
+    "anaemia": "anemia",
+    "oesophagus": "esophagus",
+}
 
 
 def clean_definition(text: str) -> str:
-    """`text` as a reader wants it: no citations, cross-references, markup or stray spaces; begins with a capital, ends with a stop."""
+    """`text` as a reader wants it: no citations, cross-references, markup or stray spaces; begins
+    with a capital, ends with a stop.
+    """
     text = re.sub(r"</?[a-z]+>", "", html.unescape(text))
     text = re.sub(r"(?<=[.)])nn(?=[A-Z])", " ", text)  # two line breaks that lost their backslashes
     if re.search(r"[\[{(]|http|[12]\d{3}", text):
         text = _CITATIONS.sub("", text)
     text = re.sub(r"\([\s,;.]*\)", "", " ".join(text.split()))
-    text = re.sub(r"\b([Aa])\(n\) (?=([a-z]))", lambda match: f"{match[1]}{'n' if match[2] in 'aeiou' else ''} ", text)
+    text = re.sub(
+        r"\b([Aa])\(n\) (?=([a-z]))",
+        lambda match: f"{match[1]}{'n' if match[2] in 'aeiou' else ''} ",
+        text,
+    )
     text = re.sub(r"(^A|\ba) (?=[aeio](?!u|ne\b|nce\b))", r"\1n ", text.strip())
     text = re.sub(r"(?<=[a-z])_(?=[a-z])", " ", text)  # develops_from
-    text = re.sub(r"(,| and|,and) has symptom (?=\w)", r"\1 ", text).replace("has symptom ", "shows ")
+    text = re.sub(r"(,| and|,and) has symptom (?=\w)", r"\1 ", text).replace(
+        "has symptom ", "shows "
+    )
     text = re.sub(r"\s+(?=[.,;:])", "", text)
     text = re.sub(r"([,;])(?=[A-Za-z])", r"\1 ", text)
     text = re.sub(r"\.(?:\s*\.)+", ".", text)
@@ -89,7 +111,9 @@ def says_more_than(name: str, definition: str) -> bool:
 
 
 def sentence_case(text: str) -> str:
-    """`text` with a capital first letter, unless its first word is spelt in a way of its own (mRNA, p53)."""
+    """`text` with a capital first letter, unless its first word is spelt in a way of its own (mRNA,
+    p53).
+    """
     return text[:1].upper() + text[1:] if text[1:2].islower() or not text[1:2].isalnum() else text
 
 
@@ -107,13 +131,23 @@ def join_names(names: Iterable[str], word: str = "and") -> str:
 
 
 def aliases(name: str, synonyms: Iterable[str], most: int = 3) -> list[str]:
-    """The synonyms worth printing: those that differ from the name and each other by more than spelling, number or word order."""
+    """The synonyms worth printing: those that differ from the name and each other by more than
+    spelling, number or word order.
+    """
     own = set(_words(name))
-    worth = [text for text in synonyms if len(text) <= 80 and name.lower() not in text.lower() and not any(odd in text for odd in _ODD)]
+    worth = [
+        text
+        for text in synonyms
+        if len(text) <= 80
+        and name.lower() not in text.lower()
+        and not any(odd in text for odd in _ODD)
+    ]
     words = {synonym: _words(synonym) for synonym in worth}
     keys = {_spelling_key(_words(name))}
     chosen: list[str] = []
-    for synonym in sorted(worth, key=lambda synonym: (len(own.intersection(words[synonym])), len(synonym), synonym)):
+    for synonym in sorted(
+        worth, key=lambda synonym: (len(own.intersection(words[synonym])), len(synonym), synonym)
+    ):
         key = _spelling_key(words[synonym])
         if len(chosen) < most and key not in keys:
             keys.add(key)
@@ -122,13 +156,21 @@ def aliases(name: str, synonyms: Iterable[str], most: int = 3) -> list[str]:
 
 
 def define(name: str, definition: str) -> str:
-    """A sentence (or more) that says what `name` is; the frame depends on how the definition begins, and on a hash of the name."""
+    """A sentence (or more) that says what `name` is; the frame depends on how the definition
+    begins, and on a hash of the name.
+    """
     if starts_with_name(definition, name):
         return definition
     if definition.startswith("Any "):
         frames = ["The name {0} is used for {1}", "The term {0} covers {1}", "{2} is {1}"]
     elif _is_phrase(definition):
-        frames = ["{2} is {1}", "{2} is {1}", "The term {0} refers to {1}", "{2} is defined as {1}", "{2} denotes {1}"]
+        frames = [
+            "{2} is {1}",
+            "{2} is {1}",
+            "The term {0} refers to {1}",
+            "{2} is defined as {1}",
+            "{2} denotes {1}",
+        ]
     else:
         return f"{sentence_case(name)}: {definition}"
     return pick(frames, "frame", name).format(name, lower_first(definition), sentence_case(name))
@@ -150,11 +192,16 @@ def define_it(definition: str) -> str:
 def mask(definition: str, names: Iterable[str]) -> str:
     """`definition` with `names` and whatever gives them away replaced by a blank.
 
-    Masked are each name as a whole, and of the first name (the term's own) every word of more than three letters, every
-    number and abbreviation, and words of the same stem; upper and lower case alike.
+    Masked are each name as a whole, and of the first name (the term's own) every word of more than
+    three letters, every number and abbreviation, and words of the same stem; upper and lower case
+    alike.
     """
     names = list(names)
-    spans = [match.span() for name in names for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", definition, re.IGNORECASE)]
+    spans = [
+        match.span()
+        for name in names
+        for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", definition, re.IGNORECASE)
+    ]
     telling = [word for word in _WORD.findall(names[0]) if _tells(word)]
     for match in _WORD.finditer(definition):
         if any(_same_stem(match[0].lower(), word.lower()) for word in telling):
@@ -174,19 +221,28 @@ def _blank(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 def _tells(word: str) -> bool:
-    return len(word) > 3 or any(letter.isdigit() for letter in word) or (len(word) > 1 and word.isupper())
+    return (
+        len(word) > 3
+        or any(letter.isdigit() for letter in word)
+        or (len(word) > 1 and word.isupper())
+    )
 
 
 def _same_stem(word: str, other: str) -> bool:
     """Equal, or equal but for an ending: colon and colonic, intestine and intestinal."""
     if word == other or min(len(word), len(other)) <= 3:
         return word == other
-    shared = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b),
+        min(len(word), len(other)),
+    )
     return shared >= max(4, min(len(word), len(other)) - 2)
 
 
 def _is_phrase(definition: str) -> bool:
-    """Whether the first sentence is a noun phrase with an article ("A tumor that ..."), not a sentence with a verb of its own."""
+    """Whether the first sentence is a noun phrase with an article ("A tumor that ..."), not a
+    sentence with a verb of its own.
+    """
     if not re.match(r"(?:A|An|The|One of)\b", definition):
         return False
     first = re.split(r"(?<=[a-z)][.;]) ", definition)[0]
@@ -199,6 +255,12 @@ def _words(text: str) -> list[str]:
 
 
 def _spelling_key(words: list[str]) -> frozenset[str]:
-    """Equal for names that differ only in spelling, number, endings, word order and words without meaning."""
-    plain = (_SPELLING.get(word.removesuffix("s"), word.removesuffix("s")) for word in words if word not in _GENERIC_WORDS)
+    """Equal for names that differ only in spelling, number, endings, word order and words without
+    meaning.
+    """
+    plain = (
+        _SPELLING.get(word.removesuffix("s"), word.removesuffix("s"))
+        for word in words
+        if word not in _GENERIC_WORDS
+    )
     return frozenset(word.replace("ae", "e").replace("oe", "e")[:5] for word in plain)

@@ -19,22 +19,59 @@ from ipt.errors import MissingFileError, UserError
 from ipt.places import POINTER_BYTES, check_content
 from ipt.stage import hash_file, hash_json
 
-KINDS = ("parquet", "jsonl", "txt", "json")  # what a file can hold; .json last, which a folder's are passed over
-ENDINGS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt", ".json": "json"}
+KINDS = (
+    "parquet",
+    "jsonl",
+    "txt",
+    "json",
+)  # what a file can hold; .json last, which a folder's are passed over
+ENDINGS = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "txt",
+    ".json": "json",
+}
 COMPRESSED = (".gz", ".zst")
 READABLE = f"{', '.join(ENDINGS)} (all but the first also as .gz or .zst)"
 LINE_BYTES = 1 << 28  # of a compressed file
-ZSTANDARD_BYTES = 4096  # that are decompressed at a time: little, for they may hold ten thousand times as much
-QUESTIONS = "questions.jsonl"  # closed-book questions that may lie beside a corpus: never read as documents
+ZSTANDARD_BYTES = (
+    4096  # that are decompressed at a time: little, for they may hold ten thousand times as much
+)
+QUESTIONS = (
+    "questions.jsonl"  # closed-book questions that may lie beside a corpus: never read as documents
+)
 
-# What a file system may tell about a file's content, the surest first; then when it was last written.
-_CHECKSUMS = ("ETag", "etag", "md5Hash", "Content-MD5", "content_md5", "Digest", "blob_id", "sha256", "checksum", "crc32c")
-_TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "modified", "updated", "created")
+# What a file system may tell about a file's content, the surest first; then when it was last
+# written.
+_CHECKSUMS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "Content-MD5",
+    "content_md5",
+    "Digest",
+    "blob_id",
+    "sha256",
+    "checksum",
+    "crc32c",
+)
+_TIMES = (
+    "Last-Modified",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "modified",
+    "updated",
+    "created",
+)
 
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """One file. `system` is the fsspec file system of a remote one, and None for one on this machine."""
+    """One file. `system` is the fsspec file system of a remote one, and None for one on this
+    machine.
+    """
 
     path: str
     name: str  # how documents name it: the same wherever the corpus is kept
@@ -53,16 +90,23 @@ class CorpusFile:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The bytes of the file as they are stored. For a broken or unreachable file the error is one line that names it.
+        """The bytes of the file as they are stored. For a broken or unreachable file the error is
+        one line that names it.
 
         Raises UserError for a Git LFS pointer.
         """
         try:
-            with Path(self.path).open("rb") if self.system is None else io.BufferedReader(_Remote(self.system, self.path), 1 << 20) as data:
+            with (
+                Path(self.path).open("rb")
+                if self.system is None
+                else io.BufferedReader(_Remote(self.system, self.path), 1 << 20) as data
+            ):
                 check_content(self.where, data.peek(POINTER_BYTES))
                 yield data
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise UserError(f"{self.where}: the file cannot be read to its end ({first_line(error)})") from None
+            raise UserError(
+                f"{self.where}: the file cannot be read to its end ({first_line(error)})"
+            ) from None
 
     @contextmanager
     def open_lines(self) -> Iterator[IO[bytes]]:
@@ -78,7 +122,9 @@ class CorpusFile:
 
     @contextmanager
     def open_anywhere(self) -> Iterator[IO[bytes]]:
-        """The bytes of the file, which can be read in any order: a server that sends files only as a whole has it copied first."""
+        """The bytes of the file, which can be read in any order: a server that sends files only as
+        a whole has it copied first.
+        """
         with self.open() as data:
             if data.seekable():
                 yield data
@@ -89,13 +135,17 @@ class CorpusFile:
                 yield copy
 
     def digest(self) -> str:
-        """SHA-256 of a file on this machine; of a remote one a hash of its size and its checksum, or else when it was written."""
+        """SHA-256 of a file on this machine; of a remote one a hash of its size and its checksum,
+        or else when it was written.
+        """
         if self.system is None:
             return hash_file(Path(self.path))
         with reaching(self.path):
             facts = self.system.info(self.path)
         known = next((name for name in (*_CHECKSUMS, *_TIMES) if facts.get(name)), None)
-        return hash_json({"size": facts.get("size"), "version": str(facts[known]) if known else None})
+        return hash_json(
+            {"size": facts.get("size"), "version": str(facts[known]) if known else None}
+        )
 
     def exists(self) -> bool:
         if self.system is None:
@@ -105,7 +155,9 @@ class CorpusFile:
 
 
 def file_kind(name: str) -> str | None:
-    """What a file of this name holds, one of KINDS, whatever the case of its ending; None for another file."""
+    """What a file of this name holds, one of KINDS, whatever the case of its ending; None for
+    another file.
+    """
     stem, ending = posixpath.splitext(name.lower())
     if ending in COMPRESSED:
         kind = ENDINGS.get(posixpath.splitext(stem)[1])
@@ -127,11 +179,15 @@ def reaching(where: str) -> Iterator[None]:
     except ImportError as error:
         raise UserError(f"{where}: a package is missing ({first_line(error)})") from None
     except Exception as error:
-        raise UserError(f"{where}: cannot be reached ({type(error).__name__}: {first_line(error)})") from None
+        raise UserError(
+            f"{where}: cannot be reached ({type(error).__name__}: {first_line(error)})"
+        ) from None
 
 
 class _Zstandard(io.RawIOBase):
-    """What is compressed in `data`, frame after frame. Raises EOFError where a frame is cut, which the library's own reader does not."""
+    """What is compressed in `data`, frame after frame. Raises EOFError where a frame is cut, which
+    the library's own reader does not.
+    """
 
     def __init__(self, data: IO[bytes]) -> None:
         self._data, self._decompressor = data, zstandard.ZstdDecompressor(max_window_size=2**31)
@@ -158,7 +214,9 @@ class _Zstandard(io.RawIOBase):
 
 
 class _Lines(io.RawIOBase):
-    """What is decompressed, as long as it has line breaks: a small file could otherwise grow to a line that fills the memory."""
+    """What is decompressed, as long as it has line breaks: a small file could otherwise grow to a
+    line that fills the memory.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._length = stream, 0
@@ -169,7 +227,10 @@ class _Lines(io.RawIOBase):
         last = data.rfind(b"\n")
         self._length = self._length + len(data) if last < 0 else len(data) - last - 1
         if self._length > LINE_BYTES:
-            raise OSError(f"{LINE_BYTES >> 20} MiB without a line break: decompress it yourself if you trust it")
+            raise OSError(
+                f"{LINE_BYTES >> 20} MiB without a line break: decompress it yourself if you trust "
+                "it"
+            )
         return len(data)
 
     def readable(self) -> bool:
@@ -230,7 +291,9 @@ class _Remote(io.RawIOBase):
 
 
 def json_rows(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a .json file, each with its number: those of a list, a single object, or else those of JSON lines."""
+    """The objects of a .json file, each with its number: those of a list, a single object, or else
+    those of JSON lines.
+    """
     with file.open_lines() as data:
         content = data.read()
     try:
@@ -240,12 +303,16 @@ def json_rows(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     for number, value in enumerate(values if isinstance(values, list) else [values], start=1):
         if not isinstance(value, dict):
-            raise UserError(f"{file.where}, entry {number}: a JSON {type(value).__name__}, expected an object with named fields")
+            raise UserError(
+                f"{file.where}, entry {number}: a JSON {type(value).__name__}, expected an object "
+                "with named fields"
+            )
         yield number, value
 
 
 def json_lines(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each behind the number of its line; empty lines are passed over.
+    """The objects of a file of JSON lines, each behind the number of its line; empty lines are
+    passed over.
 
     Raises UserError that names the line of what is no JSON object in UTF-8.
     """
@@ -259,11 +326,18 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         values = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
-    except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError of Python's own
+        raise UserError(
+            f"{where}: not UTF-8 (byte {error.start}): convert the file to UTF-8"
+        ) from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of too many digits is a ValueError of Python's own
         raise UserError(f"{where}: not a line of JSON ({first_line(error)})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{where}: a JSON {type(values).__name__}, expected an object with named fields")
+        raise UserError(
+            f"{where}: a JSON {type(values).__name__}, expected an object with named fields"
+        )
     return values
 
 

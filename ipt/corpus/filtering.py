@@ -1,7 +1,8 @@
-"""Which documents of a user's corpus are left out: too short or long, in another language, the same as an earlier one.
+"""Which documents of a user's corpus are left out: too short or long, in another language, the same
+as an earlier one.
 
-Every reason has a name, by which the documents are counted. What a filter remembers is of documents that passed the ones
-before it, so of two equal documents the first is kept.
+Every reason has a name, by which the documents are counted. What a filter remembers is of documents
+that passed the ones before it, so of two equal documents the first is kept.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,10 @@ from ipt.errors import UserError
 
 TOO_SHORT, TOO_LONG = "shorter than corpus.min_characters", "longer than corpus.max_characters"
 UNCERTAIN = "language less probable than corpus.language_probability"
-SAME, NEARLY_SAME = "same text as an earlier document", "nearly the same text as an earlier document"
+SAME, NEARLY_SAME = (
+    "same text as an earlier document",
+    "nearly the same text as an earlier document",
+)
 LANGUAGE_CHARACTERS = 1000  # of a document that its language is read off
 SHINGLE = 5  # words, or characters in scripts without spaces
 LOWEST_SIMILARITY = 0.5  # below it most pairs of documents would have to be compared
@@ -25,7 +29,9 @@ Filter = Callable[[str], str | None]  # text -> why it is left out, or None
 
 
 def build_filters(config: CorpusConfig) -> list[Filter]:
-    """The filters that `config` asks for, the cheap ones first. Raises UserError for a setting that makes no sense."""
+    """The filters that `config` asks for, the cheap ones first. Raises UserError for a setting that
+    makes no sense.
+    """
     _check(config)
     filters: list[Filter] = []
     if config.min_characters:
@@ -46,20 +52,33 @@ def _check(config: CorpusConfig) -> None:
     if config.min_characters < 0:
         raise UserError(f"corpus.min_characters={config.min_characters}: expected 0 or more")
     if config.max_characters is not None and config.max_characters < max(config.min_characters, 1):
-        raise UserError(f"corpus.max_characters={config.max_characters}: expected null or at least 1 and corpus.min_characters")
+        raise UserError(
+            f"corpus.max_characters={config.max_characters}: expected null or at least 1 and "
+            "corpus.min_characters"
+        )
     if not 0 <= config.language_probability <= 1:
-        raise UserError(f"corpus.language_probability={config.language_probability}: expected 0 to 1")
+        raise UserError(
+            f"corpus.language_probability={config.language_probability}: expected 0 to 1"
+        )
     if config.exact_duplicates not in ("keep", "remove"):
-        raise UserError(f"corpus.exact_duplicates={config.exact_duplicates}: expected keep or remove")
+        raise UserError(
+            f"corpus.exact_duplicates={config.exact_duplicates}: expected keep or remove"
+        )
     if config.near_duplicates is not None and not LOWEST_SIMILARITY <= config.near_duplicates <= 1:
-        raise UserError(f"corpus.near_duplicates={config.near_duplicates}: expected null or a similarity from {LOWEST_SIMILARITY} to 1")
+        raise UserError(
+            f"corpus.near_duplicates={config.near_duplicates}: expected null or a similarity from "
+            f"{LOWEST_SIMILARITY} to 1"
+        )
 
 
 def _language_filter(languages: list[str], probability: float) -> Filter:
     identifier = _language_identifier()
     unknown = sorted(set(languages) - set(identifier.labels))
     if unknown:
-        raise UserError(f"corpus.languages names {', '.join(unknown)}: expected codes among {', '.join(sorted(identifier.labels))}")
+        raise UserError(
+            f"corpus.languages names {', '.join(unknown)}: expected codes among "
+            f"{', '.join(sorted(identifier.labels))}"
+        )
 
     def language(text: str) -> str | None:
         found, certainty = identifier.classify(text[:LANGUAGE_CHARACTERS])
@@ -96,7 +115,10 @@ def _near_filter(similarity: float) -> Filter:
 
     def nearly_same(text: str) -> str | None:
         words = words_of(text)
-        runs = [" ".join(words[start : start + SHINGLE]) for start in range(max(1, len(words) - SHINGLE + 1))]
+        runs = [
+            " ".join(words[start : start + SHINGLE])
+            for start in range(max(1, len(words) - SHINGLE + 1))
+        ]
         return NEARLY_SAME if words and not kept.add(runs) else None
 
     return nearly_same

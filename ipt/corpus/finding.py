@@ -12,12 +12,25 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ipt.corpus.files import KINDS, QUESTIONS, READABLE, CorpusFile, file_kind, reaching, without_query
+from ipt.corpus.files import (
+    KINDS,
+    QUESTIONS,
+    READABLE,
+    CorpusFile,
+    file_kind,
+    reaching,
+    without_query,
+)
 from ipt.errors import MissingFileError, UserError
 from ipt.stage import MANIFEST, STARTED, STATS, read_json
 
 JOB = "job.json"  # of the folder of a sweep's job
-OWN, HIDDEN, BROKEN, ABOVE = "in folders that ipt wrote", "hidden", "broken links", "links to a folder above"
+OWN, HIDDEN, BROKEN, ABOVE = (
+    "in folders that ipt wrote",
+    "hidden",
+    "broken links",
+    "links to a folder above",
+)
 FOLDERS, SPECIAL = "folders that a glob matches", "no regular files"
 HELD_OUT, DOCUMENTS = "held_out", "documents"  # the folders of a corpus stage
 MARKS = {MANIFEST, STARTED, JOB}  # by which folders that ipt wrote are known
@@ -25,17 +38,23 @@ WILDCARD = re.compile(r"(\*+|\?|\[!?\]?[^\]]*\])")  # of a glob
 STAGE_NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")  # a stage's folder, by which remote ones are known
 
 
-def find_files(path: str, unread: Counter[str] | None = None, key: str = "corpus.path") -> list[CorpusFile]:
-    """The files of `corpus.path`: a file, a folder or a glob, local or an fsspec URL, or several separated by commas.
+def find_files(
+    path: str, unread: Counter[str] | None = None, key: str = "corpus.path"
+) -> list[CorpusFile]:
+    """The files of `corpus.path`: a file, a folder or a glob, local or an fsspec URL, or several
+    separated by commas.
 
-    A folder gives the files of known kinds in it and below it, whatever the case of their endings; links are followed, and a file
-    is read once however many links lead to it. These are passed over and counted in `unread`, by ending or reason: files of
-    other kinds, hidden ones, questions.jsonl, broken links, and folders that ipt itself wrote, where held-out documents are.
+    A folder gives the files of known kinds in it and below it, whatever the case of their endings;
+    links are followed, and a file is read once however many links lead to it. These are passed over
+    and counted in `unread`, by ending or reason: files of other kinds, hidden ones,
+    questions.jsonl, broken links, and folders that ipt itself wrote, where held-out documents are.
 
-    Names are relative to the folder (several entries: to what their folders have in common; on several kinds of file system:
-    with the kind before remote ones). Bytes of a name that are not UTF-8 are written as `\\xff`. Raises MissingFileError for an
-    entry that does not exist or holds nothing to read, UserError for a file of another kind, for a file system that cannot be
-    reached, and for held-out documents of an earlier run. `key` is the config key that holds `path`, for messages.
+    Names are relative to the folder (several entries: to what their folders have in common; on
+    several kinds of file system: with the kind before remote ones). Bytes of a name that are not
+    UTF-8 are written as `\\xff`. Raises MissingFileError for an entry that does not exist or holds
+    nothing to read, UserError for a file of another kind, for a file system that cannot be reached,
+    and for held-out documents of an earlier run. `key` is the config key that holds `path`, for
+    messages.
     """
     whole = "://" not in path and os.path.lexists(path)
     entries = [path] if whole else [entry.strip() for entry in path.split(",") if entry.strip()]
@@ -60,7 +79,8 @@ def describe_unread(unread: Counter[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in unread.most_common())
 
 
-# One entry -----------------------------------------------------------------------------------------------------------
+# One entry
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,8 @@ class _Entry:
     """The files of one entry of `corpus.path`."""
 
     kind: str  # protocol of a remote one, else empty
-    root: str  # the folder that names are relative to: of a glob, what stands before its first pattern
+    # the folder that names are relative to: of a glob, what stands before its first pattern
+    root: str
     files: list[str]
     system: Any = None
     unread: Counter[str] = field(default_factory=Counter)
@@ -81,11 +102,19 @@ def _named(kinds: dict[str, list[_Entry]]) -> Iterator[CorpusFile]:
         for member in members:
             for file in member.files:
                 name = posixpath.relpath(without_query(file, kind), base)
-                yield CorpusFile(file, prefix + os.fsencode(name).decode(errors="backslashreplace"), member.system)
+                yield CorpusFile(
+                    file,
+                    prefix + os.fsencode(name).decode(errors="backslashreplace"),
+                    member.system,
+                )
 
 
 def _is_same(one: CorpusFile, other: CorpusFile) -> bool:
-    return one.system is not None or other.system is not None or Path(one.path).resolve() == Path(other.path).resolve()
+    return (
+        one.system is not None
+        or other.system is not None
+        or Path(one.path).resolve() == Path(other.path).resolve()
+    )
 
 
 def _entry(entry: str, key: str) -> _Entry:
@@ -95,7 +124,9 @@ def _entry(entry: str, key: str) -> _Entry:
     else:
         found = _local_entry(entry, Path(path if separator else entry), key)
     if not found.files:
-        matches = "no file matches" if glob.has_magic(entry) else f"the folder holds none of {READABLE}"
+        matches = (
+            "no file matches" if glob.has_magic(entry) else f"the folder holds none of {READABLE}"
+        )
         others = f"; left unread: {describe_unread(found.unread)}" if found.unread else ""
         raise MissingFileError(f"{key}={entry}: {matches}{others}")
     unknown = [file for file in found.files if file_kind(without_query(file, kind)) is None]
@@ -104,7 +135,8 @@ def _entry(entry: str, key: str) -> _Entry:
     return found
 
 
-# On this machine -----------------------------------------------------------------------------------------------------
+# On this machine
+# ----------------------------------------------------------------------------------------------
 
 
 def _local_entry(entry: str, path: Path, key: str) -> _Entry:
@@ -122,7 +154,9 @@ def _local_entry(entry: str, path: Path, key: str) -> _Entry:
         raise MissingFileError(f"{key}={entry}: no such file or folder")
     root = Path(_before_pattern(str(path)))
     _check_own(entry, root, key, inside_only=True)
-    matches = [str(match) for match in _glob(path, root, unread, key) if match.name.lower() != QUESTIONS]
+    matches = [
+        str(match) for match in _glob(path, root, unread, key) if match.name.lower() != QUESTIONS
+    ]
     return _Entry("", str(root.absolute()), matches, unread=unread)
 
 
@@ -132,8 +166,14 @@ def _glob(path: Path, root: Path, unread: Counter[str], key: str) -> Iterator[Pa
         try:
             pattern = _pattern(str(path))
         except re.error as error:
-            raise UserError(f"{key}={path}: not a glob ({error}): correct what is in brackets") from None
-        yield from (file for file in _below(root, unread, key, matching=pattern) if pattern.fullmatch(str(file)))
+            raise UserError(
+                f"{key}={path}: not a glob ({error}): correct what is in brackets"
+            ) from None
+        yield from (
+            file
+            for file in _below(root, unread, key, matching=pattern)
+            if pattern.fullmatch(str(file))
+        )
         return
     outside = root.resolve()
     known = {outside, *outside.parents}
@@ -159,7 +199,9 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 
 def _one_part(part: str) -> str:
-    """A regular expression for a name between slashes. As in a shell, a pattern matches a hidden name only if it begins with a dot."""
+    """A regular expression for a name between slashes. As in a shell, a pattern matches a hidden
+    name only if it begins with a dot.
+    """
     expression = "" if part.startswith(".") or not glob.has_magic(part) else r"(?!\.)"
     for piece in WILDCARD.split(part):
         if piece.startswith("*"):
@@ -174,8 +216,11 @@ def _one_part(part: str) -> str:
     return expression
 
 
-def _below(root: Path, unread: Counter[str], key: str, matching: re.Pattern[str] | None = None) -> list[Path]:
-    """The files below a folder, each once: by its own name if links lead to it too. Links are followed last.
+def _below(
+    root: Path, unread: Counter[str], key: str, matching: re.Pattern[str] | None = None
+) -> list[Path]:
+    """The files below a folder, each once: by its own name if links lead to it too. Links are
+    followed last.
 
     With `matching`, files that do not match are not counted in `unread`.
     """
@@ -208,7 +253,10 @@ def _below(root: Path, unread: Counter[str], key: str, matching: re.Pattern[str]
 
 
 def _cannot_read(key: str, error: OSError) -> None:
-    raise UserError(f"{key}: {error.filename} cannot be read ({error.strerror}): make it readable or leave it out") from None
+    raise UserError(
+        f"{key}: {error.filename} cannot be read ({error.strerror}): make it readable or leave it "
+        "out"
+    ) from None
 
 
 def _visible(names: Iterable[str], unread: Counter[str]) -> Iterator[str]:
@@ -219,7 +267,9 @@ def _visible(names: Iterable[str], unread: Counter[str]) -> Iterator[str]:
             unread[HIDDEN] += 1
 
 
-def _links(here: Path, folders: list[str], known: set[Path], unread: Counter[str]) -> Iterator[Path]:
+def _links(
+    here: Path, folders: list[str], known: set[Path], unread: Counter[str]
+) -> Iterator[Path]:
     """The links among the folders, except those that lead to the root or above it."""
     for name in folders:
         folder = here / name
@@ -231,7 +281,9 @@ def _links(here: Path, folders: list[str], known: set[Path], unread: Counter[str
             yield folder
 
 
-def _add(file: Path, place: Path, found: dict[Path, Path], known: set[Path], unread: Counter[str]) -> None:
+def _add(
+    file: Path, place: Path, found: dict[Path, Path], known: set[Path], unread: Counter[str]
+) -> None:
     """Note a file by its real path."""
     is_link = file.is_symlink()
     if not file.is_file():
@@ -250,7 +302,8 @@ def _count_files(folder: Path) -> int:
 
 
 def _check_own(entry: str, path: Path, key: str, inside_only: bool = False) -> None:
-    """Raise UserError for a folder that ipt wrote as a whole, and for the held-out documents in one.
+    """Raise UserError for a folder that ipt wrote as a whole, and for the held-out documents in
+    one.
 
     Other parts of such a folder can be named: documents/ of a finished corpus.
     """
@@ -263,7 +316,10 @@ def _check_own(entry: str, path: Path, key: str, inside_only: bool = False) -> N
         message = "holds held-out documents, which are never trained on: name other documents"
         raise UserError(f"{key}={entry}: {message}")
     if not inside and not inside_only:
-        message = "ipt wrote this folder, and it may hold held-out documents: name a part of it, as its documents/"
+        message = (
+            "ipt wrote this folder, and it may hold held-out documents: name a part of it, as its "
+            "documents/"
+        )
         raise UserError(f"{key}={entry}: {message}")
 
 
@@ -273,8 +329,12 @@ def _is_inside_own(place: Path, known: set[Path]) -> bool:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether ipt wrote the folder: a stage, finished or not, a run of a recipe, a job of a sweep, or a corpus without its manifest."""
-    if (folder / STARTED).exists() or all((folder / name).is_dir() for name in (DOCUMENTS, HELD_OUT)):
+    """Whether ipt wrote the folder: a stage, finished or not, a run of a recipe, a job of a sweep,
+    or a corpus without its manifest.
+    """
+    if (folder / STARTED).exists() or all(
+        (folder / name).is_dir() for name in (DOCUMENTS, HELD_OUT)
+    ):
         return True
     marks = {MANIFEST: ("seal", "outputs"), JOB: ("overrides", "key")}
     for name, keys in marks.items():
@@ -289,11 +349,14 @@ def _is_own(folder: Path) -> bool:
     return False
 
 
-# Behind URLs ---------------------------------------------------------------------------------------------------------
+# Behind URLs
+# ----------------------------------------------------------------------------------------------
 
 
 def _remote_entry(entry: str, kind: str, key: str) -> _Entry:
-    """As `_local_entry`. A URL that ends as no kind of file does is a folder, since web servers do not tell the two apart."""
+    """As `_local_entry`. A URL that ends as no kind of file does is a folder, since web servers do
+    not tell the two apart.
+    """
     import fsspec
 
     unread: Counter[str] = Counter()
@@ -302,13 +365,19 @@ def _remote_entry(entry: str, kind: str, key: str) -> _Entry:
         system.invalidate_cache()  # of listings: a file may have changed since the last look
         if glob.has_magic(without_query(path, kind)):
             found = system.glob(path, detail=True).items()
-            files = [name for name, facts in found if facts["type"] == "file" and posixpath.basename(name).lower() != QUESTIONS]
+            files = [
+                name
+                for name, facts in found
+                if facts["type"] == "file" and posixpath.basename(name).lower() != QUESTIONS
+            ]
             root = _before_pattern(path)
             if "/." not in path:
                 files = _not_hidden(files, root, unread)
             listing = system.find(root) if "**" in path else files
             return _Entry(kind, root, _not_own(files, root, unread, listing), system, unread)
-        is_file = file_kind(without_query(path, kind)) is not None or (system.isfile(path) and not system.isdir(path))
+        is_file = file_kind(without_query(path, kind)) is not None or (
+            system.isfile(path) and not system.isdir(path)
+        )
         if not is_file and system.exists(path):
             listing = system.find(path)
             files = _not_own(_not_hidden(listing, path, unread), path, unread, listing)
@@ -329,7 +398,9 @@ def _not_hidden(files: list[str], root: str, unread: Counter[str]) -> list[str]:
 
 
 def _not_own(files: list[str], root: str, unread: Counter[str], listing: list[str]) -> list[str]:
-    """Leaves out what ipt wrote, recognised by names: a manifest next to statistics in `listing`, or the name of a stage folder."""
+    """Leaves out what ipt wrote, recognised by names: a manifest next to statistics in `listing`,
+    or the name of a stage folder.
+    """
     names: dict[str, set[str]] = defaultdict(set)
     for file in listing:
         names[posixpath.dirname(file)].add(posixpath.basename(file))
@@ -346,7 +417,9 @@ def _not_own(files: list[str], root: str, unread: Counter[str], listing: list[st
 
 
 def _documents(below: list[str], unread: Counter[str]) -> list[str]:
-    """The files of a folder that hold documents: those of known kinds, but not questions and not .json, which is mostly settings."""
+    """The files of a folder that hold documents: those of known kinds, but not questions and not
+    .json, which is mostly settings.
+    """
     documents = []
     for file in below:
         name = posixpath.basename(file).lower()

@@ -1,4 +1,6 @@
-"""Choices that depend on nothing but a seed and a name: equal on every machine and in every order of reading."""
+"""Choices that depend on nothing but a seed and a name: equal on every machine and in every order
+of reading.
+"""
 
 from collections.abc import Sequence
 from hashlib import blake2b

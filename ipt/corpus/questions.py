@@ -1,6 +1,7 @@
 """Closed-book questions: those made from an ontology, and those that a user lays beside a corpus.
 
-One question is {"id", "task", "split", "prompt", "options", "gold", "meta"}; what is scored is the prompt followed by an option.
+One question is {"id", "task", "split", "prompt", "options", "gold", "meta"}; what is scored is the
+prompt followed by an option.
 """
 
 import json
@@ -17,14 +18,31 @@ from ipt.errors import UserError
 
 RECALL, GENERALISATION = "recall", "generalisation"
 LONGEST_DESCRIPTION = 500  # characters of a definition that a question quotes, in whole sentences
-FEWEST_WORDS, SMALLEST_SHARE = 8, 0.6  # what must be left of it when the name is masked: words, and share of its words
+FEWEST_WORDS, SMALLEST_SHARE = (
+    8,
+    0.6,
+)  # what must be left of it when the name is masked: words, and share of its words
 FARTHEST = 5  # steps up to the ancestor that a wrong option has in common with the right one
 SAME_DEFINITION = 0.6  # share of words that two definitions have in common when they say the same
 SIMILAR_SIZE = 3  # how many times as many terms one kind may have as another that it stands against
-LARGEST_KIND = 300  # a kind with more terms beneath it makes no question: what is not of it is hard to say
-COMMON_WORDS = {"cell", "disease", "disorder", "syndrome", "type", "form", "familial", "hereditary", "system"}
+LARGEST_KIND = (
+    300  # a kind with more terms beneath it makes no question: what is not of it is hard to say
+)
+COMMON_WORDS = {
+    "cell",
+    "disease",
+    "disorder",
+    "syndrome",
+    "type",
+    "form",
+    "familial",
+    "hereditary",
+    "system",
+}
 
-_ONLY_GENE = re.compile(r"cause of the disease is an? \w+(?: and/or \w+)? in the \S+ gene|material basis in")
+_ONLY_GENE = re.compile(
+    r"cause of the disease is an? \w+(?: and/or \w+)? in the \S+ gene|material basis in"
+)
 
 Question = dict[str, Any]
 
@@ -32,15 +50,23 @@ Question = dict[str, Any]
 class Asker:
     """Makes the questions of one split about one ontology.
 
-    `pool` holds the terms that may be asked about and offered as options, so that no option stands out by being known from
-    training or not. Those in `preferred` are asked about first.
+    `pool` holds the terms that may be asked about and offered as options, so that no option stands
+    out by being known from training or not. Those in `preferred` are asked about first.
     """
 
     def __init__(self, ontology: Ontology, pool: set[str], preferred: set[str], seed: int) -> None:
-        self.ontology, self.terms, self.pool, self.preferred, self.seed = ontology, ontology.terms, pool, preferred, seed
+        self.ontology, self.terms, self.pool, self.preferred, self.seed = (
+            ontology,
+            ontology.terms,
+            pool,
+            preferred,
+            seed,
+        )
 
     def definition_to_term(self, term: Term, number: int) -> Question | str:
-        """Which of four related terms has this definition; the gold option's place goes round with `number`. Or why not."""
+        """Which of four related terms has this definition; the gold option's place goes round with
+        `number`. Or why not.
+        """
         assert term.definition is not None
         description = _beginning(term.definition)
         if _ONLY_GENE.search(description):
@@ -48,24 +74,37 @@ class Asker:
         masked = mask(description, (term.name, *term.synonyms))
         left = masked.replace(MASK, " ").split()
         telling = {word.lower() for word in left if len(word) > 4}
-        if len(left) < FEWEST_WORDS or len(telling) < FEWEST_WORDS / 2 or len(left) < SMALLEST_SHARE * len(description.split()):
+        if (
+            len(left) < FEWEST_WORDS
+            or len(telling) < FEWEST_WORDS / 2
+            or len(left) < SMALLEST_SHARE * len(description.split())
+        ):
             return "too little is left of the definition without the name"
         others = self._distractors(term, masked, 3)
         if len(others) < 3:
             return "too few related terms"
         gold = number % 4
-        names = [self.terms[other].name for other in sorted(others, key=lambda other: unit_hash(self.seed, term.term_id, other))]
+        names = [
+            self.terms[other].name
+            for other in sorted(others, key=lambda other: unit_hash(self.seed, term.term_id, other))
+        ]
         names.insert(gold, term.name)
         prompt = f"Which {KNOWN[self.ontology.name]} is described here?\n{masked}\nAnswer:"
         return {"prompt": prompt, "options": [f" {name}" for name in names], "gold": gold}
 
     def is_a(self, term: Term, number: int) -> Question | str:
-        """Whether the term is a kind of its parent (even numbers) or of a relative's parent (odd numbers). Or why not.
+        """Whether the term is a kind of its parent (even numbers) or of a relative's parent (odd
+        numbers). Or why not.
 
-        Every term asked about could have been asked both ways, and the two kinds have about as many terms and as many words
-        in common with the term's name, so that neither it nor the kind tells the answer.
+        Every term asked about could have been asked both ways, and the two kinds have about as many
+        terms and as many words in common with the term's name, so that neither it nor the kind
+        tells the answer.
         """
-        parents = [parent for parent in self.ontology.nearest_parents(term.term_id) if self._size(parent) <= LARGEST_KIND]
+        parents = [
+            parent
+            for parent in self.ontology.nearest_parents(term.term_id)
+            if self._size(parent) <= LARGEST_KIND
+        ]
         if not parents:
             return "its parents are too general"
         parents = [parent for parent in parents if not self._is_named(term, parent)]
@@ -77,7 +116,12 @@ class Asker:
             return "no kind near it is surely wrong and as likely by name and size"
         kind = right if number % 2 == 0 else wrong
         prompt = f"Question: Is {term.name} a kind of {self.terms[kind].name}?\nAnswer:"
-        return {"prompt": prompt, "options": [" yes", " no"], "gold": number % 2, "meta": {"kind": kind}}
+        return {
+            "prompt": prompt,
+            "options": [" yes", " no"],
+            "gold": number % 2,
+            "meta": {"kind": kind},
+        }
 
     def rank(self, task: str, term_id: str) -> tuple[bool, float]:
         return term_id not in self.preferred, unit_hash(self.seed, task, term_id)
@@ -88,7 +132,9 @@ class Asker:
 
     @cached_property
     def near_kinds(self) -> dict[tuple[str, int], list[str]]:
-        kinds = {parent for term_id in self.pool for parent in self.ontology.nearest_parents(term_id)}
+        kinds = {
+            parent for term_id in self.pool for parent in self.ontology.nearest_parents(term_id)
+        }
         return self._near({kind for kind in kinds if self._size(kind) <= LARGEST_KIND})
 
     def _near(self, term_ids: Iterable[str]) -> dict[tuple[str, int], list[str]]:
@@ -100,17 +146,28 @@ class Asker:
                     near[ancestor, steps].append(term_id)
         return near
 
-    def _relatives(self, term: Term, near: Mapping[tuple[str, int], list[str]]) -> Iterator[list[str]]:
-        """Terms of `near` that share a parent with `term`, then those that share a grandparent, and so on; each once."""
+    def _relatives(
+        self, term: Term, near: Mapping[tuple[str, int], list[str]]
+    ) -> Iterator[list[str]]:
+        """Terms of `near` that share a parent with `term`, then those that share a grandparent, and
+        so on; each once.
+        """
         seen = {term.term_id}
         for level in range(1, FARTHEST + 1):
             ancestors = [ancestor for ancestor, steps in term.distances.items() if steps <= level]
-            found = {other for ancestor in ancestors for steps in range(1, level + 1) for other in near.get((ancestor, steps), ())} - seen
+            found = {
+                other
+                for ancestor in ancestors
+                for steps in range(1, level + 1)
+                for other in near.get((ancestor, steps), ())
+            } - seen
             seen |= found
             yield sorted(found)
 
     def _distractors(self, term: Term, masked: str, count: int) -> list[str]:
-        """The nearest relatives whose names are other names, not other numbers, and of a length like the term's."""
+        """The nearest relatives whose names are other names, not other numbers, and of a length
+        like the term's.
+        """
         taken = {_bare(name) for name in (term.name, *term.synonyms)}
         chosen: list[str] = []
         for relatives in self._relatives(term, self.near_terms):
@@ -124,21 +181,42 @@ class Asker:
         return chosen
 
     def _is_rival(self, term: Term, other: Term, masked: str) -> bool:
-        """Whether `other` is a wrong answer: no ancestor or descendant, not named in the definition, and defined otherwise."""
-        if other.term_id in term.distances or term.term_id in other.distances or other.name.lower() in masked.lower():
+        """Whether `other` is a wrong answer: no ancestor or descendant, not named in the
+        definition, and defined otherwise.
+        """
+        if (
+            other.term_id in term.distances
+            or term.term_id in other.distances
+            or other.name.lower() in masked.lower()
+        ):
             return False
-        said, words = set(masked.split()), set(mask(_beginning(other.definition or ""), (other.name, *other.synonyms)).split())
+        said, words = (
+            set(masked.split()),
+            set(mask(_beginning(other.definition or ""), (other.name, *other.synonyms)).split()),
+        )
         return len(said & words) < SAME_DEFINITION * len(said | words)
 
     def _likeness(self, term: Term, other: str) -> tuple[int, float]:
-        return abs(len(term.name) - len(self.terms[other].name)) // 5, unit_hash(self.seed, "option", term.term_id, other)
+        return abs(len(term.name) - len(self.terms[other].name)) // 5, unit_hash(
+            self.seed, "option", term.term_id, other
+        )
 
     def _wrong_kind(self, term: Term, right: str) -> str | None:
-        """A kind near the term that it is surely not of, as likely as the right one by its size and its name."""
+        """A kind near the term that it is surely not of, as likely as the right one by its size and
+        its name.
+        """
         size, words = self._size(right), self._shared_words(term, right)
         for kinds in self._relatives(term, self.near_kinds):
-            alike = [kind for kind in kinds if size / SIMILAR_SIZE <= self._size(kind) <= size * SIMILAR_SIZE]
-            likely = [kind for kind in alike if self._shared_words(term, kind) == words and not self._is_named(term, kind)]
+            alike = [
+                kind
+                for kind in kinds
+                if size / SIMILAR_SIZE <= self._size(kind) <= size * SIMILAR_SIZE
+            ]
+            likely = [
+                kind
+                for kind in alike
+                if self._shared_words(term, kind) == words and not self._is_named(term, kind)
+            ]
             fitting = [kind for kind in likely if self._surely_not(term, kind)]
             if fitting:
                 return min(fitting, key=lambda kind: unit_hash(self.seed, "no", term.term_id, kind))
@@ -163,12 +241,15 @@ class Asker:
 def ask(askers: Mapping[str, list[Asker]], count: int, passed_over: Counter[str]) -> list[Question]:
     """`count` questions of each task and split, fewer where the terms do not give as many.
 
-    `askers` maps a split to its askers. Terms that give no good question are counted in `passed_over` by reason, as far as
-    they were come across. is_a is asked only about ontologies whose parents are kinds.
+    `askers` maps a split to its askers. Terms that give no good question are counted in
+    `passed_over` by reason, as far as they were come across. is_a is asked only about ontologies
+    whose parents are kinds.
     """
     questions: list[Question] = []
     for split, members in askers.items():
-        questions += _take("definition_to_term", split, members, count, Asker.definition_to_term, passed_over)
+        questions += _take(
+            "definition_to_term", split, members, count, Asker.definition_to_term, passed_over
+        )
         kinds = [asker for asker in members if asker.ontology.name in IS_A]
         questions += _take("is_a", split, kinds, count, Asker.is_a, passed_over)
     return questions
@@ -184,18 +265,24 @@ def count_questions(questions: Iterable[Question]) -> dict[str, dict[str, int]]:
 
 
 def read_questions(lines: Iterable[bytes], where: str) -> Iterator[Question]:
-    """The questions of a .jsonl file. Raises UserError that names the line of one that cannot be scored."""
+    """The questions of a .jsonl file. Raises UserError that names the line of one that cannot be
+    scored.
+    """
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if line.strip():
             question = _parse(line, f"{where}, line {number}")
             if question["id"] in seen:
-                raise UserError(f"{where}, line {number}: id {question['id']!r} was there before, expected another one")
+                raise UserError(
+                    f"{where}, line {number}: id {question['id']!r} was there before, expected "
+                    "another one"
+                )
             seen.add(question["id"])
             yield question
 
 
-# One question --------------------------------------------------------------------------------------------------------
+# One question
+# ----------------------------------------------------------------------------------------------
 
 
 def _take(
@@ -207,7 +294,9 @@ def _take(
     passed_over: Counter[str],
 ) -> list[Question]:
     """The first `count` questions that terms give, in the order of their ranks."""
-    candidates = [(asker.rank(task, term_id), term_id, asker) for asker in askers for term_id in asker.pool]
+    candidates = [
+        (asker.rank(task, term_id), term_id, asker) for asker in askers for term_id in asker.pool
+    ]
     questions: list[Question] = []
     for _, term_id, asker in sorted(candidates, key=lambda candidate: candidate[:2]):
         if len(questions) == count:
@@ -233,7 +322,9 @@ def _beginning(definition: str) -> str:
 
 
 def _bare(name: str) -> frozenset[str]:
-    """The words of a name without what only counts: numbers, single letters, Roman numerals, the word type."""
+    """The words of a name without what only counts: numbers, single letters, Roman numerals, the
+    word type.
+    """
     words = re.findall(r"[^\W_]+", name.lower())
     return frozenset(word for word in words if not re.fullmatch(r".|[ivx]+|\w*\d\w*|type", word))
 
@@ -241,7 +332,11 @@ def _bare(name: str) -> frozenset[str]:
 def _content(name: str) -> set[str]:
     """Beginnings of the words that say something, to find names that name each other."""
     words = re.findall(r"[^\W_]+", name.lower())
-    return {word[:4] for word in words if len(word) > 3 and word not in COMMON_WORDS and word.removesuffix("s") not in COMMON_WORDS}
+    return {
+        word[:4]
+        for word in words
+        if len(word) > 3 and word not in COMMON_WORDS and word.removesuffix("s") not in COMMON_WORDS
+    }
 
 
 def _parse(line: bytes, where: str) -> Question:
@@ -250,13 +345,23 @@ def _parse(line: bytes, where: str) -> Question:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a line of JSON ({error})") from None
     if not isinstance(question, dict):
-        raise UserError(f"{where}: a JSON {type(question).__name__}, expected a question with id, task, split, prompt, options, gold")
+        raise UserError(
+            f"{where}: a JSON {type(question).__name__}, expected a question with id, task, split, "
+            "prompt, options, gold"
+        )
     for key in ("id", "task", "split", "prompt"):
         if not isinstance(question.get(key), str) or not question[key]:
             raise UserError(f"{where}: {key} is {question.get(key)!r}, expected text")
     options, gold = question.get("options"), question.get("gold")
-    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(option, str) and option for option in options):
+    if (
+        not isinstance(options, list)
+        or len(options) < 2
+        or not all(isinstance(option, str) and option for option in options)
+    ):
         raise UserError(f"{where}: options are {options!r}, expected a list of two or more texts")
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(options):
-        raise UserError(f"{where}: gold is {gold!r}, expected the place of the right option, 0 to {len(options) - 1}")
+        raise UserError(
+            f"{where}: gold is {gold!r}, expected the place of the right option, 0 to "
+            f"{len(options) - 1}"
+        )
     return {**question, "meta": question.get("meta", {})}

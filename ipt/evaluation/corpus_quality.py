@@ -1,4 +1,6 @@
-"""Quality of an augmented corpus (the paper's Table 6): what a judge model says of sampled pairs, and what rules say without one."""
+"""Quality of an augmented corpus (the paper's Table 6): what a judge model says of sampled pairs,
+and what rules say without one.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +34,8 @@ from ipt.synthesis.quality.measures import GROUNDED, read_document, read_pair
 from ipt.synthesis.quality.task_types import kind_of
 
 RESULTS = "pair_quality.json"
-PUBLISHED = {  # of 500 pairs each, by GPT-4 (Table 6): accuracy and relevance in percent, kinds of task
+# of 500 pairs each, by GPT-4 (Table 6): accuracy and relevance in percent, kinds of task
+PUBLISHED = {
     "general": {"accuracy": 77.5, "relevance": 92.9, "kinds_of_task": 49},
     "biomedicine": {"accuracy": 86.2, "relevance": 99.4, "kinds_of_task": 26},
     "finance": {"accuracy": 69.8, "relevance": 85.8, "kinds_of_task": 41},
@@ -47,23 +50,33 @@ LABELS = {
 }
 
 
-def judge_corpus(folder: Path, judge: JudgeConfig, here: EvaluationConfig | None, seed: int, output: Path) -> dict[str, Any]:
-    """Figures of `judge.sample` pairs, drawn by `seed`, of a finished synthesis stage or a folder of its parts.
+def judge_corpus(
+    folder: Path, judge: JudgeConfig, here: EvaluationConfig | None, seed: int, output: Path
+) -> dict[str, Any]:
+    """Figures of `judge.sample` pairs, drawn by `seed`, of a finished synthesis stage or a folder
+    of its parts.
 
     They are also written to `output/pair_quality.json`:
 
-    - `judge`, if it names a model: accuracy and relevance (value, stderr, ci95, n), `kinds_of_task`,
-      the most frequent `tasks`, and `failed` by reason. The model is one behind a server, or with `here` one that is loaded on this
-      machine. Every verdict is in `output/judgements`.
-    - `rules`, which need no judge and do not know whether an answer is right: the share of answers of which four fifths of the words
-      (`grounded`), or all in a row (`verbatim`), occur in their document; `kinds_by_rules` and the `kinds` themselves.
+    - `judge`, if it names a model: accuracy and relevance (value, stderr, ci95, n),
+      `kinds_of_task`, the most frequent `tasks`, and `failed` by reason. The model is one behind a
+      server, or with `here` one that is loaded on this machine. Every verdict is in
+      `output/judgements`.
+    - `rules`, which need no judge and do not know whether an answer is right: the share of answers
+      of which four fifths of the words (`grounded`), or all in a row (`verbatim`), occur in their
+      document; `kinds_by_rules` and the `kinds` themselves.
 
-    Raises MissingFileError or UserError where there are no pairs, no verdict comes, or a setting is wrong, EngineDied if
-    the server cannot be reached.
+    Raises MissingFileError or UserError where there are no pairs, no verdict comes, or a setting is
+    wrong, EngineDied if the server cannot be reached.
     """
     check_judge(judge)
     pairs = pairs_folder(folder)
-    found: dict[str, Any] = {"folder": str(folder), "sample": judge.sample, "seed": seed, "rules": _by_rules(pairs, judge.sample, seed)}
+    found: dict[str, Any] = {
+        "folder": str(folder),
+        "sample": judge.sample,
+        "seed": seed,
+        "rules": _by_rules(pairs, judge.sample, seed),
+    }
     if judge.model is not None:
         if here is None:
             judge_pairs(judge, pairs, output, seed)
@@ -75,25 +88,47 @@ def judge_corpus(folder: Path, judge: JudgeConfig, here: EvaluationConfig | None
 
 
 def pairs_folder(folder: Path) -> Path:
-    """Where a synthesis stage, or a folder of its files, has its pairs. Raises MissingFileError if there are none."""
+    """Where a synthesis stage, or a folder of its files, has its pairs. Raises MissingFileError if
+    there are none.
+    """
     for pairs in (folder / "pairs", folder):
         if any(pairs.glob("part-*.parquet")):
             return pairs
-    raise MissingFileError(f"{folder} holds no pairs/part-*.parquet: name the folder of a finished synthesis (or filters) stage")
+    raise MissingFileError(
+        f"{folder} holds no pairs/part-*.parquet: name the folder of a finished synthesis (or "
+        "filters) stage"
+    )
 
 
-def default_output(folder: Path, judge: JudgeConfig, here: EvaluationConfig | None, seed: int) -> Path:
+def default_output(
+    folder: Path, judge: JudgeConfig, here: EvaluationConfig | None, seed: int
+) -> Path:
     """Where the same question about the same pairs finds its verdicts again."""
-    parts = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in sorted(pairs_folder(folder).glob("part-*.parquet"))]
-    settings = {name: value for name, value in asdict(judge).items() if here is not None or name not in OPERATION}
+    parts = [
+        (part.name, part.stat().st_size, part.stat().st_mtime_ns)
+        for part in sorted(pairs_folder(folder).glob("part-*.parquet"))
+    ]
+    settings = {
+        name: value
+        for name, value in asdict(judge).items()
+        if here is not None or name not in OPERATION
+    }
     server = [here.backend, here.dtype] if here is not None else judge.base_url
-    return Path("outputs/judged") / hash_json([str(folder.resolve()), parts, settings, server, seed])[:12]
+    return (
+        Path("outputs/judged")
+        / hash_json([str(folder.resolve()), parts, settings, server, seed])[:12]
+    )
 
 
 def judged_table(found: dict[str, Any]) -> Table:
     """The figures beside the paper's, for the terminal."""
-    caption = "in percent, ± one standard error; right of it the paper's corpora, of each 500 pairs, judged by GPT-4"
-    view = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    caption = (
+        "in percent, ± one standard error; right of it the paper's corpora, of each 500 pairs, "
+        "judged by GPT-4"
+    )
+    view = Table(
+        box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
+    )
     view.add_column("", no_wrap=True)
     for title in ("share", "95% interval", "n"):
         view.add_column(title, justify="right", no_wrap=True)
@@ -107,7 +142,9 @@ def judged_table(found: dict[str, Any]) -> Table:
 
 
 def verdict_rows(cases: list[Case], replies: list[str | None]) -> Iterator[dict[str, Any]]:
-    """Rows of judgements for replies, None where a case did not fit the model. Such a case counts as refused, as by a server."""
+    """Rows of judgements for replies, None where a case did not fit the model. Such a case counts
+    as refused, as by a server.
+    """
     for case, reply in zip(cases, replies, strict=True):
         yield verdict_row(case, failure("refused") if reply is None else read_reply(reply))
 
@@ -117,10 +154,15 @@ def _cells(entry: Any) -> tuple[str, str, str]:
     if isinstance(entry, int):
         return str(entry), "", ""
     error = "" if entry["stderr"] is None else f" ±{100 * entry['stderr']:.1f}"
-    return f"{100 * entry['value']:.1f}{error}", " to ".join(f"{100 * bound:.1f}" for bound in entry["ci95"]), str(entry["n"])
+    return (
+        f"{100 * entry['value']:.1f}{error}",
+        " to ".join(f"{100 * bound:.1f}" for bound in entry["ci95"]),
+        str(entry["n"]),
+    )
 
 
-# Rules ---------------------------------------------------------------------------------------------------------------
+# Rules
+# ----------------------------------------------------------------------------------------------
 
 
 def _by_rules(pairs: Path, sample: int | None, seed: int) -> dict[str, Any]:
@@ -140,14 +182,22 @@ def _by_rules(pairs: Path, sample: int | None, seed: int) -> dict[str, Any]:
     }
 
 
-# The judge -----------------------------------------------------------------------------------------------------------
+# The judge
+# ----------------------------------------------------------------------------------------------
 
 
 def _by_judge(folder: Path) -> dict[str, Any]:
-    verdicts = [(row["answer_is_right"], row["about_document"]) for row in read_parts(folder) if not row["failure"]]
+    verdicts = [
+        (row["answer_is_right"], row["about_document"])
+        for row in read_parts(folder)
+        if not row["failure"]
+    ]
     counted = figures(folder)
     if not verdicts:
-        raise UserError(f"the judge gave no verdict on any pair: failed are {counted['failed']}; take a larger or instruction-tuned model")
+        raise UserError(
+            f"the judge gave no verdict on any pair: failed are {counted['failed']}; take a larger "
+            "or instruction-tuned model"
+        )
     right, relevant = zip(*verdicts, strict=True)
     return {
         "accuracy": statistics.proportion(right).as_dict(),
@@ -156,7 +206,9 @@ def _by_judge(folder: Path) -> dict[str, Any]:
     }
 
 
-def _judge_here(judge: JudgeConfig, config: EvaluationConfig, pairs: Path, output: Path, seed: int) -> None:
+def _judge_here(
+    judge: JudgeConfig, config: EvaluationConfig, pairs: Path, output: Path, seed: int
+) -> None:
     """Ask a model that is loaded on this machine. Verdicts that are there are not asked for again."""
     path = output / "judgements" / "part-00000.parquet"
     if path.exists():

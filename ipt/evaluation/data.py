@@ -23,7 +23,11 @@ NUMBER = "\ue0f8"  # of private use: stands before a number that an expression g
 
 
 def _marked(value: Any) -> Any:
-    return f"{NUMBER}{value}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    return (
+        f"{NUMBER}{value}"
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        else value
+    )
 
 
 NUMBERS = ENVIRONMENT.overlay(finalize=_marked)
@@ -41,10 +45,11 @@ class Item(Protocol):
 
 
 def read_rows(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Row]:
-    """The rows that the task's `where` and `keep` select; `corpus` is the folder of a finished corpus stage.
+    """The rows that the task's `where` and `keep` select; `corpus` is the folder of a finished
+    corpus stage.
 
-    Rows without a field that the task's `keep` or `distractors` name are put down in `odd`. Raises MissingFileError or UserError
-    in one line that names the file and what to do.
+    Rows without a field that the task's `keep` or `distractors` name are put down in `odd`. Raises
+    MissingFileError or UserError in one line that names the file and what to do.
     """
     odd = OddRows() if odd is None else odd
     found: dict[str, None] = {}
@@ -59,7 +64,12 @@ def read_rows(task: Task, corpus: Path | None, odd: OddRows | None = None) -> li
     odd.read += len(chosen) - sum(not is_kept for is_kept in kept.values())
     if not rows:
         place = data_path(task, corpus) or task.data
-        wanted = ", ".join([*(f"{key}={value}" for key, value in task.where.items()), *([f"keep={task.keep!r}"] if task.keep else [])])
+        wanted = ", ".join(
+            [
+                *(f"{key}={value}" for key, value in task.where.items()),
+                *([f"keep={task.keep!r}"] if task.keep else []),
+            ]
+        )
         others = "; ".join(list(found)[:6]) if task.where else f"{len(found)} kinds of others"
         raise UserError(
             f"task {task.name}: {place} holds no row with {wanted}: found {others or 'no rows'}"
@@ -75,24 +85,36 @@ def data_path(task: Task, corpus: Path | None) -> Path | None:
     """The file or folder that the task reads; None where it reads a hub or a URL."""
     if path := task.path:
         if not path.exists():
-            place = f"data_dir={task.data_dir}" if task.data_dir in path.parents else "the folder of the task's YAML file"
-            raise MissingFileError(f"task {task.name}: data file {path} does not exist (its path begins at {place})")
+            place = (
+                f"data_dir={task.data_dir}"
+                if task.data_dir in path.parents
+                else "the folder of the task's YAML file"
+            )
+            raise MissingFileError(
+                f"task {task.name}: data file {path} does not exist (its path begins at {place})"
+            )
         return path
     if not task.needs_corpus:
         return None
     name = task.data.removeprefix(CORPUS)
     if corpus is None:
-        raise UserError(f"task {task.name} reads {name} of a corpus, but there is none: name a corpus, or leave the task out")
+        raise UserError(
+            f"task {task.name} reads {name} of a corpus, but there is none: name a corpus, or "
+            "leave the task out"
+        )
     path = corpus / name
     if not path.exists():
         raise MissingFileError(
-            f"task {task.name}: the corpus in {corpus} has no {path.name}: leave the task out, or use a corpus that has it"
+            f"task {task.name}: the corpus in {corpus} has no {path.name}: leave the task out, or "
+            "use a corpus that has it"
         )
     return path
 
 
 def subset(items: list[Any], limit: int | None) -> list[Any]:
-    """At most `limit` items, chosen by the hash of their ids, so that every model and machine gets the same ones; order is kept."""
+    """At most `limit` items, chosen by the hash of their ids, so that every model and machine gets
+    the same ones; order is kept.
+    """
     if limit is None or limit >= len(items):
         return items
     chosen = sorted(range(len(items)), key=lambda index: text_hash(items[index].id))[:limit]
@@ -109,12 +131,16 @@ def check_ids(task: Task, items: Iterable[Item]) -> None:
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
-            raise UserError(f"task {task.name}: two items have the {task.id} {item.id!r}: ids must be unique")
+            raise UserError(
+                f"task {task.name}: two items have the {task.id} {item.id!r}: ids must be unique"
+            )
         seen.add(item.id)
 
 
 def render_prompt(task: Task, row: Row, **more: Any) -> str:
-    """The task's prompt for a row. Of several phrasings the one that the hash of the row's id chooses, so no model gets another."""
+    """The task's prompt for a row. Of several phrasings the one that the hash of the row's id
+    chooses, so no model gets another.
+    """
     return render(task, "prompt", phrasing(task, row_id(task, row)), row, **more)
 
 
@@ -130,7 +156,9 @@ def render(task: Task, key: str, template: str, row: Row, **more: Any) -> str:
 
     Raises OddRow if a field is missing, or null, which counts as missing.
     """
-    return template if "{" not in template else _rendered(task, key, template, row, ENVIRONMENT, more)
+    return (
+        template if "{" not in template else _rendered(task, key, template, row, ENVIRONMENT, more)
+    )
 
 
 def render_value(task: Task, key: str, template: str, row: Row) -> str | float:
@@ -141,19 +169,32 @@ def render_value(task: Task, key: str, template: str, row: Row) -> str | float:
     return found.replace(NUMBER, "")
 
 
-def _rendered(task: Task, key: str, template: str, row: Row, environment: SandboxedEnvironment, more: dict[str, Any]) -> str:
+def _rendered(
+    task: Task,
+    key: str,
+    template: str,
+    row: Row,
+    environment: SandboxedEnvironment,
+    more: dict[str, Any],
+) -> str:
     try:
         compiled = _compile(environment, template)
     except (TemplateSyntaxError, RecursionError, ValueError) as error:
-        raise UserError(f"task {task.name}: {key} is no valid template: {first_line(error)}") from None
+        raise UserError(
+            f"task {task.name}: {key} is no valid template: {first_line(error)}"
+        ) from None
     known = {name: value for name, value in row.fields.items() if not is_missing(value)}
     try:
         return compiled.render({**known, **more})
     except UndefinedError as error:
-        raise OddRow(f"{row.where}: task {task.name} cannot fill its {key}: {first_line(error)}; the row has {', '.join(known)}") from None
+        raise OddRow(
+            f"{row.where}: task {task.name} cannot fill its {key}: {first_line(error)}; the row "
+            f"has {', '.join(known)}"
+        ) from None
     except Exception as error:  # a template raises whatever its expressions do
         raise UserError(
-            f"{row.where}: task {task.name} cannot fill its {key}: {first_line(error)}; the row has {', '.join(known)}"
+            f"{row.where}: task {task.name} cannot fill its {key}: {first_line(error)}; the row "
+            f"has {', '.join(known)}"
         ) from None
 
 
@@ -162,13 +203,17 @@ def _compile(environment: SandboxedEnvironment, template: str) -> Template:
     return environment.from_string(template)
 
 
-# Which rows ----------------------------------------------------------------------------------------------------------
+# Which rows
+# ----------------------------------------------------------------------------------------------
 
 
 def _all_rows(task: Task, corpus: Path | None) -> Iterator[Row]:
     path = data_path(task, corpus)
     if path is not None and path.is_dir():
-        rows: Iterator[Row] = (Row(f"{path} row {number + 1}", number, fields) for number, fields in enumerate(read_parts(path)))
+        rows: Iterator[Row] = (
+            Row(f"{path} row {number + 1}", number, fields)
+            for number, fields in enumerate(read_parts(path))
+        )
     elif path is not None:
         rows = read_file(task, CorpusFile(str(path), path.name))
     elif task.data.startswith(HUB):
@@ -192,7 +237,10 @@ def _records(task: Task, row: Row, path: list[str]) -> Iterator[Row]:
     outer = {key: value for key, value in row.fields.items() if key != name}
     entries = row.fields.get(name)
     if not isinstance(entries, list | dict):
-        raise UserError(f"{row.where}: {name} of records={task.records} is {str(entries)[:40]!r}, expected a list or an object")
+        raise UserError(
+            f"{row.where}: {name} of records={task.records} is {str(entries)[:40]!r}, expected a "
+            "list or an object"
+        )
     for number, entry in enumerate([entries] if isinstance(entries, dict) else entries):
         inner = Row(f"{row.where}, {name} {number + 1}", 0, {**outer, **as_fields(entry)})
         yield from _records(task, inner, further)
@@ -210,14 +258,20 @@ def _joined(task: Task, rows: Iterable[Row]) -> Iterator[Row]:
         matched += fields is not None
         yield row._replace(fields={**(fields or {}), **row.fields})
     if not matched:
-        raise UserError(f"task {task.name}: none of the {len(more)} rows of join={task.join} has the {task.id} of a row of {task.data}")
+        raise UserError(
+            f"task {task.name}: none of the {len(more)} rows of join={task.join} has the {task.id} "
+            f"of a row of {task.data}"
+        )
 
 
 def _with_fields(task: Task, row: Row) -> Row:
     """The row, if it has the fields that the task's distractors name."""
     for key in filter(None, (task.distractors["field"], task.distractors.get("near", ""))):
         if row.fields.get(key) in (None, ""):
-            raise OddRow(f"{row.where}: field {key} is {row.fields.get(key)!r}, expected a text (the task's distractors name it)")
+            raise OddRow(
+                f"{row.where}: field {key} is {row.fields.get(key)!r}, expected a text (the task's "
+                "distractors name it)"
+            )
     return row
 
 
@@ -226,5 +280,7 @@ def _is_kept(task: Task, row: Row) -> bool:
         return True
     said = render(task, "keep", task.keep, row).strip()
     if said not in ("True", "False"):
-        raise UserError(f"{row.where}: keep of task {task.name} reads {said!r}, expected True or False")
+        raise UserError(
+            f"{row.where}: keep of task {task.name} reads {said!r}, expected True or False"
+        )
     return said == "True"

@@ -6,7 +6,9 @@ from itertools import count
 
 
 def draw(size: int, key: str) -> Iterator[int]:
-    """The numbers below `size` in an order that `key` decides. Taking the first few costs no more than these."""
+    """The numbers below `size` in an order that `key` decides. Taking the first few costs no more
+    than these.
+    """
     seen: set[int] = set()
     for attempt in count():
         if len(seen) == size:

@@ -1,4 +1,6 @@
-"""Tasks of ours as files that lm-evaluation-harness runs under its own command: `lm_eval --include_path FOLDER --tasks NAME`."""
+"""Tasks of ours as files that lm-evaluation-harness runs under its own command: `lm_eval
+--include_path FOLDER --tasks NAME`.
+"""
 
 import json
 from collections.abc import Iterable
@@ -15,7 +17,11 @@ from ipt.evaluation.task_types import generation, multiple_choice, perplexity
 from ipt.evaluation.task_types.registry import kind_of
 from ipt.stage import atomic
 
-ITEMS: dict[str, Any] = {"choice": multiple_choice.Question, "generation": generation.Item, "perplexity": perplexity.Document}
+ITEMS: dict[str, Any] = {
+    "choice": multiple_choice.Question,
+    "generation": generation.Item,
+    "perplexity": perplexity.Document,
+}
 MODULE = "ipt_tasks"
 CODE = '''"""What the task files of this folder are run by; it needs the package ipt."""
 
@@ -23,19 +29,27 @@ from ipt.evaluation.exported import ExportedTask  # noqa: F401
 '''
 
 
-def export(names: Iterable[str], folder: Path, corpus: Path | None = None, data_dir: str | Path = "data") -> list[str]:
-    """Write for each task NAME.yaml and NAME.jsonl, its items with filled-in prompts, and one module for all; return the names.
+def export(
+    names: Iterable[str], folder: Path, corpus: Path | None = None, data_dir: str | Path = "data"
+) -> list[str]:
+    """Write for each task NAME.yaml and NAME.jsonl, its items with filled-in prompts, and one
+    module for all; return the names.
 
-    Tasks of kinds that the harness cannot run, or has itself, are named on the terminal and left out. Raises UserError if none is left,
-    and what reading the tasks raises.
+    Tasks of kinds that the harness cannot run, or has itself, are named on the terminal and left
+    out. Raises UserError if none is left, and what reading the tasks raises.
     """
     tasks = load_tasks(names, data_dir)
     for task in tasks:
         if task.kind not in ITEMS:
-            console.print(f"{task.name} is left out: it is of kind {task.kind}, only {', '.join(ITEMS)} are written")
+            console.print(
+                f"{task.name} is left out: it is of kind {task.kind}, only {', '.join(ITEMS)} are "
+                "written"
+            )
     chosen = [task for task in tasks if task.kind in ITEMS]
     if not chosen:
-        raise UserError(f"none of the tasks is of kind {', '.join(ITEMS)}: there is nothing to write")
+        raise UserError(
+            f"none of the tasks is of kind {', '.join(ITEMS)}: there is nothing to write"
+        )
     for task in chosen:
         _write(task, folder, corpus)
     _write_text(folder / f"{MODULE}.py", CODE)
@@ -49,10 +63,17 @@ def _write(task: Task, folder: Path, corpus: Path | None) -> None:
     items = [item for item in read if item.text]
     if len(items) < len(read):
         console.print(f"{task.name}: {len(read) - len(items)} empty documents are left out")
-    _write_text(folder / f"{task.name}.jsonl", "".join(json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in items))
+    _write_text(
+        folder / f"{task.name}.jsonl",
+        "".join(json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in items),
+    )
     metadata = {"version": 1, "definition": task.definition}
-    described = yaml.safe_dump({"task": task.name, "metadata": metadata}, allow_unicode=True, sort_keys=False)
-    _write_text(folder / f"{task.name}.yaml", f"class: !function {MODULE}.ExportedTask\n{described}")
+    described = yaml.safe_dump(
+        {"task": task.name, "metadata": metadata}, allow_unicode=True, sort_keys=False
+    )
+    _write_text(
+        folder / f"{task.name}.yaml", f"class: !function {MODULE}.ExportedTask\n{described}"
+    )
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,6 +1,8 @@
-"""A task of ours as one of lm-evaluation-harness: what the files that `export` writes are run by, under the harness's own command.
+"""A task of ours as one of lm-evaluation-harness: what the files that `export` writes are run by,
+under the harness's own command.
 
-The harness's model answers; what the answers are worth is said by the same code as under our command.
+The harness's model answers; what the answers are worth is said by the same code as under our
+command.
 """
 
 import json
@@ -28,8 +30,16 @@ from ipt.evaluation.task import Task
 from ipt.evaluation.task_types.registry import kind_of
 from ipt.models import load_tokenizer
 
-MODEL = ("tokenizer", "pretrained", "model")  # arguments of the harness's models that name the tokenizer
-OUTPUT_TYPES = {"choice": "loglikelihood", "generation": "generate_until", "perplexity": "loglikelihood"}
+MODEL = (
+    "tokenizer",
+    "pretrained",
+    "model",
+)  # arguments of the harness's models that name the tokenizer
+OUTPUT_TYPES = {
+    "choice": "loglikelihood",
+    "generation": "generate_until",
+    "perplexity": "loglikelihood",
+}
 FEWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte")
 
 
@@ -42,22 +52,40 @@ class ExportedTask(HarnessTask):
         metadata = config["metadata"]
         model = next((metadata[name] for name in MODEL if metadata.get(name)), None)
         if model is None:
-            raise UserError(f"task {config['task']} needs the model's tokenizer: give --model_args pretrained=MODEL, or tokenizer=MODEL")
+            raise UserError(
+                f"task {config['task']} needs the model's tokenizer: give --model_args "
+                "pretrained=MODEL, or tokenizer=MODEL"
+            )
         self.task = Task(**metadata["definition"])
         self.kind = kind_of(self.task)
-        lines = Path(metadata["config_source"]).with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (
+            Path(metadata["config_source"])
+            .with_suffix(".jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines()
+        )
         self.items = [ITEMS[self.task.kind](**json.loads(line)) for line in lines]
         tokenizer = load_tokenizer(model)
         self.encoder = Encoder(tokenizer, start_tokens(tokenizer, None), UNLIMITED)
         # The harness reads a text without context behind BOS or EOS in any case.
-        self.prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.prefix = (
+            tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        )
         self.OUTPUT_TYPE = OUTPUT_TYPES[self.task.kind]
-        self._config = TaskConfig(task=config["task"], num_fewshot=0, metadata=metadata, output_type=self.OUTPUT_TYPE)
+        self._config = TaskConfig(
+            task=config["task"], num_fewshot=0, metadata=metadata, output_type=self.OUTPUT_TYPE
+        )
         if self.task.kind == "generation":
-            self._config.generation_kwargs = {"until": self.task.stop, "max_gen_toks": self.task.max_new_tokens, "do_sample": False}
+            self._config.generation_kwargs = {
+                "until": self.task.stop,
+                "max_gen_toks": self.task.max_new_tokens,
+                "do_sample": False,
+            }
         self._filters = [build_filter_ensemble("none", [["take_first", None]])]
         blank = "" if self.task.kind == "generation" else (0.0, False)
-        predictions = [self._prediction(item, [blank] * len(self._requests(item))) for item in self.items]
+        predictions = [
+            self._prediction(item, [blank] * len(self._requests(item))) for item in self.items
+        ]
         self.names = list(self.kind.metrics(self.task, predictions))
 
     # What the harness asks of a task
@@ -79,15 +107,24 @@ class ExportedTask(HarnessTask):
 
     def doc_to_target(self, doc: dict[str, Any]) -> str:
         item = self._item(doc)
-        return str(item.options[item.gold] if self.task.kind == "choice" else doc.get("answer", doc.get("text")))
+        return str(
+            item.options[item.gold]
+            if self.task.kind == "choice"
+            else doc.get("answer", doc.get("text"))
+        )
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **_: Any) -> str:
         """Demonstrations are part of the prompts already."""
         return self.doc_to_text(doc)
 
-    def construct_requests(self, doc: dict[str, Any], ctx: str, metadata: tuple[Any, ...], **_: Any) -> list[Instance]:
+    def construct_requests(
+        self, doc: dict[str, Any], ctx: str, metadata: tuple[Any, ...], **_: Any
+    ) -> list[Instance]:
         requests = enumerate(self._requests(self._item(doc)))
-        return [Instance(kind, doc, arguments, index, metadata=metadata) for index, (kind, arguments) in requests]
+        return [
+            Instance(kind, doc, arguments, index, metadata=metadata)
+            for index, (kind, arguments) in requests
+        ]
 
     def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
         """The prediction, which every metric is made of."""
@@ -109,10 +146,20 @@ class ExportedTask(HarnessTask):
             return [("generate_until", (item.prompt, dict(self.config.generation_kwargs)))]
         if self.task.kind == "perplexity":
             parts = (item.text[: item.begin], item.scored)
-            return [("loglikelihood", parts)] if item.begin else [("loglikelihood_rolling", (item.text,))]
+            return (
+                [("loglikelihood", parts)]
+                if item.begin
+                else [("loglikelihood_rolling", (item.text,))]
+            )
         prompts = repeat(item.prompts) if isinstance(item.prompts, str) else item.prompts
-        alone = [] if item.unconditional is None else [(item.unconditional, option) for option in item.options]
-        return [("loglikelihood", pair) for pair in [*zip(prompts, item.options, strict=False), *alone]]
+        alone = (
+            []
+            if item.unconditional is None
+            else [(item.unconditional, option) for option in item.options]
+        )
+        return [
+            ("loglikelihood", pair) for pair in [*zip(prompts, item.options, strict=False), *alone]
+        ]
 
     def _prediction(self, item: Any, results: Sequence[Any]) -> dict[str, Any]:
         whole_text = self.task.kind == "perplexity" and not item.begin
@@ -135,9 +182,18 @@ class _Answers:
 
     def logprobs(self, rows: Sequence[encoding.Row], description: str) -> list[NDArray[np.float64]]:
         """The harness gives a sum for each row; it is spread over the row's tokens."""
-        return [np.full(len(row.targets), total / len(row.targets)) for row, total in zip(rows, self._sums(), strict=True)]
+        return [
+            np.full(len(row.targets), total / len(row.targets))
+            for row, total in zip(rows, self._sums(), strict=True)
+        ]
 
-    def generate(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_new_tokens: int, description: str) -> list[Generation]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        stop: Sequence[str],
+        max_new_tokens: int,
+        description: str,
+    ) -> list[Generation]:
         (answer,) = self._results
         if isinstance(answer, str):
             ids = self.encoder.tokenizer(answer, add_special_tokens=False)["input_ids"]

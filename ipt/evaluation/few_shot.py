@@ -1,16 +1,15 @@
 """Demonstrations before a prompt: `shots` of a task.
 
-    shots:
-      number: 1              # demonstrations; with per_class: of each class
-      per_class: true        # as many of each right option (choice; its options must be the same for all items)
-      data: train.jsonl      # where they come from; this and other keys of rows (split, where, keep, ...) are as in the task if left out
-      order: random          # random: drawn and mixed by the seed | data: the first ones, as they stand
-      seed: 0
-      vary: true             # each item has its own draw (as in the published prompts); else all share one, which is read only once
-      separator: "\\n\\n"      # after each demonstration
+    shots: number: 1              # demonstrations; with per_class: of each class per_class: true
+      # as many of each right option (choice; its options must be the same for all items) data:
+      train.jsonl      # where they come from; this and other keys of rows (split, where, keep, ...)
+      are as in the task if left out order: random          # random: drawn and mixed by the seed |
+      data: the first ones, as they stand seed: 0 vary: true             # each item has its own
+      draw (as in the published prompts); else all share one, which is read only once separator:
+      "\\n\\n"      # after each demonstration
 
-An item is never its own demonstration, and no demonstration comes twice. Of several phrasings of the prompt all
-demonstrations of an item take the item's.
+An item is never its own demonstration, and no demonstration comes twice. Of several phrasings of
+the prompt all demonstrations of an item take the item's.
 """
 
 from collections import defaultdict
@@ -40,13 +39,16 @@ class Settings:
     vary: bool = False
 
 
-def with_shots(task: Task, items: list[Any], corpus: Path | None, read: Callable[..., list[Any]], odd: OddRows) -> list[Any]:
-    """The items with the task's demonstrations before their prompts; `read` is the kind's own and reads the demonstrations too.
+def with_shots(
+    task: Task, items: list[Any], corpus: Path | None, read: Callable[..., list[Any]], odd: OddRows
+) -> list[Any]:
+    """The items with the task's demonstrations before their prompts; `read` is the kind's own and
+    reads the demonstrations too.
 
-    An item is a named tuple with `id`, `prompt`, `shots` (so many characters of the prompt are demonstrations) and `text`: the
-    rest of the prompt with the right answer, which is what a demonstration prints.
-    Rows of other data that make no demonstration are put down in `odd`. Raises UserError if there are too few of them, or of one
-    class.
+    An item is a named tuple with `id`, `prompt`, `shots` (so many characters of the prompt are
+    demonstrations) and `text`: the rest of the prompt with the right answer, which is what a
+    demonstration prints. Rows of other data that make no demonstration are put down in `odd`.
+    Raises UserError if there are too few of them, or of one class.
     """
     source = task.demonstrations
     if source is None:
@@ -54,7 +56,9 @@ def with_shots(task: Task, items: list[Any], corpus: Path | None, read: Callable
     has_own_data = replace(source, shots=task.shots) != task
     settings = Settings(**{key: value for key, value in task.shots.items() if key in SHOTS})
     if settings.order not in ORDERS:
-        raise UserError(f"task {task.name}: shots.order is {settings.order!r}, expected {' or '.join(ORDERS)}")
+        raise UserError(
+            f"task {task.name}: shots.order is {settings.order!r}, expected {' or '.join(ORDERS)}"
+        )
 
     @cache
     def classes(prompt: str) -> list[list[Any]]:
@@ -66,7 +70,10 @@ def with_shots(task: Task, items: list[Any], corpus: Path | None, read: Callable
     @cache
     def candidates(prompt: str, key: str) -> list[list[Any]]:
         """Of each class the first of the draw, one more than wanted: one may be the item itself."""
-        return [list(islice(_drawn(members, settings, key), settings.number + 1)) for members in classes(prompt)]
+        return [
+            list(islice(_drawn(members, settings, key), settings.number + 1))
+            for members in classes(prompt)
+        ]
 
     def one(item: Any) -> Any:
         key = f"{settings.seed}/{item.id}" if settings.vary else str(settings.seed)
@@ -88,7 +95,10 @@ def _classes(task: Task, settings: Settings, demonstrations: list[Any]) -> list[
 def _class(task: Task, demonstration: Any) -> str:
     gold = getattr(demonstration, "gold", None)
     if gold is None or demonstration.right or isinstance(task.options, str):
-        raise UserError(f"task {task.name}: shots.per_class is for tasks of kind choice with one right option of a fixed list")
+        raise UserError(
+            f"task {task.name}: shots.per_class is for tasks of kind choice with one right option "
+            "of a fixed list"
+        )
     return str(demonstration.options[gold])
 
 
@@ -101,13 +111,20 @@ def _drawn(members: list[Any], settings: Settings, key: str) -> Iterator[Any]:
             yield members[index]
 
 
-def _prefix(task: Task, settings: Settings, item: Any, candidates: Iterable[list[Any]], key: str) -> str:
+def _prefix(
+    task: Task, settings: Settings, item: Any, candidates: Iterable[list[Any]], key: str
+) -> str:
     chosen: list[Any] = []
     for members in candidates:
         others = [member for member in members if member.text != item.text][: settings.number]
         if len(others) < settings.number:
-            of_class = f" with the answer {_class(task, members[0])!r}" if settings.per_class else ""
-            raise UserError(f"task {task.name}: {len(others)} demonstrations{of_class} for item {item.id}, expected {settings.number}")
+            of_class = (
+                f" with the answer {_class(task, members[0])!r}" if settings.per_class else ""
+            )
+            raise UserError(
+                f"task {task.name}: {len(others)} demonstrations{of_class} for item {item.id}, "
+                f"expected {settings.number}"
+            )
         chosen += others
     if settings.order == "random":
         chosen.sort(key=lambda demonstration: text_hash(f"{key}/{demonstration.id}"))

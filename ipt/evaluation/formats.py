@@ -31,29 +31,40 @@ class Row(NamedTuple):
 def read_file(task: Task, file: CorpusFile) -> Iterator[Row]:
     """The rows of a .jsonl, .json, .csv, .tsv, .conll (each also .gz or .zst) or .parquet file.
 
-    - json: a list of objects, or one object, of which each key is a row with the key in the field `key`; what is no object
-      is in the field `value`. An object that has the field which `records` begins with is one row.
-    - conll: a token and its tag in the first and the last column, empty lines between sentences. A row has `tokens`, `tags`,
-      `text` (the tokens with spaces between) and `entities` (a list of `text` and `type`).
+    - json: a list of objects, or one object, of which each key is a row with the key in the field
+      `key`; what is no object is in the field `value`. An object that has the field which `records`
+      begins with is one row.
+    - conll: a token and its tag in the first and the last column, empty lines between sentences. A
+      row has `tokens`, `tags`, `text` (the tokens with spaces between) and `entities` (a list of
+      `text` and `type`).
 
     Raises UserError that names file and row.
     """
     kind = _format(task, file)
     for key, kinds in {"columns": ("csv", "tsv"), "sentences": ("conll",)}.items():
         if kind not in kinds and getattr(task, key) != getattr(Task("", ""), key):
-            raise UserError(f"task {task.name}: {key} is for {' and '.join(kinds)} files, but {file.path} is read as {kind}")
+            raise UserError(
+                f"task {task.name}: {key} is for {' and '.join(kinds)} files, but {file.path} is "
+                f"read as {kind}"
+            )
     try:
         if kind == "parquet":
             yield from _parquet(file)
             return
         with file.open_lines() as data:
-            yield from FORMATS[kind](task, file.path, io.TextIOWrapper(data, encoding="utf-8-sig", newline=""))
+            yield from FORMATS[kind](
+                task, file.path, io.TextIOWrapper(data, encoding="utf-8-sig", newline="")
+            )
     except (UnicodeDecodeError, pa.ArrowInvalid, csv.Error) as error:
-        raise UserError(f"{file.path} cannot be read as {kind}: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"{file.path} cannot be read as {kind}: {' '.join(str(error).split())}"
+        ) from None
 
 
 def read_hub(task: Task) -> Iterator[Row]:
-    """The rows of a data set of the Hugging Face hub, or of its cached copy where the hub cannot be reached."""
+    """The rows of a data set of the Hugging Face hub, or of its cached copy where the hub cannot be
+    reached.
+    """
     from datasets import load_dataset  # takes seconds to import
 
     name, split = task.data.removeprefix(HUB), task.split or "test"
@@ -64,7 +75,10 @@ def read_hub(task: Task) -> Iterator[Row]:
             yield Row(f"{called} split {split} row {number + 1}", number, fields)
     except Exception as error:  # network, server, format: a hub raises whatever its clients do
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"task {task.name}: data set {called}, split {split}, cannot be read from the hub ({reason})") from None
+        raise UserError(
+            f"task {task.name}: data set {called}, split {split}, cannot be read from the hub "
+            f"({reason})"
+        ) from None
 
 
 def _format(task: Task, file: CorpusFile) -> str:
@@ -78,10 +92,14 @@ def _format(task: Task, file: CorpusFile) -> str:
     if task.format:
         raise UserError(f"task {task.name}: format is {task.format!r}, expected {', '.join(known)}")
     endings = ", ".join(f".{kind}" for kind in known)
-    raise UserError(f"{file.path}: expected a file that ends in {endings} (.parquet aside, also .gz or .zst), or the task's key `format`")
+    raise UserError(
+        f"{file.path}: expected a file that ends in {endings} (.parquet aside, also .gz or .zst), "
+        "or the task's key `format`"
+    )
 
 
-# One format each -----------------------------------------------------------------------------------------------------
+# One format each
+# ----------------------------------------------------------------------------------------------
 
 
 def _jsonl(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
@@ -90,7 +108,9 @@ def _jsonl(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
             where = f"{path} line {number + 1}"
             fields = _parse(line, where)
             if not isinstance(fields, dict):
-                raise UserError(f"{where}: found {type(fields).__name__}, expected an object with fields")
+                raise UserError(
+                    f"{where}: found {type(fields).__name__}, expected an object with fields"
+                )
             yield Row(where, number, fields)
 
 
@@ -121,7 +141,10 @@ def as_fields(entry: Any) -> dict[str, Any]:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError of Python's own
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of too many digits is a ValueError of Python's own
         raise UserError(f"{where}: not valid JSON: {first_line(error)}") from None
 
 
@@ -140,7 +163,9 @@ def _table(task: Task, path: str, cells: "Reader") -> Iterator[Row]:
     for number, row in enumerate(filter(None, cells)):
         where = f"{path} line {cells.line_num}"
         if len(row) != len(columns):
-            raise UserError(f"{where}: {len(row)} cells, expected {len(columns)}: {', '.join(columns)}")
+            raise UserError(
+                f"{where}: {len(row)} cells, expected {len(columns)}: {', '.join(columns)}"
+            )
         yield Row(where, number, dict(zip(columns, row, strict=True)))
 
 
@@ -153,29 +178,45 @@ def _parquet(file: CorpusFile) -> Iterator[Row]:
                 number += 1
 
 
-# CoNLL ---------------------------------------------------------------------------------------------------------------
+# CoNLL
+# ----------------------------------------------------------------------------------------------
 
 
 def _conll(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
     number = 0
     for first, document in _documents(path, lines):
         for begin in range(0, len(document), task.sentences):
-            words = [word for sentence in document[begin : begin + task.sentences] for word in sentence]
+            words = [
+                word for sentence in document[begin : begin + task.sentences] for word in sentence
+            ]
             tokens, tags = [token for token, _ in words], [tag for _, tag in words]
-            entities = [entity for sentence in document[begin : begin + task.sentences] for entity in _entities(sentence)]
-            fields = {"tokens": tokens, "tags": tags, "text": " ".join(tokens), "entities": entities}
+            entities = [
+                entity
+                for sentence in document[begin : begin + task.sentences]
+                for entity in _entities(sentence)
+            ]
+            fields = {
+                "tokens": tokens,
+                "tags": tags,
+                "text": " ".join(tokens),
+                "entities": entities,
+            }
             yield Row(f"{path} sentence {first + begin + 1}", number, fields)
             number += 1
 
 
-def _documents(path: str, lines: Iterable[str]) -> Iterator[tuple[int, list[list[tuple[str, str]]]]]:
+def _documents(
+    path: str, lines: Iterable[str]
+) -> Iterator[tuple[int, list[list[tuple[str, str]]]]]:
     """Each document as sentences of tokens and tags, behind the number of sentences before it."""
     before, document, sentence = 0, [], []
     for number, line in enumerate([*lines, "", "-DOCSTART-"]):
         cells = line.split()
         if cells and cells[0] != "-DOCSTART-":
             if len(cells) < 2:
-                raise UserError(f"{path} line {number + 1}: {line.strip()!r}, expected a token and its tag")
+                raise UserError(
+                    f"{path} line {number + 1}: {line.strip()!r}, expected a token and its tag"
+                )
             sentence.append((cells[0], cells[-1]))
             continue
         if sentence:
@@ -187,7 +228,9 @@ def _documents(path: str, lines: Iterable[str]) -> Iterator[tuple[int, list[list
 
 
 def _entities(sentence: list[tuple[str, str]]) -> list[dict[str, str]]:
-    """Runs of tokens of one type; B- and S- begin another one, E- and S- end theirs (IO, BIO and BIOES)."""
+    """Runs of tokens of one type; B- and S- begin another one, E- and S- end theirs (IO, BIO and
+    BIOES).
+    """
     found: list[tuple[list[str], str]] = []
     ended = True
     for token, tag in sentence:

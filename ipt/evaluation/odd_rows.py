@@ -1,4 +1,6 @@
-"""Rows of a task's data that make no item: they are left out, counted and reported, or raise an error (the task's key `odd_rows`)."""
+"""Rows of a task's data that make no item: they are left out, counted and reported, or raise an
+error (the task's key `odd_rows`).
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -16,7 +18,9 @@ Made = TypeVar("Made")
 
 
 class OddRow(UserError):
-    """A row of which no item can be made: a field is missing, it has no right answer, two options are equal."""
+    """A row of which no item can be made: a field is missing, it has no right answer, two options
+    are equal.
+    """
 
 
 class OddRows:
@@ -31,9 +35,13 @@ class OddRows:
         return len(self._found)
 
     def kept(self, task: Task, rows: Iterable[Row], make: Callable[[Row], Made]) -> list[Made]:
-        """What `make` makes of each row, without the odd ones. Raises OddRow if the task does not allow them, or if all are odd."""
+        """What `make` makes of each row, without the odd ones. Raises OddRow if the task does not
+        allow them, or if all are odd.
+        """
         if task.odd_rows not in (LEAVE_OUT, ERROR):
-            raise UserError(f"task {task.name}: odd_rows is {task.odd_rows!r}, expected {LEAVE_OUT} or {ERROR}")
+            raise UserError(
+                f"task {task.name}: odd_rows is {task.odd_rows!r}, expected {LEAVE_OUT} or {ERROR}"
+            )
         made, first = [], None
         for row in rows:
             try:
@@ -48,12 +56,17 @@ class OddRows:
         return made
 
     def report(self, task: Task, console: Console) -> None:
-        """Print a line that says how many rows are left out, names the first ones and the reasons; nothing if there are none."""
+        """Print a line that says how many rows are left out, names the first ones and the reasons;
+        nothing if there are none.
+        """
         for odd, kind in ((self, "rows"), (self.of_shots, "rows of its demonstrations")):
             if odd:
                 shown = "; ".join([*odd._found][:SHOWN])
                 more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-                line = f"task {task.name}: {len(odd)} of {odd.read} {kind} are left out (odd_rows: error stops instead): {shown}{more}"
+                line = (
+                    f"task {task.name}: {len(odd)} of {odd.read} {kind} are left out (odd_rows: "
+                    f"error stops instead): {shown}{more}"
+                )
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def entry(self) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""A look at tasks in the terminal: which there are and where their data is, and items as a model reads them."""
+"""A look at tasks in the terminal: which there are and where their data is, and items as a model
+reads them.
+"""
 
 from itertools import islice
 from pathlib import Path
@@ -16,9 +18,11 @@ from ipt.evaluation.task_types.registry import kind_of
 
 
 def list_tasks(names: list[str], data_dir: Path, console: Console) -> None:
-    """Print the tasks and groups behind `names` (all that ship if there are none): what is asked, the kind, and the data.
+    """Print the tasks and groups behind `names` (all that ship if there are none): what is asked,
+    the kind, and the data.
 
-    Files of the task's own are marked: ✓ is there, ✗ is not. A hub, a URL and the harness's data are looked up when they are needed.
+    Files of the task's own are marked: ✓ is there, ✗ is not. A hub, a URL and the harness's data
+    are looked up when they are needed.
     """
     names = names or task_names()
     for task in load_tasks(names, data_dir):
@@ -27,15 +31,20 @@ def list_tasks(names: list[str], data_dir: Path, console: Console) -> None:
         _print_entry(console, group.name, f"group: {', '.join(group.tasks)}", group.description)
 
 
-def show_task(name: str, number: int, data_dir: Path, corpus: Path | None, console: Console) -> None:
-    """Print the first `number` items of each task behind `name`: what the model reads, and after it the answer or the options.
+def show_task(
+    name: str, number: int, data_dir: Path, corpus: Path | None, console: Console
+) -> None:
+    """Print the first `number` items of each task behind `name`: what the model reads, and after it
+    the answer or the options.
 
     The right one is green and marked with ✓; demonstrations are dim.
     """
     for task in load_tasks([name], data_dir):
         odd = OddRows()
         items = kind_of(task).read(task, corpus, odd)
-        console.print(f"{task.name}: {len(items):,} items of kind {task.kind}", style="bold", highlight=False)
+        console.print(
+            f"{task.name}: {len(items):,} items of kind {task.kind}", style="bold", highlight=False
+        )
         odd.report(task, console)
         for item in islice(items, number):
             console.print(Panel(_shown(item), title=f"{item.id}", title_align="left"))
@@ -47,7 +56,9 @@ def _place(task: Task) -> str:
         return f"harness:{task.harness}"
     files = [(source.path, source.data) for source in sources(task)]
     marks = ["" if path is None else " ✓" if path.exists() else " ✗" for path, _ in files]
-    return ", ".join(dict.fromkeys(data + mark for (_, data), mark in zip(files, marks, strict=True)))
+    return ", ".join(
+        dict.fromkeys(data + mark for (_, data), mark in zip(files, marks, strict=True))
+    )
 
 
 def _print_entry(console: Console, name: str, facts: str, description: str) -> None:
@@ -66,5 +77,8 @@ def _shown(item: Any) -> Text:
     contexts = item.contexts or [""] * len(item.options)
     for index, (context, option) in enumerate(zip(contexts, item.options, strict=True)):
         is_right = index in (item.right or (item.gold,))
-        text.append(f"\n{'✓' if is_right else ' '} {context}{option!r}", style="green" if is_right else "default")
+        text.append(
+            f"\n{'✓' if is_right else ' '} {context}{option!r}",
+            style="green" if is_right else "default",
+        )
     return text

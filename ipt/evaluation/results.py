@@ -1,4 +1,6 @@
-"""What finished evaluations say: predictions and results of a folder, two models compared, several averaged."""
+"""What finished evaluations say: predictions and results of a folder, two models compared, several
+averaged.
+"""
 
 import json
 import math
@@ -20,7 +22,10 @@ RESULTS, PREDICTIONS = "results.json", "predictions"
 SCORES = "scores"  # folder of a training run: step-NUMBER, each a finished evaluation
 Results = dict[str, dict[str, dict[str, Any]]]  # task -> metric -> value, stderr, ci95, n
 # The figures that a task is known by: from each line the first that it has.
-MAIN_METRICS = (("correct", "accuracy", "acc_norm", "acc", "exact_match", "f1", "perplexity"), ("logprob", "bits_per_byte"))
+MAIN_METRICS = (
+    ("correct", "accuracy", "acc_norm", "acc", "exact_match", "f1", "perplexity"),
+    ("logprob", "bits_per_byte"),
+)
 
 
 def predictions_path(folder: Path, task: str) -> Path:
@@ -48,7 +53,9 @@ def load_results(folder: Path) -> Results:
     try:
         return read_json(folder / RESULTS)
     except FileNotFoundError:
-        raise MissingFileError(f"{folder} holds no {RESULTS}: it is no finished evaluation") from None
+        raise MissingFileError(
+            f"{folder} holds no {RESULTS}: it is no finished evaluation"
+        ) from None
 
 
 def main_metrics(metrics: Iterable[str]) -> list[str]:
@@ -59,11 +66,13 @@ def main_metrics(metrics: Iterable[str]) -> list[str]:
 
 
 def compare(a: Path, b: Path) -> Results:
-    """Model `a` minus model `b`: task -> metric -> difference, stderr, ci95, p, n, paired over the items that both answered.
+    """Model `a` minus model `b`: task -> metric -> difference, stderr, ci95, p, n, paired over the
+    items that both answered.
 
-    Both are folders of finished evaluations; tasks that only one has are left out. p is two-sided: exact (McNemar) for
-    accuracies, else by normal approximation. nll and perplexity compare only between models of one tokenizer.
-    Raises UserError if there is no common task, no common item, or if two different items have the same id.
+    Both are folders of finished evaluations; tasks that only one has are left out. p is two-sided:
+    exact (McNemar) for accuracies, else by normal approximation. nll and perplexity compare only
+    between models of one tokenizer. Raises UserError if there is no common task, no common item, or
+    if two different items have the same id.
     """
     return {task: compare_task(a, b, task) for task in _common_tasks([a, b])}
 
@@ -77,9 +86,11 @@ def compare_task(a: Path, b: Path, task: str) -> dict[str, dict[str, Any]]:
 def average(folders: Sequence[Path], last: int = 5) -> Results:
     """Scores averaged over models: task -> metric -> value, stderr, ci95, n, spread, runs.
 
-    A folder is a finished evaluation, or a training run, of whose scores on the way the `last` are averaged first. `stderr` is that of
-    the average over the n items that all have answered: an item's share in it is the mean of its shares. `spread` is the standard
-    deviation over the folders, or with one training run over its scores, and null for one model. Raises what `compare` does.
+    A folder is a finished evaluation, or a training run, of whose scores on the way the `last` are
+    averaged first. `stderr` is that of the average over the n items that all have answered: an
+    item's share in it is the mean of its shares. `spread` is the standard deviation over the
+    folders, or with one training run over its scores, and null for one model. Raises what `compare`
+    does.
     """
     members = [late_scores(folder, last) for folder in folders]
     everything = [folder for member in members for folder in member]
@@ -87,18 +98,27 @@ def average(folders: Sequence[Path], last: int = 5) -> Results:
     for task in _common_tasks(everything):
         metrics = iter(paired_metrics(task, everything))
         of_members = [[next(metrics) for _ in member] for member in members]
-        averaged[task] = {name: _average([[found[name] for found in member] for member in of_members]) for name in of_members[0][0]}
+        averaged[task] = {
+            name: _average([[found[name] for found in member] for member in of_members])
+            for name in of_members[0][0]
+        }
     return averaged
 
 
 def late_scores(folder: Path, last: int) -> list[Path]:
-    """The newest `last` evaluations of a training run, oldest first; or the folder itself, which is an evaluation."""
+    """The newest `last` evaluations of a training run, oldest first; or the folder itself, which is
+    an evaluation.
+    """
     steps = sorted(path.parent for path in (folder / SCORES).glob(f"step-*/{RESULTS}"))
     return steps[-last:] or [folder]
 
 
-def groups_of(tasks: Iterable[str], names: Iterable[str] = (), data_dir: str | Path = "data") -> dict[str, list[str]]:
-    """Name -> tasks of each group, of `names` and of those that ship, that has two tasks or more, all among `tasks`, and an average."""
+def groups_of(
+    tasks: Iterable[str], names: Iterable[str] = (), data_dir: str | Path = "data"
+) -> dict[str, list[str]]:
+    """Name -> tasks of each group, of `names` and of those that ship, that has two tasks or more,
+    all among `tasks`, and an average.
+    """
     known, groups = set(tasks), {}
     for name in dict.fromkeys([*names, *task_names()]):
         members = [task.name for task in load_tasks([name], data_dir)]
@@ -108,14 +128,22 @@ def groups_of(tasks: Iterable[str], names: Iterable[str] = (), data_dir: str | P
     return groups
 
 
-def group_average(results: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str], metric: str) -> dict[str, Any] | None:
-    """The unweighted mean of a metric over tasks, which are independent: an entry as in results.json; None if a task lacks it."""
+def group_average(
+    results: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str], metric: str
+) -> dict[str, Any] | None:
+    """The unweighted mean of a metric over tasks, which are independent: an entry as in
+    results.json; None if a task lacks it.
+    """
     entries = [results[task].get(metric, {}) for task in tasks]
     values = [float(entry["value"]) for entry in entries if entry.get("value") is not None]
     if len(values) < len(tasks):
         return None
     errors = [math.nan if entry["stderr"] is None else entry["stderr"] for entry in entries]
-    return _entry(statistics.fmean(values), math.hypot(*errors) / len(tasks), sum(entry["n"] for entry in entries))
+    return _entry(
+        statistics.fmean(values),
+        math.hypot(*errors) / len(tasks),
+        sum(entry["n"] for entry in entries),
+    )
 
 
 def _common_tasks(folders: Sequence[Path]) -> list[str]:
@@ -133,23 +161,47 @@ def paired_metrics(task: str, folders: Sequence[Path]) -> list[dict[str, Metric]
     common = [name for name in rows[0] if all(name in others for others in rows)]
     if not common:
         named = " and ".join(map(str, folders))
-        raise UserError(f"task {task}: {named} have no item in common: evaluate all with the same data and limit")
+        raise UserError(
+            f"task {task}: {named} have no item in common: evaluate all with the same data and "
+            "limit"
+        )
     for folder, others in zip(folders, rows, strict=True):
-        changed = next((name for name in common if rows[0][name]["prompt_hash"] != others[name]["prompt_hash"]), None)
+        changed = next(
+            (
+                name
+                for name in common
+                if rows[0][name]["prompt_hash"] != others[name]["prompt_hash"]
+            ),
+            None,
+        )
         if changed is not None:
-            raise UserError(f"task {task}: item {changed} is another one in {folders[0]} than in {folder}: use the same data for all")
+            raise UserError(
+                f"task {task}: item {changed} is another one in {folders[0]} than in {folder}: use "
+                "the same data for all"
+            )
     definition = read_task(folders[0], task)
-    return [kind_of(definition).metrics(definition, [others[name] for name in common]) for others in rows]
+    return [
+        kind_of(definition).metrics(definition, [others[name] for name in common])
+        for others in rows
+    ]
 
 
 def _average(members: Sequence[Sequence[Metric]]) -> dict[str, Any]:
     """Of one metric of each model, first within a member, then over them."""
     values = [statistics.fmean(metric.value for metric in member) for member in members]
-    influence = np.mean([np.mean([metric.influence for metric in member], axis=0) for member in members], axis=0)
+    influence = np.mean(
+        [np.mean([metric.influence for metric in member], axis=0) for member in members], axis=0
+    )
     spread_over = values if len(values) > 1 else [metric.value for metric in members[0]]
     spread = statistics.stdev(spread_over) if len(spread_over) > 1 else None
-    return {**_entry(statistics.fmean(values), standard_error(influence), len(influence)), "spread": spread, "runs": len(spread_over)}
+    return {
+        **_entry(statistics.fmean(values), standard_error(influence), len(influence)),
+        "spread": spread,
+        "runs": len(spread_over),
+    }
 
 
 def _entry(value: float, stderr: float, n: int) -> dict[str, Any]:
-    return Metric(value, stderr, (value - Z95 * stderr, value + Z95 * stderr), n, np.empty(0)).as_dict()
+    return Metric(
+        value, stderr, (value - Z95 * stderr, value + Z95 * stderr), n, np.empty(0)
+    ).as_dict()

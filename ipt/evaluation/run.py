@@ -1,4 +1,6 @@
-"""The evaluation stage: a model, tasks and a corpus go in; results.json and predictions/<task>.parquet come out."""
+"""The evaluation stage: a model, tasks and a corpus go in; results.json and
+predictions/<task>.parquet come out.
+"""
 
 import json
 import re
@@ -50,15 +52,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score `model` on `tasks` and return the stage's statistics.
 
-    `data_dir` holds the data sets that tasks read from data:PATH; `corpus` is the folder of a finished corpus stage, or None
-    where no task reads one; `contaminated` names the items that are known to be in training data (`ipt.evaluation.contamination`).
-    A task whose predictions lie in `output` from an interrupted run is not scored again. Whatever is
-    wrong in config, tasks and their data raises UserError or MissingFileError before the model is loaded.
+    `data_dir` holds the data sets that tasks read from data:PATH; `corpus` is the folder of a
+    finished corpus stage, or None where no task reads one; `contaminated` names the items that are
+    known to be in training data (`ipt.evaluation.contamination`). A task whose predictions lie in
+    `output` from an interrupted run is not scored again. Whatever is wrong in config, tasks and
+    their data raises UserError or MissingFileError before the model is loaded.
     """
     check_model(model)
     check_config(config)
     work = read_work(tasks, config.limit, corpus, data_dir)
-    finished = {task.name for task, items, _ in work if _is_finished(predictions_path(output, task.name), items)}
+    finished = {
+        task.name
+        for task, items, _ in work
+        if _is_finished(predictions_path(output, task.name), items)
+    }
     predictions = {name: read_predictions(output, name) for name in finished}
     seconds = {}
     if unfinished := [one for one in work if one.task.name not in finished]:
@@ -71,7 +78,9 @@ def evaluate(
         results = results_of(work, predictions)
         if contaminated is not None:
             for task, *_ in work:
-                results[task.name] |= clean_metrics(task, predictions[task.name], contaminated[task.name])
+                results[task.name] |= clean_metrics(
+                    task, predictions[task.name], contaminated[task.name]
+                )
             write_json(output / FILE, contaminated)
         write_json(output / RESULTS, results)
         write_markdown(output, model, tasks, data_dir)
@@ -92,8 +101,11 @@ def evaluate(
     }
 
 
-def read_work(tasks: list[str], limit: int | None, corpus: Path | None, data_dir: str | Path) -> list[Work]:
-    """Each task with its items, at most `limit` of them. Raises a one-line error that names the file and the row.
+def read_work(
+    tasks: list[str], limit: int | None, corpus: Path | None, data_dir: str | Path
+) -> list[Work]:
+    """Each task with its items, at most `limit` of them. Raises a one-line error that names the
+    file and the row.
 
     Rows that make no item are logged.
     """
@@ -108,7 +120,9 @@ def read_work(tasks: list[str], limit: int | None, corpus: Path | None, data_dir
 
 
 def score_tasks(work: Sequence[Work], backend: "Backend", output: Path) -> Iterator[Scored]:
-    """Score one task after another. Of several processes, which all score, the first writes the predictions to `output`."""
+    """Score one task after another. Of several processes, which all score, the first writes the
+    predictions to `output`.
+    """
     with progress("evaluation", sum(len(one.items) for one in work), hidden=rank() > 0) as bar:
         for task, items, _ in work:
             started = time.monotonic()
@@ -123,7 +137,9 @@ def score_tasks(work: Sequence[Work], backend: "Backend", output: Path) -> Itera
 
 
 def results_of(work: Iterable[Work], predictions: Mapping[str, list[Row]]) -> Results:
-    """What the predictions of each task amount to, as results.json has it. Tasks with rows left out have an entry for them."""
+    """What the predictions of each task amount to, as results.json has it. Tasks with rows left out
+    have an entry for them.
+    """
     results: Results = {}
     for task, _, odd in work:
         metrics = kind_of(task).metrics(task, predictions[task.name])
@@ -133,9 +149,15 @@ def results_of(work: Iterable[Work], predictions: Mapping[str, list[Row]]) -> Re
     return results
 
 
-def check_tasks(config: EvaluationConfig, tasks: list[str], corpus: Path | None = None, data_dir: str | Path = "data") -> list[Task]:
-    """The tasks behind the names, checked as far as possible without a model: values of the config, the tasks' files, and
-    each item of a data file that is there already. Tasks that read a corpus are read if `corpus`, its finished stage, is given.
+def check_tasks(
+    config: EvaluationConfig,
+    tasks: list[str],
+    corpus: Path | None = None,
+    data_dir: str | Path = "data",
+) -> list[Task]:
+    """The tasks behind the names, checked as far as possible without a model: values of the config,
+    the tasks' files, and each item of a data file that is there already. Tasks that read a corpus
+    are read if `corpus`, its finished stage, is given.
     """
     check_config(config)
     loaded = load_tasks(tasks, data_dir)
@@ -155,13 +177,19 @@ def check_config(config: EvaluationConfig) -> None:
         "quantize": (None, "4bit", "8bit"),
     }.items():
         if getattr(config, name) not in known:
-            raise UserError(f"evaluation.{name} is {getattr(config, name)!r}, expected {' or '.join(map(str, known))}")
+            raise UserError(
+                f"evaluation.{name} is {getattr(config, name)!r}, expected "
+                f"{' or '.join(map(str, known))}"
+            )
     for name, least in {"batch_tokens": 1, "limit": 1, "max_length": 2}.items():
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"evaluation.{name} is {value}, expected {least} or more")
     if not re.fullmatch(r"auto|sharded|cpu|mps|cuda(:\d+)?", config.device):
-        raise UserError(f"evaluation.device is {config.device!r}, expected auto, cpu, mps, cuda, cuda:NUMBER or sharded")
+        raise UserError(
+            f"evaluation.device is {config.device!r}, expected auto, cpu, mps, cuda, cuda:NUMBER "
+            "or sharded"
+        )
     check_kwargs(config.chat_template_kwargs, "evaluation.chat_template_kwargs")
     if config.backend == "vllm":
         from ipt.evaluation.backends.vllm import check_vllm
@@ -177,4 +205,6 @@ def _is_finished(path: Path, items: Sequence[Item]) -> bool:
         known = pq.read_table(path, columns=["id", "prompt_hash"]).to_pydict()
     except (FileNotFoundError, pa.ArrowInvalid):
         return False
-    return known["id"] == [item.id for item in items] and known["prompt_hash"] == [item.prompt_hash for item in items]
+    return known["id"] == [item.id for item in items] and known["prompt_hash"] == [
+        item.prompt_hash for item in items
+    ]

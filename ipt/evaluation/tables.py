@@ -1,4 +1,6 @@
-"""Finished evaluations as tables: for the terminal, and results.md with the published figures beside ours."""
+"""Finished evaluations as tables: for the terminal, and results.md with the published figures
+beside ours.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,19 +12,42 @@ from rich.markup import escape
 from rich.table import Table
 
 from ipt.evaluation.odd_rows import LEFT_OUT
-from ipt.evaluation.results import Results, group_average, groups_of, load_results, main_metrics, read_task
+from ipt.evaluation.results import (
+    Results,
+    group_average,
+    groups_of,
+    load_results,
+    main_metrics,
+    read_task,
+)
 from ipt.evaluation.task import Task
 from ipt.stage import atomic
 
 MARKDOWN = "results.md"
-SHARES = ("paper", "correct", "accuracy", "acc", "exact_match", "f1", "contains", "precision", "recall", "contaminated")  # shown in percent
+SHARES = (
+    "paper",
+    "correct",
+    "accuracy",
+    "acc",
+    "exact_match",
+    "f1",
+    "contains",
+    "precision",
+    "recall",
+    "contaminated",
+)  # shown in percent
 FEWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte", "contaminated", LEFT_OUT)
-CAPTION = "Shares are in percent, ± is one standard error. `paper` follows the published rule, `correct` the right one."
+CAPTION = (
+    "Shares are in percent, ± is one standard error. `paper` follows the published rule, `correct` "
+    "the right one."
+)
 BOTH = ("paper", "correct")  # what group averages are taken of
 
 
 def table(results: Mapping[str, Path]) -> Table:
-    """The main figures of each task, models across (their names -> folders of finished evaluations), for the terminal."""
+    """The main figures of each task, models across (their names -> folders of finished
+    evaluations), for the terminal.
+    """
     return scores_table({model: load_results(folder) for model, folder in results.items()})
 
 
@@ -36,49 +61,90 @@ def scores_table(models: Mapping[str, Results]) -> Table:
         _add_rows(view, task, [result.get(task, {}) for result in models.values()])
     groups = groups_of(set.intersection(*(set(result) for result in models.values())))
     for group, tasks in groups.items():
-        averages = [{name: group_average(result, tasks, name) for name in BOTH} for result in models.values()]
-        _add_rows(view, f"average of {group}", [{name: entry for name, entry in score.items() if entry} for score in averages])
+        averages = [
+            {name: group_average(result, tasks, name) for name in BOTH}
+            for result in models.values()
+        ]
+        _add_rows(
+            view,
+            f"average of {group}",
+            [{name: entry for name, entry in score.items() if entry} for score in averages],
+        )
     return view
 
 
 def differences_table(differences: Results) -> Table:
     """What `compare` gave, in the main figures of each task."""
-    view = _empty_table("± one standard error of the paired difference; n items; p two-sided", ["difference", "95% interval", "p"])
+    view = _empty_table(
+        "± one standard error of the paired difference; n items; p two-sided",
+        ["difference", "95% interval", "p"],
+    )
     for task, metrics in differences.items():
         for number, name in enumerate(_shown_metrics([metrics], "difference")):
             entry = metrics[name]
             shown = _number(entry["difference"], name, signed=True) + _error(entry["stderr"], name)
             p = "–" if entry["p"] is None else f"{entry['p']:.3g}"
-            view.add_row(*_labels(task, name, entry["n"], first=number == 0), shown, _interval(entry, name, signed=True), p)
+            view.add_row(
+                *_labels(task, name, entry["n"], first=number == 0),
+                shown,
+                _interval(entry, name, signed=True),
+                p,
+            )
     return view
 
 
-def write_markdown(folder: Path, title: str, names: Iterable[str] = (), data_dir: str | Path = "data") -> None:
-    """results.md of a finished evaluation; `names` are the tasks and groups that were asked for, whose averages are shown."""
+def write_markdown(
+    folder: Path, title: str, names: Iterable[str] = (), data_dir: str | Path = "data"
+) -> None:
+    """results.md of a finished evaluation; `names` are the tasks and groups that were asked for,
+    whose averages are shown.
+    """
     with atomic(folder / MARKDOWN) as temporary:
         temporary.write_text(markdown(folder, title, names, data_dir), encoding="utf-8")
 
 
-def markdown(folder: Path, title: str, names: Iterable[str] = (), data_dir: str | Path = "data") -> str:
-    """Every task's figures with standard errors, the published ones beside them, averages of groups, then all metrics."""
+def markdown(
+    folder: Path, title: str, names: Iterable[str] = (), data_dir: str | Path = "data"
+) -> str:
+    """Every task's figures with standard errors, the published ones beside them, averages of
+    groups, then all metrics.
+    """
     results = load_results(folder)
     tasks = {name: read_task(folder, name) for name in results}
     groups = groups_of(results, names, data_dir)
     lines = [f"# {title}", "", CAPTION]
     for models in dict.fromkeys(tuple(sorted(task.published)) for task in tasks.values()):
-        members = {name: task for name, task in tasks.items() if tuple(sorted(task.published)) == models}
+        members = {
+            name: task for name, task in tasks.items() if tuple(sorted(task.published)) == models
+        }
         if models or any(set(BOTH) & set(results[name]) for name in members):
             lines += ["", *_score_lines(results, members, models, groups)]
-    lines += ["", "## All metrics", "", "| task | metric | value | 95% interval | n |", "|---|---|---:|---:|---:|"]
+    lines += [
+        "",
+        "## All metrics",
+        "",
+        "| task | metric | value | 95% interval | n |",
+        "|---|---|---:|---:|---:|",
+    ]
     for name, metrics in results.items():
         for metric, entry in metrics.items():
-            lines.append(_row([name, metric, _cell(entry, metric), _interval(entry, metric), entry["n"]]))
+            lines.append(
+                _row([name, metric, _cell(entry, metric), _interval(entry, metric), entry["n"]])
+            )
     return "\n".join([*lines, ""])
 
 
-def _score_lines(results: Results, tasks: Mapping[str, Task], models: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
+def _score_lines(
+    results: Results,
+    tasks: Mapping[str, Task],
+    models: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+) -> list[str]:
     """A table of tasks for which the same models' figures are published."""
-    metrics = [*BOTH, *(["contaminated"] if any("contaminated" in results[name] for name in tasks) else [])]
+    metrics = [
+        *BOTH,
+        *(["contaminated"] if any("contaminated" in results[name] for name in tasks) else []),
+    ]
     header = ["task", "n", *metrics, *(f"{model} (published)" for model in models)]
     lines = [_row(header), _row(["---", *["---:"] * (len(header) - 1)])]
     for name, task in tasks.items():
@@ -86,11 +152,26 @@ def _score_lines(results: Results, tasks: Mapping[str, Task], models: Sequence[s
         ours = [_cell(results[name].get(metric), metric) for metric in metrics]
         lines.append(_row([name, n, *ours, *(f"{task.published[model]:.1f}" for model in models)]))
     for group, members in groups.items():
-        averages = {metric: group_average(results, members, metric) for metric in BOTH} if tasks.keys() >= set(members) else {}
+        averages = (
+            {metric: group_average(results, members, metric) for metric in BOTH}
+            if tasks.keys() >= set(members)
+            else {}
+        )
         if any(averages.values()):
             ours = [_cell(averages.get(metric), metric) for metric in metrics]
-            published = [fmean(tasks[member].published[model] for member in members) for model in models]
-            lines.append(_row([f"**average of {group}**", f"{len(members)} tasks", *ours, *(f"{figure:.1f}" for figure in published)]))
+            published = [
+                fmean(tasks[member].published[model] for member in members) for model in models
+            ]
+            lines.append(
+                _row(
+                    [
+                        f"**average of {group}**",
+                        f"{len(members)} tasks",
+                        *ours,
+                        *(f"{figure:.1f}" for figure in published),
+                    ]
+                )
+            )
     return lines
 
 
@@ -98,11 +179,14 @@ def _row(cells: Iterable[Any]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-# The terminal --------------------------------------------------------------------------------------------------------
+# The terminal
+# ----------------------------------------------------------------------------------------------
 
 
 def _empty_table(caption: str, columns: Iterable[str]) -> Table:
-    view = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    view = Table(
+        box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
+    )
     view.add_column("task", overflow="fold", min_width=10)
     view.add_column("n", justify="right", no_wrap=True, style="dim")
     view.add_column("", no_wrap=True)
@@ -114,7 +198,10 @@ def _empty_table(caption: str, columns: Iterable[str]) -> Table:
 def _add_rows(view: Table, task: str, scores: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
     for number, name in enumerate(_shown_metrics(scores, "value")):
         n = max(score[name]["n"] for score in scores if name in score)
-        view.add_row(*_labels(task, name, n, first=number == 0), *(_cell(score.get(name), name) for score in scores))
+        view.add_row(
+            *_labels(task, name, n, first=number == 0),
+            *(_cell(score.get(name), name) for score in scores),
+        )
 
 
 def _labels(task: str, metric: str, n: int, first: bool) -> tuple[str, str, str]:
@@ -126,10 +213,16 @@ def _labels(task: str, metric: str, n: int, first: bool) -> tuple[str, str, str]
 
 
 def _shown_metrics(scores: Sequence[Mapping[str, Mapping[str, Any]]], figure: str) -> list[str]:
-    """Main metrics, and rows that were left out; `paper` only where it says something else than `correct`."""
+    """Main metrics, and rows that were left out; `paper` only where it says something else than
+    `correct`.
+    """
     names = list(dict.fromkeys(name for score in scores for name in main_metrics(score)))
     names += [LEFT_OUT] if any(LEFT_OUT in score for score in scores) else []
-    if all("paper" not in score or ("correct" in score and score["paper"][figure] == score["correct"][figure]) for score in scores):
+    if all(
+        "paper" not in score
+        or ("correct" in score and score["paper"][figure] == score["correct"][figure])
+        for score in scores
+    ):
         return [name for name in names if name != "paper"]
     return names
 
@@ -138,7 +231,8 @@ def _entries(models: Iterable[Results]) -> Iterable[tuple[str, dict[str, Any]]]:
     return (item for result in models for metrics in result.values() for item in metrics.items())
 
 
-# Figures -------------------------------------------------------------------------------------------------------------
+# Figures
+# ----------------------------------------------------------------------------------------------
 
 
 def _cell(entry: Mapping[str, Any] | None, metric: str) -> str:
@@ -149,7 +243,11 @@ def _cell(entry: Mapping[str, Any] | None, metric: str) -> str:
 
 
 def _interval(entry: Mapping[str, Any], metric: str, signed: bool = False) -> str:
-    return "–" if None in entry["ci95"] else " to ".join(_number(bound, metric, signed) for bound in entry["ci95"])
+    return (
+        "–"
+        if None in entry["ci95"]
+        else " to ".join(_number(bound, metric, signed) for bound in entry["ci95"])
+    )
 
 
 def _error(stderr: float | None, metric: str) -> str:

@@ -1,4 +1,6 @@
-"""What an export takes over from the folder of the start model: config, generation config, tokenizer."""
+"""What an export takes over from the folder of the start model: config, generation config,
+tokenizer.
+"""
 
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,8 +33,8 @@ def check_export(config: Config) -> None:
 
 
 def plain_model(config: Config) -> Any:
-    """The plain Hugging Face model of the run on the meta device: it knows the names in files and how to
-    write them.
+    """The plain Hugging Face model of the run on the meta device: it knows the names in files and
+    how to write them.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

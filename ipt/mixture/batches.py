@@ -24,7 +24,9 @@ class PackedSequences:
     `vocabulary` is how many embeddings the model has: a batch with another token raises UserError.
     """
 
-    def __init__(self, plan: Plan, stores: Sequence[TokenStore], vocabulary: int | None = None) -> None:
+    def __init__(
+        self, plan: Plan, stores: Sequence[TokenStore], vocabulary: int | None = None
+    ) -> None:
         self.plan, self.stores, self.vocabulary = plan, stores, vocabulary
         self._has_mask = [any(index.has_loss_mask for index in store.indices) for store in stores]
         self._positions = np.arange(plan.seq_len)
@@ -35,38 +37,57 @@ class PackedSequences:
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """Sequences as one micro-batch.
 
-        int64 [B, T]: `input_ids`, `labels`, `position_ids`, `source_ids`. Labels are already shifted: labels[b, t] is the token after
-        input t in the same document, or IGNORE where there is none or where it is not a target. A document that goes on in
-        another sequence still has its next token as a label, so each token but a document's first is a target exactly once
-        in an epoch. Positions restart with each piece. Padding is a document of its own, of source -1, and not trained on.
+        int64 [B, T]: `input_ids`, `labels`, `position_ids`, `source_ids`. Labels are already
+        shifted: labels[b, t] is the token after input t in the same document, or IGNORE where there
+        is none or where it is not a target. A document that goes on in another sequence still has
+        its next token as a label, so each token but a document's first is a target exactly once in
+        an epoch. Positions restart with each piece. Padding is a document of its own, of source -1,
+        and not trained on.
 
-        For attention without a mask, over the flattened batch: `cu_seq_lens` int32 [pieces + 1], where each piece begins, and the
-        last one's end; `document_sizes`, their lengths as a list that stays on the host; `max_length`, the longest.
+        For attention without a mask, over the flattened batch: `cu_seq_lens` int32 [pieces + 1],
+        where each piece begins, and the last one's end; `document_sizes`, their lengths as a list
+        that stays on the host; `max_length`, the longest.
         """
         return unpacked(*self.fields(indices))
 
     def fields(self, indices: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
-        """The four tensors of `batch` as one, [4, B, T], and the sizes of the pieces: what costs least to pass between processes."""
+        """The four tensors of `batch` as one, [4, B, T], and the sizes of the pieces: what costs
+        least to pass between processes.
+        """
         fields = np.empty((len(FIELDS), len(indices), self.plan.seq_len), np.int64)
-        sizes = [size for row, index in enumerate(indices) for size in self._fill(index, *fields[:, row])]
+        sizes = [
+            size for row, index in enumerate(indices) for size in self._fill(index, *fields[:, row])
+        ]
         if self.vocabulary is not None and fields[:2].max() >= self.vocabulary:
             raise UserError(
-                f"a token store holds the token {fields[:2].max()}, and the model has {self.vocabulary}"
+                f"a token store holds the token {fields[:2].max()}, and the model has "
+                f"{self.vocabulary}"
                 " embeddings: tokenise its texts with the model's tokenizer"
             )
         return torch.from_numpy(fields), sizes
 
     def target_count(self, index: int) -> int:
-        """Number of labels of sequence `index` that are trained on. Reads no tokens, and loss masks only of sources that have some."""
+        """Number of labels of sequence `index` that are trained on. Reads no tokens, and loss masks
+        only of sources that have some.
+        """
         return sum(self._targets(piece) for piece in self.plan.sequence(index))
 
-    def _fill(self, index: int, ids: np.ndarray, labels: np.ndarray, positions: np.ndarray, sources: np.ndarray) -> Iterator[int]:
+    def _fill(
+        self,
+        index: int,
+        ids: np.ndarray,
+        labels: np.ndarray,
+        positions: np.ndarray,
+        sources: np.ndarray,
+    ) -> Iterator[int]:
         """Write a sequence into its rows [T] and give the lengths of its pieces."""
         filled = 0
         for piece in self.plan.sequence(index):
             size = piece.end - piece.start
             store, place = self.stores[piece.source], slice(filled, filled + size)
-            tokens = store.tokens(piece.document, piece.start, piece.end + 1)  # one more than inputs, if the document has it
+            tokens = store.tokens(
+                piece.document, piece.start, piece.end + 1
+            )  # one more than inputs, if the document has it
             ids[place] = tokens[:size]
             labels[filled : filled + len(tokens) - 1] = tokens[1:]
             labels[filled + len(tokens) - 1 : filled + size] = IGNORE
@@ -84,7 +105,11 @@ class PackedSequences:
 
     def _targets(self, piece: Piece) -> int:
         is_target = self._is_target(piece)
-        return min(piece.end + 1, piece.length) - piece.start - 1 if is_target is None else int(is_target.sum())
+        return (
+            min(piece.end + 1, piece.length) - piece.start - 1
+            if is_target is None
+            else int(is_target.sum())
+        )
 
     def _is_target(self, piece: Piece) -> np.ndarray | None:
         """Whether each label of a piece is trained on; None when all are."""
@@ -94,14 +119,23 @@ class PackedSequences:
 
 
 class MicroBatches(Dataset):
-    """Micro-batch `number` of one rank: `PackedSequences.fields` of its sequences, and the number of targets of its step.
+    """Micro-batch `number` of one rank: `PackedSequences.fields` of its sequences, and the number
+    of targets of its step.
 
-    Step s trains on sequences `s * global_batch` up to `(s + 1) * global_batch`, and the targets are those of them all, whatever
-    the rank and the micro-batch.
+    Step s trains on sequences `s * global_batch` up to `(s + 1) * global_batch`, and the targets
+    are those of them all, whatever the rank and the micro-batch.
     """
 
-    def __init__(self, data: PackedSequences, micro_batch: int, accumulate: int, rank: int, world: int) -> None:
-        self.data, self.micro_batch, self.accumulate, self.rank, self.world = data, micro_batch, accumulate, rank, world
+    def __init__(
+        self, data: PackedSequences, micro_batch: int, accumulate: int, rank: int, world: int
+    ) -> None:
+        self.data, self.micro_batch, self.accumulate, self.rank, self.world = (
+            data,
+            micro_batch,
+            accumulate,
+            rank,
+            world,
+        )
         self.global_batch = micro_batch * accumulate * world
         self._recent = Recent(1)
 
@@ -115,23 +149,42 @@ class MicroBatches(Dataset):
         return *self.data.fields(range(start, start + self.micro_batch)), targets
 
     def _step_targets(self, step: int) -> int:
-        return sum(self.data.target_count(index) for index in range(step * self.global_batch, (step + 1) * self.global_batch))
+        return sum(
+            self.data.target_count(index)
+            for index in range(step * self.global_batch, (step + 1) * self.global_batch)
+        )
 
 
 class PackedLoader:
     """Micro-batches of one rank; resumable, and independent of the number of ranks.
 
-    A batch is that of `PackedSequences.batch` with `step_targets`, the number of target tokens of its optimizer step over all ranks.
+    A batch is that of `PackedSequences.batch` with `step_targets`, the number of target tokens of
+    its optimizer step over all ranks.
 
-    State is one integer, the number of sequences that all ranks together have taken. It has a length on purpose: of a loader without
-    one, Lightning takes a batch ahead of the step that it saves. `workers` processes fill batches ahead, in pinned memory where there
-    is a GPU, and live for the whole pass, which is the run; with 0 the batch is filled when it is asked for.
+    State is one integer, the number of sequences that all ranks together have taken. It has a
+    length on purpose: of a loader without one, Lightning takes a batch ahead of the step that it
+    saves. `workers` processes fill batches ahead, in pinned memory where there is a GPU, and live
+    for the whole pass, which is the run; with 0 the batch is filled when it is asked for.
     """
 
-    def __init__(self, data: PackedSequences, micro_batch: int, accumulate: int, rank: int = 0, world: int = 1, workers: int = 0) -> None:
-        self.batches, self.workers = MicroBatches(data, micro_batch, accumulate, rank, world), workers
+    def __init__(
+        self,
+        data: PackedSequences,
+        micro_batch: int,
+        accumulate: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ) -> None:
+        self.batches, self.workers = (
+            MicroBatches(data, micro_batch, accumulate, rank, world),
+            workers,
+        )
         if len(data) % self.batches.global_batch:
-            raise ValueError(f"the plan has {len(data)} sequences, not a multiple of the global batch of {self.batches.global_batch}")
+            raise ValueError(
+                f"the plan has {len(data)} sequences, not a multiple of the global batch of "
+                f"{self.batches.global_batch}"
+            )
         self._at_once = micro_batch * world
         self._taken = 0
 
@@ -161,9 +214,16 @@ class PackedLoader:
 
 
 def unpacked(fields: torch.Tensor, sizes: list[int]) -> dict[str, Any]:
-    """The batch of `PackedSequences.batch` from its four tensors as one, [4, B, T], and the lengths of the documents."""
+    """The batch of `PackedSequences.batch` from its four tensors as one, [4, B, T], and the lengths
+    of the documents.
+    """
     bounds = torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32))
-    return {**dict(zip(FIELDS, fields, strict=True)), "cu_seq_lens": bounds, "document_sizes": sizes, "max_length": max(sizes)}
+    return {
+        **dict(zip(FIELDS, fields, strict=True)),
+        "cu_seq_lens": bounds,
+        "document_sizes": sizes,
+        "max_length": max(sizes),
+    }
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -173,10 +233,24 @@ def _as_it_is(batch: Any) -> Any:
 class PackedDataModule(L.LightningDataModule):
     """The loader as Lightning wants it; rank and world size are known once the trainer is attached."""
 
-    def __init__(self, data: PackedSequences, micro_batch: int, accumulate: int, workers: int = 0) -> None:
+    def __init__(
+        self, data: PackedSequences, micro_batch: int, accumulate: int, workers: int = 0
+    ) -> None:
         super().__init__()
-        self.data, self.micro_batch, self.accumulate, self.workers = data, micro_batch, accumulate, workers
+        self.data, self.micro_batch, self.accumulate, self.workers = (
+            data,
+            micro_batch,
+            accumulate,
+            workers,
+        )
 
     def train_dataloader(self) -> PackedLoader:
         assert self.trainer is not None
-        return PackedLoader(self.data, self.micro_batch, self.accumulate, self.trainer.global_rank, self.trainer.world_size, self.workers)
+        return PackedLoader(
+            self.data,
+            self.micro_batch,
+            self.accumulate,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            self.workers,
+        )

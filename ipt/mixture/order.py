@@ -1,8 +1,10 @@
-"""A source as an endless stream of tokens: epoch after epoch, each in an order of its own, read at any position.
+"""A source as an endless stream of tokens: epoch after epoch, each in an order of its own, read at
+any position.
 
-The order needs no memory that grows with the store. Documents lie in chunks of 4,096 neighbours; an epoch permutes the chunks, takes
-64 at a time as a window and permutes the documents of each window. A store of up to 2^18 documents is one window and so permuted as a
-whole; a window of a larger one mixes documents of 64 places drawn at random.
+The order needs no memory that grows with the store. Documents lie in chunks of 4,096 neighbours; an
+epoch permutes the chunks, takes 64 at a time as a window and permutes the documents of each window.
+A store of up to 2^18 documents is one window and so permuted as a whole; a window of a larger one
+mixes documents of 64 places drawn at random.
 """
 
 import hashlib
@@ -25,14 +27,17 @@ class Documents(Protocol):
         """Number of documents."""
 
     def positions(self, documents: np.ndarray) -> np.ndarray:
-        """Position at which each document begins, in tokens of the whole store; at len(self): the end of the last one."""
+        """Position at which each document begins, in tokens of the whole store; at len(self): the
+        end of the last one.
+        """
 
 
 class Stream:
     """Tokens of a source by their position in the stream, which has no end.
 
-    `share` below 1 keeps that share of the documents, chosen at random by seed, the same in every epoch. A pass over all lengths
-    finds out how many tokens that is: a second for some 10 million documents.
+    `share` below 1 keeps that share of the documents, chosen at random by seed, the same in every
+    epoch. A pass over all lengths finds out how many tokens that is: a second for some 10 million
+    documents.
     """
 
     def __init__(self, documents: Documents, name: str, seed: int, share: float = 1.0) -> None:
@@ -43,11 +48,16 @@ class Stream:
             self.n_documents, self._chunk_tokens = self._count_kept()
         else:
             borders = np.append(np.arange(0, self._count, CHUNK), self._count)
-            self.n_documents, self._chunk_tokens = self._count, np.diff(documents.positions(borders))
+            self.n_documents, self._chunk_tokens = (
+                self._count,
+                np.diff(documents.positions(borders)),
+            )
         self.n_tokens = int(self._chunk_tokens.sum())
 
     def read(self, start: int, end: int) -> np.ndarray:
-        """What fills the positions `start` to `end`: int64 [pieces, 4] of document, its first token, its last token + 1, its length."""
+        """What fills the positions `start` to `end`: int64 [pieces, 4] of document, its first
+        token, its last token + 1, its length.
+        """
         rows = [np.zeros((0, 4), np.int64)]
         while start < end:
             window, first = self._window_at(start)
@@ -65,7 +75,9 @@ class Stream:
         return window, offset - int(starts[number])
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The chunks in the epoch's order, and the position in the epoch at which each window of them begins."""
+        """The chunks in the epoch's order, and the position in the epoch at which each window of
+        them begins.
+        """
         chunks = permutation(len(self._chunk_tokens), self._seed, self._name, epoch, "chunks")
         ends = np.cumsum(self._chunk_tokens[chunks])
         return chunks, np.concatenate([[0], ends[WINDOW - 1 :: WINDOW]])
@@ -73,7 +85,9 @@ class Stream:
     def _window(self, epoch: int, window: int, chunks: np.ndarray) -> "_Window":
         places = chunks[window * WINDOW : (window + 1) * WINDOW, None] * CHUNK + np.arange(CHUNK)
         documents = places[places < self._count]
-        documents = documents[permutation(len(documents), self._seed, self._name, epoch, f"window {window}")]
+        documents = documents[
+            permutation(len(documents), self._seed, self._name, epoch, f"window {window}")
+        ]
         lengths = self._lengths(documents)
         documents, lengths = documents[lengths > 0], lengths[lengths > 0]
         return _Window(documents, np.cumsum(lengths))
@@ -85,19 +99,25 @@ class Stream:
 
     def _is_kept(self, documents: np.ndarray) -> np.ndarray:
         key = int.from_bytes(_digest(self._seed, self._name, "subsample")[:8])
-        return scramble(documents.astype(np.uint64) + np.uint64(key)) < np.uint64(min(int(self._share * 2**64), 2**64 - 1))
+        return scramble(documents.astype(np.uint64) + np.uint64(key)) < np.uint64(
+            min(int(self._share * 2**64), 2**64 - 1)
+        )
 
     def _count_kept(self) -> tuple[int, np.ndarray]:
         kept, totals = 0, []
         for start in range(0, self._count, CHUNK * WINDOW):
             documents = np.arange(start, min(start + CHUNK * WINDOW, self._count))
             kept += int(self._is_kept(documents).sum())
-            totals.append(np.add.reduceat(self._lengths(documents), np.arange(0, len(documents), CHUNK)))
+            totals.append(
+                np.add.reduceat(self._lengths(documents), np.arange(0, len(documents), CHUNK))
+            )
         return kept, np.concatenate([np.zeros(0, np.int64), *totals])
 
 
 class _Window(NamedTuple):
-    """Documents that hold something, in the order in which they are read, and where each ends, counted from the window's beginning."""
+    """Documents that hold something, in the order in which they are read, and where each ends,
+    counted from the window's beginning.
+    """
 
     documents: np.ndarray
     ends: np.ndarray
@@ -105,11 +125,22 @@ class _Window(NamedTuple):
 
 def _cut_out(window: _Window, first: int, last: int) -> np.ndarray:
     """Pieces that fill the positions `first` to `last` of a window."""
-    begin, stop = np.searchsorted(window.ends, first, side="right"), np.searchsorted(window.ends, last, side="left") + 1
+    begin, stop = (
+        np.searchsorted(window.ends, first, side="right"),
+        np.searchsorted(window.ends, last, side="left") + 1,
+    )
     ends = window.ends[begin:stop]
     lengths = np.diff(ends, prepend=window.ends[begin - 1] if begin else 0)
     begins = ends - lengths
-    return np.stack([window.documents[begin:stop], np.maximum(first - begins, 0), np.minimum(last, ends) - begins, lengths], axis=1)
+    return np.stack(
+        [
+            window.documents[begin:stop],
+            np.maximum(first - begins, 0),
+            np.minimum(last, ends) - begins,
+            lengths,
+        ],
+        axis=1,
+    )
 
 
 class Recent:
@@ -130,10 +161,12 @@ class Recent:
 def permutation(count: int, *entropy: object) -> np.ndarray:
     """A random order of `count` things that depends on `entropy` alone.
 
-    It sorts raw 64-bit numbers, the one random thing that numpy keeps the same in all its versions, so that a run goes on in
-    its order after an upgrade.
+    It sorts raw 64-bit numbers, the one random thing that numpy keeps the same in all its versions,
+    so that a run goes on in its order after an upgrade.
     """
-    return np.argsort(np.random.PCG64(int.from_bytes(_digest(*entropy))).random_raw(count), kind="stable")
+    return np.argsort(
+        np.random.PCG64(int.from_bytes(_digest(*entropy))).random_raw(count), kind="stable"
+    )
 
 
 def scramble(numbers: np.ndarray) -> np.ndarray:

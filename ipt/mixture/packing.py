@@ -1,7 +1,8 @@
 """How the documents of a block fill its sequences: one after another, or each where it fits best.
 
-Pieces are rows of int64: source, document, first token, last token + 1, length of the document. A packed block is its pieces, sequence
-after sequence, and for each sequence the number of pieces before it.
+Pieces are rows of int64: source, document, first token, last token + 1, length of the document. A
+packed block is its pieces, sequence after sequence, and for each sequence the number of pieces
+before it.
 """
 
 from bisect import bisect_left, insort
@@ -15,7 +16,9 @@ SOURCE, DOCUMENT, START, END, LENGTH = range(5)
 
 
 class Packed(NamedTuple):
-    """`pieces[bounds[i]:bounds[i + 1]]` are in sequence i of the block: int64 [pieces, 5] and [sequences + 1]."""
+    """`pieces[bounds[i]:bounds[i + 1]]` are in sequence i of the block: int64 [pieces, 5] and
+    [sequences + 1].
+    """
 
     pieces: np.ndarray
     bounds: np.ndarray
@@ -26,11 +29,13 @@ def sizes(pieces: np.ndarray) -> np.ndarray:
 
 
 def concatenate(pieces: list[np.ndarray], targets: np.ndarray, seq_len: int) -> Packed:
-    """Documents one after another, cut wherever a sequence ends, as GPT-3 was trained (arXiv 2005.14165, section 2.3).
+    """Documents one after another, cut wherever a sequence ends, as GPT-3 was trained (arXiv
+    2005.14165, section 2.3).
 
-    `pieces` are those of each source in its order; together they fill the block exactly. `targets` [sequences + 1, sources] is how many
-    tokens each source should have given at each sequence's beginning. A document is due when its middle is, by the target of
-    its source: so no source is ever further from its target than a document.
+    `pieces` are those of each source in its order; together they fill the block exactly. `targets`
+    [sequences + 1, sources] is how many tokens each source should have given at each sequence's
+    beginning. A document is due when its middle is, by the target of its source: so no source is
+    ever further from its target than a document.
     """
     ends = [np.cumsum(sizes(rows)) for rows in pieces]
     clock = np.arange(len(targets)) * seq_len
@@ -40,18 +45,26 @@ def concatenate(pieces: list[np.ndarray], targets: np.ndarray, seq_len: int) -> 
     ]
     ordered = np.concatenate(pieces)[np.argsort(np.concatenate(due), kind="stable")]
     cut = cut_at(ordered, clock)
-    return Packed(cut, np.searchsorted(np.cumsum(sizes(cut)), clock, side="right") if len(cut) else np.zeros(len(clock), np.int64))
+    return Packed(
+        cut,
+        np.searchsorted(np.cumsum(sizes(cut)), clock, side="right")
+        if len(cut)
+        else np.zeros(len(clock), np.int64),
+    )
 
 
 def best_fit(pieces: np.ndarray, seq_len: int, sequences: int, *entropy: object) -> Packed:
-    """Pieces of at most `seq_len` tokens, the longest first, each into the fullest sequence that still has room for it.
+    """Pieces of at most `seq_len` tokens, the longest first, each into the fullest sequence that
+    still has room for it.
 
-    What fits nowhere is cut into the room that is left; all together must fit. Sequences come in a random order that
-    depends on `entropy` alone, and so do the pieces of each, because the longest would stand first (best-fit decreasing; for
-    language models arXiv 2404.10830).
+    What fits nowhere is cut into the room that is left; all together must fit. Sequences come in a
+    random order that depends on `entropy` alone, and so do the pieces of each, because the longest
+    would stand first (best-fit decreasing; for language models arXiv 2404.10830).
     """
     pieces = pieces[np.argsort(-sizes(pieces), kind="stable")]
-    rooms = [seq_len * sequences + sequence for sequence in range(sequences)]  # room * sequences + sequence, in order
+    rooms = [
+        seq_len * sequences + sequence for sequence in range(sequences)
+    ]  # room * sequences + sequence, in order
     places, left = np.zeros(len(pieces), np.int64), []
     for number, size in enumerate(sizes(pieces).tolist()):
         found = bisect_left(rooms, size * sequences)
@@ -71,9 +84,15 @@ def best_fit(pieces: np.ndarray, seq_len: int, sequences: int, *entropy: object)
 
 
 def cut_at(pieces: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The same tokens in the same order, with a cut wherever one of the positions is, counted from the first piece's beginning."""
+    """The same tokens in the same order, with a cut wherever one of the positions is, counted from
+    the first piece's beginning.
+    """
     ends = np.cumsum(sizes(pieces))
-    borders = np.unique(np.concatenate([ends, positions[(positions > 0) & (positions < (ends[-1] if len(ends) else 0))]]))
+    borders = np.unique(
+        np.concatenate(
+            [ends, positions[(positions > 0) & (positions < (ends[-1] if len(ends) else 0))]]
+        )
+    )
     row = np.searchsorted(ends, borders, side="left")
     cut = pieces[row]
     cut[:, END] = pieces[row, END] - (ends[row] - borders)
@@ -86,14 +105,19 @@ def split_long(pieces: np.ndarray, seq_len: int) -> np.ndarray:
     long = np.flatnonzero((pieces[:, END] - 1) // seq_len > pieces[:, START] // seq_len)
     begins = np.cumsum(sizes(pieces)) - sizes(pieces)
     cuts = [
-        begins[row] - pieces[row, START] + np.arange(pieces[row, START] // seq_len + 1, (pieces[row, END] - 1) // seq_len + 1) * seq_len
+        begins[row]
+        - pieces[row, START]
+        + np.arange(pieces[row, START] // seq_len + 1, (pieces[row, END] - 1) // seq_len + 1)
+        * seq_len
         for row in long
     ]
     return cut_at(pieces, np.concatenate(cuts)) if cuts else pieces
 
 
 def _leave_none_empty(places: np.ndarray, sequences: int) -> None:
-    """Give half of a sequence's pieces to each that has none: a step of padding alone would train nothing."""
+    """Give half of a sequence's pieces to each that has none: a step of padding alone would train
+    nothing.
+    """
     counts = np.bincount(places, minlength=sequences)
     for empty in np.flatnonzero(counts == 0).tolist():
         moved = np.flatnonzero(places == counts.argmax())[1::2]
@@ -101,7 +125,9 @@ def _leave_none_empty(places: np.ndarray, sequences: int) -> None:
         places[moved] = empty
 
 
-def _cut_into(pieces: np.ndarray, rooms: list[int], sequences: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut_into(
+    pieces: np.ndarray, rooms: list[int], sequences: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Pieces cut to fill the largest rooms first, and the sequence of each."""
     cut, places = [], []
     for row in pieces.tolist():

@@ -1,4 +1,6 @@
-"""How many tokens each source has given when the run has so many: a closed formula, exact to the token."""
+"""How many tokens each source has given when the run has so many: a closed formula, exact to the
+token.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ HALVINGS = 64  # of an interval a few tokens wide: down to the last bit of its b
 
 @dataclass(frozen=True)
 class Quotas:
-    """Tokens of each source at every position of a run of `total` tokens, without visiting the positions before it."""
+    """Tokens of each source at every position of a run of `total` tokens, without visiting the
+    positions before it.
+    """
 
     schedule: Schedule
     total: int
@@ -23,11 +27,13 @@ class Quotas:
         return self.schedule.integral(positions / self.total) * self.total
 
     def at(self, positions: np.ndarray) -> np.ndarray:
-        """Whole tokens: int64 [positions] -> int64 [positions, sources]. Rows sum to the position and never fall.
+        """Whole tokens: int64 [positions] -> int64 [positions, sources]. Rows sum to the position
+        and never fall.
 
-        A clock runs through the exact integrals; a source gets its k-th token when its integral passes k - 1/2 (Webster's
-        method), and the row of position p is what stands when p tokens are given. Rounding each row by its largest
-        remainders sums up too, but can take a token back that it gave a row earlier. Rows are within about a token of `exact`.
+        A clock runs through the exact integrals; a source gets its k-th token when its integral
+        passes k - 1/2 (Webster's method), and the row of position p is what stands when p tokens
+        are given. Rounding each row by its largest remainders sums up too, but can take a token
+        back that it gave a row earlier. Rows are within about a token of `exact`.
         """
         counts = self._rounded(positions.astype(float))
         off = counts.sum(axis=1) != positions
@@ -38,13 +44,18 @@ class Quotas:
     def _settle(self, positions: np.ndarray) -> np.ndarray:
         """Look for the moment of the clock at which so many tokens are given."""
         margin = len(self.schedule.sources) + 1
-        low, high = np.maximum(positions - margin, 0).astype(float), (positions + margin).astype(float)
+        low, high = (
+            np.maximum(positions - margin, 0).astype(float),
+            (positions + margin).astype(float),
+        )
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             before = self._rounded(middle).sum(axis=1) <= positions
             low, high = np.where(before, middle, low), np.where(before, high, middle)
         counts = self._rounded(low)
-        missing = positions - counts.sum(axis=1)  # tokens given at the same instant: to the sources in their order
+        missing = positions - counts.sum(
+            axis=1
+        )  # tokens given at the same instant: to the sources in their order
         due = self._rounded(high) - counts
         return counts + np.clip(missing[:, None] - (np.cumsum(due, axis=1) - due), 0, due)
 
@@ -55,8 +66,9 @@ class Quotas:
 def cap_shares(schedule: Schedule, caps: Mapping[str, float], total: int) -> Schedule:
     """Shares with which no source gives more than its cap in tokens.
 
-    A capped source gives exactly that, the others share the rest in proportion. At each point of the schedule the capped
-    source's share shrinks by the same factor. Raises UserError where only capped sources are left to fill a part of the run.
+    A capped source gives exactly that, the others share the rest in proportion. At each point of
+    the schedule the capped source's share shrinks by the same factor. Raises UserError where only
+    capped sources are left to fill a part of the run.
     """
     limits = np.array([caps.get(name, np.inf) for name in schedule.sources])
     fixed, capped, current = np.zeros_like(schedule.shares), np.zeros(len(limits), bool), schedule
@@ -70,9 +82,14 @@ def cap_shares(schedule: Schedule, caps: Mapping[str, float], total: int) -> Sch
         free = np.where(capped, 0.0, schedule.shares)
         rest, weight = 1 - fixed.sum(axis=1, keepdims=True), free.sum(axis=1, keepdims=True)
         if ((weight == 0) & (rest > 1e-9)).any():
-            names = ", ".join(name for name, flag in zip(schedule.sources, capped, strict=True) if flag)
+            names = ", ".join(
+                name for name, flag in zip(schedule.sources, capped, strict=True) if flag
+            )
             raise UserError(
-                f"mixture.on_max_repeats=renormalise: with no more of {names} than mixture.max_repeats allows, "
+                f"mixture.on_max_repeats=renormalise: with no more of {names} than "
+                "mixture.max_repeats allows, "
                 "no source is left that fills the run; take fewer steps or allow more repeats"
             )
-        current = schedule.with_shares(fixed + free * np.divide(rest, weight, out=np.zeros_like(rest), where=weight > 0))
+        current = schedule.with_shares(
+            fixed + free * np.divide(rest, weight, out=np.zeros_like(rest), where=weight > 0)
+        )

@@ -1,4 +1,6 @@
-"""What a plan will train on, in figures: for the table at the start of a run, its log and its summary."""
+"""What a plan will train on, in figures: for the table at the start of a run, its log and its
+summary.
+"""
 
 from typing import Any
 
@@ -14,16 +16,20 @@ SAMPLED = 64  # from so many of its blocks
 def plan_report(plan: Plan) -> dict[str, Any]:
     """Figures of a plan; all are exact but, where `exact_cuts` is false, the three that count cuts.
 
-    `sources`, for each: `unique_tokens` and `documents` that it has (after subsampling), `requested` and `realised` share of the trained
-    tokens, `tokens`, `repeats` (epochs), `truncated` (pieces that end before their document), `split_documents` (documents read in more
-    than one piece), `split_short_documents` (those of them that would have fitted a sequence). With unit=documents also the shares of
-    documents. For the run: `packing`, `sequences`, `tokens`, `padding` (in tokens), `fill`, `notes` and, with a schedule, `course`: tokens
-    of each source at each 1% of the run.
+    `sources`, for each: `unique_tokens` and `documents` that it has (after subsampling),
+    `requested` and `realised` share of the trained tokens, `tokens`, `repeats` (epochs),
+    `truncated` (pieces that end before their document), `split_documents` (documents read in more
+    than one piece), `split_short_documents` (those of them that would have fitted a sequence). With
+    unit=documents also the shares of documents. For the run: `packing`, `sequences`, `tokens`,
+    `padding` (in tokens), `fill`, `notes` and, with a schedule, `course`: tokens of each source at
+    each 1% of the run.
     """
     room, tokens = len(plan) * plan.seq_len, plan.read_until(plan.n_blocks)
     cuts, exact = _count_cuts(plan)
     sources = {}
-    for number, (name, stream, requested) in enumerate(zip(plan.sources, plan.streams, plan.asked.mean(), strict=True)):
+    for number, (name, stream, requested) in enumerate(
+        zip(plan.sources, plan.streams, plan.asked.mean(), strict=True)
+    ):
         sources[name] = {
             "unique_tokens": stream.n_tokens,
             "documents": stream.n_documents,
@@ -51,16 +57,24 @@ def plan_report(plan: Plan) -> dict[str, Any]:
 def _count_cuts(plan: Plan) -> tuple[dict[str, np.ndarray], bool]:
     """Cuts of each source, and whether all were counted or only those of evenly spread blocks."""
     exact = plan.n_blocks <= COUNTED
-    blocks = range(plan.n_blocks) if exact else np.linspace(0, plan.n_blocks - 1, SAMPLED).astype(int).tolist()
+    blocks = (
+        range(plan.n_blocks)
+        if exact
+        else np.linspace(0, plan.n_blocks - 1, SAMPLED).astype(int).tolist()
+    )
     counts = np.zeros((3, len(plan.sources)), np.int64)
     for block in blocks:
         pieces = plan.block(block).pieces
         truncated = pieces[:, END] < pieces[:, LENGTH]
         split = truncated & (pieces[:, START] == 0)
-        for row, chosen in enumerate((truncated, split, split & (pieces[:, LENGTH] <= plan.seq_len))):
+        for row, chosen in enumerate(
+            (truncated, split, split & (pieces[:, LENGTH] <= plan.seq_len))
+        ):
             counts[row] += np.bincount(pieces[chosen, SOURCE], minlength=len(plan.sources))
     scaled = counts if exact else np.rint(counts * (plan.n_blocks / SAMPLED)).astype(np.int64)
-    return dict(zip(("truncated", "split_documents", "split_short_documents"), scaled, strict=True)), exact
+    return dict(
+        zip(("truncated", "split_documents", "split_short_documents"), scaled, strict=True)
+    ), exact
 
 
 def _add_document_shares(plan: Plan, sources: dict[str, dict[str, Any]]) -> None:

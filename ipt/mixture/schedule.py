@@ -18,7 +18,9 @@ CHOICES = {
 
 
 class Point(NamedTuple):
-    """From `at` on (0 to 1 of the run), or at that moment where shares are interpolated, sources have these shares."""
+    """From `at` on (0 to 1 of the run), or at that moment where shares are interpolated, sources
+    have these shares.
+    """
 
     at: float
     ratios: dict[str, float]
@@ -26,7 +28,8 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Shares of `sources` over a run: `shares` [points, sources], whose rows sum to 1, hold from or at the moments `at` [points].
+    """Shares of `sources` over a run: `shares` [points, sources], whose rows sum to 1, hold from or
+    at the moments `at` [points].
 
     Before the first point its shares hold, after the last one those of the last.
     """
@@ -37,10 +40,17 @@ class Schedule:
     linear: bool
 
     def integral(self, moments: np.ndarray) -> np.ndarray:
-        """Share of the run's tokens that each source has given by then: [moments], 0 to 1 or a little more, -> [moments, sources]."""
+        """Share of the run's tokens that each source has given by then: [moments], 0 to 1 or a
+        little more, -> [moments, sources].
+        """
         starts, values, slopes = self._segments()
         spans = np.diff(starts)[:, None]
-        reached = np.concatenate([np.zeros((1, len(self.sources))), np.cumsum(spans * (values[:-1] + slopes[:-1] * spans / 2), axis=0)])
+        reached = np.concatenate(
+            [
+                np.zeros((1, len(self.sources))),
+                np.cumsum(spans * (values[:-1] + slopes[:-1] * spans / 2), axis=0),
+            ]
+        )
         moments = np.maximum(moments, 0.0)
         segment = np.searchsorted(starts, moments, side="right") - 1
         since = (moments - starts[segment])[:, None]
@@ -51,21 +61,31 @@ class Schedule:
         return self.integral(np.ones(1))[0]
 
     def with_shares(self, shares: np.ndarray) -> "Schedule":
-        return Schedule(self.sources, self.at, shares / shares.sum(axis=1, keepdims=True), self.linear)
+        return Schedule(
+            self.sources, self.at, shares / shares.sum(axis=1, keepdims=True), self.linear
+        )
 
     def _segments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Moments at which something changes [n], the shares there and their slopes from there on [n, sources]."""
+        """Moments at which something changes [n], the shares there and their slopes from there on
+        [n, sources].
+        """
         slopes = np.zeros_like(self.shares)
         if self.linear:
             slopes[:-1] = np.diff(self.shares, axis=0) / np.diff(self.at)[:, None]
         if self.at[0] == 0:
             return self.at, self.shares, slopes
         first = self.shares[:1]
-        return np.concatenate([[0.0], self.at]), np.concatenate([first, self.shares]), np.concatenate([np.zeros_like(first), slopes])
+        return (
+            np.concatenate([[0.0], self.at]),
+            np.concatenate([first, self.shares]),
+            np.concatenate([np.zeros_like(first), slopes]),
+        )
 
 
 def read_schedule(config: MixtureConfig) -> Schedule:
-    """The schedule of `mixture.ratios` or, where there is one, of `mixture.schedule`, in the unit in which it is written."""
+    """The schedule of `mixture.ratios` or, where there is one, of `mixture.schedule`, in the unit
+    in which it is written.
+    """
     points = schedule_points(config)
     names = list(points[0].ratios)
     return Schedule(
@@ -77,15 +97,18 @@ def read_schedule(config: MixtureConfig) -> Schedule:
 
 
 def used_sources(config: MixtureConfig) -> list[str]:
-    """Names of the sources that have a share at some moment of the run. Raises UserError as `schedule_points` does."""
+    """Names of the sources that have a share at some moment of the run. Raises UserError as
+    `schedule_points` does.
+    """
     return list(schedule_points(config)[0].ratios)
 
 
 def schedule_points(config: MixtureConfig) -> list[Point]:
-    """Points with the resolved ratios of all used sources, in order of time; constant ratios are one point.
+    """Points with the resolved ratios of all used sources, in order of time; constant ratios are
+    one point.
 
-    Raises UserError for ratios that cannot be resolved, for moments outside 0 to 1 or out of order, and for a choice that
-    is none (`mixture.unit`, `packing`, `interpolation`, `on_max_repeats`).
+    Raises UserError for ratios that cannot be resolved, for moments outside 0 to 1 or out of order,
+    and for a choice that is none (`mixture.unit`, `packing`, `interpolation`, `on_max_repeats`).
     """
     _check_choices(config)
     if not config.schedule:
@@ -96,23 +119,36 @@ def schedule_points(config: MixtureConfig) -> list[Point]:
             for number, point in enumerate(config.schedule)
         ]
     _check_order([point.at for point in points])
-    used = dict.fromkeys(name for point in points for name, ratio in point.ratios.items() if ratio > 0)
-    return [Point(point.at, {name: point.ratios.get(name, 0.0) for name in used}) for point in points]
+    used = dict.fromkeys(
+        name for point in points for name, ratio in point.ratios.items() if ratio > 0
+    )
+    return [
+        Point(point.at, {name: point.ratios.get(name, 0.0) for name in used}) for point in points
+    ]
 
 
-def resolve_ratios(ratios: Mapping[str, float | None], key: str = "mixture.ratios") -> dict[str, float]:
-    """Shares that sum to 1. A null ratio is what the others leave of 1; without one, ratios are weights and are normalised.
+def resolve_ratios(
+    ratios: Mapping[str, float | None], key: str = "mixture.ratios"
+) -> dict[str, float]:
+    """Shares that sum to 1. A null ratio is what the others leave of 1; without one, ratios are
+    weights and are normalised.
 
-    Raises UserError for a negative ratio, for more than one null, and where nothing is left to train on.
+    Raises UserError for a negative ratio, for more than one null, and where nothing is left to
+    train on.
     """
     for name, ratio in ratios.items():
         if ratio is not None and not ratio >= 0:
             raise UserError(f"{key}.{name}={ratio}: a ratio must be zero or more")
     rest = [name for name, ratio in ratios.items() if ratio is None]
     if len(rest) > 1:
-        raise UserError(f"{key}: only one source can take the rest (null), these do: {', '.join(rest)}")
+        raise UserError(
+            f"{key}: only one source can take the rest (null), these do: {', '.join(rest)}"
+        )
     given = sum(ratio for ratio in ratios.values() if ratio is not None)
-    shares = {name: max(0.0, 1.0 - given) if ratio is None else float(ratio) for name, ratio in ratios.items()}
+    shares = {
+        name: max(0.0, 1.0 - given) if ratio is None else float(ratio)
+        for name, ratio in ratios.items()
+    }
     total = sum(shares.values())
     if not 0 < total < float("inf"):
         given_as = ", ".join(f"{name}={ratio}" for name, ratio in ratios.items())
@@ -123,16 +159,22 @@ def resolve_ratios(ratios: Mapping[str, float | None], key: str = "mixture.ratio
 def _check_choices(config: MixtureConfig) -> None:
     for key, known in CHOICES.items():
         if getattr(config, key) not in known:
-            raise UserError(f"mixture.{key}={getattr(config, key)}: must be one of {', '.join(known)}")
+            raise UserError(
+                f"mixture.{key}={getattr(config, key)}: must be one of {', '.join(known)}"
+            )
     for name, share in config.subsample.items():
         if not 0 < share <= 1:
             raise UserError(f"mixture.subsample.{name}={share}: must be above 0 and at most 1")
     if config.match_tokens is not None and config.match_tokens < 1:
-        raise UserError(f"mixture.match_tokens={config.match_tokens}: must be at least 1, the tokens of the longer run")
+        raise UserError(
+            f"mixture.match_tokens={config.match_tokens}: must be at least 1, the tokens of the "
+            "longer run"
+        )
     if config.match_tokens is not None and config.subsample:
         name = next(iter(config.subsample))
         raise UserError(
-            f"mixture.match_tokens={config.match_tokens} and mixture.subsample.{name}={config.subsample[name]}: "
+            f"mixture.match_tokens={config.match_tokens} and "
+            f"mixture.subsample.{name}={config.subsample[name]}: "
             f"both say how much of source {name} is used, give one of them"
         )
 
@@ -140,6 +182,11 @@ def _check_choices(config: MixtureConfig) -> None:
 def _check_order(moments: Sequence[float]) -> None:
     for number, moment in enumerate(moments):
         if not 0 <= moment <= 1:
-            raise UserError(f"mixture.schedule[{number}].at={moment}: must be a share of the run, from 0 to 1")
+            raise UserError(
+                f"mixture.schedule[{number}].at={moment}: must be a share of the run, from 0 to 1"
+            )
         if number and moment <= moments[number - 1]:
-            raise UserError(f"mixture.schedule[{number}].at={moment}: must come after the point before it, at {moments[number - 1]}")
+            raise UserError(
+                f"mixture.schedule[{number}].at={moment}: must come after the point before it, at "
+                f"{moments[number - 1]}"
+            )

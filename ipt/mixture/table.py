@@ -13,7 +13,10 @@ def mixture_table(report: dict[str, Any]) -> RenderableType:
     """`report` is that of `ipt.mixture.report.plan_report`."""
     parts: list[RenderableType] = [_sources(report)]
     if report["padding"]:
-        parts.append(f"{report['packing']}: {report['fill']:.2%} of the sequences filled, {report['padding']:,} tokens of padding")
+        parts.append(
+            f"{report['packing']}: {report['fill']:.2%} of the sequences filled, "
+            f"{report['padding']:,} tokens of padding"
+        )
     if report["course"]:
         parts.append(_course(report["course"]))
     return Group(*parts, *report["notes"])
@@ -54,6 +57,9 @@ def _course(course: list[dict[str, Any]]) -> Table:
     for number in range(1, 11):
         table.add_column(f"to {number * 10}%", justify="right")
     for name in course[0]["tokens"]:
-        shares = [(after[name] - before[name]) / max(1, sum(after.values()) - sum(before.values())) for before, after in pairwise(tenths)]
+        shares = [
+            (after[name] - before[name]) / max(1, sum(after.values()) - sum(before.values()))
+            for before, after in pairwise(tenths)
+        ]
         table.add_row(name, *(f"{share:.1%}" for share in shares))
     return table

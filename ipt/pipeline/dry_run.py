@@ -1,4 +1,6 @@
-"""What a training needs, before any of it is spent: data, memory, time, disk. Needs no GPU, no weights and no network."""
+"""What a training needs, before any of it is spent: data, memory, time, disk. Needs no GPU, no
+weights and no network.
+"""
 
 import logging
 import os
@@ -15,7 +17,15 @@ from ipt.errors import UserError
 from ipt.mixture.schedule import read_schedule
 from ipt.pipeline.inputs import FETCHED, HERE, Input, training_inputs
 from ipt.training.flops import CONVENTION, flops_per_token, named_peak
-from ipt.training.memory_estimate import GPU_MEMORY, RESERVE, Memory, memory_model, shard_count, training_memory, world_size
+from ipt.training.memory_estimate import (
+    GPU_MEMORY,
+    RESERVE,
+    Memory,
+    memory_model,
+    shard_count,
+    training_memory,
+    world_size,
+)
 from ipt.training.validation import check_training
 
 DEVICES_OF_A_NODE, MOST_DEVICES = 8, 64  # that are suggested where memory is too little
@@ -47,8 +57,8 @@ class Needs:
 def dry_run(config: Config) -> None:
     """Print what the training of `config` needs, and what would not fit.
 
-    Raises a one-line error for a config that no run could use, and for a model whose shape is not known here. Data that is missing and
-    memory that is too little are printed.
+    Raises a one-line error for a config that no run could use, and for a model whose shape is not
+    known here. Data that is missing and memory that is too little are printed.
     """
     check_training(config)
     _check_keys(config)
@@ -62,7 +72,10 @@ def dry_run(config: Config) -> None:
     console.print(_memory_table(config, needs))
     _print_verdict(config, needs, inputs)
     if config.arms:
-        console.print(f"arms of `python -m ipt reproduce experiment={config.name}`: {', '.join(config.arms)}", soft_wrap=True)
+        console.print(
+            f"arms of `python -m ipt reproduce experiment={config.name}`: {', '.join(config.arms)}",
+            soft_wrap=True,
+        )
 
 
 def training_needs(config: Config) -> Needs:
@@ -73,8 +86,13 @@ def training_needs(config: Config) -> Needs:
     sequences = trainer.micro_batch_size * trainer.accumulate * world_size(trainer)
     tokens = sequences * config.mixture.seq_len * trainer.max_steps
     parameters = list(model.parameters())
-    flops, peak = flops_per_token(model, config.mixture.seq_len), None if _on_cpu(config) else named_peak(config.dry_run_gpu)
-    saved = [parameter for parameter in parameters if parameter.requires_grad or config.architecture]
+    flops, peak = (
+        flops_per_token(model, config.mixture.seq_len),
+        None if _on_cpu(config) else named_peak(config.dry_run_gpu),
+    )
+    saved = [
+        parameter for parameter in parameters if parameter.requires_grad or config.architecture
+    ]
     return Needs(
         parameters=sum(parameter.numel() for parameter in parameters),
         embedding=model.get_input_embeddings().weight.numel(),
@@ -85,14 +103,20 @@ def training_needs(config: Config) -> Needs:
         flops_per_token=flops,
         memory=memory,
         room=_memory_of_this_machine() if _on_cpu(config) else GPU_MEMORY.get(config.dry_run_gpu),
-        seconds=flops * tokens / (peak * config.dry_run_mfu * world_size(trainer)) if peak else None,
-        checkpoint=sum(parameter.nbytes for parameter in saved) + memory.optimizer * shard_count(trainer),
-        export=sum(parameter.numel() for parameter in parameters) * (2 if trainer.export_dtype == "bf16" else 4),
+        seconds=flops * tokens / (peak * config.dry_run_mfu * world_size(trainer))
+        if peak
+        else None,
+        checkpoint=sum(parameter.nbytes for parameter in saved)
+        + memory.optimizer * shard_count(trainer),
+        export=sum(parameter.numel() for parameter in parameters)
+        * (2 if trainer.export_dtype == "bf16" else 4),
     )
 
 
 def remedies(config: Config) -> Iterator[tuple[str, Needs]]:
-    """Changes that make a training smaller, one on top of the other, with what it then needs; the last one fits, if any does."""
+    """Changes that make a training smaller, one on top of the other, with what it then needs; the
+    last one fits, if any does.
+    """
     config, said = deepcopy(config), list[str]()
     for change in _changes(config):
         said.append(change)
@@ -109,7 +133,10 @@ def _changes(config: Config) -> Iterator[str]:
         trainer.activation_checkpointing = "full"
         yield "trainer.activation_checkpointing=full"
     if trainer.micro_batch_size > 1:
-        trainer.accumulate, trainer.micro_batch_size = trainer.accumulate * trainer.micro_batch_size, 1
+        trainer.accumulate, trainer.micro_batch_size = (
+            trainer.accumulate * trainer.micro_batch_size,
+            1,
+        )
         yield f"trainer.micro_batch_size=1 trainer.accumulate={trainer.accumulate}"
     if config.optimizer.name == "adamw":
         config.optimizer.name = "adamw_8bit"
@@ -117,7 +144,9 @@ def _changes(config: Config) -> Iterator[str]:
     if trainer.weights == "fp32" and trainer.precision == "bf16":
         trainer.weights = "bf16"
         yield "trainer.weights=bf16"
-    while trainer.accumulate % 2 == 0 and world_size(trainer) < MOST_DEVICES and not _on_cpu(config):
+    while (
+        trainer.accumulate % 2 == 0 and world_size(trainer) < MOST_DEVICES and not _on_cpu(config)
+    ):
         trainer.accumulate //= 2
         if trainer.devices < DEVICES_OF_A_NODE:
             trainer.devices *= 2
@@ -127,7 +156,8 @@ def _changes(config: Config) -> Iterator[str]:
             yield f"trainer.num_nodes={trainer.num_nodes} trainer.accumulate={trainer.accumulate}"
 
 
-# What is printed -----------------------------------------------------------------------------------------------------
+# What is printed
+# ----------------------------------------------------------------------------------------------
 
 
 def _inputs_table(inputs: list[Input]) -> Table:
@@ -185,45 +215,73 @@ def _time(config: Config, needs: Needs) -> str:
     if needs.seconds is None:
         return f"unknown: no peak rate is known of {'a CPU' if _on_cpu(config) else config.dry_run_gpu}"
     hours, devices = needs.seconds / 3600, world_size(config.trainer)
-    note = "" if config.trainer.precision == "bf16" else "; the peak is that of bf16, precision=fp32 is many times slower"
+    note = (
+        ""
+        if config.trainer.precision == "bf16"
+        else "; the peak is that of bf16, precision=fp32 is many times slower"
+    )
     where = f"{devices} {config.dry_run_gpu} at an MFU of {config.dry_run_mfu:.0%}"
     return f"{hours:,.1f} hours on {where} ({hours * devices:,.1f} GPU hours){note}"
 
 
 def _memory_table(config: Config, needs: Needs) -> Table:
     memory = needs.memory
-    table = Table(title=f"Memory of one device ({_device(config)}), at the moments of a step", title_justify="left")
+    table = Table(
+        title=f"Memory of one device ({_device(config)}), at the moments of a step",
+        title_justify="left",
+    )
     table.add_column("part")
     for moment in memory.moments:
         table.add_column(moment.name, justify="right")
     for name in ("weights", "gradients", "optimizer"):
-        table.add_row({"optimizer": "optimizer state"}.get(name, name), *[_gib(getattr(memory, name))] * len(memory.moments))
+        table.add_row(
+            {"optimizer": "optimizer state"}.get(name, name),
+            *[_gib(getattr(memory, name))] * len(memory.moments),
+        )
     for name in ("whole_weights", "whole_gradients", "activations", "temporary"):
-        table.add_row(name.replace("_", " "), *(_gib(getattr(moment, name)) for moment in memory.moments))
+        table.add_row(
+            name.replace("_", " "), *(_gib(getattr(moment, name)) for moment in memory.moments)
+        )
     table.add_section()
-    table.add_row("sum", *(_gib(memory.lasting + moment.total) for moment in memory.moments), style="bold")
+    table.add_row(
+        "sum", *(_gib(memory.lasting + moment.total) for moment in memory.moments), style="bold"
+    )
     return table
 
 
 def _print_verdict(config: Config, needs: Needs, inputs: list[Input]) -> None:
     for item in inputs:
         if item.problem:
-            console.print(f"[red]{item.what} is missing:[/] {escape(item.problem)}", highlight=False, soft_wrap=True)
+            console.print(
+                f"[red]{item.what} is missing:[/] {escape(item.problem)}",
+                highlight=False,
+                soft_wrap=True,
+            )
     if needs.room is None:
-        console.print(f"[yellow]how much memory {config.dry_run_gpu} has is not known here[/]; known are {', '.join(GPU_MEMORY)}")
+        console.print(
+            f"[yellow]how much memory {config.dry_run_gpu} has is not known here[/]; known are {', '.join(GPU_MEMORY)}"
+        )
         return
     asked = f"{_gib(needs.memory.peak)} and {_gib(RESERVE)} for what a device keeps for itself"
     if needs.fits:
         console.print(f"[green]fits[/]: {asked}, of {_gib(needs.room)}")
         return
-    console.print(f"[bold red]does not fit[/]: {asked}, of {_gib(needs.room)}. What to change:", soft_wrap=True)
+    console.print(
+        f"[bold red]does not fit[/]: {asked}, of {_gib(needs.room)}. What to change:",
+        soft_wrap=True,
+    )
     fits = False
     for change, changed in remedies(config):
         fits = changed.fits
         verdict = "[green]fits[/]" if fits else "does not fit yet"
-        console.print(f"  {change}: {_gib(changed.memory.peak)}, {verdict}", highlight=False, soft_wrap=True)
+        console.print(
+            f"  {change}: {_gib(changed.memory.peak)}, {verdict}", highlight=False, soft_wrap=True
+        )
     if not fits:
-        console.print("  a device with more memory, LoRA (lora.rank=16), shorter sequences or a smaller model", highlight=False)
+        console.print(
+            "  a device with more memory, LoRA (lora.rank=16), shorter sequences or a smaller model",
+            highlight=False,
+        )
 
 
 def _check_keys(config: Config) -> None:

@@ -1,4 +1,6 @@
-"""What a recipe with arms would do: the stages of all arms, shared ones once, which are finished, and what the others need."""
+"""What a recipe with arms would do: the stages of all arms, shared ones once, which are finished,
+and what the others need.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -30,7 +32,9 @@ COLOURS = {FINISHED: "green", TO_DO: "yellow", MISSING: "red"}
 
 @dataclass
 class Step:
-    """A stage of one or several arms. Of tokens, hours and bytes None is: not known yet, or too little to count."""
+    """A stage of one or several arms. Of tokens, hours and bytes None is: not known yet, or too
+    little to count.
+    """
 
     name: str
     label: str
@@ -45,15 +49,28 @@ class Step:
 
 @dataclass
 class Plan(Stages):
-    """Walks through the stages of an arm and works on none: what is not finished is taken to be what its settings would make of it."""
+    """Walks through the stages of an arm and works on none: what is not finished is taken to be
+    what its settings would make of it.
+    """
 
-    known: dict[Path, tuple[str, str, str]] = field(default_factory=dict)  # folder -> name of the stage, state, problem
+    known: dict[Path, tuple[str, str, str]] = field(
+        default_factory=dict
+    )  # folder -> name of the stage, state, problem
 
     def steps(self) -> list[Step]:
         found = ((label, stage, *self.known[stage.folder]) for label, stage in self.done)
-        return [Step(name, label, stage, state, problem) for label, stage, name, state, problem in found]
+        return [
+            Step(name, label, stage, state, problem) for label, stage, name, state, problem in found
+        ]
 
-    def _stage(self, name: str, folder: Path | None, identity: Json, work: Callable[[Path], Json], collective: bool) -> Stage:
+    def _stage(
+        self,
+        name: str,
+        folder: Path | None,
+        identity: Json,
+        work: Callable[[Path], Json],
+        collective: bool,
+    ) -> Stage:
         stage = find_stage(name, folder, **identity)
         if stage is None:
             return self._planned(name, identity)
@@ -62,12 +79,22 @@ class Plan(Stages):
 
     def _planned(self, name: str, identity: Json, problem: str = "") -> Stage:
         digest = hash_json([name, identity])
-        stage = Stage(Path(self.config.stages_dir) / f"{name}-planned-{digest[:12]}", digest, {}, 0.0, reused=False)
+        stage = Stage(
+            Path(self.config.stages_dir) / f"{name}-planned-{digest[:12]}",
+            digest,
+            {},
+            0.0,
+            reused=False,
+        )
         self.known[stage.folder] = (name, MISSING if problem else TO_DO, problem)
         return stage
 
-    def _found(self, name: str, label: str, settings: Json, find: Callable[[], Found]) -> Found | Stage:
-        """What `find` finds, or a stage that stands for it where a file or model that it reads is not here."""
+    def _found(
+        self, name: str, label: str, settings: Json, find: Callable[[], Found]
+    ) -> Found | Stage:
+        """What `find` finds, or a stage that stands for it where a file or model that it reads is
+        not here.
+        """
         stage = next((stage for known, stage in self.done if known == label), None)
         if stage is not None:
             return stage
@@ -78,45 +105,94 @@ class Plan(Stages):
             self.done.append((label, stage))
             return stage
 
-    def _documents(self, config: CorpusConfig, label: str, row_text: "RowText | None" = None) -> Stage:
-        return self._found("corpus", label, asdict(config), lambda: super(Plan, self)._documents(config, label, row_text))
+    def _documents(
+        self, config: CorpusConfig, label: str, row_text: "RowText | None" = None
+    ) -> Stage:
+        return self._found(
+            "corpus",
+            label,
+            asdict(config),
+            lambda: super(Plan, self)._documents(config, label, row_text),
+        )
 
     def _tuning_texts(self, source: str, config: SourceConfig) -> Stage:
-        return self._found("texts", f"texts {source}", asdict(config), lambda: super(Plan, self)._tuning_texts(source, config))
+        return self._found(
+            "texts",
+            f"texts {source}",
+            asdict(config),
+            lambda: super(Plan, self)._tuning_texts(source, config),
+        )
 
     def synthesis(self, folder: Path | None = None) -> Stage:
-        return self._found("synthesis", "synthesis", asdict(self.config.synthesis), lambda: super(Plan, self).synthesis(folder))
+        return self._found(
+            "synthesis",
+            "synthesis",
+            asdict(self.config.synthesis),
+            lambda: super(Plan, self).synthesis(folder),
+        )
 
     def rendering(self) -> Stage:
         label = f"rendering {self.config.rendering.arrangement}"
         return self._found("rendering", label, asdict(self.config.rendering), super().rendering)
 
     def store(self, source: str) -> "Stage | GivenStore":
-        return self._found("tokens", f"tokens {self._label(source)}", {"source": source}, lambda: super(Plan, self).store(source))
+        return self._found(
+            "tokens",
+            f"tokens {self._label(source)}",
+            {"source": source},
+            lambda: super(Plan, self).store(source),
+        )
 
     def training(self, name: str = "training", folder: Path | None = None) -> Stage:
-        return self._found("training", name, asdict(self.config), lambda: super(Plan, self).training(name, folder))
+        return self._found(
+            "training", name, asdict(self.config), lambda: super(Plan, self).training(name, folder)
+        )
 
     def contamination(self, data: str, corpus: Stage | None) -> Stage:
         label, settings = f"contamination {data}", {"data": data, "tasks": self.config.tasks}
         if "://" in data or Path(data).exists():
-            return self._found("contamination", label, settings, lambda: super(Plan, self).contamination(data, corpus))
-        stage = self._planned("contamination", settings)  # the data are a token store that is still to be made
+            return self._found(
+                "contamination",
+                label,
+                settings,
+                lambda: super(Plan, self).contamination(data, corpus),
+            )
+        stage = self._planned(
+            "contamination", settings
+        )  # the data are a token store that is still to be made
         self.done.append((label, stage))
         return stage
 
-    def evaluation(self, model: str, identity: str, name: str = "evaluation", folder: Path | None = None, trained: bool = False) -> Stage:
+    def evaluation(
+        self,
+        model: str,
+        identity: str,
+        name: str = "evaluation",
+        folder: Path | None = None,
+        trained: bool = False,
+    ) -> Stage:
         settings = {"model": identity, "tasks": self.config.tasks}
-        return self._found("evaluation", name, settings, lambda: super(Plan, self).evaluation(model, identity, name, folder, trained))
+        return self._found(
+            "evaluation",
+            name,
+            settings,
+            lambda: super(Plan, self).evaluation(model, identity, name, folder, trained),
+        )
 
 
 def dry_run_arms(config: Config) -> None:
-    """Print the stages of all arms that `stages` and `only` leave, in the order in which they would be done."""
+    """Print the stages of all arms that `stages` and `only` leave, in the order in which they would
+    be done.
+    """
     steps = plan_arms(config)
     console.print(_table(config, steps))
     for step in steps:
         if step.problem:
-            console.print(f"[red]{escape(step.label)}:[/] {escape(step.problem)}", highlight=False, soft_wrap=True)
+            console.print(
+                f"[red]{escape(step.label)}:[/] {escape(step.problem)}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def plan_arms(config: Config) -> list[Step]:
@@ -136,14 +212,28 @@ def plan_arms(config: Config) -> list[Step]:
 
 def _reckon(step: Step, config: Config, corpus: Stage | None, known: dict[str, Needs]) -> None:
     """Fill in what an unfinished step needs, as far as that is known before it is done."""
-    characters, documents = (corpus.stats.get(name) for name in ("characters", "documents")) if corpus else (None, None)
+    characters, documents = (
+        (corpus.stats.get(name) for name in ("characters", "documents")) if corpus else (None, None)
+    )
     if step.name == "training":
-        key = hash_json([asdict(config.trainer), asdict(config.optimizer), config.model, config.architecture, config.mixture.seq_len])
+        key = hash_json(
+            [
+                asdict(config.trainer),
+                asdict(config.optimizer),
+                config.model,
+                config.architecture,
+                config.mixture.seq_len,
+            ]
+        )
         needs = known[key] = known.get(key) or training_needs(config)
         trainer = config.trainer
         step.tokens = needs.tokens
-        step.gpu_hours = needs.seconds / 3600 * trainer.devices * trainer.num_nodes if needs.seconds else None
-        step.disk = needs.export + needs.checkpoint * (1 + trainer.keep_last)  # the last step is saved before the export
+        step.gpu_hours = (
+            needs.seconds / 3600 * trainer.devices * trainer.num_nodes if needs.seconds else None
+        )
+        step.disk = needs.export + needs.checkpoint * (
+            1 + trainer.keep_last
+        )  # the last step is saved before the export
     elif step.name == "synthesis" and characters and documents:
         _reckon_synthesis(step, config, characters / CHARACTERS, documents)
     elif step.label == "tokens raw" and characters:
@@ -151,7 +241,9 @@ def _reckon(step: Step, config: Config, corpus: Stage | None, known: dict[str, N
 
 
 def _reckon_synthesis(step: Step, config: Config, prompt_tokens: float, documents: int) -> None:
-    """Prompts once, since chains find what they share in the cache, and outputs as long as they may be."""
+    """Prompts once, since chains find what they share in the cache, and outputs as long as they may
+    be.
+    """
     from ipt.training.flops import named_peak
 
     if config.synthesis.format == RULE_BASED:
@@ -172,24 +264,46 @@ def _parameters(model: str) -> int | None:
         return None
 
 
-# What is printed -----------------------------------------------------------------------------------------------------
+# What is printed
+# ----------------------------------------------------------------------------------------------
 
 
 def _table(config: Config, steps: list[Step]) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title="Stages of all arms, those that they share once")
+    table = Table(
+        box=SIMPLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title="Stages of all arms, those that they share once",
+    )
     for name in ("stage", "state", "tokens", f"{config.dry_run_gpu} hours", "disk"):
-        table.add_column(name, justify="left" if name in ("stage", "state") else "right", no_wrap=name != "stage")
+        table.add_column(
+            name, justify="left" if name in ("stage", "state") else "right", no_wrap=name != "stage"
+        )
     for step in steps:
         label = step.name if step.name == "contamination" else step.label  # which has a path in it
-        shared = "" if step.name in ("training", "evaluation") else f" [dim]({escape(_arms(step.arms))})[/]"
+        shared = (
+            ""
+            if step.name in ("training", "evaluation")
+            else f" [dim]({escape(_arms(step.arms))})[/]"
+        )
         state = f"[{COLOURS[step.state]}]{step.state}[/]"
-        table.add_row(escape(label) + shared, state, *_figures(step.tokens, step.gpu_hours, step.disk))
+        table.add_row(
+            escape(label) + shared, state, *_figures(step.tokens, step.gpu_hours, step.disk)
+        )
     table.add_section()
     left = [step for step in steps if step.state != FINISHED]
-    sums = (sum(value for step in left if (value := getattr(step, name))) for name in ("tokens", "gpu_hours", "disk"))
-    table.add_row("what is known of them", f"{len(left)} of {len(steps)} left", *_figures(*(value or None for value in sums)))
+    sums = (
+        sum(value for step in left if (value := getattr(step, name)))
+        for name in ("tokens", "gpu_hours", "disk")
+    )
+    table.add_row(
+        "what is known of them",
+        f"{len(left)} of {len(steps)} left",
+        *_figures(*(value or None for value in sums)),
+    )
     table.caption = (
-        "tokens: trained on, or read and written at most; hours: by FLOPs at dry_run_mfu, generation takes longer; without scores"
+        "tokens: trained on, or read and written at most; hours: by FLOPs at dry_run_mfu, "
+        "generation takes longer; without scores"
     )
     table.title_justify = table.caption_justify = "left"
     return table

@@ -18,11 +18,12 @@ SHOWN = 100  # predictions of a task in the table; all of them are in the artifa
 
 
 def log_evaluation(config: Config, folder: Path, identity: str, name: str = "evaluation") -> None:
-    """With `logger=wandb`: figures, a table of them, one of predictions, and an artifact with results.md and all predictions.
+    """With `logger=wandb`: figures, a table of them, one of predictions, and an artifact with
+    results.md and all predictions.
 
-    `identity` is what tells the model from others. Where it was trained with W&B, that run is named in `trained_by` of this
-    one's config, and the model's artifact is the run's input. The same evaluation given again goes on under the same run.
-    Offline all of it is on disk.
+    `identity` is what tells the model from others. Where it was trained with W&B, that run is named
+    in `trained_by` of this one's config, and the model's artifact is the run's input. The same
+    evaluation given again goes on under the same run. Offline all of it is on disk.
     """
     trained = Path(config.model).parent
     trained_by = trained / ".wandb_id"
@@ -43,13 +44,26 @@ def _log_results(run: "wandb.Run", folder: Path, lineage: dict[str, Any]) -> Non
 
     results = load_results(folder)
     run.config.update(lineage, allow_val_change=True)
-    entries = [(task, metric, entry) for task, metrics in results.items() for metric, entry in metrics.items()]
+    entries = [
+        (task, metric, entry)
+        for task, metrics in results.items()
+        for metric, entry in metrics.items()
+    ]
     run.summary.update({f"{task}/{metric}": entry["value"] for task, metric, entry in entries})
-    figures = [[task, metric, entry["value"], entry["stderr"], *entry["ci95"], entry["n"]] for task, metric, entry in entries]
-    shown = [[task, row["id"], json.dumps(row, ensure_ascii=False)] for task in results for row in read_predictions(folder, task)[:SHOWN]]
+    figures = [
+        [task, metric, entry["value"], entry["stderr"], *entry["ci95"], entry["n"]]
+        for task, metric, entry in entries
+    ]
+    shown = [
+        [task, row["id"], json.dumps(row, ensure_ascii=False)]
+        for task in results
+        for row in read_predictions(folder, task)[:SHOWN]
+    ]
     run.log(
         {
-            "results": wandb.Table(["task", "metric", "value", "stderr", "low", "high", "n"], figures),
+            "results": wandb.Table(
+                ["task", "metric", "value", "stderr", "low", "high", "n"], figures
+            ),
             "predictions": wandb.Table(["task", "id", "prediction"], shown),
         }
     )

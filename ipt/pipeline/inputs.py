@@ -1,4 +1,6 @@
-"""What a training reads, and whether it is on this machine: nothing is fetched, and no URL is asked."""
+"""What a training reads, and whether it is on this machine: nothing is fetched, and no URL is
+asked.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +30,20 @@ class Input(NamedTuple):
 
 
 def training_inputs(config: Config) -> list[Input]:
-    """Model, corpus, synthesizer and sources of the mixture. Raises UserError for a mixture that names a source nobody describes."""
+    """Model, corpus, synthesizer and sources of the mixture. Raises UserError for a mixture that
+    names a source nobody describes.
+    """
     sources = used_sources(config.mixture)
     inputs = [_model("tokenizer" if config.architecture else "model", config.model)]
     if set(PIPELINE) & set(sources):
         inputs.append(_corpus(config.corpus))
     if "instruction" in sources:
         inputs += _synthesis(config)
-        inputs.append(_checked("templates", config.rendering.templates, lambda: check_rendering(config.rendering)))
+        inputs.append(
+            _checked(
+                "templates", config.rendering.templates, lambda: check_rendering(config.rendering)
+            )
+        )
     for name in sources:
         if name not in PIPELINE:
             inputs.append(_source(name, config))
@@ -43,7 +51,12 @@ def training_inputs(config: Config) -> list[Input]:
 
 
 def _model(what: str, name: str) -> Input:
-    if not name.startswith("embedded:") and not Path(name).exists() and name.count("/") == 1 and name[0] not in "./~":
+    if (
+        not name.startswith("embedded:")
+        and not Path(name).exists()
+        and name.count("/") == 1
+        and name[0] not in "./~"
+    ):
         return Input(what, name, FETCHED)
     return _checked(what, name, lambda: check_model(name))
 
@@ -58,7 +71,9 @@ def _corpus(config: CorpusConfig) -> Input:
 def _synthesis(config: Config) -> list[Input]:
     if config.synthesis.format == RULE_BASED:
         return [_checked("synthesis", "rules, no model", lambda: check_synthesis_stage(config))]
-    settings = _checked("synthesis", f"engine {config.synthesis.engine}", lambda: check_synthesis_stage(config))
+    settings = _checked(
+        "synthesis", f"engine {config.synthesis.engine}", lambda: check_synthesis_stage(config)
+    )
     if config.synthesis.engine == "openai":
         return [settings]
     return [settings, _model("synthesizer", config.synthesis.model)]

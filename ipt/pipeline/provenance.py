@@ -1,4 +1,6 @@
-"""The manifest of a run of several stages: what a reader needs to run it again, and to see that nothing has changed since."""
+"""The manifest of a run of several stages: what a reader needs to run it again, and to see that
+nothing has changed since.
+"""
 
 import os
 import shlex
@@ -29,22 +31,34 @@ SHOWN = 8  # hashes of data that are spelled out for readers; of more there is o
 
 
 def command_line(command: str, config: Config) -> str:
-    """The command that composed the running config, as it can be typed; without Hydra the recipe's name alone."""
+    """The command that composed the running config, as it can be typed; without Hydra the recipe's
+    name alone.
+    """
     if not HydraConfig.initialized():
         return f"python -m ipt {command} experiment={config.name}"
     hydra = HydraConfig.get()
-    flags = [f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    own = [override for override in hydra.overrides.hydra if not override.startswith("hydra.mode=")]  # which Hydra adds itself
+    flags = [
+        f"--config-dir={source.path}"
+        for source in hydra.runtime.config_sources
+        if source.provider == "command-line"
+    ]
+    own = [
+        override for override in hydra.overrides.hydra if not override.startswith("hydra.mode=")
+    ]  # which Hydra adds itself
     return shlex.join(["python", "-m", "ipt", command, *flags, *own, *hydra.overrides.task])
 
 
 def provenance(command: str, config: Config, stages: Iterable[tuple[str, Stage]]) -> dict[str, Any]:
-    """The exact command, lock files by hash, the commit (and whether the checkout differed from it), hashes of data and models."""
+    """The exact command, lock files by hash, the commit (and whether the checkout differed from
+    it), hashes of data and models.
+    """
     return {
         "command": command_line(command, config),
         "git_commit": git_commit(),
         "git_dirty": _is_dirty(),
-        "lock_files": {path.name: hash_file(path) for path in sorted((ROOT / "requirements").glob("?pu.txt"))},
+        "lock_files": {
+            path.name: hash_file(path) for path in sorted((ROOT / "requirements").glob("?pu.txt"))
+        },
         "data": _data(stages),
         "versions": installed_versions(),
         "hardware": hardware(),
@@ -58,20 +72,32 @@ def provenance_facts(found: dict[str, Any]) -> dict[str, Any]:
         data = {f"all {len(data)} inputs, listed in {MANIFEST}": hash_json(found["data"])[:12]}
     commit = found["git_commit"] or "none: installed as a package"
     return {
-        "git commit": f"{commit} and changes that were not committed" if found["git_dirty"] else commit,
+        "git commit": f"{commit} and changes that were not committed"
+        if found["git_dirty"]
+        else commit,
         "lock files": {name: digest[:12] for name, digest in found["lock_files"].items()},
         "data": data,
     }
 
 
-def write_manifest(output: Path, found: dict[str, Any], stages: Iterable[tuple[str, Stage]], **more: Any) -> None:
-    """Write manifest.json to the finished folder `output`: `found`, the stages it leads to, and the hashes of its own files."""
+def write_manifest(
+    output: Path, found: dict[str, Any], stages: Iterable[tuple[str, Stage]], **more: Any
+) -> None:
+    """Write manifest.json to the finished folder `output`: `found`, the stages it leads to, and the
+    hashes of its own files.
+    """
     leads_to = [
-        {"name": label, "folder": os.path.relpath(stage.folder.resolve(), output.resolve()), "digest": stage.digest}
+        {
+            "name": label,
+            "folder": os.path.relpath(stage.folder.resolve(), output.resolve()),
+            "digest": stage.digest,
+        }
         for label, stage in stages
     ]
     outputs = hash_folder(output)
-    write_json(output / MANIFEST, sealed({**more, **found, "stages": leads_to, "outputs": outputs}, {}))
+    write_json(
+        output / MANIFEST, sealed({**more, **found, "stages": leads_to, "outputs": outputs}, {})
+    )
 
 
 def _data(stages: Iterable[tuple[str, Stage]]) -> dict[str, str]:
@@ -89,5 +115,10 @@ def _data(stages: Iterable[tuple[str, Stage]]) -> dict[str, str]:
 
 
 def _is_dirty() -> bool:
-    result = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, encoding="utf-8", check=False)
+    result = subprocess.run(
+        ["git", "-C", str(ROOT), "status", "--porcelain"],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
     return bool(result.stdout.strip())

@@ -1,4 +1,6 @@
-"""The run record of an arm: what it was trained on, how often, and what that and the making of its pairs cost."""
+"""The run record of an arm: what it was trained on, how often, and what that and the making of its
+pairs cost.
+"""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +12,14 @@ from ipt.config import Config
 from ipt.stage import MANIFEST, Stage, atomic, read_json, write_json
 
 RECORD, RECORDS = "record.json", "record.csv"  # of an arm, and of all arms of a run
-COSTS = ("prompt_tokens", "cached_tokens", "generated_tokens", "training_flops", "generator_flops", "gpu_seconds")
+COSTS = (
+    "prompt_tokens",
+    "cached_tokens",
+    "generated_tokens",
+    "training_flops",
+    "generator_flops",
+    "gpu_seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -24,11 +33,13 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """One arm of one seed. An arm answers for the whole synthesis that it uses, even where arms share one.
+    """One arm of one seed. An arm answers for the whole synthesis that it uses, even where arms
+    share one.
 
-    FLOPs of training by the convention of ipt.training.flops; of the generator 2 x its parameters x (prompt tokens that its cache did
-    not hold + generated tokens), None where its size is not known (a server's model). GPU-seconds are those of all of the arm's stages,
-    each the seconds of its last session (of training: of all sessions) times the GPUs it was given; 0 on machines without.
+    FLOPs of training by the convention of ipt.training.flops; of the generator 2 x its parameters x
+    (prompt tokens that its cache did not hold + generated tokens), None where its size is not known
+    (a server's model). GPU-seconds are those of all of the arm's stages, each the seconds of its
+    last session (of training: of all sessions) times the GPUs it was given; 0 on machines without.
     """
 
     arm: str
@@ -51,11 +62,19 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; sums over the sources beside them."""
-        return {**asdict(self), "unique_tokens": self.unique_tokens, "trained_tokens": self.trained_tokens}
+        return {
+            **asdict(self),
+            "unique_tokens": self.unique_tokens,
+            "trained_tokens": self.trained_tokens,
+        }
 
 
-def arm_record(arm: str, config: Config, stages: Iterable[tuple[str, Stage]], training: Stage) -> Record:
-    """The record of an arm whose `training` is finished; `stages` are all that it went through, with their labels."""
+def arm_record(
+    arm: str, config: Config, stages: Iterable[tuple[str, Stage]], training: Stage
+) -> Record:
+    """The record of an arm whose `training` is finished; `stages` are all that it went through,
+    with their labels.
+    """
     done = dict(stages)
     pairs = done["synthesis"].stats if "synthesis" in done else dict.fromkeys(COSTS, 0)
     sources = {
@@ -66,24 +85,40 @@ def arm_record(arm: str, config: Config, stages: Iterable[tuple[str, Stage]], tr
         arm=arm,
         seed=config.seed if config.trainer.seed is None else config.trainer.seed,
         sources=sources,
-        **{name: pairs.get(name) or 0 for name in ("prompt_tokens", "cached_tokens", "generated_tokens")},
+        **{
+            name: pairs.get(name) or 0
+            for name in ("prompt_tokens", "cached_tokens", "generated_tokens")
+        },
         training_flops=training.stats["flops"],
         generator_flops=pairs.get("generator_flops"),
-        gpu_seconds=round(sum(_gpu_seconds(stage, config) for stage in {stage.folder: stage for stage in done.values()}.values()), 1),
+        gpu_seconds=round(
+            sum(
+                _gpu_seconds(stage, config)
+                for stage in {stage.folder: stage for stage in done.values()}.values()
+            ),
+            1,
+        ),
     )
 
 
 def write_records(output: Path, records: Sequence[Record]) -> None:
-    """Write `record.csv`: a row for each source of each arm, and one with the sums and costs of the arm (source: empty)."""
+    """Write `record.csv`: a row for each source of each arm, and one with the sums and costs of the
+    arm (source: empty).
+    """
     names = ["arm", "seed", "source", "unique_tokens", "trained_tokens", "repeats", *COSTS]
-    with atomic(output / RECORDS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic(output / RECORDS) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for record in records:
             arm = {"arm": record.arm, "seed": record.seed}
             for name, source in record.sources.items():
                 writer.writerow({**arm, "source": name, **asdict(source)})
-            writer.writerow({**record.as_dict(), "repeats": record.trained_tokens / record.unique_tokens})
+            writer.writerow(
+                {**record.as_dict(), "repeats": record.trained_tokens / record.unique_tokens}
+            )
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -94,7 +129,10 @@ def read_record(folder: Path) -> Record:
     """What `write_record` has written. Raises MissingFileError if there is none."""
     found: Mapping[str, Any] = read_json(folder / RECORD)
     sources = {name: SourceRecord(**source) for name, source in found["sources"].items()}
-    return Record(**{name: value for name, value in found.items() if name in Record.__dataclass_fields__} | {"sources": sources})
+    return Record(
+        **{name: value for name, value in found.items() if name in Record.__dataclass_fields__}
+        | {"sources": sources}
+    )
 
 
 def _gpu_seconds(stage: Stage, config: Config) -> float:
@@ -107,4 +145,8 @@ def _gpu_seconds(stage: Stage, config: Config) -> float:
     }.get(manifest["stage"], 0)
     if not there or (manifest["stage"] == "training" and config.trainer.accelerator == "cpu"):
         return 0.0
-    return used * float(stage.stats.get("seconds", stage.seconds) if manifest["stage"] == "training" else stage.seconds)
+    return used * float(
+        stage.stats.get("seconds", stage.seconds)
+        if manifest["stage"] == "training"
+        else stage.seconds
+    )

@@ -1,4 +1,6 @@
-"""A recipe from documents to report: one model for each arm and seed, at the same token budget, beside the model they start from."""
+"""A recipe from documents to report: one model for each arm and seed, at the same token budget,
+beside the model they start from.
+"""
 
 import os
 import time
@@ -26,7 +28,13 @@ from ipt.sweeps.job import job_result, report_result
 from ipt.synthesis.formats.base import RULE_BASED
 
 START = "start"
-SHOWN = ("synthesis", "filters", "rendering", "training", "evaluation")  # stages whose files the report reads
+SHOWN = (
+    "synthesis",
+    "filters",
+    "rendering",
+    "training",
+    "evaluation",
+)  # stages whose files the report reads
 
 
 @dataclass
@@ -56,15 +64,19 @@ class ArmRun:
 
 
 def reproduce(config: Config) -> None:
-    """Run the recipe, or of it what `stages` and `only` name, and write its report to `output_dir` (default: outputs/<name>).
+    """Run the recipe, or of it what `stages` and `only` name, and write its report to `output_dir`
+    (default: outputs/<name>).
 
-    Finished stages are reused. An arm that fails does not keep the others from being done; raises RuntimeError in the end.
+    Finished stages are reused. An arm that fails does not keep the others from being done; raises
+    RuntimeError in the end.
     """
     started = time.monotonic()
     output = Path(config.output_dir or f"outputs/{config.name}")
     phases = config.stages or list(PHASES)
     runs = arm_runs(config)
-    check = model_check([run.config for run in runs if run.name != START] if "training" in phases else [])
+    check = model_check(
+        [run.config for run in runs if run.name != START] if "training" in phases else []
+    )
     for run in runs:
         run.stages.before_work = check
         _attempt(run, phases)
@@ -77,11 +89,21 @@ def reproduce(config: Config) -> None:
     if failed := [run for run in runs if run.error]:
         raise UserError(_failures(failed))
     scores = {run.label: main_scores_of(run.evaluation.folder) for run in runs if run.evaluation}
-    report_result(job_result(output, {f"{label} {name}": value for label, figures in scores.items() for name, value in figures.items()}))
+    report_result(
+        job_result(
+            output,
+            {
+                f"{label} {name}": value
+                for label, figures in scores.items()
+                for name, value in figures.items()
+            },
+        )
+    )
 
 
 def arm_runs(config: Config) -> list[ArmRun]:
-    """The start, unless all is trained from scratch, and the arms that `only` leaves, each once for each of `seeds`.
+    """The start, unless all is trained from scratch, and the arms that `only` leaves, each once for
+    each of `seeds`.
 
     Seeds vary the seed of the training alone.
     """
@@ -100,13 +122,21 @@ def start_last(runs: list[ArmRun]) -> list[ArmRun]:
 
 
 def advance(run: ArmRun, phases: list[str], stages: Stages | None = None) -> None:
-    """Bring an arm as far as the last of `phases`, working on the stages of these and finding those of others finished."""
+    """Bring an arm as far as the last of `phases`, working on the stages of these and finding those
+    of others finished.
+    """
     stages = stages or run.stages
-    stages.only = {stage for phase in phases for stage in PHASES[phase]} if set(phases) < set(PHASES) else None
+    stages.only = (
+        {stage for phase in phases for stage in PHASES[phase]}
+        if set(phases) < set(PHASES)
+        else None
+    )
     scored = {"evaluation", "report"} & set(phases)
     if run.name == START:
         if scored:
-            run.evaluation = stages.evaluation(run.config.model, model_identity(run.config.model), "evaluation start")
+            run.evaluation = stages.evaluation(
+                run.config.model, model_identity(run.config.model), "evaluation start"
+            )
         return
     sources = used_sources(run.config.mixture)
     if "synthesis" in phases and "instruction" in sources:
@@ -118,15 +148,22 @@ def advance(run: ArmRun, phases: list[str], stages: Stages | None = None) -> Non
         run.training = stages.training(f"training {run.label}")
     if scored and run.training:
         export = str(run.training.folder / "export")
-        run.evaluation = stages.evaluation(export, run.training.digest, f"evaluation {run.label}", trained=True)
+        run.evaluation = stages.evaluation(
+            export, run.training.digest, f"evaluation {run.label}", trained=True
+        )
 
 
 def _attempt(run: ArmRun, phases: list[str]) -> None:
-    """Note what goes wrong with the arm instead of ending, unless it would go wrong with all of them."""
+    """Note what goes wrong with the arm instead of ending, unless it would go wrong with all of
+    them.
+    """
     try:
         advance(run, phases)
     except Unfinished as missing:
-        run.error = f"{missing} is not finished: run stages=[{_phase_of(str(missing))}] first, with the same stages_dir"
+        run.error = (
+            f"{missing} is not finished: run stages=[{_phase_of(str(missing))}] first, with the "
+            "same stages_dir"
+        )
     except Exception as error:
         if "RANK" in os.environ or getattr(error, "errno", None) in DISK_FULL:
             raise
@@ -134,7 +171,9 @@ def _attempt(run: ArmRun, phases: list[str]) -> None:
         if not isinstance(error, UserError):
             console.print_exception()
     if run.error:
-        console.print(f"[red]{escape(run.label)}:[/] {escape(run.error)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[red]{escape(run.label)}:[/] {escape(run.error)}", highlight=False, soft_wrap=True
+        )
 
 
 def _phase_of(stage: str) -> str:
@@ -153,7 +192,8 @@ def _failures(failed: list[ArmRun]) -> str:
 def _place(output: Path, runs: list[ArmRun]) -> list[Record]:
     """Make links to the stages of each arm, write its record beside them, and return the records.
 
-    `arms/<name>/training` and `arms/<name>/evaluation`, with seeds `arms/<name>/seed-<n>/…`, lead to the stages, wherever they are kept.
+    `arms/<name>/training` and `arms/<name>/evaluation`, with seeds `arms/<name>/seed-<n>/…`, lead
+    to the stages, wherever they are kept.
     """
     records = []
     for run in runs:
@@ -172,10 +212,13 @@ def _link(link: Path, folder: Path) -> None:
     link.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
 
 
-# The report ----------------------------------------------------------------------------------------------------------
+# The report
+# ----------------------------------------------------------------------------------------------
 
 
-def _report(config: Config, output: Path, runs: list[ArmRun], records: list[Record], started: float) -> None:
+def _report(
+    config: Config, output: Path, runs: list[ArmRun], records: list[Record], started: float
+) -> None:
     """Write everything that a person reads, and last the manifest."""
     from ipt.report.html import write_report
 
@@ -189,9 +232,15 @@ def _report(config: Config, output: Path, runs: list[ArmRun], records: list[Reco
     write_json(output / "stages.json", rows)
     write_records(output, records)
     found = provenance("reproduce", config, done)
-    texts = next((stage.folder / "texts" for label, stage in done if label.startswith("rendering")), None)
+    texts = next(
+        (stage.folder / "texts" for label, stage in done if label.startswith("rendering")), None
+    )
     pairs, quality = _pairs(done)
-    arms = [Arm(run.name, _folder(run.training), run.evaluation.folder, run.seed or 0, run.published) for run in runs if run.evaluation]
+    arms = [
+        Arm(run.name, _folder(run.training), run.evaluation.folder, run.seed or 0, run.published)
+        for run in runs
+        if run.evaluation
+    ]
     statistics = write_report(
         output,
         title=config.title or config.name,
@@ -208,7 +257,12 @@ def _report(config: Config, output: Path, runs: list[ArmRun], records: list[Reco
     seconds = round(time.monotonic() - started, 1)
     console.print(f"report: {output / 'report.html'}  ({seconds:.0f} s)", soft_wrap=True)
     failed = {run.label: run.error for run in runs if run.error}
-    summary = {"seconds": seconds, **statistics, "not_done": failed, "records": [record.as_dict() for record in records]}
+    summary = {
+        "seconds": seconds,
+        **statistics,
+        "not_done": failed,
+        "records": [record.as_dict() for record in records],
+    }
     write_json(output / "summary.json", summary)
     write_manifest(output, found, done, name=config.name, seconds=seconds, not_done=failed)
 
@@ -224,7 +278,9 @@ def _distinct(runs: list[ArmRun]) -> Iterator[tuple[str, Stage]]:
 
 
 def _pairs(done: list[tuple[str, Stage]]) -> tuple[Path | None, dict[str, Any]]:
-    """The folder of pairs to show, those of the first arm that has any, and figures of their quality."""
+    """The folder of pairs to show, those of the first arm that has any, and figures of their
+    quality.
+    """
     pairs, quality = None, dict[str, Any]()
     for label, stage in done:
         if label == "synthesis" and pairs is not None:
@@ -265,7 +321,8 @@ def _facts(config: Config, runs: list[ArmRun], found: dict[str, Any]) -> dict[st
         * config.trainer.devices
         * config.trainer.num_nodes
         * config.mixture.seq_len,
-        "hardware": ", ".join(machine["gpus"]) or f"{machine['cpus']} CPU cores ({machine['machine']})",
+        "hardware": ", ".join(machine["gpus"])
+        or f"{machine['cpus']} CPU cores ({machine['machine']})",
         **provenance_facts(found),
         **({"not done": failed} if failed else {}),
         "versions": found["versions"],

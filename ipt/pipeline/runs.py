@@ -1,4 +1,6 @@
-"""`python -m ipt runs [FOLDER]`: the runs and stages below a folder, with their state, step, score, age and size."""
+"""`python -m ipt runs [FOLDER]`: the runs and stages below a folder, with their state, step, score,
+age and size.
+"""
 
 import argparse
 import json
@@ -26,7 +28,9 @@ LAST = 1 << 16  # bytes at the end of metrics.jsonl that hold its last line
 
 @dataclass(frozen=True)
 class Entry:
-    """A run or stage. `step`: of a training, with those that it has; `score`: one figure of an evaluation."""
+    """A run or stage. `step`: of a training, with those that it has; `score`: one figure of an
+    evaluation.
+    """
 
     folder: Path
     kind: str
@@ -39,8 +43,17 @@ class Entry:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m ipt runs", description="List runs and stages, the newest last.")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), metavar="FOLDER", help="where to look (default: outputs)")
+    parser = argparse.ArgumentParser(
+        prog="python -m ipt runs", description="List runs and stages, the newest last."
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("outputs"),
+        metavar="FOLDER",
+        help="where to look (default: outputs)",
+    )
     folder = parser.parse_args(arguments).folder
     with exit_on_user_error():
         if not folder.is_dir():
@@ -49,7 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def list_runs(folder: Path) -> list[Entry]:
-    """What lies below `folder`, the newest last. Links are not followed; a run inside a run counts on its own."""
+    """What lies below `folder`, the newest last. Links are not followed; a run inside a run counts
+    on its own.
+    """
     return sorted(map(_entry, _places(folder)), key=lambda entry: entry.changed)
 
 
@@ -65,7 +80,10 @@ def _entry(folder: Path) -> Entry:
     name = next(name for name in (MANIFEST, STARTED, SWEEP) if (folder / name).exists())
     record = _read(folder / name)
     if name == MANIFEST:
-        kind, state = record.get("stage") or "reproduce", FINISHED if not record.get("not_done") else "finished in part"
+        kind, state = (
+            record.get("stage") or "reproduce",
+            FINISHED if not record.get("not_done") else "finished in part",
+        )
     elif name == STARTED:
         kind, state = record.get("stage", ""), RUNNING if _is_locked(folder) else INTERRUPTED
     else:
@@ -75,7 +93,16 @@ def _entry(folder: Path) -> Entry:
     score = _score(folder / RESULTS) if kind == "evaluation" else ""
     stats = [path.stat() for path in files]
     key = str(record.get("key", ""))[:8]
-    return Entry(folder, kind, state, key, step, score, max(stat.st_mtime for stat in stats), sum(stat.st_size for stat in stats))
+    return Entry(
+        folder,
+        kind,
+        state,
+        key,
+        step,
+        score,
+        max(stat.st_mtime for stat in stats),
+        sum(stat.st_size for stat in stats),
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -87,7 +114,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether a process is at work on the stage: it holds the lock beside the folder, on this machine or on a shared file system."""
+    """Whether a process is at work on the stage: it holds the lock beside the folder, on this
+    machine or on a shared file system.
+    """
     lock = folder.parent / f".{folder.name}.lock"
     if not lock.exists():
         return False
@@ -118,19 +147,27 @@ def _score(path: Path) -> str:
     return f"{name} {value:.3f}" + (f" (+{len(scores) - 1})" if len(scores) > 1 else "")
 
 
-# What is printed -----------------------------------------------------------------------------------------------------
+# What is printed
+# ----------------------------------------------------------------------------------------------
 
 
 def _table(folder: Path, entries: list[Entry]) -> Table:
     table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("folder", "what", "state", "key", "step", "score", "age", "size"):
         narrow = name not in ("folder", "score")
-        table.add_column(name, justify="right" if name in ("age", "size") else "left", overflow="fold", no_wrap=narrow)
+        table.add_column(
+            name,
+            justify="right" if name in ("age", "size") else "left",
+            overflow="fold",
+            no_wrap=narrow,
+        )
     for entry in entries:
         state = f"[{COLOURS.get(entry.state, 'yellow')}]{entry.state}[/]" if entry.state else ""
         place = escape(str(entry.folder.relative_to(folder)))
         age, size = _age(time.time() - entry.changed), _size(entry.size)
-        table.add_row(place, entry.kind, state, entry.key, entry.step, escape(entry.score), age, size)
+        table.add_row(
+            place, entry.kind, state, entry.key, entry.step, escape(entry.score), age, size
+        )
     counts = {state: sum(entry.state == state for entry in entries) for state in COLOURS}
     table.caption = ", ".join(f"{count} {state}" for state, count in counts.items())
     table.caption_justify = "left"

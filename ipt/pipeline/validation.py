@@ -1,6 +1,7 @@
 """Checks of a config before a model is loaded; each error is one line.
 
-Checks that need transformers, of a model's weights, vocabulary and positions, come last: they take seconds.
+Checks that need transformers, of a model's weights, vocabulary and positions, come last: they take
+seconds.
 """
 
 from pathlib import Path
@@ -33,7 +34,9 @@ from ipt.training.validation import check_launch, check_training
 
 
 def check_places(config: Config) -> None:
-    """Check that the folders of results can be written, before any work. The first process checks for all."""
+    """Check that the folders of results can be written, before any work. The first process checks
+    for all.
+    """
     if rank() > 0:
         return
     if config.output_dir:
@@ -91,12 +94,20 @@ def check_playground(config: Config) -> None:
 def check_arms(config: Config) -> None:
     """The keys that say what of a recipe with arms is to be done."""
     if not config.arms:
-        raise UserError(f"experiment {config.name} has no arms: train it with `python train.py experiment={config.name}`")
+        raise UserError(
+            f"experiment {config.name} has no arms: train it with `python train.py "
+            f"experiment={config.name}`"
+        )
     if "start" in config.arms:
-        raise UserError("arms.start: this name is that of the model that training starts from: give the arm another")
+        raise UserError(
+            "arms.start: this name is that of the model that training starts from: give the arm "
+            "another"
+        )
     for key, known in (("stages", list(PHASES)), ("only", list(config.arms))):
         if unknown := [name for name in getattr(config, key) if name not in known]:
-            raise UserError(f"{key}=[{unknown[0]}]: there is none of this name, only {', '.join(known)}")
+            raise UserError(
+                f"{key}=[{unknown[0]}]: there is none of this name, only {', '.join(known)}"
+            )
     if len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds={config.seeds}: each seed once")
 
@@ -109,7 +120,10 @@ def check_reproduce(config: Config) -> None:
     for arm in arms:
         _check_training_stage(arm)
         if scored and not arm.tasks:
-            raise UserError("tasks=[]: name what to score the arms on, as tasks=[medicine], or stages=[synthesis,tokens,training]")
+            raise UserError(
+                "tasks=[]: name what to score the arms on, as tasks=[medicine], or "
+                "stages=[synthesis,tokens,training]"
+            )
         if arm.tasks:
             _check_tasks(arm)
         if "training" in phases:
@@ -148,7 +162,9 @@ def check_scored_model(name: str, config: Config) -> None:
 
 
 def check_synthesizer(config: SynthesisConfig) -> None:
-    """The synthesizer's weights, its adapter's, and whether it has the window that the config asks for."""
+    """The synthesizer's weights, its adapter's, and whether it has the window that the config asks
+    for.
+    """
     if config.format == RULE_BASED:
         return
     if config.engine == "openai":
@@ -182,7 +198,10 @@ def _check_store_ids(config: Config) -> None:
 def _check_processes(config: Config, phases: list[str]) -> None:
     """Several processes train together; whatever else there is to do is for one."""
     if (launcher_number("WORLD_SIZE") or 1) > 1 and set(phases) - {"tokens", "training"}:
-        raise UserError(f"stages=[{','.join(phases)}]: several processes were started, which is for stages=[training] alone")
+        raise UserError(
+            f"stages=[{','.join(phases)}]: several processes were started, which is for "
+            "stages=[training] alone"
+        )
     check_launch(config.trainer, "-m ipt reproduce … stages=[training], others with one process")
 
 
@@ -196,18 +215,28 @@ def check_synthesis_stage(config: Config) -> None:
 
 
 def _check_overlap(config: Config) -> None:
-    """Tasks to look for must be there; those that ask about this very corpus cannot be looked for in its documents."""
+    """Tasks to look for must be there; those that ask about this very corpus cannot be looked for
+    in its documents.
+    """
     if not (config.corpus.overlap or config.filters.overlap):
         return
     if config.corpus.overlap not in (None, *OVERLAP_MODES):
-        raise UserError(f"corpus.overlap={config.corpus.overlap}: must be one of {', '.join(OVERLAP_MODES)}, or null")
+        raise UserError(
+            f"corpus.overlap={config.corpus.overlap}: must be one of {', '.join(OVERLAP_MODES)}, "
+            "or null"
+        )
     tasks = config.decontamination.tasks or config.tasks
     if not tasks:
-        raise UserError("decontamination.tasks=[]: name the evaluation tasks to look for, or name some in tasks")
+        raise UserError(
+            "decontamination.tasks=[]: name the evaluation tasks to look for, or name some in tasks"
+        )
     own = [task.name for task in load_tasks(tasks, config.data_dir) if task.needs_corpus]
     if config.corpus.overlap and own:
         mode = config.corpus.overlap
-        raise UserError(f"corpus.overlap={mode}: {own[0]} is made from the corpus itself: name others in decontamination.tasks")
+        raise UserError(
+            f"corpus.overlap={mode}: {own[0]} is made from the corpus itself: name others in "
+            "decontamination.tasks"
+        )
 
 
 def _check_mixture(config: Config) -> None:
@@ -229,12 +258,18 @@ def _check_tasks(config: Config) -> None:
 
 
 def check_source(name: str, config: Config) -> None:
-    """A source of the mixture beside raw and instruction. Reads the first row of files, and of a token store the indices."""
+    """A source of the mixture beside raw and instruction. Reads the first row of files, and of a
+    token store the indices.
+    """
     source = named_source(name, config)
     if source.kind == STORE:
         open_source(name, source, config.model, config.tokens.cache_gib)
     elif source.kind in SOURCE_TEXTS:
-        check_corpus(source_corpus(name, source), SOURCE_TEXTS[source.kind], section=f"mixture.sources.{name}")
+        check_corpus(
+            source_corpus(name, source),
+            SOURCE_TEXTS[source.kind],
+            section=f"mixture.sources.{name}",
+        )
     else:
         check_tuning_source(name, source)
 
@@ -242,5 +277,8 @@ def check_source(name: str, config: Config) -> None:
 def named_source(name: str, config: Config) -> SourceConfig:
     """What the config says of a source. Raises UserError if that is nothing."""
     if name not in config.mixture.sources:
-        raise UserError(f"mixture.ratios.{name}: no such source; others than raw and instruction need mixture.sources.{name}.path")
+        raise UserError(
+            f"mixture.ratios.{name}: no such source; others than raw and instruction need "
+            f"mixture.sources.{name}.path"
+        )
     return config.mixture.sources[name]

@@ -1,4 +1,6 @@
-"""`python -m ipt verify RUN`: whether the files of a run, and of all stages that it leads to, are those that were written."""
+"""`python -m ipt verify RUN`: whether the files of a run, and of all stages that it leads to, are
+those that were written.
+"""
 
 import argparse
 import sys
@@ -35,8 +37,17 @@ class Checked:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m ipt verify", description="Check the outputs of finished runs against their manifests.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a reproduced recipe, of a sweep, or of a stage")
+    parser = argparse.ArgumentParser(
+        prog="python -m ipt verify",
+        description="Check the outputs of finished runs against their manifests.",
+    )
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder of a reproduced recipe, of a sweep, or of a stage",
+    )
     options = parser.parse_args(arguments)
     with exit_on_user_error():
         checked = [found for folder in options.folders for found in verify(folder)]
@@ -45,13 +56,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def verify(folder: Path) -> list[Checked]:
-    """The folder and all that it leads to, each checked once: first what it is made of, as links and the digests of inputs tell.
+    """The folder and all that it leads to, each checked once: first what it is made of, as links
+    and the digests of inputs tell.
 
-    Every file is read, but where a manifest is not what was written: nothing can be checked by that. Raises MissingFileError if the
-    folder is not that of a finished run.
+    Every file is read, but where a manifest is not what was written: nothing can be checked by
+    that. Raises MissingFileError if the folder is not that of a finished run.
     """
     if not list(_manifests(folder)):
-        raise MissingFileError(f"{folder} holds no {MANIFEST}: name the folder of a finished run, sweep or stage")
+        raise MissingFileError(
+            f"{folder} holds no {MANIFEST}: name the folder of a finished run, sweep or stage"
+        )
     checked: dict[Path, Checked] = {}
     waiting = list(_manifests(folder))
     while waiting:
@@ -64,7 +78,9 @@ def verify(folder: Path) -> list[Checked]:
 
 
 def _manifests(folder: Path) -> Iterator[Path]:
-    """The folder itself, or of a sweep and the like all folders in it, linked ones too, that have a manifest."""
+    """The folder itself, or of a sweep and the like all folders in it, linked ones too, that have a
+    manifest.
+    """
     if (folder / MANIFEST).exists():
         yield folder
         return
@@ -85,13 +101,23 @@ def _checked(folder: Path) -> tuple[Checked, dict[str, Any]]:
     except UserError:
         return Checked(folder, "", changed=[name]), {}
     if not has_seal(manifest, stats):
-        return Checked(folder, "", changed=[f"{MANIFEST} or {STATS}" if "key" in manifest else MANIFEST]), {}
+        return Checked(
+            folder, "", changed=[f"{MANIFEST} or {STATS}" if "key" in manifest else MANIFEST]
+        ), {}
     changed, missing = changed_outputs(folder, manifest["outputs"])
-    return Checked(folder, manifest.get("stage") or manifest.get("name", ""), len(manifest["outputs"]), changed, missing), manifest
+    return Checked(
+        folder,
+        manifest.get("stage") or manifest.get("name", ""),
+        len(manifest["outputs"]),
+        changed,
+        missing,
+    ), manifest
 
 
 def _leads_to(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
-    """The stages that a run names, or those beside a stage whose digests are its inputs, or that hide theirs by damage."""
+    """The stages that a run names, or those beside a stage whose digests are its inputs, or that
+    hide theirs by damage.
+    """
     for stage in manifest.get("stages", []):
         yield folder / stage["folder"]
     wanted = set(manifest.get("inputs", {}).values())
@@ -109,7 +135,11 @@ def _table(checked: list[Checked]) -> Table:
     for name in ("run or stage", "folder", "files", "state"):
         table.add_column(name, justify="right" if name == "files" else "left", overflow="fold")
     for found in checked:
-        state = "[green]whole[/]" if found.whole else "[red]" + escape("; ".join(_broken(found))) + "[/]"
+        state = (
+            "[green]whole[/]"
+            if found.whole
+            else "[red]" + escape("; ".join(_broken(found))) + "[/]"
+        )
         table.add_row(escape(found.name), escape(str(found.folder)), str(found.files), state)
     broken = [found for found in checked if not found.whole]
     table.caption = f"{len(checked) - len(broken)} of {len(checked)} folders are whole" + (

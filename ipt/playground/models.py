@@ -24,22 +24,35 @@ class Models:
         self._one_at_a_time = Lock()
 
     def names(self) -> list[str]:
-        """The config's model, those of `playground.models`, and the exports of earlier runs, the newest first."""
-        exports = [path.parent for path in Path(self._config.playground.exports).glob("**/export/config.json")]
+        """The config's model, those of `playground.models`, and the exports of earlier runs, the
+        newest first.
+        """
+        exports = [
+            path.parent
+            for path in Path(self._config.playground.exports).glob("**/export/config.json")
+        ]
         exports.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-        return list(dict.fromkeys([self._config.model, *self._config.playground.models, *map(str, exports)]))
+        return list(
+            dict.fromkeys([self._config.model, *self._config.playground.models, *map(str, exports)])
+        )
 
-    def answer(self, name: str, turns: list[Turn], config: ChatConfig, stopped: Event) -> Iterator[tuple[str, bool]]:
-        """The answer to the last turn as it grows, and whether the model reads the whole conversation.
+    def answer(
+        self, name: str, turns: list[Turn], config: ChatConfig, stopped: Event
+    ) -> Iterator[tuple[str, bool]]:
+        """The answer to the last turn as it grows, and whether the model reads the whole
+        conversation.
 
-        Raises UserError for a model that is none of `names`, and for a template where the tokenizer has none.
+        Raises UserError for a model that is none of `names`, and for a template where the tokenizer
+        has none.
         """
         if name not in self.names():
             raise UserError(f"model {name}: not one of those that this playground was started with")
         with self._one_at_a_time:
             scorer = self._load(name)
             if config.template and not scorer.encoder.tokenizer.chat_template:
-                raise UserError(f"the tokenizer of {name} has no chat template: talk to it without one")
+                raise UserError(
+                    f"the tokenizer of {name} has no chat template: talk to it without one"
+                )
             prompt, complete = prompt_of(turns, scorer, config)
             said = ""
             for piece in answer(scorer, prompt, config):
@@ -53,6 +66,8 @@ class Models:
 
         if self._scorer is None or name != self._name:
             self._scorer = None  # makes room for the next one
-            self._scorer = load_scorer(replace(self._config.evaluation, chat=False, scoring="plain"), name)
+            self._scorer = load_scorer(
+                replace(self._config.evaluation, chat=False, scoring="plain"), name
+            )
             self._name = name
         return self._scorer

@@ -25,10 +25,11 @@ class Reading(NamedTuple):
 
 
 def read_output(output: str, prompt_format: PromptFormat, ended: bool) -> Reading:
-    """Read an output that goes on being written unless it has `ended`. The pairs are those that the parser finds in the whole of it.
+    """Read an output that goes on being written unless it has `ended`. The pairs are those that the
+    parser finds in the whole of it.
 
-    What became of a piece is the difference that it makes: the parser reads what stands before it, then also the piece itself.
-    Pairs of a draft, before the object that counts, are not shown.
+    What became of a piece is the difference that it makes: the parser reads what stands before it,
+    then also the piece itself. Pairs of a draft, before the object that counts, are not shown.
     """
     parsed = prompt_format.parse(output)
     pieces: list[Said] = []
@@ -44,7 +45,10 @@ def read_output(output: str, prompt_format: PromptFormat, ended: bool) -> Readin
     rest = output[start:].strip()
     _add_pairs(pieces, parsed.pairs)
     if ended:
-        pieces += [Said(None, rest if reason == CUT else "", reason) for reason in (parsed.rejected - rejected).elements()]
+        pieces += [
+            Said(None, rest if reason == CUT else "", reason)
+            for reason in (parsed.rejected - rejected).elements()
+        ]
     return Reading(pieces, parsed.rewrite, "" if ended else rest)
 
 

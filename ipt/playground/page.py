@@ -12,8 +12,25 @@ from ipt.playground.talking import add_talking
 from ipt.playground.writing import add_writing
 
 STYLE = Path(__file__).with_name("page.css")
-SANS = ("Inter", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Liberation Sans", "Arial", "sans-serif")  # what the machine has
-MONO = ("SF Mono", "Cascadia Mono", "Menlo", "Consolas", "Liberation Mono", "DejaVu Sans Mono", "monospace")
+SANS = (
+    "Inter",
+    "Segoe UI",
+    "Roboto",
+    "Helvetica Neue",
+    "Noto Sans",
+    "Liberation Sans",
+    "Arial",
+    "sans-serif",
+)  # what the machine has
+MONO = (
+    "SF Mono",
+    "Cascadia Mono",
+    "Menlo",
+    "Consolas",
+    "Liberation Mono",
+    "DejaVu Sans Mono",
+    "monospace",
+)
 # Gradio's variables in terms of ours, which page.css gives for light and dark.
 COLOURS = {
     "body_text_color_subdued": "muted",
@@ -46,7 +63,8 @@ COLOURS = {
     "slider_color": "link",
     "link_text_color": "link",
 }
-# These two colour the page before its styles are there: --page and --ink of page.css, for light and dark.
+# These two colour the page before its styles are there: --page and --ink of page.css, for light and
+# dark.
 FIRST = {
     **{"body_background_fill": "#f6f7f9", "body_background_fill_dark": "#11151b"},
     **{"body_text_color": "#1b2330", "body_text_color_dark": "#e8ebf0"},
@@ -55,8 +73,14 @@ HEADER = '<header><p class="eyebrow">Instruction Pre-Training</p><h1>Playground<
 
 
 def build_page(config: Config, synthesizer: Synthesizer, models: Models, stops: Stops) -> gr.Blocks:
-    """The page, ready to be served with `theme()` and STYLE. What is dropped on it is deleted after an hour and when the server ends."""
-    with gr.Blocks(title="Playground, Instruction Pre-Training", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    """The page, ready to be served with `theme()` and STYLE. What is dropped on it is deleted after
+    an hour and when the server ends.
+    """
+    with gr.Blocks(
+        title="Playground, Instruction Pre-Training",
+        analytics_enabled=False,
+        delete_cache=(600, 3600),
+    ) as page:
         gr.HTML(HEADER)
         with gr.Tab("Pairs from a text", id="pairs"):
             add_writing(config, synthesizer, stops)
@@ -73,4 +97,12 @@ def theme() -> gr.themes.Base:
         radius_size=gr.themes.sizes.radius_md,
     )
     colours = {name: f"var(--{ours})" for name, ours in COLOURS.items()}
-    return base.set(**FIRST, **colours, **{f"{name}_dark": value for name, value in colours.items() if hasattr(base, f"{name}_dark")})
+    return base.set(
+        **FIRST,
+        **colours,
+        **{
+            f"{name}_dark": value
+            for name, value in colours.items()
+            if hasattr(base, f"{name}_dark")
+        },
+    )

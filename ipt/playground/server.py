@@ -1,4 +1,6 @@
-"""Serving the page: on this machine alone unless the config says otherwise, and with nothing from anywhere else."""
+"""Serving the page: on this machine alone unless the config says otherwise, and with nothing from
+anywhere else.
+"""
 
 import ipaddress
 import os
@@ -17,21 +19,34 @@ if TYPE_CHECKING:
     import gradio as gr
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# What a browser may fetch for the page: what this server has. Gradio's own scripts are inline in part, and some are made at run time.
+# What a browser may fetch for the page: what this server has. Gradio's own scripts are inline in
+# part, and some are made at run time.
 POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; frame-ancestors 'none'; form-action 'none'; base-uri 'self'"
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
+    "'unsafe-inline'; img-src 'self' data: blob:; "
+    "font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; frame-ancestors 'none'; "
+    "form-action 'none'; base-uri 'self'"
 )
-HEADERS = {"content-security-policy": POLICY, "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}
+HEADERS = {
+    "content-security-policy": POLICY,
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 FIRST_PORT = 7860
 
 
 def check_page(config: PlaygroundConfig) -> None:
     """Raise UserError or MissingFileError for a value that cannot work. Loads nothing."""
     if find_spec("gradio") is None:
-        raise UserError("the playground needs the package gradio, which is not installed: pip install 'ipt[playground]'")
+        raise UserError(
+            "the playground needs the package gradio, which is not installed: pip install "
+            "'ipt[playground]'"
+        )
     if config.port is not None and not 0 < config.port < 65536:
-        raise UserError(f"playground.port={config.port}: expected a number from 1 to 65535, or null for a free one")
+        raise UserError(
+            f"playground.port={config.port}: expected a number from 1 to 65535, or null for a free "
+            "one"
+        )
     for key in ("max_characters", "max_file_mib"):
         if getattr(config, key) < 1:
             raise UserError(f"playground.{key}={getattr(config, key)}: must be at least 1")
@@ -42,7 +57,10 @@ def check_page(config: PlaygroundConfig) -> None:
 def serve(config: Config) -> None:
     """Serve the page until Ctrl-C. Raises UserError where the port is taken."""
     with tempfile.TemporaryDirectory(prefix="ipt-playground-") as folder:
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}  # before gradio is imported
+        os.environ |= {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_TEMP_DIR": folder,
+        }  # before gradio is imported
         from ipt.playground.models import Models
         from ipt.playground.page import build_page
         from ipt.playground.stops import Stops
@@ -51,9 +69,14 @@ def serve(config: Config) -> None:
         stops, synthesizer = Stops(), Synthesizer(config.synthesis, config.seed)
         page = build_page(config, synthesizer, Models(config), stops)
         try:
-            console.print(f"playground: {_launch(page, config.playground)} (Ctrl-C ends it)", highlight=False)
+            console.print(
+                f"playground: {_launch(page, config.playground)} (Ctrl-C ends it)", highlight=False
+            )
             if not is_loopback(config.playground.host):
-                console.print("[yellow]playground: everybody who reaches this machine can use the page; there is no password")
+                console.print(
+                    "[yellow]playground: everybody who reaches this machine can use the page; "
+                    "there is no password"
+                )
             Event().wait()
         except KeyboardInterrupt:
             console.print("playground: ended")
@@ -74,8 +97,9 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Answers only to those who asked for this machine by name, where it listens to itself alone: another site's name that has been
-    made to point here must not reach the page. And tells browsers to fetch nothing from elsewhere.
+    """Answers only to those who asked for this machine by name, where it listens to itself alone:
+    another site's name that has been made to point here must not reach the page. And tells browsers
+    to fetch nothing from elsewhere.
     """
 
     def __init__(self, app: "ASGIApp", host: str) -> None:
@@ -84,10 +108,14 @@ class Guard:
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        asked = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+        asked = next(
+            (value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), ""
+        )
         if self._local and not is_loopback(urlsplit(f"//{asked}").hostname or ""):
             await send({"type": "http.response.start", "status": 421, "headers": []})
-            return await send({"type": "http.response.body", "body": b"This page answers to localhost alone."})
+            return await send(
+                {"type": "http.response.body", "body": b"This page answers to localhost alone."}
+            )
 
         async def guarded(message: "Message") -> None:
             if message["type"] == "http.response.start":
@@ -104,20 +132,42 @@ def _launch(page: "gr.Blocks", config: PlaygroundConfig) -> str:
 
     from ipt.playground.page import STYLE, theme
 
-    options: dict[str, Any] = {"theme": theme(), "css": STYLE.read_text(encoding="utf-8"), "footer_links": [], "run_history": False}
-    closed: dict[str, Any] = {"share": False, "ssr_mode": False, "pwa": False, "mcp_server": False, "enable_monitoring": False}
+    options: dict[str, Any] = {
+        "theme": theme(),
+        "css": STYLE.read_text(encoding="utf-8"),
+        "footer_links": [],
+        "run_history": False,
+    }
+    closed: dict[str, Any] = {
+        "share": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": False,
+        "enable_monitoring": False,
+    }
     try:
         _, address, _ = page.launch(
             server_name=config.host,
             server_port=config.port,
             max_file_size=f"{config.max_file_mib}mb",
-            app_kwargs={"middleware": [Middleware(Guard, host=config.host)], "docs_url": None, "redoc_url": None},
+            app_kwargs={
+                "middleware": [Middleware(Guard, host=config.host)],
+                "docs_url": None,
+                "redoc_url": None,
+            },
             prevent_thread_lock=True,
             quiet=True,
             **options,
             **closed,
         )
     except OSError:
-        port = f"playground.port={config.port} is taken" if config.port else f"no port from {FIRST_PORT} on is free"
-        raise UserError(f"{port}: choose another one with playground.port=NUMBER, or leave it out for the next free one") from None
+        port = (
+            f"playground.port={config.port} is taken"
+            if config.port
+            else f"no port from {FIRST_PORT} on is free"
+        )
+        raise UserError(
+            f"{port}: choose another one with playground.port=NUMBER, or leave it out for the next "
+            "free one"
+        ) from None
     return address

@@ -1,4 +1,6 @@
-"""The synthesizer behind the page: the engine that synthesis runs, at work on one text at a time and watched while it is."""
+"""The synthesizer behind the page: the engine that synthesis runs, at work on one text at a time
+and watched while it is.
+"""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -24,7 +26,9 @@ ONE_CHAIN = 2**31  # shots: all pieces of all texts follow one another
 
 
 class Example(NamedTuple):
-    """An earlier text with what was written for it: one generation, or one for each piece of a long text."""
+    """An earlier text with what was written for it: one generation, or one for each piece of a long
+    text.
+    """
 
     text: str
     generations: tuple[Generation, ...]
@@ -39,7 +43,9 @@ class Writing:
     examples: int = 0  # how many of the rounds belong to examples
     prompt_format: PromptFormat | None = None  # None: the engine is being loaded
     rounds: list[Round] = field(default_factory=list)
-    current: tuple[int, Piece, Prompt] | None = None  # number and piece of the round that is being written, and its prompt
+    current: tuple[int, Piece, Prompt] | None = (
+        None  # number and piece of the round that is being written, and its prompt
+    )
     output: str = ""  # of that round
     started: float = 0.0  # of the first round that is written
     seconds: float = 0.0
@@ -52,14 +58,22 @@ class Writing:
     def rows(self) -> list[Row]:
         """What synthesis would hand on to rendering."""
         rows = []
-        for piece, parsed, inherits in [(round.piece, round.parsed, round.inherits_previous) for round in self._rounds()]:
-            rows.append(Row(0, inherits, ChainRow(piece.doc_id, piece.text, parsed.pairs, parsed.rewrite)))
+        for piece, parsed, inherits in [
+            (round.piece, round.parsed, round.inherits_previous) for round in self._rounds()
+        ]:
+            rows.append(
+                Row(0, inherits, ChainRow(piece.doc_id, piece.text, parsed.pairs, parsed.rewrite))
+            )
         return rows
 
     def example(self) -> Example:
         """This text with its output, to be put before another."""
         rounds = self.written()
-        return Example(self.text, tuple(round.generation for round in rounds), sum(len(round.parsed.pairs) for round in rounds))
+        return Example(
+            self.text,
+            tuple(round.generation for round in rounds),
+            sum(len(round.parsed.pairs) for round in rounds),
+        )
 
     def _rounds(self) -> list[Round]:
         rounds, current, output = list(self.rounds), self.current, self.output
@@ -68,11 +82,18 @@ class Writing:
         (_, piece, prompt), parsed = current, self.prompt_format.parse(output)
         follows = len(prompt.ids) > len(piece.prompt.ids)
         generation = Generation([], output, UNFINISHED, 0)
-        return [*rounds, Round(len(rounds), piece, len(prompt.ids), generation, parsed, follows and parsed.found)]
+        return [
+            *rounds,
+            Round(
+                len(rounds), piece, len(prompt.ids), generation, parsed, follows and parsed.found
+            ),
+        ]
 
 
 class Synthesizer:
-    """Starts its engine when it is first asked, in a thread of its own, and keeps it. For one caller at a time."""
+    """Starts its engine when it is first asked, in a thread of its own, and keeps it. For one
+    caller at a time.
+    """
 
     def __init__(self, config: SynthesisConfig, seed: int) -> None:
         self.config, self._seed = config, seed
@@ -82,10 +103,12 @@ class Synthesizer:
         self._thread.start()
 
     def write(self, examples: Sequence[Example], text: str, stopped: Event) -> Iterator[Writing]:
-        """Write pairs for `text` behind `examples`; gives again and again the same object, as far as it has grown.
+        """Write pairs for `text` behind `examples`; gives again and again the same object, as far
+        as it has grown.
 
-        The chain is that of synthesis (ipt.synthesis.chains): what does not fit the context window starts afresh. `stopped` ends it, and
-        so does closing the iterator. Raises what the engine raises, UserError for a text that is skipped for its length.
+        The chain is that of synthesis (ipt.synthesis.chains): what does not fit the context window
+        starts afresh. `stopped` ends it, and so does closing the iterator. Raises what the engine
+        raises, UserError for a text that is skipped for its length.
         """
         writing = Writing(text)
         future = asyncio.run_coroutine_threadsafe(self._write(examples, writing), self._loop)
@@ -112,10 +135,15 @@ class Synthesizer:
         known = [generation for example in examples for generation in example.generations]
         writing.examples = len(known)
         texts = [*(example.text for example in examples), writing.text]
-        documents = [{"doc_id": f"text {number}", "text": text} for number, text in enumerate(texts, start=1)]
+        documents = [
+            {"doc_id": f"text {number}", "text": text} for number, text in enumerate(texts, start=1)
+        ]
         plan = plan_shard(documents, replace(self.config, shots=ONE_CHAIN), prompt_format)
         if plan.dropped:
-            raise UserError(f"synthesis.long_documents={self.config.long_documents} leaves this text out: {', '.join(plan.dropped)}")
+            raise UserError(
+                f"synthesis.long_documents={self.config.long_documents} leaves this text out: "
+                f"{', '.join(plan.dropped)}"
+            )
         (chain,), limit = plan.chains, self.config.max_model_len - self.config.max_new_tokens
 
         async def generate(prompt: Prompt, number: int) -> Generation:
@@ -123,7 +151,9 @@ class Synthesizer:
                 return known[number]
             writing.started = writing.started or monotonic()
             writing.output, writing.current = "", (number, chain[number], prompt)
-            return await engine.generate(prompt, priority=0, lane=0, watch=lambda output: setattr(writing, "output", output))
+            return await engine.generate(
+                prompt, priority=0, lane=0, watch=lambda output: setattr(writing, "output", output)
+            )
 
         try:
             async for finished in run_chain(chain, prompt_format, generate, limit):

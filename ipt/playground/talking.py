@@ -16,7 +16,9 @@ from ipt.playground.views import conversation_view, notice
 from ipt.playground.writing import QUIET
 
 MOST_TOKENS = 2_000  # of an answer
-WITHOUT_TEMPLATE = "Without a template the model goes on with what you write, as it was pre-trained to."
+WITHOUT_TEMPLATE = (
+    "Without a template the model goes on with what you write, as it was pre-trained to."
+)
 
 
 class Sheet(NamedTuple):
@@ -44,43 +46,108 @@ def _lay_out(config: Config, models: Models) -> Sheet:
     chat = config.chat
     with gr.Row(elem_classes="desk"):
         with gr.Column(elem_classes="sheet", scale=2, min_width=260):
-            gr.HTML('<h2>Model</h2><p class="lead">One of your exports, or the model of the config.</p>')
+            gr.HTML(
+                '<h2>Model</h2><p class="lead">One of your exports, or the model of the config.</p>'
+            )
             names = models.names()
             model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
-            template = gr.Checkbox(chat.template, label="Chat template of its tokenizer", info=WITHOUT_TEMPLATE, elem_id="template")
-            temperature = gr.Slider(0, 2, chat.temperature, step=0.1, label="Temperature (0: the likeliest token)", elem_id="temperature")
+            template = gr.Checkbox(
+                chat.template,
+                label="Chat template of its tokenizer",
+                info=WITHOUT_TEMPLATE,
+                elem_id="template",
+            )
+            temperature = gr.Slider(
+                0,
+                2,
+                chat.temperature,
+                step=0.1,
+                label="Temperature (0: the likeliest token)",
+                elem_id="temperature",
+            )
             most = max(MOST_TOKENS, chat.max_new_tokens)
-            tokens = gr.Slider(1, most, chat.max_new_tokens, step=1, label="Tokens of an answer, at most", elem_id="max-new-tokens")
+            tokens = gr.Slider(
+                1,
+                most,
+                chat.max_new_tokens,
+                step=1,
+                label="Tokens of an answer, at most",
+                elem_id="max-new-tokens",
+            )
         with gr.Column(elem_classes="sheet", scale=5, min_width=300):
             gr.HTML("<h2>Conversation</h2>")
             conversation = gr.HTML(conversation_view([]), autoscroll=True, elem_id="conversation")
             state = gr.HTML("", elem_id="state")
             question = gr.Textbox(
-                label="Question", show_label=False, container=False, lines=1, max_lines=8, placeholder="The heart is", elem_id="question"
+                label="Question",
+                show_label=False,
+                container=False,
+                lines=1,
+                max_lines=8,
+                placeholder="The heart is",
+                elem_id="question",
             )
             with gr.Row(elem_classes="buttons"):
                 ask = gr.Button("Send", variant="primary", elem_id="ask", min_width=120)
-                stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-answer", min_width=120)
+                stop = gr.Button(
+                    "Stop", variant="stop", visible=False, elem_id="stop-answer", min_width=120
+                )
                 clear = gr.Button("New conversation", elem_id="clear", min_width=120)
-    return Sheet(model, template, temperature, tokens, conversation, state, question, ask, stop, clear, gr.State([]))
+    return Sheet(
+        model,
+        template,
+        temperature,
+        tokens,
+        conversation,
+        state,
+        question,
+        ask,
+        stop,
+        clear,
+        gr.State([]),
+    )
 
 
 def _wire(config: Config, models: Models, stops: Stops, sheet: Sheet) -> None:
     def talk(
-        question: str, turns: list[Turn], model: str, template: bool, temperature: float, max_new_tokens: int, request: gr.Request
+        question: str,
+        turns: list[Turn],
+        model: str,
+        template: bool,
+        temperature: float,
+        max_new_tokens: int,
+        request: gr.Request,
     ) -> Iterator[Any]:
-        chat = replace(config.chat, template=template, temperature=temperature, max_new_tokens=int(max_new_tokens))
+        chat = replace(
+            config.chat,
+            template=template,
+            temperature=temperature,
+            max_new_tokens=int(max_new_tokens),
+        )
         try:
             check_chat(chat, config.evaluation)
             check_text(question, config.playground.max_characters, "the question")
             yield conversation_view([*turns, Turn(question)]), turns, "", notice(f"{model} reads …")
             read, said = (turns if chat.memory else []), ""
-            for said, complete in models.answer(model, [*read, Turn(question)], chat, stops.begin(request.session_hash)):
-                told = "" if complete else notice("Longer than what the model reads at once: the beginning is left out.")
+            for said, complete in models.answer(
+                model, [*read, Turn(question)], chat, stops.begin(request.session_hash)
+            ):
+                told = (
+                    ""
+                    if complete
+                    else notice(
+                        "Longer than what the model reads at once: the beginning is left out."
+                    )
+                )
                 now = [*turns, Turn(question, said)]
                 yield conversation_view(now), now, "", told
             if not said:
-                yield conversation_view(turns), turns, question, notice("The model ends here and writes nothing.")
+                yield (
+                    conversation_view(turns),
+                    turns,
+                    question,
+                    notice("The model ends here and writes nothing."),
+                )
         except (ValueError, OSError, RuntimeError) as error:
             yield gr.skip(), gr.skip(), gr.skip(), notice(error, is_error=True)
 
@@ -91,9 +158,24 @@ def _wire(config: Config, models: Models, stops: Stops, sheet: Sheet) -> None:
         stops.stop(request.session_hash)
 
     buttons = [sheet.ask, sheet.stop]
-    inputs = [sheet.question, sheet.turns, sheet.model, sheet.template, sheet.temperature, sheet.max_new_tokens]
-    started = gr.on([sheet.ask.click, sheet.question.submit], partial(busy, True), outputs=buttons, **QUIET)
-    answered = started.then(talk, inputs, [sheet.conversation, sheet.turns, sheet.question, sheet.state], **QUIET)
+    inputs = [
+        sheet.question,
+        sheet.turns,
+        sheet.model,
+        sheet.template,
+        sheet.temperature,
+        sheet.max_new_tokens,
+    ]
+    started = gr.on(
+        [sheet.ask.click, sheet.question.submit], partial(busy, True), outputs=buttons, **QUIET
+    )
+    answered = started.then(
+        talk, inputs, [sheet.conversation, sheet.turns, sheet.question, sheet.state], **QUIET
+    )
     answered.then(partial(busy, False), outputs=buttons, **QUIET)
     sheet.stop.click(stop, queue=False, **QUIET)
-    sheet.clear.click(lambda: (conversation_view([]), [], ""), outputs=[sheet.conversation, sheet.turns, sheet.state], **QUIET)
+    sheet.clear.click(
+        lambda: (conversation_view([]), [], ""),
+        outputs=[sheet.conversation, sheet.turns, sheet.state],
+        **QUIET,
+    )

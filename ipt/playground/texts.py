@@ -13,21 +13,33 @@ MOST_DOCUMENTS = 1_000  # of a file
 
 
 def read_texts(path: Path, text_field: str, max_characters: int) -> list[str]:
-    """The texts of a file: a .txt or .md file is one, a .jsonl file has one in each line, of which the first 1,000 are read.
+    """The texts of a file: a .txt or .md file is one, a .jsonl file has one in each line, of which
+    the first 1,000 are read.
 
-    Raises UserError, in one line that names the file without its folder, for any other file and for one that cannot be read.
+    Raises UserError, in one line that names the file without its folder, for any other file and for
+    one that cannot be read.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path.name}: expected a text, one of {', '.join(SUFFIXES)}; turn other files into one of these first")
+        raise UserError(
+            f"{path.name}: expected a text, one of {', '.join(SUFFIXES)}; turn other files into "
+            "one of these first"
+        )
     try:
         if path.suffix.lower() == ".jsonl":
             config = CorpusConfig(kind="files", path=path.name, text_field=text_field)
-            file = CorpusFile(str(path), path.name, shown=path.name)  # its folder is not the visitor's business
-            texts = [document.text for document in islice(read_documents(config, files=[file]), MOST_DOCUMENTS)]
+            file = CorpusFile(
+                str(path), path.name, shown=path.name
+            )  # its folder is not the visitor's business
+            texts = [
+                document.text
+                for document in islice(read_documents(config, files=[file]), MOST_DOCUMENTS)
+            ]
         else:
             texts = [path.read_bytes().decode("utf-8-sig")]
     except UnicodeDecodeError as error:
-        raise UserError(f"{path.name}: not UTF-8 (byte {error.start}): convert the file to UTF-8") from None
+        raise UserError(
+            f"{path.name}: not UTF-8 (byte {error.start}): convert the file to UTF-8"
+        ) from None
     for text in texts:
         check_text(text, max_characters, path.name)
     return texts
@@ -40,9 +52,13 @@ def check_text(text: str, max_characters: int, where: str = "the text") -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where} holds half a surrogate pair at character {error.start}, which is no text: repair it") from None
+        raise UserError(
+            f"{where} holds half a surrogate pair at character {error.start}, which is no text: "
+            "repair it"
+        ) from None
     if len(text) > max_characters:
         raise UserError(
-            f"{where} has {len(text):,} characters, more than playground.max_characters={max_characters:,}: take a part of it, "
+            f"{where} has {len(text):,} characters, more than "
+            f"playground.max_characters={max_characters:,}: take a part of it, "
             "or start the playground with a higher limit"
         )

@@ -1,4 +1,6 @@
-"""The first tab: a text, the pairs that a synthesizer writes for it, and what training would see of them."""
+"""The first tab: a text, the pairs that a synthesizer writes for it, and what training would see of
+them.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,8 +23,10 @@ from ipt.synthesis.formats.base import RULE_BASED
 
 RECIPE = "as the recipe weighs them"
 SAMPLE = (
-    "The heart is a muscular organ in the chest. It pumps blood through the blood vessels of the body. It has four chambers: two atria, "
-    "which receive blood, and two ventricles, which push it out. Four valves keep the blood from flowing back. In a resting adult it "
+    "The heart is a muscular organ in the chest. It pumps blood through the blood vessels of the "
+    "body. It has four chambers: two atria, "
+    "which receive blood, and two ventricles, which push it out. Four valves keep the blood from "
+    "flowing back. In a resting adult it "
     "beats about 70 times a minute."
 )
 EMPTY = notice("Pairs appear here while the synthesizer writes them.")
@@ -79,15 +83,27 @@ def add_writing(config: Config, synthesizer: Synthesizer, stops: Stops) -> None:
     _wire_draws(config, draws, state)
 
 
-# Layout --------------------------------------------------------------------------------------------------------------
+# Layout
+# ----------------------------------------------------------------------------------------------
 
 
 def _text_sheet(config: Config) -> TextSheet:
-    gr.HTML('<h2>Text</h2><p class="lead">Paste a passage, or drop a file: .txt, .md, or .jsonl with a document in each line.</p>')
-    text = gr.Textbox(
-        label="Text", show_label=False, container=False, lines=11, max_lines=24, placeholder="A passage of some sentences …", elem_id="text"
+    gr.HTML(
+        '<h2>Text</h2><p class="lead">Paste a passage, or drop a file: .txt, .md, or .jsonl with a '
+        "document in each line.</p>"
     )
-    document = gr.Slider(1, 2, 1, step=1, label="Document of the file", visible=False, elem_id="document")
+    text = gr.Textbox(
+        label="Text",
+        show_label=False,
+        container=False,
+        lines=11,
+        max_lines=24,
+        placeholder="A passage of some sentences …",
+        elem_id="text",
+    )
+    document = gr.Slider(
+        1, 2, 1, step=1, label="Document of the file", visible=False, elem_id="document"
+    )
     with gr.Row(elem_classes="buttons"):
         write = gr.Button("Write pairs", variant="primary", elem_id="write", min_width=120)
         stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop", min_width=120)
@@ -101,9 +117,17 @@ def _text_sheet(config: Config) -> TextSheet:
 
 
 def _draws_sheet(config: Config) -> DrawsSheet:
-    gr.HTML('<h2>Training text</h2><p class="lead">What pre-training would see, to the letter. Each seed draws other templates.</p>')
+    gr.HTML(
+        '<h2>Training text</h2><p class="lead">What pre-training would see, to the letter. Each '
+        "seed draws other templates.</p>"
+    )
     with gr.Row(elem_classes="controls"):
-        arrangement = gr.Dropdown([*ARRANGEMENTS], value=config.rendering.arrangement, label="Arrangement", elem_id="arrangement")
+        arrangement = gr.Dropdown(
+            [*ARRANGEMENTS],
+            value=config.rendering.arrangement,
+            label="Arrangement",
+            elem_id="arrangement",
+        )
         layout = gr.Dropdown([RECIPE, *LAYOUTS], value=RECIPE, label="Layout", elem_id="layout")
         seed = gr.Number(config.seed, label="First seed", precision=0, elem_id="seed")
         others = gr.Button("Other draws", elem_id="others")
@@ -115,50 +139,98 @@ def _described(config: Config) -> str:
     if synthesis.format == RULE_BASED:
         return "Mined by rules, without a model."
     sampling = f"temperature {synthesis.temperature:g}" if synthesis.temperature else "greedy"
-    return str(escape(f"{synthesis.model} on {synthesis.engine}, {sampling}, at most {synthesis.max_new_tokens} tokens"))
+    return str(
+        escape(
+            f"{synthesis.model} on {synthesis.engine}, {sampling}, at most "
+            f"{synthesis.max_new_tokens} tokens"
+        )
+    )
 
 
-# Events --------------------------------------------------------------------------------------------------------------
+# Events
+# ----------------------------------------------------------------------------------------------
 
 
 def _wire_text(config: Config, sheet: TextSheet, pairs: gr.HTML, state: State) -> None:
     def read(path: str) -> tuple[Any, ...]:
         try:
-            texts = read_texts(Path(path), config.corpus.text_field, config.playground.max_characters)
+            texts = read_texts(
+                Path(path), config.corpus.text_field, config.playground.max_characters
+            )
         except (ValueError, OSError) as error:
             return gr.skip(), [], gr.update(visible=False), notice(error, is_error=True)
-        slider = gr.update(visible=len(texts) > 1, maximum=max(2, len(texts)), value=1, label=f"Document of the file, 1 to {len(texts):,}")
+        slider = gr.update(
+            visible=len(texts) > 1,
+            maximum=max(2, len(texts)),
+            value=1,
+            label=f"Document of the file, 1 to {len(texts):,}",
+        )
         return texts[0], texts, slider, EMPTY
 
     sheet.sample.click(lambda: SAMPLE, outputs=sheet.text, **QUIET)
     sheet.file.upload(read, sheet.file, [sheet.text, state.texts, sheet.document, pairs], **QUIET)
-    sheet.file.clear(lambda: ([], gr.update(visible=False)), outputs=[state.texts, sheet.document], **QUIET)
+    sheet.file.clear(
+        lambda: ([], gr.update(visible=False)), outputs=[state.texts, sheet.document], **QUIET
+    )
     chosen = [state.texts, sheet.document]
-    sheet.document.release(lambda texts, number: texts[int(number) - 1] if texts else gr.skip(), chosen, sheet.text, **QUIET)
+    sheet.document.release(
+        lambda texts, number: texts[int(number) - 1] if texts else gr.skip(),
+        chosen,
+        sheet.text,
+        **QUIET,
+    )
 
 
 def _wire_writing(
-    config: Config, synthesizer: Synthesizer, stops: Stops, sheet: TextSheet, pairs: gr.HTML, draws: DrawsSheet, state: State
+    config: Config,
+    synthesizer: Synthesizer,
+    stops: Stops,
+    sheet: TextSheet,
+    pairs: gr.HTML,
+    draws: DrawsSheet,
+    state: State,
 ) -> None:
     def busy(is_busy: bool) -> tuple[Any, ...]:
-        return gr.update(visible=not is_busy), gr.update(visible=is_busy), gr.update(interactive=False)
+        return (
+            gr.update(visible=not is_busy),
+            gr.update(visible=is_busy),
+            gr.update(interactive=False),
+        )
 
-    def write(text: str, examples: list[Example], arrangement: str, layout: str, seed: int, request: gr.Request) -> Iterator[Any]:
+    def write(
+        text: str,
+        examples: list[Example],
+        arrangement: str,
+        layout: str,
+        seed: int,
+        request: gr.Request,
+    ) -> Iterator[Any]:
         rendering = _rendering(config, arrangement, layout)
         shown: tuple[str, str] = ("", "")
         try:
             check_text(text, config.playground.max_characters)
             for writing in synthesizer.write(examples, text, stops.begin(request.session_hash)):
-                views = pairs_view(writing), draws_view(writing.rows() if writing.written() else [], rendering, int(seed or 0))
+                views = (
+                    pairs_view(writing),
+                    draws_view(
+                        writing.rows() if writing.written() else [], rendering, int(seed or 0)
+                    ),
+                )
                 if views != shown or writing.ended:
-                    yield *(_changed(*pair) for pair in zip(views, shown, strict=True)), writing, gr.update(interactive=writing.ended)
+                    yield (
+                        *(_changed(*pair) for pair in zip(views, shown, strict=True)),
+                        writing,
+                        gr.update(interactive=writing.ended),
+                    )
                 shown = views
         except (ValueError, OSError, RuntimeError, PromptRefused) as error:
             yield notice(error, is_error=True), gr.skip(), gr.skip(), gr.skip()
 
     buttons = [sheet.write, sheet.stop, sheet.keep]
     inputs = [sheet.text, state.examples, *draws.controls]
-    started = gr.on([sheet.write.click, sheet.text.submit], partial(busy, True), outputs=buttons, **QUIET)
+    started = gr.on(
+        [sheet.write.click, sheet.text.submit], partial(busy, True), outputs=buttons, **QUIET
+    )
     written = started.then(write, inputs, [pairs, draws.draws, state.writing, sheet.keep], **QUIET)
     written.then(lambda: busy(False)[:2], outputs=buttons[:2], **QUIET)
 
@@ -178,17 +250,36 @@ def _wire_examples(sheet: TextSheet, pairs: gr.HTML, draws: DrawsSheet, state: S
         buttons = gr.update(interactive=False), gr.update(visible=bool(examples))
         return examples, examples_view(examples), "", None, EMPTY, NO_DRAWS, *buttons
 
-    outputs = [state.examples, sheet.earlier, sheet.text, state.writing, pairs, draws.draws, sheet.keep, sheet.forget]
+    outputs = [
+        state.examples,
+        sheet.earlier,
+        sheet.text,
+        state.writing,
+        pairs,
+        draws.draws,
+        sheet.keep,
+        sheet.forget,
+    ]
     sheet.keep.click(keep, [state.examples, state.writing], outputs, **QUIET)
     sheet.forget.click(partial(begin, []), outputs=outputs, **QUIET)
 
 
 def _wire_draws(config: Config, sheet: DrawsSheet, state: State) -> None:
     def draw(writing: Writing | None, arrangement: str, layout: str, seed: int) -> str:
-        return draws_view(writing.rows() if writing else [], _rendering(config, arrangement, layout), int(seed or 0))
+        return draws_view(
+            writing.rows() if writing else [],
+            _rendering(config, arrangement, layout),
+            int(seed or 0),
+        )
 
     sheet.others.click(lambda seed: int(seed or 0) + DRAWS, sheet.seed, sheet.seed, **QUIET)
-    gr.on([control.change for control in sheet.controls], draw, [state.writing, *sheet.controls], sheet.draws, **QUIET)
+    gr.on(
+        [control.change for control in sheet.controls],
+        draw,
+        [state.writing, *sheet.controls],
+        sheet.draws,
+        **QUIET,
+    )
 
 
 def _rendering(config: Config, arrangement: str, layout: str) -> RenderingConfig:

@@ -1,4 +1,6 @@
-"""Random choices that depend on nothing but a seed, a chain's id, a version and what the choice is for."""
+"""Random choices that depend on nothing but a seed, a chain's id, a version and what the choice is
+for.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -11,10 +13,12 @@ T = TypeVar("T")
 
 
 class Draws:
-    """The choices of one text. Each purpose has a stream of its own: a hash of (purpose, seed, version, id).
+    """The choices of one text. Each purpose has a stream of its own: a hash of (purpose, seed,
+    version, id).
 
-    So choices are independent of each other (the released code locks them together), and equal on any machine, in any
-    order and in any process. What is chosen once stays chosen for the whole text.
+    So choices are independent of each other (the released code locks them together), and equal on
+    any machine, in any order and in any process. What is chosen once stays chosen for the whole
+    text.
     """
 
     def __init__(self, seed: int, chain: str, version: int = 0) -> None:
@@ -27,11 +31,15 @@ class Draws:
     def fraction(self, purpose: str) -> float:
         """A number in [0, 1)."""
         if purpose not in self._fractions:
-            self._fractions[purpose] = (xxh3_64_intdigest(purpose.encode() + self._this_version) >> 11) / 2**53
+            self._fractions[purpose] = (
+                xxh3_64_intdigest(purpose.encode() + self._this_version) >> 11
+            ) / 2**53
         return self._fractions[purpose]
 
     def pick(self, purpose: str, pool: Sequence[T]) -> T:
-        """One of `pool`, each as likely as any other. Versions of a chain pick different ones as long as there are any."""
+        """One of `pool`, each as likely as any other. Versions of a chain pick different ones as
+        long as there are any.
+        """
         if purpose not in self._picked:
             first = xxh3_64_intdigest(purpose.encode() + self._any_version)
             self._picked[purpose] = pool[(first + self._version * _stride(len(pool))) % len(pool)]
@@ -45,5 +53,9 @@ class Draws:
 
 @cache
 def _stride(size: int) -> int:
-    """A step that goes through a pool of `size` entries and lands far from the entries before, as neighbours are alike."""
-    return next(step for step in range(max(1, round(0.618 * size)), 2 * size) if gcd(step, size) == 1)
+    """A step that goes through a pool of `size` entries and lands far from the entries before, as
+    neighbours are alike.
+    """
+    return next(
+        step for step in range(max(1, round(0.618 * size)), 2 * size) if gcd(step, size) == 1
+    )

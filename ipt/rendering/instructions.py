@@ -1,7 +1,8 @@
 """General instruction data: rows of the usual schemas as texts to train on.
 
-An instruction and its response are joined by one space, as the cards of the published domain models say (paper section 8); so are
-the turns of a longer conversation. System prompts are left out, as they have no place in that form.
+An instruction and its response are joined by one space, as the cards of the published domain models
+say (paper section 8); so are the turns of a longer conversation. System prompts are left out, as
+they have no place in that form.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,23 +16,32 @@ NO_INSTRUCTION = "a response without an instruction"
 BLANK_TURN = "a conversation with a turn without text"
 NO_TEXT = "an instruction or a response is not a string"
 
-# What the columns of published data sets are called, by what they hold. A row is read by all of its columns, so none with text is
-# lost: Alpaca has instruction, input, output; Dolly instruction, context, response; OpenOrca question, response; FLAN inputs, targets.
-CONVERSATIONS = ("conversations", "conversation", "messages")  # WizardLM (from, value), LIMA (strings), chat (role, content)
+# What the columns of published data sets are called, by what they hold. A row is read by all of its
+# columns, so none with text is lost: Alpaca has instruction, input, output; Dolly instruction,
+# context, response; OpenOrca question, response; FLAN inputs, targets.
+CONVERSATIONS = (
+    "conversations",
+    "conversation",
+    "messages",
+)  # WizardLM (from, value), LIMA (strings), chat (role, content)
 INSTRUCTIONS = ("instruction", "question", "prompt", "inputs", "query")  # what is asked
 MATERIALS = ("input", "context")  # what the instruction is about; a lone `input` is the instruction
 RESPONSES = ("response", "output", "completion", "targets")
 ANSWER = "answer"  # the response where there is no other
 HISTORY = "history"  # turns before the instruction
-ROLES, WORDS = ("from", "role"), ("value", "content")  # what conversations call who speaks and what is said
+ROLES, WORDS = (
+    ("from", "role"),
+    ("value", "content"),
+)  # what conversations call who speaks and what is said
 INVISIBLE = "\u200b\u2060\ufeff"
 
 
 def instruction_text(row: Mapping[str, Any]) -> str:
     """`{instruction} {response}` of a row, with one space between turns.
 
-    A column that is null or blank counts as missing. Raises LeftOut for a row without an instruction or a response (LIMA's test
-    questions have none), UserError for columns of another kind of data and for two different responses.
+    A column that is null or blank counts as missing. Raises LeftOut for a row without an
+    instruction or a response (LIMA's test questions have none), UserError for columns of another
+    kind of data and for two different responses.
 
     >>> instruction_text({"instruction": "When?", "context": "It began in 2000.", "response": "In 2000."})
     'When?\\nIt began in 2000. In 2000.'
@@ -41,8 +51,15 @@ def instruction_text(row: Mapping[str, Any]) -> str:
     if turns is None:
         turns = _single(columns)
     if turns is None:
-        known = [*CONVERSATIONS, f"{' or '.join((*INSTRUCTIONS, MATERIALS[0]))} with {' or '.join((*RESPONSES, ANSWER))}"]
-        raise UserError(f"has the fields {', '.join(row) or 'none'}, expected those of instruction data: {'; '.join(known)}")
+        known = [
+            *CONVERSATIONS,
+            f"{' or '.join((*INSTRUCTIONS, MATERIALS[0]))} with "
+            f"{' or '.join((*RESPONSES, ANSWER))}",
+        ]
+        raise UserError(
+            f"has the fields {', '.join(row) or 'none'}, expected those of instruction data: "
+            f"{'; '.join(known)}"
+        )
     return _joined(turns)
 
 
@@ -56,7 +73,9 @@ def _conversation(columns: Mapping[str, Any]) -> list[str] | None:
 
 
 def _single(columns: Mapping[str, Any]) -> list[str] | None:
-    """The earlier turns, the instruction with its context, and the response of a row; None for other data."""
+    """The earlier turns, the instruction with its context, and the response of a row; None for
+    other data.
+    """
     asked = [name for name in (*INSTRUCTIONS, MATERIALS[0]) if name in columns]
     answers = [name for name in (*RESPONSES, ANSWER) if name in columns]
     if not asked or not answers:
@@ -75,7 +94,11 @@ def _distinct(columns: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """The texts of the columns, without those that another one contains."""
     texts = [_text(columns.get(name)) for name in names if not isinstance(columns.get(name), list)]
     longest = sorted(set(filter(None, texts)), key=len, reverse=True)
-    kept = [text for number, text in enumerate(longest) if not any(text in other for other in longest[:number])]
+    kept = [
+        text
+        for number, text in enumerate(longest)
+        if not any(text in other for other in longest[:number])
+    ]
     return [text for text in dict.fromkeys(texts) if text in kept]
 
 
@@ -116,25 +139,35 @@ def _spoken(turns: Any) -> list[str]:
     """What is said in each turn of a conversation, of strings or of objects that name the speaker."""
     if not isinstance(turns, list):
         raise UserError(f"its conversation is {type(turns).__name__}, expected a list of turns")
-    return [_said(turn) for turn in turns if not (isinstance(turn, dict) and _field(turn, ROLES) == "system")]
+    return [
+        _said(turn)
+        for turn in turns
+        if not (isinstance(turn, dict) and _field(turn, ROLES) == "system")
+    ]
 
 
 def _said(turn: Any) -> str:
     content = _field(turn, WORDS) if isinstance(turn, dict) else turn
     if isinstance(content, list):  # parts, as those of messages with images
-        return "\n".join(_text(part.get("text") if isinstance(part, dict) else part) for part in content)
+        return "\n".join(
+            _text(part.get("text") if isinstance(part, dict) else part) for part in content
+        )
     return _text(content)
 
 
 def _field(turn: Mapping[str, Any], names: Sequence[str]) -> Any:
     found = next((name for name in names if name in turn), None)
     if found is None:
-        raise UserError(f"a turn has the fields {', '.join(turn) or 'none'}, expected one of {', '.join(names)}")
+        raise UserError(
+            f"a turn has the fields {', '.join(turn) or 'none'}, expected one of {', '.join(names)}"
+        )
     return turn[found]
 
 
 def _text(value: Any) -> str:
-    """A text without white space at its ends; empty for a missing or blank one. Raises UserError for what is no text."""
+    """A text without white space at its ends; empty for a missing or blank one. Raises UserError
+    for what is no text.
+    """
     if _is_missing(value):
         return ""
     if not isinstance(value, str):

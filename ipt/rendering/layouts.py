@@ -1,7 +1,8 @@
 """Layouts: how the pairs of one document become one block of text (paper section 2.1).
 
-A layout takes the pairs with their options already listed, and the style of the text that the block belongs to. It says
-nothing about the document, since an arrangement may put the block before it, behind it or into a text of its own.
+A layout takes the pairs with their options already listed, and the style of the text that the block
+belongs to. It says nothing about the document, since an arrangement may put the block before it,
+behind it or into a text of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,9 @@ class Style(NamedTuple):
 
     pools: Pools
     draws: Draws
-    mark: Callable[[str, str], str] | None = None  # (name of a part, its text) -> what is printed in its place
+    mark: Callable[[str, str], str] | None = (
+        None  # (name of a part, its text) -> what is printed in its place
+    )
 
     def shown(self, part: str, text: str) -> str:
         return self.mark(part, text) if self.mark and text else text
@@ -40,14 +43,15 @@ class Shown(NamedTuple):
 class Layout(NamedTuple):
     render: Callable[[Sequence[Shown], Style], str]
     fewest_pairs: int  # of every document in the text
-    takes_lead: bool  # whether a sentence may lead from the document to the block; other layouts open by themselves
+    # whether a sentence may lead from the document to the block; other layouts open by themselves
+    takes_lead: bool
 
 
 def choose_layout(weights: Mapping[str, float], fewest_pairs: int, fraction: float) -> str:
     """The layout at `fraction` (in [0, 1)) of the weights.
 
-    Layouts that need more pairs than the text's poorest document has leave their weight to the classic one: the published
-    80/5/5/5/5 becomes the published 95/5.
+    Layouts that need more pairs than the text's poorest document has leave their weight to the
+    classic one: the published 80/5/5/5/5 becomes the published 95/5.
     """
     point = fraction * sum(weights.values())
     for name, weight in sorted(weights.items()):
@@ -59,7 +63,9 @@ def choose_layout(weights: Mapping[str, float], fewest_pairs: int, fraction: flo
 
 
 def show(items: Sequence[Item], document: int, style: Style) -> list[Shown]:
-    """The pairs of a chain's `document`-th document with their options shuffled, listed and labelled."""
+    """The pairs of a chain's `document`-th document with their options shuffled, listed and
+    labelled.
+    """
     pairs = [
         _list_options(item, f"order/{document}/{index}", style)
         if item.options
@@ -74,7 +80,12 @@ def classic(pairs: Sequence[Shown], style: Style) -> str:
     parts: list[str] = []
     for pair in pairs:
         chosen = style.draws.pick(f"pairs/{pair.kind}", style.pools.pairs[pair.kind])
-        filled = chosen.text.fill(question=pair.question, options=pair.options, reasoning=pair.reasoning, answer=pair.answer)
+        filled = chosen.text.fill(
+            question=pair.question,
+            options=pair.options,
+            reasoning=pair.reasoning,
+            answer=pair.answer,
+        )
         parts += filled, chosen.separator
     return "".join(parts[:-1])
 
@@ -88,28 +99,44 @@ def dialogue(pairs: Sequence[Shown], style: Style) -> str:
         turns.append(chosen.text.fill(speaker=asker, turn=_question(pair, style)))
         turns.append(chosen.text.fill(speaker=answerer, turn=_answer(pair, style)))
     opening = optional("dialogue_opening", style.pools.dialogue_openings, style)
-    return _headed(opening.fill(asker=asker, answerer=answerer) if opening else "", chosen.separator.join(turns), chosen.separator)
+    return _headed(
+        opening.fill(asker=asker, answerer=answerer) if opening else "",
+        chosen.separator.join(turns),
+        chosen.separator,
+    )
 
 
 def numbered(pairs: Sequence[Shown], style: Style) -> str:
     """All questions, then all answers under the same numbers."""
     chosen = style.draws.pick("numbered", style.pools.numbered)
-    questions = [chosen.question.fill(question=_question(pair, style), **labels(index)) for index, pair in enumerate(pairs)]
-    answers = [chosen.answer.fill(answer=_answer(pair, style), **labels(index)) for index, pair in enumerate(pairs)]
+    questions = [
+        chosen.question.fill(question=_question(pair, style), **labels(index))
+        for index, pair in enumerate(pairs)
+    ]
+    answers = [
+        chosen.answer.fill(answer=_answer(pair, style), **labels(index))
+        for index, pair in enumerate(pairs)
+    ]
     asked = _headed(chosen.questions, chosen.separator.join(questions), chosen.separator)
     answered = _headed(chosen.answers, chosen.separator.join(answers), chosen.separator)
     return asked + PARAGRAPH + answered
 
 
 def inline_few_shot(pairs: Sequence[Shown], style: Style) -> str:
-    """Earlier pairs as worked examples, the last as the test. If all have reasoning, it explains the answer afterwards."""
+    """Earlier pairs as worked examples, the last as the test. If all have reasoning, it explains
+    the answer afterwards.
+    """
     explained = all(pair.reasoning for pair in pairs)
-    return _examples(pairs, style.draws.pick("inline_few_shot", style.pools.inline_few_shot), style, explained)
+    return _examples(
+        pairs, style.draws.pick("inline_few_shot", style.pools.inline_few_shot), style, explained
+    )
 
 
 def next_turn(pairs: Sequence[Shown], style: Style) -> str:
     """Earlier pairs as the history of a conversation, the last as its next turn."""
-    return _examples(pairs, style.draws.pick("next_turn", style.pools.next_turn), style, explained=False)
+    return _examples(
+        pairs, style.draws.pick("next_turn", style.pools.next_turn), style, explained=False
+    )
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -121,7 +148,8 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-# Parts ---------------------------------------------------------------------------------------------------------------
+# Parts
+# ----------------------------------------------------------------------------------------------
 
 
 def optional(name: str, pool: Sequence[T], style: Style) -> T | None:
@@ -151,24 +179,39 @@ def _question(pair: Shown, style: Style) -> str:
 def _answer(pair: Shown, style: Style) -> str:
     if not pair.reasoning:
         return pair.answer
-    return style.draws.pick("conclusions", style.pools.conclusions).fill(reasoning=pair.reasoning, answer=pair.answer)
+    return style.draws.pick("conclusions", style.pools.conclusions).fill(
+        reasoning=pair.reasoning, answer=pair.answer
+    )
 
 
 def _explained_answer(pair: Shown, style: Style) -> str:
-    return style.draws.pick("explanations", style.pools.explanations).fill(reasoning=pair.reasoning, answer=pair.answer)
+    return style.draws.pick("explanations", style.pools.explanations).fill(
+        reasoning=pair.reasoning, answer=pair.answer
+    )
 
 
 def _list_options(item: Item, purpose: str, style: Style) -> Shown:
     chosen = style.draws.pick("options/format", style.pools.option_formats)
     header = optional("options_header", style.pools.options_headers, style)
     options = [item.options[index] for index in style.draws.order(purpose, len(item.options))]
-    listed = chosen.separator.join(_list_option(chosen, index, option) for index, option in enumerate(options))
+    listed = chosen.separator.join(
+        _list_option(chosen, index, option) for index, option in enumerate(options)
+    )
     answer = chosen.answer.fill(option=item.answer, **labels(options.index(item.answer)))
-    return Shown(item.kind, item.question, _headed(header or "", listed, "\n" if "\n" in chosen.separator else " "), item.reasoning, answer)
+    return Shown(
+        item.kind,
+        item.question,
+        _headed(header or "", listed, "\n" if "\n" in chosen.separator else " "),
+        item.reasoning,
+        answer,
+    )
 
 
 def _marked(pair: Shown, style: Style) -> Shown:
-    return Shown(pair.kind, *(style.shown(part, text) for part, text in zip(Shown._fields[1:], pair[1:], strict=True)))
+    return Shown(
+        pair.kind,
+        *(style.shown(part, text) for part, text in zip(Shown._fields[1:], pair[1:], strict=True)),
+    )
 
 
 def _list_option(chosen: OptionFormat, index: int, option: str) -> str:
@@ -181,9 +224,17 @@ def _headed(heading: str, body: str, separator: str) -> str:
 
 @lru_cache(maxsize=1024)
 def labels(index: int) -> dict[str, str]:
-    """The labels of the `index`-th item from 0 in each way of counting; none ends (a, …, z, aa, ab, …)."""
+    """The labels of the `index`-th item from 0 in each way of counting; none ends (a, …, z, aa, ab,
+    …).
+    """
     letter, roman = _letters(index + 1), _roman(index + 1)
-    return {"number": str(index + 1), "letter": letter, "LETTER": letter.upper(), "roman": roman.lower(), "ROMAN": roman}
+    return {
+        "number": str(index + 1),
+        "letter": letter,
+        "LETTER": letter.upper(),
+        "roman": roman.lower(),
+        "ROMAN": roman,
+    }
 
 
 def _letters(number: int) -> str:
@@ -195,7 +246,17 @@ def _letters(number: int) -> str:
 
 
 def _roman(number: int) -> str:
-    digits = ("M", 1000), ("CM", 900), ("D", 500), ("CD", 400), ("C", 100), ("XC", 90), ("L", 50), ("XL", 40), ("X", 10)
+    digits = (
+        ("M", 1000),
+        ("CM", 900),
+        ("D", 500),
+        ("CD", 400),
+        ("C", 100),
+        ("XC", 90),
+        ("L", 50),
+        ("XL", 40),
+        ("X", 10),
+    )
     roman = ""
     for sign, value in (*digits, ("IX", 9), ("V", 5), ("IV", 4), ("I", 1)):
         count, number = divmod(number, value)

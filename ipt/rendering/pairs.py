@@ -1,7 +1,8 @@
-"""What a synthesized pair holds: a plain question, one with options, one with step-by-step reasoning, or one with both.
+"""What a synthesized pair holds: a plain question, one with options, one with step-by-step
+reasoning, or one with both.
 
-The conventions are those of the synthesizer's training data (paper section 1.3). A pair that breaks them is left out for a
-named reason; its document stays, with its other pairs.
+The conventions are those of the synthesizer's training data (paper section 1.3). A pair that breaks
+them is left out for a named reason; its document stays, with its other pairs.
 """
 
 from typing import NamedTuple
@@ -10,7 +11,13 @@ from ipt.synthesis.formats.tags import Pair
 
 OPTIONS, NEXT_OPTION = "\nOptions:\n- ", "\n- "
 STEP_BY_STEP, CONCLUSION = "\nLet's think step by step.", "\nTherefore, the answer is "
-REASONS = ("empty_question", "empty_answer", "malformed_options", "answer_not_among_options", "malformed_reasoning")
+REASONS = (
+    "empty_question",
+    "empty_answer",
+    "malformed_options",
+    "answer_not_among_options",
+    "malformed_reasoning",
+)
 
 
 class ChainRow(NamedTuple):
@@ -56,8 +63,9 @@ def read_document(row: ChainRow) -> Document:
 def read_pair(pair: Pair) -> Item | str:
     """The pair taken apart, or the reason (one of REASONS) why it cannot be used.
 
-    Options: `{question}\\nOptions:\\n- {a}\\n- {b}`, answered by an option's text. Reasoning: the question ends with
-    `\\nLet's think step by step.`, the answer is `{reasoning}\\nTherefore, the answer is {final}`.
+    Options: `{question}\\nOptions:\\n- {a}\\n- {b}`, answered by an option's text. Reasoning: the
+    question ends with `\\nLet's think step by step.`, the answer is `{reasoning}\\nTherefore, the
+    answer is {final}`.
     """
     question, answer = pair.question.strip(), pair.answer.strip()
     if not question:
@@ -77,14 +85,27 @@ def read_pair(pair: Pair) -> Item | str:
             return "malformed_reasoning"
     if not has_options:
         return Item("reasoning", question, answer, (), reasoning)
-    return _read_options("options_reasoning" if has_reasoning else "options", question, answer, reasoning)
+    return _read_options(
+        "options_reasoning" if has_reasoning else "options", question, answer, reasoning
+    )
 
 
 def _read_options(kind: str, question: str, answer: str, reasoning: str) -> Item | str:
     question, _, listed = question.partition(OPTIONS)
     options = tuple(option.strip() for option in listed.split(NEXT_OPTION))
-    if OPTIONS in listed or len(options) < 2 or not all(options) or len(set(options)) < len(options):
+    if (
+        OPTIONS in listed
+        or len(options) < 2
+        or not all(options)
+        or len(set(options)) < len(options)
+    ):
         return "malformed_options"
     if answer not in options and answer.removesuffix(".") not in options:
         return "answer_not_among_options"
-    return Item(kind, question.rstrip(), answer if answer in options else answer.removesuffix("."), options, reasoning)
+    return Item(
+        kind,
+        question.rstrip(),
+        answer if answer in options else answer.removesuffix("."),
+        options,
+        reasoning,
+    )

@@ -1,6 +1,8 @@
-"""Template pools: the sentences and formats that rendering chooses from, read from a data file and checked as a whole.
+"""Template pools: the sentences and formats that rendering chooses from, read from a data file and
+checked as a whole.
 
-`templates/*.yaml` are shipped; a user's own file has the same keys, and may extend another (docs/rendering.md).
+`templates/*.yaml` are shipped; a user's own file has the same keys, and may extend another
+(docs/rendering.md).
 """
 
 import hashlib
@@ -16,9 +18,18 @@ from ipt.errors import MissingFileError, UserError
 from ipt.stage import parse_yaml
 
 FOLDER = Path(__file__).parent / "templates"
-OPTIONAL = ("document_start", "bridge", "inverted_opening", "dialogue_opening", "options_header", "hint")
+OPTIONAL = (
+    "document_start",
+    "bridge",
+    "inverted_opening",
+    "dialogue_opening",
+    "options_header",
+    "hint",
+)
 LABELS = ("letter", "LETTER", "number", "roman", "ROMAN")
-KINDS: dict[str, tuple[tuple[str, ...], int]] = {  # kind of pair -> fields of its templates, how many of them have a fixed place
+KINDS: dict[
+    str, tuple[tuple[str, ...], int]
+] = {  # kind of pair -> fields of its templates, how many of them have a fixed place
     "plain": (("question", "answer"), 2),
     "options": (("question", "options", "answer"), 3),
     "reasoning": (("question", "reasoning", "answer"), 1),
@@ -36,8 +47,8 @@ R = TypeVar("R")
 class Template:
     """Text with named fields in braces, taken apart once.
 
-    `fill` puts each value in as it is, so braces and format characters in values mean nothing. A full stop right after a
-    field is left out where the field's value already ends a sentence.
+    `fill` puts each value in as it is, so braces and format characters in values mean nothing. A
+    full stop right after a field is left out where the field's value already ends a sentence.
     """
 
     __slots__ = ("_pieces", "_printf", "_values", "fields", "source")
@@ -48,14 +59,20 @@ class Template:
         after_field = False
         for literal, field, specification, conversion in Formatter().parse(source):
             if field is not None and (not field.isidentifier() or specification or conversion):
-                raise UserError(f"field {{{field}}} is not a plain name (a literal brace is doubled)")
+                raise UserError(
+                    f"field {{{field}}} is not a plain name (a literal brace is doubled)"
+                )
             pieces.append((literal, after_field and literal.startswith(_STOPS), field or ""))
             after_field = field is not None
         self.source = source
         self.fields = tuple(field for _, _, field in pieces if field)
         self._pieces = pieces if any(is_stop for _, is_stop, _ in pieces) else ()
-        self._printf = "".join(literal.replace("%", "%%") + ("%s" if field else "") for literal, _, field in pieces)
-        self._values: Callable[[Mapping[str, str]], Any] = itemgetter(*self.fields) if self.fields else lambda values: ()
+        self._printf = "".join(
+            literal.replace("%", "%%") + ("%s" if field else "") for literal, _, field in pieces
+        )
+        self._values: Callable[[Mapping[str, str]], Any] = (
+            itemgetter(*self.fields) if self.fields else lambda values: ()
+        )
 
     def fill(self, **values: str) -> str:
         if not self._pieces:
@@ -137,28 +154,37 @@ class Pools:
 
 
 def load_pools(name: str) -> Pools:
-    """The pools that are shipped as `name`, or those in the file `name`, with those of the files that it extends.
+    """The pools that are shipped as `name`, or those in the file `name`, with those of the files
+    that it extends.
 
-    Raises MissingFileError if there is no such file, UserError naming file and entry if one is not as it must be.
+    Raises MissingFileError if there is no such file, UserError naming file and entry if one is not
+    as it must be.
     """
     return _Reader(_files(pools_path(name))).pools()
 
 
 def pools_path(name: str, folder: Path = Path(), key: str = "rendering.templates=") -> Path:
-    """The file behind `name`: a shipped one, or a path from `folder`. Raises MissingFileError, naming `key`, if there is none."""
+    """The file behind `name`: a shipped one, or a path from `folder`. Raises MissingFileError,
+    naming `key`, if there is none.
+    """
     shipped = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     path = FOLDER / f"{name}.yaml" if name in shipped else folder / name
     if not path.is_file():
-        raise MissingFileError(f"{key}{name}: no such file, and not among the shipped pools ({', '.join(shipped)})")
+        raise MissingFileError(
+            f"{key}{name}: no such file, and not among the shipped pools ({', '.join(shipped)})"
+        )
     return path
 
 
 def pools_digest(name: str) -> str:
-    """SHA-256 of all files behind `rendering.templates`: an input of the stage, since their content decides the texts."""
+    """SHA-256 of all files behind `rendering.templates`: an input of the stage, since their content
+    decides the texts.
+    """
     return hashlib.sha256(b"".join(file.digest for file in _files(pools_path(name)))).hexdigest()
 
 
-# Reading -------------------------------------------------------------------------------------------------------------
+# Reading
+# ----------------------------------------------------------------------------------------------
 
 
 class _File(NamedTuple):
@@ -170,21 +196,38 @@ class _File(NamedTuple):
 def _files(path: Path, extending: tuple[Path, ...] = ()) -> list[_File]:
     """The file at `path` and before it those that it extends; `extending` are those that led to it."""
     if path.resolve() in extending:
-        circle = " -> ".join(passed.name for passed in (*extending[extending.index(path.resolve()) :], path))
-        raise UserError(f"{extending[-1]}: extends makes a circle ({circle}): one of these files must extend none")
+        circle = " -> ".join(
+            passed.name for passed in (*extending[extending.index(path.resolve()) :], path)
+        )
+        raise UserError(
+            f"{extending[-1]}: extends makes a circle ({circle}): one of these files must extend "
+            "none"
+        )
     data = path.read_bytes()
     content = parse_yaml(data, path) or {}
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, expected pools under their names as in {FOLDER / 'default.yaml'}")
+        raise UserError(
+            f"{path} holds a {type(content).__name__}, expected pools under their names as in "
+            f"{FOLDER / 'default.yaml'}"
+        )
     name = content.pop("extends", None)
     if name is not None and not (isinstance(name, str) and name):
-        raise UserError(f"{path}: extends is {name!r}, expected the name of shipped pools or the path of one file")
-    base = _files(pools_path(name, path.parent, f"{path}: extends: "), (*extending, path.resolve())) if name else []
+        raise UserError(
+            f"{path}: extends is {name!r}, expected the name of shipped pools or the path of one "
+            "file"
+        )
+    base = (
+        _files(pools_path(name, path.parent, f"{path}: extends: "), (*extending, path.resolve()))
+        if name
+        else []
+    )
     return [*base, _File(path, content, hashlib.sha256(data).digest())]
 
 
 class _Reader:
-    """Turns the content of files, each of which extends the one before it, into pools; names the entry where something is wrong."""
+    """Turns the content of files, each of which extends the one before it, into pools; names the
+    entry where something is wrong.
+    """
 
     def __init__(self, files: Sequence[_File]) -> None:
         self.files = files
@@ -199,7 +242,10 @@ class _Reader:
             bridges=self.pool("documents.bridges", text),
             inverted_openings=self.pool("inverted.openings", text),
             inverted_starts=self.pool("inverted.starts", template("context")),
-            pairs={kind: self.pool(f"pairs.{kind}", spaced(*fields), by_text, combined) for kind, fields in KINDS.items()},
+            pairs={
+                kind: self.pool(f"pairs.{kind}", spaced(*fields), by_text, combined)
+                for kind, fields in KINDS.items()
+            },
             options_headers=self.pool("options.headers", text),
             option_formats=self.pool("options.formats", option_format),
             hints=self.pool("reasoning.hints", template("question")),
@@ -215,7 +261,10 @@ class _Reader:
         for file in self.files:
             unknown = sorted(set(_names(file.content)) - self.known)
             if unknown:
-                raise UserError(f"{file.path}: unknown pool {unknown[0]}, expected only {', '.join(sorted(self.known))}")
+                raise UserError(
+                    f"{file.path}: unknown pool {unknown[0]}, expected only "
+                    f"{', '.join(sorted(self.known))}"
+                )
         return pools
 
     def pool(
@@ -225,7 +274,8 @@ class _Reader:
         identity: Callable[[T], Hashable] = lambda entry: entry,
         expand: Callable[[Any], Iterable[Any]] = lambda entry: (entry,),
     ) -> tuple[T, ...]:
-        """The entries of one pool in all files: `expand` gives what an entry stands for, `read` reads each of it.
+        """The entries of one pool in all files: `expand` gives what an entry stands for, `read`
+        reads each of it.
 
         No two may have the same `identity`.
         """
@@ -254,9 +304,16 @@ class _Reader:
     def values(self, name: str) -> list[tuple[_File, Any]]:
         """What the files say under `name`. The first file extends none, so it must say something."""
         self.known.add(name)
-        found = [(file, value) for file in self.files if (value := _value(file.content, name)) is not _NOTHING]
+        found = [
+            (file, value)
+            for file in self.files
+            if (value := _value(file.content, name)) is not _NOTHING
+        ]
         if not found or found[0][0] is not self.files[0]:
-            raise UserError(f"{self.files[0].path}: {name} is missing; add it, or begin the file with `extends: default`")
+            raise UserError(
+                f"{self.files[0].path}: {name} is missing; add it, or begin the file with "
+                "`extends: default`"
+            )
         return found
 
 
@@ -286,7 +343,8 @@ def _names(content: Any, prefix: str = "") -> Iterable[str]:
             yield f"{prefix}{key}"
 
 
-# Entries: each takes what the file holds, and raises UserError with what is wrong ---------------------------------------
+# Entries: each takes what the file holds, and raises UserError with what is wrong
+# ---------------------------------------
 
 
 def text(entry: Any) -> str:
@@ -296,15 +354,22 @@ def text(entry: Any) -> str:
 
 
 def template(*fields: str, fixed: int | None = None) -> Callable[[Any], Template]:
-    """Reads a template with exactly these fields, once each; the first `fixed` (default: all) in this order."""
+    """Reads a template with exactly these fields, once each; the first `fixed` (default: all) in
+    this order.
+    """
     fixed = len(fields) if fixed is None else fixed
 
     def read(entry: Any) -> Template:
         result = Template(text(entry))
         if sorted(result.fields) != sorted(fields):
-            raise UserError(f"has the fields {_braced(result.fields)}, expected {_braced(fields)}, each once")
+            raise UserError(
+                f"has the fields {_braced(result.fields)}, expected {_braced(fields)}, each once"
+            )
         if result.fields[:fixed] != fields[:fixed]:
-            raise UserError(f"has its fields in the order {_braced(result.fields)}, expected {_braced(fields[:fixed])} first")
+            raise UserError(
+                f"has its fields in the order {_braced(result.fields)}, expected "
+                f"{_braced(fields[:fixed])} first"
+            )
         return result
 
     return read
@@ -312,8 +377,12 @@ def template(*fields: str, fixed: int | None = None) -> Callable[[Any], Template
 
 def spaced(fields: tuple[str, ...], fixed: int) -> Callable[[Any], Spaced]:
     def read(entry: Any) -> Spaced:
-        keys = {"text": entry} if isinstance(entry, str) else _keys(entry, ("text",), ("separator",))
-        return Spaced(template(*fields, fixed=fixed)(keys["text"]), text(keys.get("separator", "\n\n")))
+        keys = (
+            {"text": entry} if isinstance(entry, str) else _keys(entry, ("text",), ("separator",))
+        )
+        return Spaced(
+            template(*fields, fixed=fixed)(keys["text"]), text(keys.get("separator", "\n\n"))
+        )
 
     return read
 
@@ -323,15 +392,24 @@ def by_text(entry: Spaced) -> Hashable:
 
 
 def combined(entry: Any) -> Iterable[Any]:
-    """Every question part of `{questions: [...], answers: [...]}` followed by every answer part; any other entry stands for itself."""
+    """Every question part of `{questions: [...], answers: [...]}` followed by every answer part;
+    any other entry stands for itself.
+    """
     if not isinstance(entry, dict) or not {"questions", "answers"} & set(entry):
         return (entry,)
     keys = _keys(entry, ("questions", "answers"), ("separator",))
     for name in ("questions", "answers"):
-        if not isinstance(keys[name], list) or not keys[name] or not all(isinstance(part, str) and part for part in keys[name]):
+        if (
+            not isinstance(keys[name], list)
+            or not keys[name]
+            or not all(isinstance(part, str) and part for part in keys[name])
+        ):
             raise UserError(f"{name} must be a list of texts that are not empty")
     separator = {"separator": keys["separator"]} if "separator" in keys else {}
-    return [{"text": question + answer, **separator} for question, answer in product(keys["questions"], keys["answers"])]
+    return [
+        {"text": question + answer, **separator}
+        for question, answer in product(keys["questions"], keys["answers"])
+    ]
 
 
 def option_format(entry: Any) -> OptionFormat:
@@ -339,11 +417,19 @@ def option_format(entry: Any) -> OptionFormat:
     item, answer = Template(text(keys["item"])), Template(text(keys["answer"]))
     labels = tuple(field for field in item.fields if field in LABELS)
     if sorted(item.fields) != sorted(("option", *labels)) or len(labels) > 1:
-        raise UserError(f"item has the fields {_braced(item.fields)}, expected {{option}} and at most one of {_braced(LABELS)}")
+        raise UserError(
+            f"item has the fields {_braced(item.fields)}, expected {{option}} and at most one of "
+            f"{_braced(LABELS)}"
+        )
     if answer.fields != (labels or ("option",)):
-        raise UserError(f"answer has the fields {_braced(answer.fields)}, expected {_braced(labels or ('option',))} as its items")
+        raise UserError(
+            f"answer has the fields {_braced(answer.fields)}, expected "
+            f"{_braced(labels or ('option',))} as its items"
+        )
     if answer.source not in item.source:
-        raise UserError("answer is not part of item, so a reader would not know which option it means")
+        raise UserError(
+            "answer is not part of item, so a reader would not know which option it means"
+        )
     return OptionFormat(item, answer, text(keys.get("separator", "\n")))
 
 
@@ -356,7 +442,9 @@ def two_names(entry: Any) -> tuple[str, str]:
 def opening(entry: Any) -> Template:
     result = Template(text(entry))
     if not set(result.fields) <= {"asker", "answerer"}:
-        raise UserError(f"has the fields {_braced(result.fields)}, expected at most {{asker}} and {{answerer}}")
+        raise UserError(
+            f"has the fields {_braced(result.fields)}, expected at most {{asker}} and {{answerer}}"
+        )
     return result
 
 
@@ -364,15 +452,33 @@ def numbered_format(entry: Any) -> NumberedFormat:
     keys = _keys(entry, ("questions", "question", "answers", "answer"), ("separator",))
     question, answer = Template(text(keys["question"])), Template(text(keys["answer"]))
     labels = tuple(field for field in question.fields if field in LABELS)
-    if len(labels) != 1 or question.fields != (*labels, "question") or answer.fields != (*labels, "answer"):
-        raise UserError(f"question and answer must hold the same one of {_braced(LABELS)}, then {{question}} or {{answer}}")
-    return NumberedFormat(_heading(keys["questions"]), question, _heading(keys["answers"]), answer, text(keys.get("separator", "\n")))
+    if (
+        len(labels) != 1
+        or question.fields != (*labels, "question")
+        or answer.fields != (*labels, "answer")
+    ):
+        raise UserError(
+            f"question and answer must hold the same one of {_braced(LABELS)}, then {{question}} "
+            f"or {{answer}}"
+        )
+    return NumberedFormat(
+        _heading(keys["questions"]),
+        question,
+        _heading(keys["answers"]),
+        answer,
+        text(keys.get("separator", "\n")),
+    )
 
 
 def examples_format(entry: Any) -> ExamplesFormat:
     keys = _keys(entry, ("opening", "example", "last"), ("separator",))
     read = template("question", "answer")
-    return ExamplesFormat(_heading(keys["opening"]), read(keys["example"]), read(keys["last"]), text(keys.get("separator", "\n\n")))
+    return ExamplesFormat(
+        _heading(keys["opening"]),
+        read(keys["example"]),
+        read(keys["last"]),
+        text(keys.get("separator", "\n\n")),
+    )
 
 
 def _heading(entry: Any) -> str:

@@ -36,33 +36,49 @@ _PART = re.compile(f"({MARKS[0]}.*?{MARKS[1]})", re.DOTALL)
 
 
 def preview(path: Path, config: RenderingConfig, seed: int, number: int, console: Console) -> None:
-    """Print the renderings of the first `number` chains in `path` that have usable pairs, and what was dropped from these.
+    """Print the renderings of the first `number` chains in `path` that have usable pairs, and what
+    was dropped from these.
 
-    `path` is a Parquet file of pairs, a folder of them (what synthesis writes), or a .jsonl(.gz) file with a text or context and
-    its pairs in each line. Raises MissingFileError and UserError, one line that names file and row.
+    `path` is a Parquet file of pairs, a folder of them (what synthesis writes), or a .jsonl(.gz)
+    file with a text or context and its pairs in each line. Raises MissingFileError and UserError,
+    one line that names file and row.
     """
     settings = replace(Settings.of(config), mark=mark)
-    console.print("  ".join(f"[{colour}]{part}[/]" for part, colour in COLOURS.items()), "  template", highlight=False)
+    console.print(
+        "  ".join(f"[{colour}]{part}[/]" for part, colour in COLOURS.items()),
+        "  template",
+        highlight=False,
+    )
     shown = 0
     for chain in islice(filter(_with_pairs, read_chains(read_rows(path))), number):
         documents = [read_document(row) for row in chain]
         for text in render_documents(documents, settings, seed):
             console.print(_panel(text))
-        dropped = [f"{reason} in {document.doc_id}" for document in documents for reason in document.dropped]
+        dropped = [
+            f"{reason} in {document.doc_id}"
+            for document in documents
+            for reason in document.dropped
+        ]
         if dropped:
-            console.print(f"dropped pairs: {', '.join(dropped)}", style="red", markup=False, highlight=False)
+            console.print(
+                f"dropped pairs: {', '.join(dropped)}", style="red", markup=False, highlight=False
+            )
         shown += 1
     if not shown:
         raise UserError(f"{path}: no document in it has a pair that can be used")
 
 
 def mark(part: str, text: str) -> str:
-    """`text` between marks, the name of its part before it, for `Settings.mark`; marks in the text itself are no marks."""
+    """`text` between marks, the name of its part before it, for `Settings.mark`; marks in the text
+    itself are no marks.
+    """
     return f"{MARKS[0]}{part} {text.translate(dict.fromkeys(map(ord, MARKS), '�'))}{MARKS[1]}"
 
 
 def marked_parts(text: str) -> Iterator[tuple[str, str]]:
-    """What a text that was rendered with `mark` consists of: the name of each part, empty for the template's own words, and the part."""
+    """What a text that was rendered with `mark` consists of: the name of each part, empty for the
+    template's own words, and the part.
+    """
     for piece in _PART.split(text):
         if piece.startswith(MARKS[0]):
             part, _, content = piece[1:-1].partition(" ")
@@ -72,12 +88,21 @@ def marked_parts(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _panel(text: Text) -> Panel:
-    facts = [text.id, text.layout, f"{text.n_shots} shots", f"{text.n_pairs} pairs", *(["inverted"] if text.inverted else [])]
-    coloured = Coloured.assemble(*((content, COLOURS.get(part, "")) for part, content in marked_parts(text.text)))
+    facts = [
+        text.id,
+        text.layout,
+        f"{text.n_shots} shots",
+        f"{text.n_pairs} pairs",
+        *(["inverted"] if text.inverted else []),
+    ]
+    coloured = Coloured.assemble(
+        *((content, COLOURS.get(part, "")) for part, content in marked_parts(text.text))
+    )
     return Panel(coloured, title=", ".join(facts), title_align="left")
 
 
-# Reading a user's pairs ----------------------------------------------------------------------------------------------
+# Reading a user's pairs
+# ----------------------------------------------------------------------------------------------
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -92,7 +117,9 @@ def _with_pairs(chain: list[ChainRow]) -> bool:
 
 def _values(path: Path) -> Iterator[Mapping[str, Any]]:
     if path.is_dir():
-        parts = sorted(path.glob("part-*.parquet")) or sorted((path / "pairs").glob("part-*.parquet"))
+        parts = sorted(path.glob("part-*.parquet")) or sorted(
+            (path / "pairs").glob("part-*.parquet")
+        )
         if not parts:
             raise MissingFileError(f"{path} holds no part-*.parquet")
     elif path.is_file():
@@ -114,14 +141,26 @@ def _parquet_values(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _row(values: Mapping[str, Any], number: int, where: str) -> Row:
-    """Rows as synthesis writes them; of other files at least a text or context and pairs, or the published QA_list of Q and A."""
+    """Rows as synthesis writes them; of other files at least a text or context and pairs, or the
+    published QA_list of Q and A.
+    """
     try:
-        text, pairs = (next(values[name] for name in names if name in values) for names in (TEXTS, PAIRS))
-        read = [Pair(pair.get("question", pair.get("Q")) or "", pair.get("answer", pair.get("A")) or "") for pair in pairs]
-        content = ChainRow(str(values.get("doc_id", number)), text or "", read, values.get("rewrite") or "")
-        "".join((content.text, content.rewrite, *("".join(pair) for pair in read))).encode()  # texts, and such as can be written
+        text, pairs = (
+            next(values[name] for name in names if name in values) for names in (TEXTS, PAIRS)
+        )
+        read = [
+            Pair(pair.get("question", pair.get("Q")) or "", pair.get("answer", pair.get("A")) or "")
+            for pair in pairs
+        ]
+        content = ChainRow(
+            str(values.get("doc_id", number)), text or "", read, values.get("rewrite") or ""
+        )
+        "".join(
+            (content.text, content.rewrite, *("".join(pair) for pair in read))
+        ).encode()  # texts, and such as can be written
     except (RuntimeError, TypeError, AttributeError, UnicodeEncodeError):
         raise UserError(
-            f"{where}: expected one of the fields {', '.join(TEXTS)} and one of {', '.join(PAIRS)} with question and answer (or Q and A)"
+            f"{where}: expected one of the fields {', '.join(TEXTS)} and one of {', '.join(PAIRS)} "
+            "with question and answer (or Q and A)"
         ) from None
     return Row(values.get("chain_id", number), values.get("inherits_previous", False), content)

@@ -1,4 +1,6 @@
-"""Rendering as a pure function: the rows of one chain, the settings and a seed give the texts, and nothing else does."""
+"""Rendering as a pure function: the rows of one chain, the settings and a seed give the texts, and
+nothing else does.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +32,13 @@ class Settings:
         """Raises UserError or MissingFileError, one line that names the key."""
         check_settings(config)
         layouts = {name: float(weight) for name, weight in config.layouts.items()}
-        return cls(config.arrangement, layouts, float(config.inversion), load_pools(config.templates), config.versions)
+        return cls(
+            config.arrangement,
+            layouts,
+            float(config.inversion),
+            load_pools(config.templates),
+            config.versions,
+        )
 
 
 class Text(NamedTuple):
@@ -41,16 +49,18 @@ class Text(NamedTuple):
     source: str
     n_shots: int  # documents whose pairs are in it; 0: a bare document or a rewritten one
     n_pairs: int
-    layout: str  # raw: a bare document; rewrite: a text that was written from one; stitched: several layouts
+    # raw: a bare document; rewrite: a text that was written from one; stitched: several layouts
+    layout: str
     inverted: bool = False  # by chance, not by the arrangement
 
 
 def render_chain(rows: Sequence[ChainRow], settings: Settings, seed: int) -> list[Text]:
     """Render the rows of one chain that are joined into one M-shot text (paper sections 1.5 and 2).
 
-    Documents without usable pairs come out as raw text, except under `pairs_only`. What was written from a document is a text of
-    its own, and then the document is no raw text for want of pairs. The result has `settings.versions` renderings of everything;
-    `stitched` joins them to one text of each document. It is empty where there is nothing to print.
+    Documents without usable pairs come out as raw text, except under `pairs_only`. What was written
+    from a document is a text of its own, and then the document is no raw text for want of pairs.
+    The result has `settings.versions` renderings of everything; `stitched` joins them to one text
+    of each document. It is empty where there is nothing to print.
     """
     return render_documents([read_document(row) for row in rows], settings, seed)
 
@@ -67,23 +77,37 @@ def render_documents(documents: Sequence[Document], settings: Settings, seed: in
 
 
 def check_settings(config: RenderingConfig) -> None:
-    """Raise a one-line UserError unless arrangement, layouts, inversion and versions are as they must be."""
+    """Raise a one-line UserError unless arrangement, layouts, inversion and versions are as they
+    must be.
+    """
     if config.arrangement not in ARRANGEMENTS:
-        raise UserError(f"rendering.arrangement={config.arrangement}: expected one of {', '.join(ARRANGEMENTS)}")
+        raise UserError(
+            f"rendering.arrangement={config.arrangement}: expected one of {', '.join(ARRANGEMENTS)}"
+        )
     for name, weight in config.layouts.items():
         if name not in LAYOUTS:
-            raise UserError(f"rendering.layouts.{name}: no such layout, expected some of {', '.join(LAYOUTS)}")
+            raise UserError(
+                f"rendering.layouts.{name}: no such layout, expected some of {', '.join(LAYOUTS)}"
+            )
         if not 0 <= weight < float("inf"):
-            raise UserError(f"rendering.layouts.{name}={weight}: a weight must be a number that is not negative")
+            raise UserError(
+                f"rendering.layouts.{name}={weight}: a weight must be a number that is not negative"
+            )
     if not sum(config.layouts.values()):
-        raise UserError("rendering.layouts: all weights are zero, give one layout more; rendering=paper has the published weights")
+        raise UserError(
+            "rendering.layouts: all weights are zero, give one layout more; rendering=paper has "
+            "the published weights"
+        )
     if not 0 <= config.inversion <= 1:
-        raise UserError(f"rendering.inversion={config.inversion}: a probability must be between 0 and 1")
+        raise UserError(
+            f"rendering.inversion={config.inversion}: a probability must be between 0 and 1"
+        )
     if config.versions < 1:
         raise UserError(f"rendering.versions={config.versions}: expected at least 1")
 
 
-# Arrangements --------------------------------------------------------------------------------------------------------
+# Arrangements
+# ----------------------------------------------------------------------------------------------
 
 
 class Shot(NamedTuple):
@@ -118,8 +142,14 @@ def pairs_first(shot: Shot, style: Style) -> str:
     """Perhaps an opening, the pairs, then the document."""
     if not shot.document:
         return shot.block
-    opening = optional("inverted_opening", style.pools.inverted_openings, style) if shot.takes_lead else None
-    document = style.draws.pick("inverted_start", style.pools.inverted_starts).fill(context=shot.document)
+    opening = (
+        optional("inverted_opening", style.pools.inverted_openings, style)
+        if shot.takes_lead
+        else None
+    )
+    document = style.draws.pick("inverted_start", style.pools.inverted_starts).fill(
+        context=shot.document
+    )
     return PARAGRAPH.join((_led_by(opening, shot.block, style), document))
 
 
@@ -136,57 +166,127 @@ ARRANGEMENTS: dict[str, Arrangement] = {
     "pairs_first": Arrangement(pairs_first, "", raw_with_pairs=False, raw_without_pairs=True),
     "detached": Arrangement(pairs_alone, "/pairs", raw_with_pairs=True, raw_without_pairs=True),
     "pairs_only": Arrangement(pairs_alone, "/pairs", raw_with_pairs=False, raw_without_pairs=False),
-    "stitched": Arrangement(pairs_first, "", raw_with_pairs=False, raw_without_pairs=True, stitched=True),
+    "stitched": Arrangement(
+        pairs_first, "", raw_with_pairs=False, raw_without_pairs=True, stitched=True
+    ),
 }
 
 
-def _render_version(documents: Sequence[Document], settings: Settings, version: int, style: Style) -> list[Text]:
+def _render_version(
+    documents: Sequence[Document], settings: Settings, version: int, style: Style
+) -> list[Text]:
     arrangement = ARRANGEMENTS[settings.arrangement]
     with_pairs = [document for document in documents if document.items]
     texts = [_render_pairs(with_pairs, arrangement, settings, version, style)] if with_pairs else []
     for document in documents:
-        if arrangement.raw_with_pairs if document.items else arrangement.raw_without_pairs and not document.rewrite:
+        if (
+            arrangement.raw_with_pairs
+            if document.items
+            else arrangement.raw_without_pairs and not document.rewrite
+        ):
             texts += _raw(document, version, style)
         if document.rewrite:
             rewrite = style.shown("rewrite", document.rewrite)
-            texts.append(Text(f"{document.doc_id}/{version}/rewrite", rewrite, SOURCE, n_shots=0, n_pairs=0, layout="rewrite"))
+            texts.append(
+                Text(
+                    f"{document.doc_id}/{version}/rewrite",
+                    rewrite,
+                    SOURCE,
+                    n_shots=0,
+                    n_pairs=0,
+                    layout="rewrite",
+                )
+            )
     return texts
 
 
-def _render_pairs(documents: Sequence[Document], arrangement: Arrangement, settings: Settings, version: int, style: Style) -> Text:
+def _render_pairs(
+    documents: Sequence[Document],
+    arrangement: Arrangement,
+    settings: Settings,
+    version: int,
+    style: Style,
+) -> Text:
     """The one text that holds the pairs of `documents`, each of which has some."""
     counts = [len(document.items) for document in documents]
     name = choose_layout(settings.layouts, min(counts), style.draws.fraction("layout"))
     layout = LAYOUTS[name]
-    inverted = arrangement.place is document_first and style.draws.fraction("inversion") < settings.inversion
+    inverted = (
+        arrangement.place is document_first
+        and style.draws.fraction("inversion") < settings.inversion
+    )
     place = pairs_first if inverted else arrangement.place
     shots = []
     for index, document in enumerate(documents):
         block = layout.render(show(document.items, index, style), style)
-        shots.append(place(Shot(style.shown("document", document.text.strip()), block, layout.takes_lead), style))
+        shots.append(
+            place(
+                Shot(style.shown("document", document.text.strip()), block, layout.takes_lead),
+                style,
+            )
+        )
     text = style.draws.pick("separator", settings.pools.separators).join(shots)
-    return Text(f"{documents[0].doc_id}/{version}{arrangement.suffix}", text, SOURCE, len(documents), sum(counts), name, inverted)
+    return Text(
+        f"{documents[0].doc_id}/{version}{arrangement.suffix}",
+        text,
+        SOURCE,
+        len(documents),
+        sum(counts),
+        name,
+        inverted,
+    )
 
 
 def _stitch(document: Document, settings: Settings, seed: int) -> list[Text]:
-    """One text: the document's pairs in each version, what was written from it, and the document itself at the end."""
-    styles = [Style(settings.pools, Draws(seed, document.doc_id, version), settings.mark) for version in range(settings.versions)]
+    """One text: the document's pairs in each version, what was written from it, and the document
+    itself at the end.
+    """
+    styles = [
+        Style(settings.pools, Draws(seed, document.doc_id, version), settings.mark)
+        for version in range(settings.versions)
+    ]
     first = styles[0]
     if not document.items and not document.rewrite:
         return _raw(document, 0, first)
     layouts, blocks = [], []
     for style in styles if document.items else []:
-        layouts.append(LAYOUTS[choose_layout(settings.layouts, len(document.items), style.draws.fraction("layout"))])
+        layouts.append(
+            LAYOUTS[
+                choose_layout(settings.layouts, len(document.items), style.draws.fraction("layout"))
+            ]
+        )
         blocks.append(layouts[-1].render(show(document.items, 0, style), style))
     if document.rewrite:
         blocks.append(first.shown("rewrite", document.rewrite))
     joined = first.draws.pick("separator", settings.pools.separators).join(blocks)
-    shot = Shot(first.shown("document", document.text.strip()), joined, bool(layouts) and layouts[0].takes_lead)
+    shot = Shot(
+        first.shown("document", document.text.strip()),
+        joined,
+        bool(layouts) and layouts[0].takes_lead,
+    )
     text = pairs_first(shot, first)
-    return [Text(f"{document.doc_id}/0", text, SOURCE, int(bool(document.items)), len(document.items) * len(styles), "stitched")]
+    return [
+        Text(
+            f"{document.doc_id}/0",
+            text,
+            SOURCE,
+            int(bool(document.items)),
+            len(document.items) * len(styles),
+            "stitched",
+        )
+    ]
 
 
 def _raw(document: Document, version: int, style: Style) -> list[Text]:
     if not document.text.strip():
         return []
-    return [Text(f"{document.doc_id}/{version}", style.shown("document", document.text), SOURCE, n_shots=0, n_pairs=0, layout="raw")]
+    return [
+        Text(
+            f"{document.doc_id}/{version}",
+            style.shown("document", document.text),
+            SOURCE,
+            n_shots=0,
+            n_pairs=0,
+            layout="raw",
+        )
+    ]

@@ -1,4 +1,6 @@
-"""The rendering stage: pairs in Parquet parts become texts in Parquet parts, by any number of workers."""
+"""The rendering stage: pairs in Parquet parts become texts in Parquet parts, by any number of
+workers.
+"""
 
 import shutil
 from bisect import bisect_left
@@ -33,7 +35,10 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = ["doc_id", "chain_id", "text", "pairs", "inherits_previous", "rewrite"]
-TASK_ROWS, TASK_BYTES = 8_192, 64_000_000  # a worker renders about so much at a time, and writes one part
+TASK_ROWS, TASK_BYTES = (
+    8_192,
+    64_000_000,
+)  # a worker renders about so much at a time, and writes one part
 LONGEST_CHAIN = 127  # rows: n_shots has 8 bits, and synthesis.shots is at most that
 
 
@@ -53,7 +58,9 @@ class Group(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The chains that begin in the first `own` groups; their last one may go on in the others, as far as a chain can."""
+    """The chains that begin in the first `own` groups; their last one may go on in the others, as
+    far as a chain can.
+    """
 
     number: int
     groups: list[Group]
@@ -63,15 +70,18 @@ class Task(NamedTuple):
 
 
 def check_rendering(config: RenderingConfig) -> None:
-    """Raise a one-line UserError or MissingFileError for a config that `render` would refuse; reads only the template file."""
+    """Raise a one-line UserError or MissingFileError for a config that `render` would refuse; reads
+    only the template file.
+    """
     Settings.of(config)
 
 
 def render(config: RenderingConfig, pairs: Path, output: Path, seed: int) -> dict[str, Any]:
     """Render `pairs/part-*.parquet` into `output/texts/part-*.parquet` and return the statistics.
 
-    Memory does not grow with the input. Running again, with any number of workers, writes the same bytes.
-    Raises MissingFileError if `pairs` holds no parts, UserError for a bad config or a row that continues no chain.
+    Memory does not grow with the input. Running again, with any number of workers, writes the same
+    bytes. Raises MissingFileError if `pairs` holds no parts, UserError for a bad config or a row
+    that continues no chain.
     """
     settings = Settings.of(config)
     shutil.rmtree(output / "texts", ignore_errors=True)  # of an interrupted run
@@ -79,7 +89,9 @@ def render(config: RenderingConfig, pairs: Path, output: Path, seed: int) -> dic
     tally = Tally()
     with progress("rendering", sum(task.rows for task in tasks)) as bar:
         prepare = partial(Renderer, config, output / "texts", seed)
-        for task, counted in zip(tasks, in_order(prepare, tasks, worker_count(config.workers)), strict=True):
+        for task, counted in zip(
+            tasks, in_order(prepare, tasks, worker_count(config.workers)), strict=True
+        ):
             tally.merge(counted)
             bar.advance(task.rows)
     return tally.statistics(settings)
@@ -112,7 +124,9 @@ def plan_tasks(pairs: Path) -> list[Task]:
 def _task(number: int, groups: list[Group], ends: list[int], first: int, end: int) -> Task:
     """It holds no more groups than it may have to read: it is sent to a worker."""
     last = min(bisect_left(ends, ends[end] + LONGEST_CHAIN), len(groups))
-    return Task(number, groups[first:last], end - first, ends[end] - ends[first], last == len(groups))
+    return Task(
+        number, groups[first:last], end - first, ends[end] - ends[first], last == len(groups)
+    )
 
 
 class Renderer:
@@ -137,7 +151,9 @@ class Renderer:
 
 
 def _rows(task: Task) -> Iterator[Row]:
-    """The rows of the task's chains: from the first that begins a chain in its groups to the last before one begins behind them."""
+    """The rows of the task's chains: from the first that begins a chain in its groups to the last
+    before one begins behind them.
+    """
     begun = task.number == 0
     for number, group in enumerate(task.groups):
         for row in _read_group(group):
@@ -148,7 +164,10 @@ def _rows(task: Task) -> Iterator[Row]:
                 yield row
     if not task.is_last:
         where = task.groups[-1].path
-        raise UserError(f"{where}: a chain of more than {LONGEST_CHAIN} rows goes on here: let inherits_previous be false somewhere in it")
+        raise UserError(
+            f"{where}: a chain of more than {LONGEST_CHAIN} rows goes on here: let "
+            "inherits_previous be false somewhere in it"
+        )
 
 
 def _read_group(group: Group) -> Iterator[Row]:
@@ -156,22 +175,37 @@ def _read_group(group: Group) -> Iterator[Row]:
         table = file.read_row_group(group.number, columns=COLUMNS)
     pairs = table["pairs"].combine_chunks()
     flat = pairs.flatten()
-    read = iter([Pair(*pair) for pair in zip(flat.field("question").to_pylist(), flat.field("answer").to_pylist(), strict=True)])
+    read = iter(
+        [
+            Pair(*pair)
+            for pair in zip(
+                flat.field("question").to_pylist(), flat.field("answer").to_pylist(), strict=True
+            )
+        ]
+    )
     counts = pc.list_value_length(pairs).to_pylist()
-    columns = (table[name].to_pylist() for name in ("doc_id", "chain_id", "text", "inherits_previous", "rewrite"))
+    columns = (
+        table[name].to_pylist()
+        for name in ("doc_id", "chain_id", "text", "inherits_previous", "rewrite")
+    )
     for doc_id, chain_id, text, inherits, rewrite, count in zip(*columns, counts, strict=True):
-        yield Row(chain_id, inherits, ChainRow(doc_id, text, [next(read) for _ in range(count)], rewrite))
+        yield Row(
+            chain_id, inherits, ChainRow(doc_id, text, [next(read) for _ in range(count)], rewrite)
+        )
 
 
 def read_chains(rows: Iterable[Row]) -> Iterator[list[ChainRow]]:
-    """Consecutive rows of a chain that are joined: each that inherits from the row before it belongs to that row's text."""
+    """Consecutive rows of a chain that are joined: each that inherits from the row before it
+    belongs to that row's text.
+    """
     chain: list[ChainRow] = []
     chain_id: int | None = None
     for row in rows:
         if row.inherits_previous:
             if row.chain_id != chain_id:
                 raise UserError(
-                    f"pairs: document {row.content.doc_id} of chain {row.chain_id} inherits from the row before it, which is of chain "
+                    f"pairs: document {row.content.doc_id} of chain {row.chain_id} inherits from "
+                    "the row before it, which is of chain "
                     f"{chain_id}: rows must be sorted by chain, then round; run synthesis again"
                 )
         elif chain:
@@ -184,7 +218,9 @@ def read_chains(rows: Iterable[Row]) -> Iterator[list[ChainRow]]:
 
 
 class Tally:
-    """What the stage reports. Every row and every pair that came in is in exactly one of its counts."""
+    """What the stage reports. Every row and every pair that came in is in exactly one of its
+    counts.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -208,7 +244,9 @@ class Tally:
             if document.items:
                 self.counts["documents_with_pairs"] += 1
             else:
-                self.counts["documents_without_pairs" if document.text.strip() else "documents_blank"] += 1
+                self.counts[
+                    "documents_without_pairs" if document.text.strip() else "documents_blank"
+                ] += 1
 
     def add_texts(self, texts: list[Text]) -> None:
         for text in texts:
@@ -221,7 +259,15 @@ class Tally:
 
     def statistics(self, settings: Settings) -> dict[str, Any]:
         """JSON-able. Documents and pairs are counted once, texts in every version."""
-        keys = "documents", "documents_with_pairs", "documents_without_pairs", "documents_blank", "rewrites", "pairs_read", "pairs_rendered"
+        keys = (
+            "documents",
+            "documents_with_pairs",
+            "documents_without_pairs",
+            "documents_blank",
+            "rewrites",
+            "pairs_read",
+            "pairs_rendered",
+        )
         return {
             "arrangement": settings.arrangement,
             "versions": settings.versions,

@@ -23,9 +23,22 @@ RESULTS, STEPS, EVALUATION = "results.json", "metrics.jsonl", "evaluation"
 
 def main() -> None:
     """Read the command line and write the report; a user's mistake is one line and exit code 1."""
-    parser = argparse.ArgumentParser(prog="python -m ipt report", description="Write one report from finished runs.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="training, evaluation, run of a recipe, or sweep")
-    parser.add_argument("--output", type=Path, default=Path("outputs/report"), help="where to write it (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m ipt report", description="Write one report from finished runs."
+    )
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="training, evaluation, run of a recipe, or sweep",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs/report"),
+        help="where to write it (default: %(default)s)",
+    )
     parser.add_argument("--title", default="Report of finished runs", help="heading of the page")
     arguments = parser.parse_args()
     with exit_on_user_error():
@@ -35,15 +48,17 @@ def main() -> None:
 def report_folders(folders: list[Path], output: Path, title: str) -> Path:
     """Write a report of what the folders hold to `output` and return the page.
 
-    A folder is a training (its scores are looked for in its `evaluation`, and beside it among evaluations of its model), an
-    evaluation, what `reproduce` has written, or a sweep's folder. Raises UserError for a folder that holds none of these, and for a
-    training without scores.
+    A folder is a training (its scores are looked for in its `evaluation`, and beside it among
+    evaluations of its model), an evaluation, what `reproduce` has written, or a sweep's folder.
+    Raises UserError for a folder that holds none of these, and for a training without scores.
     """
     from ipt.report.html import write_report
 
     check_writable("--output", output)
     found = [arm for folder in folders for arm in _arms(folder)]
-    arms = list({arm.evaluation.resolve(): arm for arm in reversed(found)}.values())[::-1]  # what two folders lead to stands once
+    arms = list({arm.evaluation.resolve(): arm for arm in reversed(found)}.values())[
+        ::-1
+    ]  # what two folders lead to stands once
     jobs = [job for folder in folders for job in _jobs(folder)]
     write_report(
         output,
@@ -57,7 +72,9 @@ def report_folders(folders: list[Path], output: Path, title: str) -> Path:
         facts={
             "runs": len(arms),
             "hardware of the report": f"{hardware()['cpus']} CPU cores",
-            "command": shlex.join(["python", "-m", "ipt", "report", *map(str, folders), "--output", str(output)]),
+            "command": shlex.join(
+                ["python", "-m", "ipt", "report", *map(str, folders), "--output", str(output)]
+            ),
             "versions": installed_versions(),
         },
         records=[record for folder in folders for record in _records(folder)],
@@ -77,17 +94,25 @@ def _arms(folder: Path) -> list[Arm]:
     if (folder / RESULTS).exists():
         return [Arm(folder.name, None, folder)]
     raise UserError(
-        f"{folder} holds no training ({STEPS}), evaluation ({RESULTS}), recipe (arms) or sweep (sweep.json): name another folder"
+        f"{folder} holds no training ({STEPS}), evaluation ({RESULTS}), recipe (arms) or sweep "
+        "(sweep.json): name another folder"
     )
 
 
 def _recipe_arms(place: Path) -> Iterator[Arm]:
-    """The arm in a folder of `reproduce`, or one for each of its seeds; an arm without scores is left out."""
+    """The arm in a folder of `reproduce`, or one for each of its seeds; an arm without scores is
+    left out.
+    """
     for member in [place, *sorted(place.glob("seed-*"))]:
         training, evaluation = member / "training", member / EVALUATION
         if (evaluation / RESULTS).exists():
             seed = 0 if member == place else _seed_in_name(member)
-            yield Arm(place.name, training.resolve() if training.exists() else None, evaluation.resolve(), seed)
+            yield Arm(
+                place.name,
+                training.resolve() if training.exists() else None,
+                evaluation.resolve(),
+                seed,
+            )
 
 
 def _seed_in_name(folder: Path) -> int:
@@ -101,7 +126,11 @@ def _jobs(folder: Path) -> list[Job]:
     if not (folder / "sweep.json").exists():
         return []
     numbers = [job["number"] for job in read_json(folder / "sweep.json")["jobs"]]
-    return [job for number in numbers if (job := load_job(folder, number)) is not None and job_folder(folder, number).is_dir()]
+    return [
+        job
+        for number in numbers
+        if (job := load_job(folder, number)) is not None and job_folder(folder, number).is_dir()
+    ]
 
 
 def _records(folder: Path) -> Iterator[Record]:
@@ -111,14 +140,25 @@ def _records(folder: Path) -> Iterator[Record]:
 
 
 def _evaluation_of(training: Path) -> Path:
-    """The scores of a training: below it, or among the stages beside it that has its model as input, the newest."""
+    """The scores of a training: below it, or among the stages beside it that has its model as
+    input, the newest.
+    """
     if (training / EVALUATION / RESULTS).exists():
         return training / EVALUATION
     digest = read_json(training / MANIFEST)["digest"] if (training / MANIFEST).exists() else None
-    manifests = {path.parent: read_json(path) for path in training.parent.glob(f"{EVALUATION}-*/{MANIFEST}")}
-    scored = [folder for folder, manifest in manifests.items() if digest and manifest["inputs"].get("model") == digest]
+    manifests = {
+        path.parent: read_json(path) for path in training.parent.glob(f"{EVALUATION}-*/{MANIFEST}")
+    }
+    scored = [
+        folder
+        for folder, manifest in manifests.items()
+        if digest and manifest["inputs"].get("model") == digest
+    ]
     if not scored:
-        raise UserError(f"{training} has no scores, neither in {EVALUATION} nor beside it: evaluate its export first")
+        raise UserError(
+            f"{training} has no scores, neither in {EVALUATION} nor beside it: evaluate its export "
+            "first"
+        )
     return max(scored, key=lambda folder: manifests[folder]["finished"])
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SPLITS = {
-    "recall": "questions about what the training documents say, none of which stands there as it is asked",
+    "recall": (
+        "questions about what the training documents say, none of which stands there as it is asked"
+    ),
     "generalisation": "questions about what was held out of all training documents",
 }
 
@@ -55,7 +57,11 @@ def minus(text: str) -> str:
 
 def task_label(task: str) -> str:
     """definition_to_term_recall -> definition to term, recall."""
-    return spaced(re.sub(rf"_({'|'.join(SPLITS)})$", r", \1", task).replace("is_a", "is-a").replace("held_out", "held-out"))
+    return spaced(
+        re.sub(rf"_({'|'.join(SPLITS)})$", r", \1", task)
+        .replace("is_a", "is-a")
+        .replace("held_out", "held-out")
+    )
 
 
 def spaced(name: str) -> str:

@@ -6,7 +6,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ipt.errors import UserError
-from ipt.evaluation.results import group_average, groups_of, load_results, predictions_path, read_task
+from ipt.evaluation.results import (
+    group_average,
+    groups_of,
+    load_results,
+    predictions_path,
+    read_task,
+)
 from ipt.evaluation.task import load_tasks, read_group
 from ipt.report.formatting import finite
 from ipt.report.scores import Run, measure_of
@@ -18,7 +24,9 @@ MEASURE = measure_of(METRIC)
 
 @dataclass(frozen=True)
 class Cell:
-    """Our figure and the published one, both as shares; the interval is ours alone, the paper gives none."""
+    """Our figure and the published one, both as shares; the interval is ours alone, the paper gives
+    none.
+    """
 
     ours: float
     paper: float
@@ -55,25 +63,40 @@ class Cell:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """`columns`: (arm, model of the paper); `rows`: (task, or group of which it is the average; is average; a cell for each column)."""
+    """`columns`: (arm, model of the paper); `rows`: (task, or group of which it is the average; is
+    average; a cell for each column).
+    """
 
     columns: list[tuple[str, str]]
     rows: list[tuple[str, bool, list[Cell | None]]]
 
 
 def paper_table(runs: Sequence[Run]) -> PaperTable | None:
-    """What arms that stand for a model of the paper scored by the published rule, beside what is published; None if there is nothing.
+    """What arms that stand for a model of the paper scored by the published rule, beside what is
+    published; None if there is nothing.
 
-    Averages are those of groups of tasks, unweighted as in the paper, where an arm has all of the group's tasks.
+    Averages are those of groups of tasks, unweighted as in the paper, where an arm has all of the
+    group's tasks.
     """
-    standing = [run for run in runs if run.arm.published and any(METRIC in metrics for metrics in run.results.values())]
+    standing = [
+        run
+        for run in runs
+        if run.arm.published and any(METRIC in metrics for metrics in run.results.values())
+    ]
     if not standing:
         return None
-    tasks = dict.fromkeys(task for run in standing for task, metrics in run.results.items() if METRIC in metrics)
+    tasks = dict.fromkeys(
+        task for run in standing for task, metrics in run.results.items() if METRIC in metrics
+    )
     published = {task: _published(task, standing) for task in tasks}
-    rows = [(task, False, [_task_cell(run, task, published[task]) for run in standing]) for task in tasks]
+    rows = [
+        (task, False, [_task_cell(run, task, published[task]) for run in standing])
+        for task in tasks
+    ]
     for group, members in groups_of(tasks).items():
-        rows.append((group, True, [_average_cell(run, group, members, published) for run in standing]))
+        rows.append(
+            (group, True, [_average_cell(run, group, members, published) for run in standing])
+        )
     rows = [row for row in rows if any(row[2])]
     return PaperTable([(run.name, run.arm.published) for run in standing], rows) if rows else None
 
@@ -94,13 +117,19 @@ def _task_cell(run: Run, task: str, published: Mapping[str, Any]) -> Cell | None
     return _cell(entry, published.get(run.arm.published)) if entry else None
 
 
-def _average_cell(run: Run, group: str, tasks: Sequence[str], published: Mapping[str, Mapping[str, Any]]) -> Cell | None:
+def _average_cell(
+    run: Run, group: str, tasks: Sequence[str], published: Mapping[str, Mapping[str, Any]]
+) -> Cell | None:
     if any(METRIC not in run.results.get(task, {}) for task in tasks):
         return None
     entry, model = group_average(run.results, tasks, METRIC), run.arm.published
     known = read_group(group)
     figures = [float(published[task][model]) for task in tasks if model in published[task]]
-    paper = fmean(figures) if len(figures) == len(tasks) else (known.published if known else {}).get(model)
+    paper = (
+        fmean(figures)
+        if len(figures) == len(tasks)
+        else (known.published if known else {}).get(model)
+    )
     return _cell({**entry, **_spread(run, tasks)}, paper) if entry else None
 
 
@@ -109,7 +138,12 @@ def _spread(run: Run, tasks: Sequence[str]) -> dict[str, Any]:
     if len(run.arms) == 1:
         return {}
     results = [load_results(arm.evaluation) for arm in run.arms]
-    return {"spread": stdev(fmean(result[task][METRIC]["value"] for task in tasks) for result in results), "runs": len(run.arms)}
+    return {
+        "spread": stdev(
+            fmean(result[task][METRIC]["value"] for task in tasks) for result in results
+        ),
+        "runs": len(run.arms),
+    }
 
 
 def _cell(entry: Mapping[str, Any], paper: Any) -> Cell | None:
@@ -117,5 +151,9 @@ def _cell(entry: Mapping[str, Any], paper: Any) -> Cell | None:
     if ours is None or published is None:
         return None
     interval = with_spread(entry)
-    bounds = (interval.low - published / 100, interval.high - published / 100) if interval else (None, None)
+    bounds = (
+        (interval.low - published / 100, interval.high - published / 100)
+        if interval
+        else (None, None)
+    )
     return Cell(ours, published / 100, *bounds)

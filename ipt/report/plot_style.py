@@ -13,8 +13,9 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Role -> colour on a light and on a dark page. Arms differ in lightness too, so that they stay apart under the three forms of colour
-# blindness, and have a contrast of 4.5:1 against the ground and headings of tables.
+# Role -> colour on a light and on a dark page. Arms differ in lightness too, so that they stay
+# apart under the three forms of colour blindness, and have a contrast of 4.5:1 against the ground
+# and headings of tables.
 PALETTE = {
     "ink": ("#1b2330", "#e8ebf0"),
     "muted": ("#596273", "#a3adbb"),
@@ -63,10 +64,14 @@ class Drawing:
 
 
 def render(name: str, figure: "Figure", description: str) -> Drawing:
-    """The figure as PNG on a white ground and as inline SVG; `name` tells its ids from those of other figures."""
+    """The figure as PNG on a white ground and as inline SVG; `name` tells its ids from those of
+    other figures.
+    """
     import matplotlib
 
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # ids are the same in every run, and no two figures share one
+    with matplotlib.rc_context(
+        {"svg.hashsalt": name}
+    ):  # ids are the same in every run, and no two figures share one
         svg = _inline_svg(figure, description)
     figure.set_layout_engine("none")  # it is laid out now, and the PNG is the same drawing
     return Drawing(svg, _png(figure))
@@ -84,9 +89,16 @@ def _png(figure: "Figure") -> bytes:
 
 
 def _inline_svg(figure: "Figure", description: str) -> Markup:
-    """The figure as an SVG element for the page: colours by role, the page's font, nothing that HTML does not need."""
+    """The figure as an SVG element for the page: colours by role, the page's font, nothing that
+    HTML does not need.
+    """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure.savefig(
+        buffer,
+        format="svg",
+        transparent=True,
+        metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    )
     svg = re.sub(r"<!--.*?-->|<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
     opening, drawing = svg[svg.index("<svg") :].split(">", 1)
     view = re.search(r'viewBox="[^"]*"', opening)
@@ -96,4 +108,6 @@ def _inline_svg(figure: "Figure", description: str) -> Markup:
     for role, (light, _) in PALETTE.items():
         drawing = drawing.replace(light, f"var(--{role})")
     label = Markup.escape(description)
-    return Markup(f'<svg role="img" aria-label="{label}" {view.group()}>{drawing}')  # matplotlib has escaped what it drew
+    return Markup(
+        f'<svg role="img" aria-label="{label}" {view.group()}>{drawing}'
+    )  # matplotlib has escaped what it drew

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def draw_figures(
-    runs: list[Run], scores: list[Score], stages: list[dict[str, Any]], quality: Mapping[str, Any], study: RatioStudy | None = None
+    runs: list[Run],
+    scores: list[Score],
+    stages: list[dict[str, Any]],
+    quality: Mapping[str, Any],
+    study: RatioStudy | None = None,
 ) -> dict[str, Drawing]:
     """Name -> drawing, for each figure that has something to show."""
     import matplotlib
@@ -51,9 +55,15 @@ def _score_figure(runs: list[Run], scores: list[Score]) -> "tuple[Figure, str] |
     if not panels:
         return None
     bands = [list(panels.items())[start : start + 2] for start in range(0, len(panels), 2)]
-    heights = [0.85 + max(len(tasks) for _, tasks in band) * (0.16 + 0.15 * len(runs)) for band in bands]
-    figure = Figure(figsize=(10, 0.4 + sum(heights)), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.05))
-    grid = figure.subplots(len(bands), len(bands[0]), squeeze=False, gridspec_kw={"height_ratios": heights})
+    heights = [
+        0.85 + max(len(tasks) for _, tasks in band) * (0.16 + 0.15 * len(runs)) for band in bands
+    ]
+    figure = Figure(
+        figsize=(10, 0.4 + sum(heights)), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.05)
+    )
+    grid = figure.subplots(
+        len(bands), len(bands[0]), squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
     for row, band in zip(grid, bands, strict=True):
         for axes, (metric, tasks) in zip(row, band, strict=False):
             _draw_scores(axes, metric, tasks, runs)
@@ -61,26 +71,59 @@ def _score_figure(runs: list[Run], scores: list[Score]) -> "tuple[Figure, str] |
             row[1].tick_params(labelleft=False)  # the same tasks as beside it
         for axes in row[len(band) :]:
             axes.remove()
-    marks = {label: mark for axes in figure.axes for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    style: dict[str, Any] = {"frameon": False, "labelcolor": "linecolor", "handletextpad": 0.3, "prop": {"weight": "bold"}}
+    marks = {
+        label: mark
+        for axes in figure.axes
+        for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    style: dict[str, Any] = {
+        "frameon": False,
+        "labelcolor": "linecolor",
+        "handletextpad": 0.3,
+        "prop": {"weight": "bold"},
+    }
     figure.legend(marks.values(), marks, loc="outside upper left", ncols=len(marks), **style)
     shown = ", ".join(dict.fromkeys(measure_of(metric).label for metric in panels))
-    return figure, f"Scores with 95% intervals of {listed([run.name for run in runs])}: {shown}. The tables hold the same figures."
+    return (
+        figure,
+        f"Scores with 95% intervals of {listed([run.name for run in runs])}: {shown}. The tables "
+        "hold the same figures.",
+    )
 
 
-def _draw_scores(axes: "Axes", metric: str, tasks: dict[str, dict[str, Score]], runs: list[Run]) -> None:
+def _draw_scores(
+    axes: "Axes", metric: str, tasks: dict[str, dict[str, Score]], runs: list[Run]
+) -> None:
     from matplotlib.ticker import PercentFormatter
 
     measure = measure_of(metric)
     for number, run in enumerate(runs):
         shift = (number - (len(runs) - 1) / 2) * 0.64 / max(len(runs), 2)
-        _draw_arm(axes, run, [(row + shift, by_arm[run.name]) for row, by_arm in enumerate(tasks.values()) if run.name in by_arm])
+        _draw_arm(
+            axes,
+            run,
+            [
+                (row + shift, by_arm[run.name])
+                for row, by_arm in enumerate(tasks.values())
+                if run.name in by_arm
+            ],
+        )
     levels = next((run.chance for run in runs if run.chance), {}) if "accuracy" in metric else {}
     for row, task in enumerate(tasks):
         if task in levels:
-            axes.plot([levels[task]] * 2, [row - 0.4, row + 0.4], color=colour("muted"), linewidth=1, linestyle=(0, (2, 2)))
+            axes.plot(
+                [levels[task]] * 2,
+                [row - 0.4, row + 0.4],
+                color=colour("muted"),
+                linewidth=1,
+                linestyle=(0, (2, 2)),
+            )
     axes.set_title(f"{measure.label} {measure.detail}")
-    axes.set_xlabel("; ".join(filter(None, [measure.unit, measure.direction, "dotted: guessing" if levels else ""])))
+    axes.set_xlabel(
+        "; ".join(
+            filter(None, [measure.unit, measure.direction, "dotted: guessing" if levels else ""])
+        )
+    )
     axes.set_yticks(range(len(tasks)), [task_label(task) for task in tasks])
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
@@ -94,17 +137,37 @@ def _draw_arm(axes: "Axes", run: Run, placed: list[tuple[float, Score]]) -> None
     """A mark with its interval at each height; an interval that is not known is not drawn."""
     known = [(height, score, score.value) for height, score in placed if score.value is not None]
     if known:
-        below = [0.0 if score.low is None else max(0.0, value - score.low) for _, score, value in known]
-        above = [0.0 if score.high is None else max(0.0, score.high - value) for _, score, value in known]
-        style: dict[str, Any] = {"color": colour(run.colour), "fmt": run.marker, "markersize": 5.5, "elinewidth": 1.8}
-        axes.errorbar([value for *_, value in known], [height for height, *_ in known], xerr=[below, above], label=run.name, **style)
+        below = [
+            0.0 if score.low is None else max(0.0, value - score.low) for _, score, value in known
+        ]
+        above = [
+            0.0 if score.high is None else max(0.0, score.high - value) for _, score, value in known
+        ]
+        style: dict[str, Any] = {
+            "color": colour(run.colour),
+            "fmt": run.marker,
+            "markersize": 5.5,
+            "elinewidth": 1.8,
+        }
+        axes.errorbar(
+            [value for *_, value in known],
+            [height for height, *_ in known],
+            xerr=[below, above],
+            label=run.name,
+            **style,
+        )
 
 
 def _source_figure(runs: list[Run]) -> "tuple[Figure, str] | None":
     """Tokens of each source as a bar, and a tick where the request was."""
     from matplotlib.figure import Figure
 
-    rows = [(run, source, row) for run in runs for source, row in run.sources.items() if finite(row.get("tokens")) is not None]
+    rows = [
+        (run, source, row)
+        for run in runs
+        for source, row in run.sources.items()
+        if finite(row.get("tokens")) is not None
+    ]
     if not rows:
         return None
     figure = Figure(figsize=(10, 0.3 + 0.36 * len(rows)), layout="constrained")
@@ -114,7 +177,13 @@ def _source_figure(runs: list[Run]) -> "tuple[Figure, str] | None":
         axes.barh(place, row["tokens"], height=0.5, color=colour(run.colour))
         requested = _requested_tokens(run, row)
         if requested is not None:
-            axes.plot([requested] * 2, [place - 0.38, place + 0.38], color=colour("ink"), linewidth=1.6, solid_capstyle="butt")
+            axes.plot(
+                [requested] * 2,
+                [place - 0.38, place + 0.38],
+                color=colour("ink"),
+                linewidth=1.6,
+                solid_capstyle="butt",
+            )
         realised = "" if row.get("realised") is None else f", {row['realised']:.2%} of the run"
         asked = "" if row.get("requested") is None else f" (requested {row['requested']:.2%})"
         end = max(row["tokens"], requested or 0) + widest * 0.012
@@ -130,12 +199,18 @@ def _requested_tokens(run: Run, row: Mapping[str, Any]) -> float | None:
     return None if total is None or row.get("requested") is None else row["requested"] * total
 
 
-def _length_figure(histograms: Mapping[str, Mapping[str, list[int]]]) -> "tuple[Figure, str] | None":
-    """A panel for each histogram: the share of what falls into each bin, which is as wide as any other."""
+def _length_figure(
+    histograms: Mapping[str, Mapping[str, list[int]]],
+) -> "tuple[Figure, str] | None":
+    """A panel for each histogram: the share of what falls into each bin, which is as wide as any
+    other.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    counted = {name: histogram for name, histogram in histograms.items() if sum(histogram["counts"])}
+    counted = {
+        name: histogram for name, histogram in histograms.items() if sum(histogram["counts"])
+    }
     if not counted:
         return None
     figure = Figure(figsize=(10, 0.3 + 2.1 * math.ceil(len(counted) / 2)), layout="constrained")
@@ -145,17 +220,26 @@ def _length_figure(histograms: Mapping[str, Mapping[str, list[int]]]) -> "tuple[
         edges, total = histogram["edges"], sum(histogram["counts"])
         last = max(place for place, count in enumerate(histogram["counts"]) if count)
         shares = [count / total for count in histogram["counts"][: last + 1]]
-        labels = [_bin_label(low, high) for low, high in zip(edges, [*edges[1:], None], strict=True)]
+        labels = [
+            _bin_label(low, high) for low, high in zip(edges, [*edges[1:], None], strict=True)
+        ]
         axes.bar(range(last + 1), shares, width=0.86, color=colour("bar"))
         axes.set_title(spaced(name).replace("per row", "per document"))
         axes.set_xticks(
-            range(last + 1), [label.replace("–", "–\n") if len(label) > 6 else label for label in labels[: last + 1]], fontsize=7.5
+            range(last + 1),
+            [
+                label.replace("–", "–\n") if len(label) > 6 else label
+                for label in labels[: last + 1]
+            ],
+            fontsize=7.5,
         )
         axes.set_xlim(-0.6, max(last, 7) + 0.6)  # room for the labels
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(visible=False, axis="x")
         axes.tick_params(length=0)
-        known = [f"{label} {share:.0%}" for label, share in zip(labels, shares, strict=False) if share]
+        known = [
+            f"{label} {share:.0%}" for label, share in zip(labels, shares, strict=False) if share
+        ]
         descriptions.append(f"{spaced(name)}: {', '.join(known)}")
     for axes in list(grid.flat)[len(counted) :]:
         axes.remove()
@@ -181,10 +265,16 @@ def _kind_figure(kinds: Mapping[str, int]) -> "tuple[Figure, str] | None":
     axes = figure.subplots()
     for place, (_, count) in enumerate(ranked):
         axes.barh(place, count, height=0.6, color=colour("bar"))
-        axes.text(count + ranked[0][1] * 0.012, place, f"{count:,}, {count / total:.1%}", va="center")
+        axes.text(
+            count + ranked[0][1] * 0.012, place, f"{count:,}, {count / total:.1%}", va="center"
+        )
     _plain_bars(axes, [spaced(name) for name, _ in ranked])
     axes.set_xlim(0, ranked[0][1] * 1.18)
-    return figure, f"Pairs by kind of task: {', '.join(f'{spaced(name)} {count:,}' for name, count in ranked)}."
+    return (
+        figure,
+        "Pairs by kind of task: "
+        f"{', '.join(f'{spaced(name)} {count:,}' for name, count in ranked)}.",
+    )
 
 
 def _stage_figure(stages: list[dict[str, Any]]) -> "tuple[Figure, str] | None":
@@ -199,12 +289,16 @@ def _stage_figure(stages: list[dict[str, Any]]) -> "tuple[Figure, str] | None":
     widest = max(max(stage["seconds"] for stage in timed), 1e-3)
     for place, stage in enumerate(timed):
         reused = bool(stage.get("reused"))
-        axes.barh(place, stage["seconds"], height=0.5, color=colour("bar-pale" if reused else "bar"))
+        axes.barh(
+            place, stage["seconds"], height=0.5, color=colour("bar-pale" if reused else "bar")
+        )
         note = f"{duration(stage['seconds'])}{', reused' if reused else ''}"
         axes.text(stage["seconds"] + widest * 0.012, place, note, va="center")
     _plain_bars(axes, [str(stage.get("name", "")) for stage in timed])
     axes.set_xlim(0, widest * 1.18)
-    return figure, "Time per stage: " + ", ".join(f"{stage.get('name')} {duration(stage['seconds'])}" for stage in timed) + "."
+    return figure, "Time per stage: " + ", ".join(
+        f"{stage.get('name')} {duration(stage['seconds'])}" for stage in timed
+    ) + "."
 
 
 def _plain_bars(axes: "Axes", labels: list[str]) -> None:

@@ -1,4 +1,6 @@
-"""Which ratio? The runs of a report as points of a mixing law, if it is a ratio that they differ in."""
+"""Which ratio? The runs of a report as points of a mixing law, if it is a ratio that they differ
+in.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +15,11 @@ from ipt.stage import MANIFEST, read_json
 
 CONFOUNDED = 1.1  # repeats of the pool at one ratio over those at another
 SEEDS = ("trainer.seed", "seed")  # what may differ between runs of one ratio
-BESIDE = ("mixture.schedule", "mixture.ratios", "mixture.subsample")  # the ratio itself, and what keeps its repeats equal
+BESIDE = (
+    "mixture.schedule",
+    "mixture.ratios",
+    "mixture.subsample",
+)  # the ratio itself, and what keeps its repeats equal
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,10 @@ class Panel:
         if not law.edge:
             return f"best at {law.best:.2f} (95%: {self.best_interval})"
         beyond = "" if law.best in (0.0, 1.0) else "; the best may lie beyond"
-        return f"best at the {law.edge} ratio that was tried, {law.best:.2f} (95%: {self.best_interval}){beyond}"
+        return (
+            f"best at the {law.edge} ratio that was tried, {law.best:.2f} (95%: "
+            f"{self.best_interval}){beyond}"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,11 @@ def ratio_study(runs: Sequence[Run], scores: list[Score], asked: bool = False) -
     against = _against(trained, source)
     if against:
         return RatioStudy(source, notes=[against]) if asked else None
-    panels = [panel for panel in (_panel(name, trained, source) for name in main_scores(scores)) if panel is not None]
+    panels = [
+        panel
+        for panel in (_panel(name, trained, source) for name in main_scores(scores))
+        if panel is not None
+    ]
     return RatioStudy(source, panels, _repetition(trained, source), _notes(trained, panels))
 
 
@@ -82,7 +95,10 @@ def _varying_source(runs: Sequence[Run]) -> str | None:
     """The source whose share varies: `instruction` where that is one, else the first beside `raw`."""
     names = dict.fromkeys(name for run in runs for name in run.sources)
     varying = [name for name in names if len({round(ratio_of(run, name), 6) for run in runs}) > 1]
-    return next((name for name in ("instruction", *varying) if name in varying and name != "raw"), varying[0] if varying else None)
+    return next(
+        (name for name in ("instruction", *varying) if name in varying and name != "raw"),
+        varying[0] if varying else None,
+    )
 
 
 def _against(runs: Sequence[Run], source: str) -> str:
@@ -91,14 +107,23 @@ def _against(runs: Sequence[Run], source: str) -> str:
     if len(ratios) < MIN_RATIOS:
         tried = listed([f"{ratio:g}" for ratio in ratios])
         return (
-            f"Ratios of {source} that were tried: {tried}. A law of three parameters needs {MIN_RATIOS} different ones, so none is fitted."
+            f"Ratios of {source} that were tried: {tried}. A law of three parameters needs "
+            f"{MIN_RATIOS} different ones, so none is fitted."
         )
     manifests = [_manifest(arm) for run in runs for arm in run.arms]
     configs = [dict(_flat(manifest.get("config", {}))) for manifest in manifests]
     if any(len(config.get("mixture.schedule") or []) > 1 for config in configs):
-        return "Ratios change over the run (mixture.schedule), so there is no one ratio to fit a law against."
+        return (
+            "Ratios change over the run (mixture.schedule), so there is no one ratio to fit a law "
+            "against."
+        )
     keys = dict.fromkeys(key for config in configs for key in config)
-    others = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1 and not key.startswith((*BESIDE, *SEEDS))]
+    others = [
+        key
+        for key in keys
+        if len({repr(config.get(key)) for config in configs}) > 1
+        and not key.startswith((*BESIDE, *SEEDS))
+    ]
     inputs = _changed_inputs(runs) if not others else []
     if others or inputs:
         what = listed(others or [f"the data of {name}" for name in inputs])
@@ -114,11 +139,17 @@ def _changed_inputs(runs: Sequence[Run]) -> list[str]:
             manifest = _manifest(arm)
             for name, digest in manifest.get("inputs", {}).items():
                 found.setdefault(name, {}).setdefault(manifest.get("seed", 0), set()).add(digest)
-    return [name for name, by_seed in found.items() if any(len(digests) > 1 for digests in by_seed.values())]
+    return [
+        name
+        for name, by_seed in found.items()
+        if any(len(digests) > 1 for digests in by_seed.values())
+    ]
 
 
 def _panel(name: tuple[str, str], runs: Sequence[Run], source: str) -> Panel | None:
-    """The points of a measure that has a direction, with the shares of items where all runs have answered the same ones."""
+    """The points of a measure that has a direction, with the shares of items where all runs have
+    answered the same ones.
+    """
     task, metric = name
     arms = [(ratio_of(run, source), arm) for run in runs for arm in run.arms]
     points = _points(task, metric, arms)
@@ -141,31 +172,51 @@ def _points(task: str, metric: str, arms: Sequence[tuple[float, Arm]]) -> list[P
             ]
     except (UserError, FileNotFoundError):  # seeds with items of their own, or no predictions
         pass
-    entries = [(ratio, load_results(arm.evaluation).get(task, {}).get(metric, {}).get("value")) for ratio, arm in arms]
+    entries = [
+        (ratio, load_results(arm.evaluation).get(task, {}).get(metric, {}).get("value"))
+        for ratio, arm in arms
+    ]
     return [Point(round(ratio, 6), value) for ratio, value in entries if value is not None]
 
 
 def _repetition(runs: Sequence[Run], source: str) -> list[str]:
-    """A warning where the pool was read more often at one ratio than at another, and so more than the ratio was varied."""
-    repeats = [repeats for run in runs if ratio_of(run, source) > 0 and (repeats := run.sources[source].get("repeats"))]
+    """A warning where the pool was read more often at one ratio than at another, and so more than
+    the ratio was varied.
+    """
+    repeats = [
+        repeats
+        for run in runs
+        if ratio_of(run, source) > 0 and (repeats := run.sources[source].get("repeats"))
+    ]
     if not repeats or max(repeats) <= 1 or max(repeats) <= CONFOUNDED * min(repeats):
         return []
-    if any((_manifest(run.arm).get("config", {}).get("mixture") or {}).get("match_tokens") for run in runs):
+    if any(
+        (_manifest(run.arm).get("config", {}).get("mixture") or {}).get("match_tokens")
+        for run in runs
+    ):
         return []  # as often as in the run that it stands for
     return [
-        f"Repetition confounds this: {source} was read {min(repeats):.2f} times at one ratio and {max(repeats):.2f} times at another. What "
-        f"looks like an effect of the ratio may be one of repetition. mixture.match_tokens=TOKENS makes each ratio repeat as often as in a "
-        f"run of so many tokens; mixture.subsample.{source}=SHARE, in proportion to the ratio, makes all repeat alike."
+        f"Repetition confounds this: {source} was read {min(repeats):.2f} times at one ratio and "
+        f"{max(repeats):.2f} times at another. What "
+        "looks like an effect of the ratio may be one of repetition. mixture.match_tokens=TOKENS "
+        "makes each ratio repeat as often as in a "
+        f"run of so many tokens; mixture.subsample.{source}=SHARE, in proportion to the ratio, "
+        "makes all repeat alike."
     ]
 
 
 def _notes(runs: Sequence[Run], panels: Sequence[Panel]) -> list[str]:
     ratios = [ratio for panel in panels[:1] for ratio in (point.ratio for point in panel.points)]
     once = len(set(ratios)) == len(ratios)
-    noise = "what the law leaves over, as each ratio has one run" if once else "what runs of one ratio differ by"
+    noise = (
+        "what the law leaves over, as each ratio has one run"
+        if once
+        else "what runs of one ratio differ by"
+    )
     items = all(point.influence is not None for panel in panels for point in panel.points)
     notes = [
-        "Two laws of three parameters were tried, c + k exp(t r) and a parabola, and the one with the smaller error is shown.",
+        "Two laws of three parameters were tried, c + k exp(t r) and a parabola, and the one with "
+        "the smaller error is shown.",
         f"Bands and intervals are 95%, by bootstrap: the noise of training is {noise}"
         + (
             "; items are resampled, the same for all runs."
@@ -174,10 +225,16 @@ def _notes(runs: Sequence[Run], panels: Sequence[Panel]) -> list[str]:
         ),
         "Nothing is said beyond the ratios that were tried, nor of other token budgets.",
     ]
-    repeats = [run.sources[name].get("repeats") or 0.0 for run in runs for name in run.sources if name != "raw"]
+    repeats = [
+        run.sources[name].get("repeats") or 0.0
+        for run in runs
+        for name in run.sources
+        if name != "raw"
+    ]
     if repeats and max(repeats) <= 1:
         notes.append(
-            "No token beside raw text was read twice here. If the full run repeats its pool, match that: mixture.match_tokens=TOKENS."
+            "No token beside raw text was read twice here. If the full run repeats its pool, match "
+            "that: mixture.match_tokens=TOKENS."
         )
     return notes
 

@@ -27,7 +27,10 @@ def law_figure(study: RatioStudy) -> "tuple[Figure, str] | None":
         _draw_panel(axes, panel, study.source)
     for axes in list(grid.flat)[len(study.panels) :]:
         axes.remove()
-    said = [f"{task_label(panel.task)}, {panel.measure.label}: {panel.finding}" for panel in study.panels]
+    said = [
+        f"{task_label(panel.task)}, {panel.measure.label}: {panel.finding}"
+        for panel in study.panels
+    ]
     return figure, f"Scores against the ratio of {study.source}. {'; '.join(said)}."
 
 
@@ -36,7 +39,9 @@ def _draw_panel(axes: "Axes", panel: Panel, source: str) -> None:
 
     law = panel.law
     if law is not None:
-        axes.fill_between(law.ratios, law.low, law.high, color=colour(LINE), alpha=0.16, linewidth=0)
+        axes.fill_between(
+            law.ratios, law.low, law.high, color=colour(LINE), alpha=0.16, linewidth=0
+        )
         axes.plot(law.ratios, law.curve, color=colour(LINE))
         if not law.is_flat:
             axes.axvspan(law.best_low, law.best_high, color=colour(BEST), alpha=0.14, linewidth=0)
@@ -44,9 +49,28 @@ def _draw_panel(axes: "Axes", panel: Panel, source: str) -> None:
             side = "left" if law.best < (law.ratios[0] + law.ratios[-1]) / 2 else "right"
             gap = 4 if side == "left" else -4
             place = (law.best, 0.97)
-            style: dict[str, Any] = {"color": colour(BEST), "fontweight": "bold", "fontsize": 8.5, "va": "top", "ha": side}
-            axes.annotate(f"best {law.best:.2f}", place, (gap, 0), xycoords=axes.get_xaxis_transform(), textcoords="offset points", **style)
-    axes.plot([point.ratio for point in panel.points], [point.value for point in panel.points], "o", color=colour("ink"), markersize=4.5)
+            style: dict[str, Any] = {
+                "color": colour(BEST),
+                "fontweight": "bold",
+                "fontsize": 8.5,
+                "va": "top",
+                "ha": side,
+            }
+            axes.annotate(
+                f"best {law.best:.2f}",
+                place,
+                (gap, 0),
+                xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points",
+                **style,
+            )
+    axes.plot(
+        [point.ratio for point in panel.points],
+        [point.value for point in panel.points],
+        "o",
+        color=colour("ink"),
+        markersize=4.5,
+    )
     axes.set_title(f"{task_label(panel.task)}\n{panel.measure.label}")
     axes.set_xlabel(f"ratio of {source}")
     axes.set_ylabel(panel.measure.direction)

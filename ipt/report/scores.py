@@ -1,4 +1,6 @@
-"""What was measured: the scores of each arm, and what their differences from the baseline allow to say."""
+"""What was measured: the scores of each arm, and what their differences from the baseline allow to
+say.
+"""
 
 import statistics
 from collections import Counter
@@ -20,7 +22,8 @@ MARKERS = "oosD^vP"
 
 @dataclass(frozen=True)
 class Arm:
-    """One model that was evaluated: `training` is its training stage's folder (None for the start), `evaluation` its evaluation stage's.
+    """One model that was evaluated: `training` is its training stage's folder (None for the start),
+    `evaluation` its evaluation stage's.
 
     Arms of one name are runs of one recipe with other seeds.
     """
@@ -34,7 +37,9 @@ class Arm:
 
 @dataclass(frozen=True)
 class Measure:
-    """How a metric is called and read. `better`: 1 where higher is better, -1 where lower is, 0 where nobody said."""
+    """How a metric is called and read. `better`: 1 where higher is better, -1 where lower is, 0
+    where nobody said.
+    """
 
     label: str
     better: int = 0
@@ -60,16 +65,26 @@ MEASURES = {
     "correct": Measure("score", 1, percent=True, detail="accuracy or F1, as is right for the task"),
     "paper": Measure("score by the published rule", 1, percent=True),
     "accuracy": Measure("accuracy", 1, percent=True),
-    "accuracy_sum": Measure("accuracy by sum", 1, percent=True, detail="options compared by their whole log-probability"),
-    "accuracy_bytes": Measure("accuracy by bytes", 1, percent=True, detail="options compared by their log-probability per byte"),
+    "accuracy_sum": Measure(
+        "accuracy by sum", 1, percent=True, detail="options compared by their whole log-probability"
+    ),
+    "accuracy_bytes": Measure(
+        "accuracy by bytes",
+        1,
+        percent=True,
+        detail="options compared by their log-probability per byte",
+    ),
     "logprob": Measure("log-probability", 1, unit="nats per token", detail="of the right answer"),
     "probability": Measure("probability", 1, percent=True, detail="of the right answer"),
     "bits_per_byte": Measure("bits per byte", -1),
     "nll": Measure("negative log-likelihood", -1, unit="nats per token"),
     "perplexity": Measure("perplexity", -1),
-    "contaminated": Measure("contaminated", percent=True, detail="items that are in the training data"),
+    "contaminated": Measure(
+        "contaminated", percent=True, detail="items that are in the training data"
+    ),
 }
-# The main measures of a task: from each line the first metric that the task has. The last line counts for tasks without an answer.
+# The main measures of a task: from each line the first metric that the task has. The last line
+# counts for tasks without an answer.
 MAIN_ANSWER_METRICS = (("correct", "accuracy", "exact_match", "f1"), ("logprob", "probability"))
 MAIN_TEXT_METRICS = ("bits_per_byte", "nll", "perplexity")
 
@@ -106,7 +121,11 @@ class Difference:
         if self.low <= 0 <= self.high:
             return "no difference shown"
         sign = 1 if self.low > 0 else -1
-        return {1: "better", -1: "worse"}[sign * self.better] if self.better else {1: "higher", -1: "lower"}[sign]
+        return (
+            {1: "better", -1: "worse"}[sign * self.better]
+            if self.better
+            else {1: "higher", -1: "lower"}[sign]
+        )
 
     def negated(self) -> "Difference":
         low, high = (None if bound is None else -bound for bound in (self.high, self.low))
@@ -152,24 +171,35 @@ class Score:
 
     @property
     def spread_alone(self) -> str:
-        return "–" if self.spread is None else self.measure.show(self.spread, signed=True).removeprefix("+")
+        return (
+            "–"
+            if self.spread is None
+            else self.measure.show(self.spread, signed=True).removeprefix("+")
+        )
 
     @property
     def difference_shown(self) -> str:
         if self.difference is None:
             return ""
-        return self.measure.show(self.difference.value, signed=True) + (" points" if self.measure.percent else "")
+        return self.measure.show(self.difference.value, signed=True) + (
+            " points" if self.measure.percent else ""
+        )
 
     @property
     def difference_interval(self) -> str:
         if self.difference is None or self.difference.low is None:
             return ""
-        return " to ".join(self.measure.show(bound, signed=True) for bound in (self.difference.low, self.difference.high))
+        return " to ".join(
+            self.measure.show(bound, signed=True)
+            for bound in (self.difference.low, self.difference.high)
+        )
 
 
 @dataclass(frozen=True)
 class Run:
-    """An arm with its files read; with several seeds, all arms of its name. `results`, `summary` and `steps` are means over seeds."""
+    """An arm with its files read; with several seeds, all arms of its name. `results`, `summary`
+    and `steps` are means over seeds.
+    """
 
     arms: tuple[Arm, ...]
     results: dict[str, dict[str, dict[str, Any]]]
@@ -209,52 +239,78 @@ class Run:
     @cached_property
     def chance(self) -> dict[str, float]:
         """Task -> accuracy of guessing, from the number of options of each item."""
-        paths = {path.stem: path for path in (self.arm.evaluation / "predictions").glob("*.parquet")}
+        paths = {
+            path.stem: path for path in (self.arm.evaluation / "predictions").glob("*.parquet")
+        }
         levels = {task: _guessing(path) for task, path in paths.items()}
         return {task: level for task, level in levels.items() if level is not None and level < 1}
 
 
 def load_runs(arms: list[Arm]) -> list[Run]:
-    """Each name's arms as one run. Raises UserError for two arms of one name and seed, MissingFileError for one without scores."""
-    twice = next((arm for arm, count in Counter((arm.name, arm.seed) for arm in arms).items() if count > 1), None)
+    """Each name's arms as one run. Raises UserError for two arms of one name and seed,
+    MissingFileError for one without scores.
+    """
+    twice = next(
+        (arm for arm, count in Counter((arm.name, arm.seed) for arm in arms).items() if count > 1),
+        None,
+    )
     if twice:
         names = ", ".join(arm.name for arm in arms)
-        raise UserError(f"report: two arms have the same name and seed ({names}): give each its own name, or its seed")
+        raise UserError(
+            f"report: two arms have the same name and seed ({names}): give each its own name, or "
+            "its seed"
+        )
     runs: list[Run] = []
     numbers = {True: 0, False: 0}  # of trained arms and of others
     for name in dict.fromkeys(arm.name for arm in arms):
         members = tuple(arm for arm in arms if arm.name == name)
         trained = members[0].training is not None
-        number = 1 + numbers[True] % 6 if trained else -numbers[False] % 7  # others in the order from the end: the first is grey
+        number = (
+            1 + numbers[True] % 6 if trained else -numbers[False] % 7
+        )  # others in the order from the end: the first is grey
         numbers[trained] += 1
         files = [_training_files(arm.training) for arm in members]
         summary = _mean_record([summary for _, summary in files])
         courses = tuple(steps for steps, _ in files)
-        runs.append(Run(members, _results(members), summary, courses, f"arm-{number}", MARKERS[number]))
+        runs.append(
+            Run(members, _results(members), summary, courses, f"arm-{number}", MARKERS[number])
+        )
     return runs
 
 
 def _results(arms: Sequence[Arm]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Of one evaluation its results, of several their mean over seeds with the items' standard error and the spread apart."""
+    """Of one evaluation its results, of several their mean over seeds with the items' standard
+    error and the spread apart.
+    """
     from ipt.evaluation.results import average, load_results
     from ipt.report.seed_statistics import plain_average
 
     for arm in arms:
         if not (arm.evaluation / "results.json").exists():
-            raise MissingFileError(f"report: arm {arm.name} has no {arm.evaluation / 'results.json'}: evaluate it first")
+            raise MissingFileError(
+                f"report: arm {arm.name} has no {arm.evaluation / 'results.json'}: evaluate it "
+                "first"
+            )
     folders = [arm.evaluation for arm in arms]
     if len(folders) == 1:
         return load_results(folders[0])
     try:
         return average(folders)
-    except (UserError, FileNotFoundError):  # each seed has items of its own, or no predictions were kept
+    except (
+        UserError,
+        FileNotFoundError,
+    ):  # each seed has items of its own, or no predictions were kept
         return plain_average(folders)
 
 
 def _mean_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Numbers that differ as means over seeds, without those that not all have; anything else as the first has it."""
+    """Numbers that differ as means over seeds, without those that not all have; anything else as
+    the first has it.
+    """
     means = dict(records[0])
-    for name in [name for name in means if any(record.get(name) != means[name] for record in records)]:
+    for name in [
+        name for name in means if any(record.get(name) != means[name] for record in records)
+    ]:
         values = [finite(record.get(name)) for record in records]
         known = [value for value in values if value is not None]
         if len(known) == len(records):
@@ -280,43 +336,84 @@ def _guessing(predictions: Path) -> float | None:
     return statistics.fmean(1 / count for count in options) if options else None
 
 
-def all_scores(runs: list[Run], baseline: Run | None, tell: Callable[[str], None] = lambda text: None) -> list[Score]:
+def all_scores(
+    runs: list[Run], baseline: Run | None, tell: Callable[[str], None] = lambda text: None
+) -> list[Score]:
     """All scores in the order of tasks, metrics, arms. `tell` hears why a task could not be paired."""
     paired = {run.name: _compare(baseline, run, tell) for run in runs}
-    names = dict.fromkeys((task, metric) for run in runs for task, metrics in run.results.items() for metric in metrics)
+    names = dict.fromkeys(
+        (task, metric)
+        for run in runs
+        for task, metrics in run.results.items()
+        for metric in metrics
+    )
     order = {task: number for number, task in enumerate(dict.fromkeys(task for task, _ in names))}
     scores = []
     for task, metric in sorted(names, key=lambda name: order[name[0]]):
         for run in runs:
             if (entry := run.results.get(task, {}).get(metric)) is not None:
-                reference = baseline.results.get(task, {}).get(metric) if baseline and run is not baseline else None
+                reference = (
+                    baseline.results.get(task, {}).get(metric)
+                    if baseline and run is not baseline
+                    else None
+                )
                 comparison = paired[run.name].get(task, {}).get(metric)
                 scores.append(_score(run.name, task, metric, entry, reference, comparison))
     return scores
 
 
 def _score(
-    arm: str, task: str, metric: str, entry: dict[str, Any], reference: dict[str, Any] | None, paired: dict[str, Any] | None
+    arm: str,
+    task: str,
+    metric: str,
+    entry: dict[str, Any],
+    reference: dict[str, Any] | None,
+    paired: dict[str, Any] | None,
 ) -> Score:
     value, better = finite(entry.get("value")), measure_of(metric).better
     low, high = (finite(bound) for bound in entry.get("ci95") or (None, None))
     if measure_of(metric).percent and low is not None and high is not None:
-        low, high = max(low, 0.0), min(high, 1.0)  # the normal interval of a mean over seeds may go beyond
+        low, high = (
+            max(low, 0.0),
+            min(high, 1.0),
+        )  # the normal interval of a mean over seeds may go beyond
     difference = None
     if paired is not None:
         below, above = (finite(bound) for bound in paired.get("ci95") or (None, None))
         difference = Difference(paired["difference"], below, above, finite(paired.get("p")), better)
-    elif reference is not None and value is not None and (other := finite(reference.get("value"))) is not None:
+    elif (
+        reference is not None
+        and value is not None
+        and (other := finite(reference.get("value"))) is not None
+    ):
         difference = Difference(value - other, None, None, None, better)
     spread, seeds = finite(entry.get("spread")), entry.get("runs", 1)
-    return Score(arm, task, metric, value, finite(entry.get("stderr")), low, high, entry.get("n"), difference, spread, seeds)
+    return Score(
+        arm,
+        task,
+        metric,
+        value,
+        finite(entry.get("stderr")),
+        low,
+        high,
+        entry.get("n"),
+        difference,
+        spread,
+        seeds,
+    )
 
 
-def _compare(baseline: Run | None, run: Run, tell: Callable[[str], None]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Paired differences `run` minus `baseline`, where both kept their predictions and share a task."""
+def _compare(
+    baseline: Run | None, run: Run, tell: Callable[[str], None]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Paired differences `run` minus `baseline`, where both kept their predictions and share a
+    task.
+    """
     if baseline is None or run is baseline:
         return {}
-    if not all((arm.evaluation / "predictions").is_dir() for one in (baseline, run) for arm in one.arms):
+    if not all(
+        (arm.evaluation / "predictions").is_dir() for one in (baseline, run) for arm in one.arms
+    ):
         return {}
     compared = {}
     for task in [task for task in run.results if task in baseline.results]:
@@ -334,16 +431,27 @@ def _compare_task(baseline: Run, run: Run, task: str) -> dict[str, dict[str, Any
     if len(run.arms) == len(baseline.arms) == 1:
         return compare_task(run.arm.evaluation, baseline.arm.evaluation, task)
     try:
-        return compare_seeds(run.evaluations, baseline.evaluations, task, fixed=not (run.is_trained and baseline.is_trained))
+        return compare_seeds(
+            run.evaluations,
+            baseline.evaluations,
+            task,
+            fixed=not (run.is_trained and baseline.is_trained),
+        )
     except UserError:
         return compare_within_seeds(run.evaluations, baseline.evaluations, task)
 
 
 def main_metrics(metrics: Iterable[str]) -> list[str]:
     present = set(metrics)
-    chosen = [next((name for name in names if name in present), None) for names in MAIN_ANSWER_METRICS]
+    chosen = [
+        next((name for name in names if name in present), None) for names in MAIN_ANSWER_METRICS
+    ]
     answers = [name for name in chosen if name]
-    return answers or [name for name in MAIN_TEXT_METRICS if name in present][:1] or sorted(present)[:1]
+    return (
+        answers
+        or [name for name in MAIN_TEXT_METRICS if name in present][:1]
+        or sorted(present)[:1]
+    )
 
 
 def main_scores(scores: list[Score]) -> dict[tuple[str, str], dict[str, Score]]:
@@ -369,7 +477,10 @@ def against_baseline(runs: list[Run], baseline: Run | None) -> list[Run]:
 
 def column(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
     """Trained tokens and values of one metric at the steps that have it."""
-    numbers = ((step.get("tokens", step.get("step", place)), finite(step.get(name))) for place, step in enumerate(steps))
+    numbers = (
+        (step.get("tokens", step.get("step", place)), finite(step.get(name)))
+        for place, step in enumerate(steps)
+    )
     known = [(tokens, value) for tokens, value in numbers if value is not None]
     return [tokens for tokens, _ in known], [value for _, value in known]
 

@@ -1,4 +1,6 @@
-"""The report of a sweep: its jobs, those that could be scored as arms, and where they differ in a ratio, which one is best."""
+"""The report of a sweep: its jobs, those that could be scored as arms, and where they differ in a
+ratio, which one is best.
+"""
 
 import shlex
 import sys
@@ -19,10 +21,12 @@ RATIOS = "mixture.ratios."
 
 
 def write_sweep_report(output: Path, jobs: list[Job], config_yaml: str) -> Path | None:
-    """Write `report.html`, `results.csv` and `figures/` to `output` and return the page; None if no job has scores.
+    """Write `report.html`, `results.csv` and `figures/` to `output` and return the page; None if no
+    job has scores.
 
-    Finished jobs that have an evaluation are arms, called by what varies; those that differ in the seed alone are seeds of one arm. Jobs
-    that failed or were stopped are named in the table of jobs. Where a ratio varies, its law is fitted (ipt/report/ratio.py).
+    Finished jobs that have an evaluation are arms, called by what varies; those that differ in the
+    seed alone are seeds of one arm. Jobs that failed or were stopped are named in the table of
+    jobs. Where a ratio varies, its law is fitted (ipt/report/ratio.py).
     """
     arms = job_arms(jobs)
     if not arms:
@@ -47,7 +51,9 @@ def write_sweep_report(output: Path, jobs: list[Job], config_yaml: str) -> Path 
 
 
 def job_arms(jobs: Sequence[Job]) -> list[Arm]:
-    """Finished jobs with scores as arms, in the order of the jobs; of jobs that are the same but for their numbers, the first."""
+    """Finished jobs with scores as arms, in the order of the jobs; of jobs that are the same but
+    for their numbers, the first.
+    """
     labels = {job.number: label for job, label in zip(jobs, _labels(jobs), strict=True)}
     arms: dict[tuple[str, int], Arm] = {}
     for job in jobs:
@@ -67,17 +73,29 @@ def varying_keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def _labels(jobs: Sequence[Job]) -> list[str]:
-    """What varies in each job, seeds apart, by the shortest names that tell the keys apart: `instruction=0.5 lr=1e-3`."""
+    """What varies in each job, seeds apart, by the shortest names that tell the keys apart:
+    `instruction=0.5 lr=1e-3`.
+    """
     keys = [key for key in varying_keys(jobs) if key not in SEEDS]
     lasts = Counter(key.rpartition(".")[2] for key in keys)
     short = {key: last if lasts[last := key.rpartition(".")[2]] == 1 else key for key in keys}
-    return [" ".join(f"{short[key]}={value}" for key, value in _assignments(job).items() if key in short) or "all jobs" for job in jobs]
+    return [
+        " ".join(
+            f"{short[key]}={value}" for key, value in _assignments(job).items() if key in short
+        )
+        or "all jobs"
+        for job in jobs
+    ]
 
 
 def _assignments(job: Job) -> dict[str, str]:
     """Key -> value of the job's overrides; the W&B group is of no matter."""
     pairs = (override.lstrip("+").partition("=") for override in job.overrides)
-    return {key: value for key, _, value in pairs if not key.startswith(("logger", "output_dir", "hydra"))}
+    return {
+        key: value
+        for key, _, value in pairs
+        if not key.startswith(("logger", "output_dir", "hydra"))
+    }
 
 
 def _seed(job: Job) -> int:
@@ -92,7 +110,8 @@ def _facts(jobs: Sequence[Job], keys: Sequence[str]) -> dict[str, Any]:
     return {
         "jobs": ", ".join(f"{count} {state}" for state, count in states.items()),
         "varied": ", ".join(keys) or "nothing",
-        "hardware": ", ".join(machine["gpus"]) or f"{machine['cpus']} CPU cores ({machine['machine']})",
+        "hardware": ", ".join(machine["gpus"])
+        or f"{machine['cpus']} CPU cores ({machine['machine']})",
         "git commit": git_commit(),
         "command": _command(),
         "versions": installed_versions(),
@@ -101,5 +120,9 @@ def _facts(jobs: Sequence[Job], keys: Sequence[str]) -> dict[str, Any]:
 
 def _command() -> str:
     program = sys.argv[0]
-    start = f"python -m {program}" if program.startswith("ipt ") else shlex.join(["python", Path(program).name])
+    start = (
+        f"python -m {program}"
+        if program.startswith("ipt ")
+        else shlex.join(["python", Path(program).name])
+    )
     return f"{start} {shlex.join(sys.argv[1:])}".strip()

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from ipt.config import Config
 from ipt.parallel import worker_count
 
-STEP = "SLURM_JOB"  # what a job keeps of SLURM's variables: those of the step would make its processes ranks of that step
+# what a job keeps of SLURM's variables: those of the step would make its processes ranks of that
+# step
+STEP = "SLURM_JOB"
 
 
 @dataclass
@@ -24,7 +26,9 @@ class Slots:
         enough = [gpu for gpu, free in self.free.items() if free >= min(share, 1.0) - 1e-9]
         if self.jobs == 0 or len(enough) < needed:
             return None
-        taken = sorted(enough, key=self.free.__getitem__)[:needed]  # begun ones first: whole ones are left for jobs that need them
+        taken = sorted(enough, key=self.free.__getitem__)[
+            :needed
+        ]  # begun ones first: whole ones are left for jobs that need them
         self._change(taken, share, -1)
         return taken
 
@@ -38,15 +42,28 @@ class Slots:
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Asks no CUDA, so that none is taken hold of."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Asks no CUDA, so that
+    none is taken hold of.
+    """
     given = environment.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
-        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+        return [
+            name.strip()
+            for name in given.split(",")
+            if name.strip() not in ("", "-1", "NoDevFiles")
+        ]
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", check=False)
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", check=False
+        )
     except FileNotFoundError:
         return []
-    return [str(number) for number, line in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU "))]
+    return [
+        str(number)
+        for number, line in enumerate(
+            line for line in listed.stdout.splitlines() if line.startswith("GPU ")
+        )
+    ]
 
 
 def gpu_share(command: str, config: Config, wish: float | None) -> float:
@@ -60,9 +77,17 @@ def gpu_share(command: str, config: Config, wish: float | None) -> float:
     return float(config.trainer.devices)
 
 
-def job_environment(environment: Mapping[str, str], gpus: list[str], side_by_side: int) -> dict[str, str]:
-    """What a job's processes find: their GPUs, and their share of the cores where jobs run side by side."""
-    result = {name: value for name, value in environment.items() if not name.startswith("SLURM_") or name.startswith(STEP)}
+def job_environment(
+    environment: Mapping[str, str], gpus: list[str], side_by_side: int
+) -> dict[str, str]:
+    """What a job's processes find: their GPUs, and their share of the cores where jobs run side by
+    side.
+    """
+    result = {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("SLURM_") or name.startswith(STEP)
+    }
     if gpus:
         result["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if side_by_side > 1:

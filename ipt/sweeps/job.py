@@ -1,4 +1,6 @@
-"""A job of a sweep: what is known of it, and what passes between its process and the sweep that started it."""
+"""A job of a sweep: what is known of it, and what passes between its process and the sweep that
+started it.
+"""
 
 import os
 import select
@@ -12,15 +14,25 @@ from typing import Any
 
 from ipt.stage import read_json, write_json
 
-FOLDER, LAUNCHER = "IPT_JOB_FOLDER", "IPT_LAUNCHER"  # environment of a job's processes: its folder, the process that started it
-JOB, RESULT, TRAINING, LOG = "job.json", "result.json", "training", "log.txt"  # files of a job's folder
+FOLDER, LAUNCHER = (
+    "IPT_JOB_FOLDER",
+    "IPT_LAUNCHER",
+)  # environment of a job's processes: its folder, the process that started it
+JOB, RESULT, TRAINING, LOG = (
+    "job.json",
+    "result.json",
+    "training",
+    "log.txt",
+)  # files of a job's folder
 FINISHED = ("finished", "skipped")
 GRACE = 60  # seconds that a job has to save what it has when its launcher is gone
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep. `skipped`: it was finished before; `interrupted`: it was stopped, or has not begun."""
+    """One job of a sweep. `skipped`: it was finished before; `interrupted`: it was stopped, or has
+    not begun.
+    """
 
     name: str  # what varies, as "mixture.ratios.instruction=0.5 seed=1"
     overrides: tuple[str, ...]
@@ -49,22 +61,45 @@ def load_job(sweep: Path, number: int) -> Job | None:
         record = read_json(job_folder(sweep, number) / JOB)
     except FileNotFoundError:
         return None
-    places = {name: Path(record[name]) if record[name] else None for name in ("training", "evaluation", "folder")}
+    places = {
+        name: Path(record[name]) if record[name] else None
+        for name in ("training", "evaluation", "folder")
+    }
     return Job(**{**record, "overrides": tuple(record["overrides"]), **places})
 
 
 def with_result(job: Job, result: Mapping[str, Any], status: str) -> Job:
-    training, evaluation, folder = (Path(result[name]) if result[name] else None for name in ("training", "evaluation", "folder"))
-    return replace(job, status=status, training=training, evaluation=evaluation, folder=folder, figures=result["figures"], error="")
+    training, evaluation, folder = (
+        Path(result[name]) if result[name] else None
+        for name in ("training", "evaluation", "folder")
+    )
+    return replace(
+        job,
+        status=status,
+        training=training,
+        evaluation=evaluation,
+        folder=folder,
+        figures=result["figures"],
+        error="",
+    )
 
 
-# In the job's process -------------------------------------------------------------------------------------------------
+# In the job's process
+# -------------------------------------------------------------------------------------------------
 
 
-def job_result(folder: Path, figures: Mapping[str, Any], training: Path | None = None, evaluation: Path | None = None) -> dict[str, Any]:
+def job_result(
+    folder: Path,
+    figures: Mapping[str, Any],
+    training: Path | None = None,
+    evaluation: Path | None = None,
+) -> dict[str, Any]:
     """What a job has to show: where its result is, its figures, and the folders of its stages."""
     places = {"folder": folder, "training": training, "evaluation": evaluation}
-    return {**{name: str(place) if place else None for name, place in places.items()}, "figures": dict(figures)}
+    return {
+        **{name: str(place) if place else None for name, place in places.items()},
+        "figures": dict(figures),
+    }
 
 
 def report_result(result: Mapping[str, Any]) -> None:
@@ -74,16 +109,20 @@ def report_result(result: Mapping[str, Any]) -> None:
 
 
 def report_training(folder: Path) -> None:
-    """Called by a job when its training begins: tell the sweep it belongs to, if any, where to look for its metrics."""
+    """Called by a job when its training begins: tell the sweep it belongs to, if any, where to look
+    for its metrics.
+    """
     if FOLDER in os.environ:
         (Path(os.environ[FOLDER]) / TRAINING).write_text(str(folder), encoding="utf-8")
 
 
 def obey_launcher() -> None:
-    """To be called first in every process of a job: it ends when the process that started the job does, however that ends.
+    """To be called first in every process of a job: it ends when the process that started the job
+    does, however that ends.
 
-    What can be saved is saved first: the end is a SIGTERM, after which there is a minute. A queue's warning before it takes the
-    machine away (SIGUSR2, as submitit has it) counts as one too. Does nothing in a process that belongs to no job.
+    What can be saved is saved first: the end is a SIGTERM, after which there is a minute. A queue's
+    warning before it takes the machine away (SIGUSR2, as submitit has it) counts as one too. Does
+    nothing in a process that belongs to no job.
     """
     if LAUNCHER not in os.environ:
         return
@@ -114,4 +153,8 @@ def _wait_for_end(process: int) -> None:
 def varying_name(overrides: Sequence[str], varying: Sequence[str]) -> str:
     """The overrides of the keys that vary, as a job's name."""
     keys = {key.lstrip("+") for key in varying}
-    return " ".join(override.lstrip("+") for override in overrides if override.partition("=")[0].lstrip("+") in keys)
+    return " ".join(
+        override.lstrip("+")
+        for override in overrides
+        if override.partition("=")[0].lstrip("+") in keys
+    )

@@ -1,4 +1,6 @@
-"""The jobs of a sweep, each a process of its own, side by side, until all have ended or the sweep is told to stop."""
+"""The jobs of a sweep, each a process of its own, side by side, until all have ended or the sweep
+is told to stop.
+"""
 
 import os
 import signal
@@ -22,16 +24,19 @@ class LaunchSettings:
     """How jobs are run on this machine."""
 
     n_jobs: int = 1  # side by side
-    gpus_per_job: float | None = None  # below 1: so many jobs share a GPU; null: as many as the config asks for
+    gpus_per_job: float | None = (
+        None  # below 1: so many jobs share a GPU; null: as many as the config asks for
+    )
     retries: int = 0  # further tries of a job that fails
 
 
 def run_jobs(launch: Launch, numbers: Sequence[int], settings: LaunchSettings) -> list[Job]:
     """Run the planned jobs of these numbers and return what came of each.
 
-    Finished ones are recognised and not started. One that fails is tried again `settings.retries` times and does not stop the others.
-    At SIGINT or SIGTERM the running jobs are told to save and to end; at a second one they are killed. Raises
-    KeyboardInterrupt after SIGINT, SystemExit(75) after SIGTERM, and UserError for settings that cannot be met.
+    Finished ones are recognised and not started. One that fails is tried again `settings.retries`
+    times and does not stop the others. At SIGINT or SIGTERM the running jobs are told to save and
+    to end; at a second one they are killed. Raises KeyboardInterrupt after SIGINT, SystemExit(75)
+    after SIGTERM, and UserError for settings that cannot be met.
     """
     runs = [planned_run(launch, number) for number in numbers]
     queue = _Queue(runs, _slots(runs, settings), settings)
@@ -77,7 +82,9 @@ class _Queue:
                 self.running.append(run)
 
     def collect(self, stopped: bool) -> None:
-        """Keep what came of the jobs that have ended; those that failed wait for their next try if they have one."""
+        """Keep what came of the jobs that have ended; those that failed wait for their next try if
+        they have one.
+        """
         for run in list(self.running):
             assert run.process is not None
             if run.process.poll() is None:
@@ -93,18 +100,27 @@ def _slots(runs: Sequence[Run], settings: LaunchSettings) -> Slots:
     """The room there is; says of each run how much of it it needs."""
     if settings.n_jobs < 1:
         raise UserError(f"hydra.launcher.n_jobs={settings.n_jobs}: must be at least 1")
-    shares_out = settings.n_jobs > 1 or settings.gpus_per_job is not None  # else each job may use all there is
+    shares_out = (
+        settings.n_jobs > 1 or settings.gpus_per_job is not None
+    )  # else each job may use all there is
     gpus = visible_gpus(os.environ) if shares_out else []
     for run in runs:
-        run.share = gpu_share(run.launch.command, run.config, settings.gpus_per_job) if gpus else 0.0
+        run.share = (
+            gpu_share(run.launch.command, run.config, settings.gpus_per_job) if gpus else 0.0
+        )
         if run.share > len(gpus):
             wish = f"job {run.job.name} wants {run.share:g} GPUs"
-            raise UserError(f"{wish} and there are {len(gpus)}: set trainer.devices or hydra.launcher.gpus_per_job")
+            raise UserError(
+                f"{wish} and there are {len(gpus)}: set trainer.devices or "
+                "hydra.launcher.gpus_per_job"
+            )
     return Slots(settings.n_jobs, dict.fromkeys(gpus, 1.0))
 
 
 class _Stop:
-    """Signals that tell the sweep to stop: at the first the jobs are told too, at the second they are killed."""
+    """Signals that tell the sweep to stop: at the first the jobs are told too, at the second they
+    are killed.
+    """
 
     def __init__(self) -> None:
         self.received, self.first = 0, 0
@@ -124,7 +140,9 @@ class _Stop:
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
     stop = _Stop()
-    previous = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield stop
     finally:

@@ -18,14 +18,28 @@ from ipt.config import Config, to_config
 from ipt.errors import UserError
 from ipt.stage import read_json
 from ipt.sweeps.gpu_allocation import job_environment
-from ipt.sweeps.job import FINISHED, FOLDER, LAUNCHER, LOG, RESULT, TRAINING, Job, job_folder, load_job, save_job, with_result
+from ipt.sweeps.job import (
+    FINISHED,
+    FOLDER,
+    LAUNCHER,
+    LOG,
+    RESULT,
+    TRAINING,
+    Job,
+    job_folder,
+    load_job,
+    save_job,
+    with_result,
+)
 
 TRY_AGAIN = 75  # sysexits.h: what training exits with when it was told to stop and has saved
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What all jobs of a sweep have in common: the command, its flags (--config-dir, say) and the sweep's folder."""
+    """What all jobs of a sweep have in common: the command, its flags (--config-dir, say) and the
+    sweep's folder.
+    """
 
     command: str
     sweep: Path
@@ -34,7 +48,11 @@ class Launch:
 
 def launch_of(hydra: DictConfig | HydraConf) -> Launch:
     """What Hydra's part of a sweep's config says of its jobs."""
-    flags = [f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    flags = [
+        f"--config-dir={source.path}"
+        for source in hydra.runtime.config_sources
+        if source.provider == "command-line"
+    ]
     return Launch(str(hydra.job.config_name), Path(hydra.sweep.dir), flags)
 
 
@@ -57,7 +75,9 @@ class Run:
         return job_folder(self.launch.sweep, self.job.number)
 
     def was_finished(self) -> bool:
-        """Whether an earlier run of the sweep has finished the job and all of its stages are still there and still the right ones."""
+        """Whether an earlier run of the sweep has finished the job and all of its stages are still
+        there and still the right ones.
+        """
         if self.job.status not in FINISHED:
             return False
         from ipt.pipeline.stages import finished_result
@@ -68,11 +88,21 @@ class Run:
         return result is not None
 
     def start(self, side_by_side: int = 1) -> None:
-        """Begin the process, in a group of its own: Ctrl-C in a terminal goes to the launcher, which asks the job to save."""
+        """Begin the process, in a group of its own: Ctrl-C in a terminal goes to the launcher,
+        which asks the job to save.
+        """
         for name in (RESULT, TRAINING):
             (self.folder / name).unlink(missing_ok=True)
         command, flags = self.launch.command, self.launch.flags
-        start = [sys.executable, *processes(command, self.config), "-m", "ipt", command, *flags, *self.job.overrides]
+        start = [
+            sys.executable,
+            *processes(command, self.config),
+            "-m",
+            "ipt",
+            command,
+            *flags,
+            *self.job.overrides,
+        ]
         environment = job_environment(os.environ, self.gpus, side_by_side)
         environment |= {FOLDER: str(self.folder.absolute()), LAUNCHER: str(os.getpid())}
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
@@ -80,18 +110,32 @@ class Run:
             log.flush()
             self.log_start = log.tell()
             self.process = subprocess.Popen(
-                start, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, process_group=0, preexec_fn=_ignore_warning
+                start,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                process_group=0,
+                preexec_fn=_ignore_warning,
             )
         self.started, self.tries = time.monotonic(), self.tries + 1
 
     def finish(self, stopped: bool) -> None:
-        """Keep what came of the ended process. Success is what the job says, not its exit code alone."""
+        """Keep what came of the ended process. Success is what the job says, not its exit code
+        alone.
+        """
         assert self.process is not None
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # what it may have left behind
         code, result = self.process.returncode, self.folder / RESULT
         seconds = round(time.monotonic() - self.started, 1)
-        job = Job(self.job.name, self.job.overrides, seconds=seconds, number=self.job.number, key=self.job.key)
+        job = Job(
+            self.job.name,
+            self.job.overrides,
+            seconds=seconds,
+            number=self.job.number,
+            key=self.job.key,
+        )
         if code == 0 and result.exists():
             self._keep(with_result(job, read_json(result), "finished"))
         elif stopped or code == TRY_AGAIN:
@@ -127,14 +171,21 @@ def planned_run(launch: Launch, number: int) -> Run:
     """The job of this number that a sweeper has planned. Raises UserError if none has."""
     job = load_job(launch.sweep, number)
     if job is None:
-        raise UserError("hydra/sweeper: sweeps of ipt need one of its own sweepers, grid (the default) or optuna")
-    return Run(launch, job, to_config(compose(launch.command, list(job.overrides))))  # Hydra is set up by whoever runs jobs
+        raise UserError(
+            "hydra/sweeper: sweeps of ipt need one of its own sweepers, grid (the default) or "
+            "optuna"
+        )
+    return Run(
+        launch, job, to_config(compose(launch.command, list(job.overrides)))
+    )  # Hydra is set up by whoever runs jobs
 
 
 def run_here(launch: Launch, number: int) -> Job:
-    """Run a planned job and wait for it: what a launcher that is not ours (submitit's, say) does on the machine it has found.
+    """Run a planned job and wait for it: what a launcher that is not ours (submitit's, say) does on
+    the machine it has found.
 
-    If this process is stopped, as when its time on a cluster is up, the job is told to save, and waited for.
+    If this process is stopped, as when its time on a cluster is up, the job is told to save, and
+    waited for.
     """
     run = planned_run(launch, number)
     if run.was_finished():
@@ -161,7 +212,9 @@ def processes(command: str, config: Config) -> list[str]:
 
 
 def _ignore_warning() -> None:
-    """A queue's warning goes to all processes. Those that know what to do with it say so themselves (see obey_launcher)."""
+    """A queue's warning goes to all processes. Those that know what to do with it say so themselves
+    (see obey_launcher).
+    """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 

@@ -1,4 +1,6 @@
-"""What a person sees of a sweep while it runs: one live table, or a line for each thing that happens where there is no terminal."""
+"""What a person sees of a sweep while it runs: one live table, or a line for each thing that
+happens where there is no terminal.
+"""
 
 import json
 import time
@@ -25,7 +27,11 @@ class Live:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
-        self._display = LiveDisplay(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._display = (
+            LiveDisplay(console=console, auto_refresh=False, transient=True)
+            if console.is_terminal
+            else None
+        )
         self._states: dict[int, str] = {}
         self._refreshed = 0.0
         self._stopping = 0
@@ -35,7 +41,12 @@ class Live:
             self._display.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._display:
             self._display.stop()
         else:
@@ -47,7 +58,9 @@ class Live:
             self._stopping = stopping
             running = sum(run.process is not None for run in self.runs)
             console.print(
-                f"stopping: {running} running jobs save first; once more kills them" if stopping == 1 else "killing the running jobs"
+                f"stopping: {running} running jobs save first; once more kills them"
+                if stopping == 1
+                else "killing the running jobs"
             )
         if self._display is None:
             self._tell_changes()
@@ -60,18 +73,31 @@ class Live:
             state = _state(run)
             if state not in ("waiting", self._states.get(run.job.number)):
                 self._states[run.job.number] = state
-                console.print(f"job {run.job.number} {_outcome(run, state)}", markup=False, highlight=False, soft_wrap=True)
+                console.print(
+                    f"job {run.job.number} {_outcome(run, state)}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
 
     def _table(self) -> Table:
         table = Table(title="Sweep", title_justify="left")
         for name in ("job", "state", "step", "left", "loss"):
-            table.add_column(name, justify="left" if name in ("job", "state") else "right", no_wrap=name != "job")
+            table.add_column(
+                name, justify="left" if name in ("job", "state") else "right", no_wrap=name != "job"
+            )
         table.add_column("", overflow="ellipsis", no_wrap=True)
         for run in self.runs:
             state = _state(run)
             metrics = last_metrics(run.folder) if state == "running" else {}
             trains = metrics and metrics["step"] < run.config.trainer.max_steps
-            note = run.job.error if state == "failed" else _last_line(run.folder / LOG) if state == "running" and not trains else ""
+            note = (
+                run.job.error
+                if state == "failed"
+                else _last_line(run.folder / LOG)
+                if state == "running" and not trains
+                else ""
+            )
             table.add_row(escape(run.job.name), state, *_progress(run, metrics), escape(note))
         return table
 
@@ -82,7 +108,9 @@ def job_label(job: Job) -> str:
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
-    """The newest line of metrics.jsonl of the job in this folder; empty before its training's first step."""
+    """The newest line of metrics.jsonl of the job in this folder; empty before its training's first
+    step.
+    """
     try:
         line = _last_line(Path((folder / TRAINING).read_text(encoding="utf-8")) / "metrics.jsonl")
         return json.loads(line) if line else {}
@@ -103,7 +131,11 @@ def _outcome(run: Run, state: str) -> str:
         return f"{job.name}: running (try {run.tries})" if run.tries > 1 else f"{job.name}: running"
     if job.status in FINISHED:
         loss = job.figures.get("final loss")
-        return f"{job.name}: {state}" + (f", final loss {loss:.4g}" if loss is not None else "") + f" ({job.seconds:.0f} s)"
+        return (
+            f"{job.name}: {state}"
+            + (f", final loss {loss:.4g}" if loss is not None else "")
+            + f" ({job.seconds:.0f} s)"
+        )
     return f"{job.name}: {state}" + (f": {job.error}" if job.error else "") + f" (log: {log})"
 
 
@@ -113,8 +145,18 @@ def _progress(run: Run, metrics: dict[str, Any]) -> tuple[str, str, str]:
     if not metrics:
         loss = run.job.figures.get("final loss")
         return "", "", f"{loss:.4g}" if loss is not None else ""
-    seconds = (steps - metrics["step"]) * metrics["tokens"] / metrics["step"] / metrics["tokens_per_second"] / run.config.trainer.devices
-    return f"{metrics['step']:,}/{steps:,}", f"{seconds // 60:.0f}:{seconds % 60:02.0f}", f"{metrics['loss']:.4g}"
+    seconds = (
+        (steps - metrics["step"])
+        * metrics["tokens"]
+        / metrics["step"]
+        / metrics["tokens_per_second"]
+        / run.config.trainer.devices
+    )
+    return (
+        f"{metrics['step']:,}/{steps:,}",
+        f"{seconds // 60:.0f}:{seconds % 60:02.0f}",
+        f"{metrics['loss']:.4g}",
+    )
 
 
 def _last_line(path: Path) -> str:

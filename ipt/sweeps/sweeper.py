@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 SAMPLERS, DIRECTIONS = ("tpe", "random", "grid"), ("minimize", "maximize")
-JOB, INSTEAD_OF = "job", "instead_of"  # what is noted of a trial: the number of its job, and the interrupted trial that it repeats
+JOB, INSTEAD_OF = (
+    "job",
+    "instead_of",
+)  # what is noted of a trial: the number of its job, and the interrupted trial that it repeats
 
 
 @dataclass(frozen=True)
@@ -42,28 +45,48 @@ class SearchSettings:
 
 
 def run_grid(config: DictConfig, launcher: Launcher, overrides: Sequence[Override]) -> list[Job]:
-    """A job for each combination of the values that keys vary over. Raises UserError for an interval, and if a job has failed."""
+    """A job for each combination of the values that keys vary over. Raises UserError for an
+    interval, and if a job has failed.
+    """
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             key = override.get_key_element()
-            raise UserError(f"{override.input_line}: a grid needs values, as {key}=0,0.5,1; hydra/sweeper=optuna searches intervals")
-    values = [[f"{override.get_key_element()}={value}" for value in _values(override)] for override in overrides]
+            raise UserError(
+                f"{override.input_line}: a grid needs values, as {key}=0,0.5,1; "
+                "hydra/sweeper=optuna searches intervals"
+            )
+    values = [
+        [f"{override.get_key_element()}={value}" for value in _values(override)]
+        for override in overrides
+    ]
     with _open_jobs(config, launcher, list(_space(overrides))) as jobs:
         return jobs.run([list(combination) for combination in itertools.product(*values)])
 
 
-def run_search(config: DictConfig, launcher: Launcher, overrides: Sequence[Override], settings: SearchSettings) -> "Study":
-    """Trials of a study until there are `settings.n_trials`. Those of earlier runs count; what was interrupted is done first.
+def run_search(
+    config: DictConfig, launcher: Launcher, overrides: Sequence[Override], settings: SearchSettings
+) -> "Study":
+    """Trials of a study until there are `settings.n_trials`. Those of earlier runs count; what was
+    interrupted is done first.
 
-    A failed job is a failed trial. Raises UserError for settings that cannot be, for a metric that the jobs do not report, and at the
-    end if a job has failed.
+    A failed job is a failed trial. Raises UserError for settings that cannot be, for a metric that
+    the jobs do not report, and at the end if a job has failed.
     """
     _check(settings)
     space = _space(overrides)
     if not space:
-        raise UserError("hydra/sweeper=optuna has nothing to search: give a key an interval, as 'mixture.ratios.instruction=interval(0,1)'")
-    fixed = [f"{one.get_key_element()}={one.get_value_element_as_str()}" for one in overrides if not one.is_sweep_override()]
-    distributions = {key: _distribution(override, settings.sampler == "grid") for key, override in space.items()}
+        raise UserError(
+            "hydra/sweeper=optuna has nothing to search: give a key an interval, as "
+            "'mixture.ratios.instruction=interval(0,1)'"
+        )
+    fixed = [
+        f"{one.get_key_element()}={one.get_value_element_as_str()}"
+        for one in overrides
+        if not one.is_sweep_override()
+    ]
+    distributions = {
+        key: _distribution(override, settings.sampler == "grid") for key, override in space.items()
+    }
     side_by_side = settings.n_jobs or config.hydra.launcher.get("n_jobs") or 1
     with _open_jobs(config, launcher, list(space)) as jobs:
         study = _open_study(settings, jobs.folder)
@@ -78,7 +101,8 @@ def run_search(config: DictConfig, launcher: Launcher, overrides: Sequence[Overr
     return study
 
 
-# Jobs -----------------------------------------------------------------------------------------------------------------
+# Jobs
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -98,12 +122,16 @@ class _Jobs:
     def run(self, batch: Sequence[Sequence[str]]) -> list[Job]:
         """Run a job for each list of overrides and return what came of them."""
         first = max(self.numbers, default=-1) + 1
-        numbers = plan_jobs(self.config.hydra.job.config_name, self.folder, batch, first, self.varying)
+        numbers = plan_jobs(
+            self.config.hydra.job.config_name, self.folder, batch, first, self.varying
+        )
         self.numbers += numbers
         try:
             self.launcher.launch(batch, first)
         except RuntimeError as error:  # submitit's, of a job that left no word
-            raise UserError(f"{type(self.launcher).__name__}: {str(error).strip().splitlines()[0]}") from error
+            raise UserError(
+                f"{type(self.launcher).__name__}: {str(error).strip().splitlines()[0]}"
+            ) from error
         return self.load(numbers)
 
     def load(self, numbers: Sequence[int]) -> list[Job]:
@@ -124,17 +152,22 @@ def _open_jobs(config: DictConfig, launcher: Launcher, varying: list[str]) -> It
         close_sweep(jobs.folder, jobs.numbers, config, jobs.told)
 
 
-# Trials ---------------------------------------------------------------------------------------------------------------
+# Trials
+# ----------------------------------------------------------------------------------------------
 
 
 def _check(settings: SearchSettings) -> None:
     for key, known in (("sampler", SAMPLERS), ("direction", DIRECTIONS)):
         if getattr(settings, key) not in known:
-            raise UserError(f"hydra.sweeper.{key}={getattr(settings, key)}: must be one of {', '.join(known)}")
+            raise UserError(
+                f"hydra.sweeper.{key}={getattr(settings, key)}: must be one of {', '.join(known)}"
+            )
     try:
         import optuna
     except ImportError:
-        raise UserError("hydra/sweeper=optuna needs the package optuna: pip install 'ipt[sweeps]'") from None
+        raise UserError(
+            "hydra/sweeper=optuna needs the package optuna: pip install 'ipt[sweeps]'"
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -143,9 +176,14 @@ def _open_study(settings: SearchSettings, folder: Path) -> "Study":
 
     storage = settings.storage or f"sqlite:///{folder.absolute() / 'study.db'}"
     direction = cast(Literal["minimize", "maximize"], settings.direction)
-    study = optuna.create_study(storage=storage, study_name=folder.name, direction=direction, load_if_exists=True)
+    study = optuna.create_study(
+        storage=storage, study_name=folder.name, direction=direction, load_if_exists=True
+    )
     if study.direction.name.lower() != settings.direction:
-        raise UserError(f"hydra.sweeper.direction={settings.direction}: the study in {storage} was begun with the other one")
+        raise UserError(
+            f"hydra.sweeper.direction={settings.direction}: the study in {storage} was begun with "
+            "the other one"
+        )
     study.sampler = _sampler(settings, len(study.trials))
     return study
 
@@ -159,11 +197,15 @@ def _sampler(settings: SearchSettings, trials: int) -> "BaseSampler":
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # trials at the same time keep apart
+        return optuna.samplers.TPESampler(
+            seed=seed, constant_liar=True
+        )  # trials at the same time keep apart
 
 
 def _take_up(study: "Study", jobs: _Jobs, settings: SearchSettings) -> None:
-    """Go on where an earlier run was stopped: jobs that had ended are told, and what was interrupted is queued again."""
+    """Go on where an earlier run was stopped: jobs that had ended are told, and what was
+    interrupted is queued again.
+    """
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
@@ -172,7 +214,11 @@ def _take_up(study: "Study", jobs: _Jobs, settings: SearchSettings) -> None:
             study.tell(trial.number, state=TrialState.FAIL)
             study.enqueue_trial(trial.params, user_attrs={INSTEAD_OF: trial.number})
     repeated = {trial.user_attrs.get(INSTEAD_OF) for trial in study.trials}
-    jobs.numbers = [trial.user_attrs[JOB] for trial in study.trials if JOB in trial.user_attrs and trial.number not in repeated]
+    jobs.numbers = [
+        trial.user_attrs[JOB]
+        for trial in study.trials
+        if JOB in trial.user_attrs and trial.number not in repeated
+    ]
 
 
 def _missing(study: "Study", settings: SearchSettings) -> int:
@@ -182,18 +228,35 @@ def _missing(study: "Study", settings: SearchSettings) -> int:
     ended = sum(trial.state.is_finished() for trial in study.trials)
     ended -= sum(INSTEAD_OF in trial.user_attrs for trial in study.trials)
     missing = settings.n_trials - ended
-    return min(missing, len(study.get_trials(states=(TrialState.WAITING,)))) if settings.sampler == "grid" else missing
+    return (
+        min(missing, len(study.get_trials(states=(TrialState.WAITING,))))
+        if settings.sampler == "grid"
+        else missing
+    )
 
 
-def _run_trials(study: "Study", trials: Sequence["Trial"], fixed: Sequence[str], jobs: _Jobs, settings: SearchSettings) -> None:
-    """Run the job of each trial and tell the study. If the sweep is stopped, trials that have not ended stay open in it."""
+def _run_trials(
+    study: "Study",
+    trials: Sequence["Trial"],
+    fixed: Sequence[str],
+    jobs: _Jobs,
+    settings: SearchSettings,
+) -> None:
+    """Run the job of each trial and tell the study. If the sweep is stopped, trials that have not
+    ended stay open in it.
+    """
     from optuna.trial import TrialState
 
     first = max(jobs.numbers, default=-1) + 1
     for number, trial in enumerate(trials, first):
         trial.set_user_attr(JOB, number)
     try:
-        jobs.run([[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials])
+        jobs.run(
+            [
+                [*fixed, *(f"{key}={value}" for key, value in trial.params.items())]
+                for trial in trials
+            ]
+        )
     except BaseException:
         for number, trial in enumerate(trials, first):
             if (job := load_job(jobs.folder, number)) is not None:
@@ -211,17 +274,26 @@ def _tell(study: "Study", trial: int, job: Job, settings: SearchSettings) -> boo
 
     if job.status in FINISHED:
         value = figure(job.figures, settings.metric)
-        study.tell(trial, value if math.isfinite(value) else None, None if math.isfinite(value) else TrialState.FAIL)
+        study.tell(
+            trial,
+            value if math.isfinite(value) else None,
+            None if math.isfinite(value) else TrialState.FAIL,
+        )
     elif job.status == "failed":
         study.tell(trial, state=TrialState.FAIL)
     return job.status != "interrupted"
 
 
 def figure(figures: Mapping[str, float], name: str) -> float:
-    """The figure of this name; signs and spaces between its words do not matter. Raises UserError if a job has not reported it."""
+    """The figure of this name; signs and spaces between its words do not matter. Raises UserError
+    if a job has not reported it.
+    """
     known = {_plain(key): value for key, value in figures.items()}
     if _plain(name) not in known:
-        raise UserError(f"hydra.sweeper.metric={name}: the jobs report no such figure; they report {', '.join(known)}")
+        raise UserError(
+            f"hydra.sweeper.metric={name}: the jobs report no such figure; they report "
+            f"{', '.join(known)}"
+        )
     return known[_plain(name)]
 
 
@@ -238,26 +310,43 @@ def _best(study: "Study", jobs: _Jobs, settings: SearchSettings) -> str:
         return "no trial has finished"
     best = study.best_trial
     job = best.user_attrs[JOB]
-    write_json(jobs.folder / "best.json", {"metric": settings.metric, "value": best.value, "params": best.params, "job": job})
+    write_json(
+        jobs.folder / "best.json",
+        {"metric": settings.metric, "value": best.value, "params": best.params, "job": job},
+    )
     params = " ".join(f"{key}={value}" for key, value in best.params.items())
-    return f"best of {len(complete)} trials: {params} with {settings.metric} {best.value:.6g} (job {job})"
+    return (
+        f"best of {len(complete)} trials: {params} with {settings.metric} {best.value:.6g} (job "
+        f"{job})"
+    )
 
 
-# Search spaces --------------------------------------------------------------------------------------------------------
+# Search spaces
+# ----------------------------------------------------------------------------------------------
 
 
 def _space(overrides: Sequence[Override]) -> dict[str, Override]:
     """Key -> the override that lets it vary."""
-    return {override.get_key_element(): override for override in overrides if override.is_sweep_override()}
+    return {
+        override.get_key_element(): override
+        for override in overrides
+        if override.is_sweep_override()
+    }
 
 
 def _values(override: Override) -> list[str]:
     """What a grid has of an override, as it is written on a command line."""
-    return list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.get_value_element_as_str()]
+    return (
+        list(override.sweep_string_iterator())
+        if override.is_sweep_override()
+        else [override.get_value_element_as_str()]
+    )
 
 
 def _distribution(override: Override, grid: bool) -> "BaseDistribution":
-    """The search space that an override describes in Hydra's syntax: choice(…), range(…), interval(…), tag(log, interval(…))."""
+    """The search space that an override describes in Hydra's syntax: choice(…), range(…),
+    interval(…), tag(log, interval(…)).
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     sweep = override.value()
@@ -269,7 +358,9 @@ def _distribution(override: Override, grid: bool) -> "BaseDistribution":
             return FloatDistribution(values[0], values[-1], step=abs(sweep.step))
         if override.is_discrete_sweep():
             return CategoricalDistribution(_values(override))
-        assert isinstance(sweep, IntervalSweep) and sweep.start is not None and sweep.end is not None
+        assert (
+            isinstance(sweep, IntervalSweep) and sweep.start is not None and sweep.end is not None
+        )
         if grid:
             raise UserError("hydra.sweeper.sampler=grid needs values, as choice(0,0.5,1)")
         if isinstance(sweep.start, int):

@@ -1,4 +1,6 @@
-"""The journal of an unfinished shard: its finished generations, one JSON line each, so that a kill costs only those in flight."""
+"""The journal of an unfinished shard: its finished generations, one JSON line each, so that a kill
+costs only those in flight.
+"""
 
 import hashlib
 import json
@@ -13,7 +15,9 @@ from ipt.synthesis.formats.base import Prompt
 
 
 class Journal:
-    """Generations by chain and round. What an earlier run wrote is read first; a torn last line is cut off, a damaged one passed over."""
+    """Generations by chain and round. What an earlier run wrote is read first; a torn last line is
+    cut off, a damaged one passed over.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -24,11 +28,19 @@ class Journal:
         return len(self._known)
 
     def find(self, chain: int, number: int, prompt: Prompt) -> Generation | None:
-        """The generation that an earlier run got for this very prompt at this place; None if there is none."""
+        """The generation that an earlier run got for this very prompt at this place; None if there
+        is none.
+        """
         entry = self._known.get((chain, number))
         if entry is None or entry["prompt"] != _digest(prompt):
             return None
-        return Generation(entry["token_ids"], entry["text"], entry["finish_reason"], entry["cached_tokens"], entry.get("refusal", ""))
+        return Generation(
+            entry["token_ids"],
+            entry["text"],
+            entry["finish_reason"],
+            entry["cached_tokens"],
+            entry.get("refusal", ""),
+        )
 
     def add(self, chain: int, number: int, prompt: Prompt, generation: Generation) -> None:
         entry = {"chain": chain, "round": number, "prompt": _digest(prompt), **generation._asdict()}
@@ -46,7 +58,9 @@ class Journal:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of the journal; the file is cut back to them, so that what is appended begins a line."""
+    """The whole lines of the journal; the file is cut back to them, so that what is appended begins
+    a line.
+    """
     if not path.exists():
         return []
     content = path.read_bytes()
@@ -55,9 +69,15 @@ def _read(path: Path) -> list[dict[str, Any]]:
         with path.open("rb+") as file:
             file.truncate(len(whole))
     lines = [line.partition(b" ") for line in whole.splitlines()]
-    entries = [json.loads(line) for checksum, _, line in lines if checksum == _checksum(line).encode()]
+    entries = [
+        json.loads(line) for checksum, _, line in lines if checksum == _checksum(line).encode()
+    ]
     if damaged := len(lines) - len(entries):
-        console.print(f"{path}: {damaged} of {len(lines)} generations are damaged and made again", style="yellow", markup=False)
+        console.print(
+            f"{path}: {damaged} of {len(lines)} generations are damaged and made again",
+            style="yellow",
+            markup=False,
+        )
     return entries
 
 
@@ -66,5 +86,7 @@ def _checksum(line: bytes) -> str:
 
 
 def _digest(prompt: Prompt) -> str:
-    content = array("q", prompt.ids).tobytes() + json.dumps(prompt.messages).encode() * bool(prompt.messages)
+    content = array("q", prompt.ids).tobytes() + json.dumps(prompt.messages).encode() * bool(
+        prompt.messages
+    )
     return hashlib.blake2b(content, digest_size=16).hexdigest()

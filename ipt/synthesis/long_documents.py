@@ -1,4 +1,6 @@
-"""Documents that do not fit the context window: split at sentence boundaries, truncated, or skipped (`synthesis.long_documents`)."""
+"""Documents that do not fit the context window: split at sentence boundaries, truncated, or skipped
+(`synthesis.long_documents`).
+"""
 
 import re
 from bisect import bisect_right
@@ -7,20 +9,27 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 MODES = ("split", "truncate", "skip")
-# The end of a sentence: a full stop before something that begins one, a full stop of a script without spaces, or a line break.
-# A run of full stops is tried once, from its first one: trying each takes quadratic time on dotted lines.
-SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+\s+(?![a-z])|[。！？｡।]+[」』”’）]*\s*|\n\s*")
+# The end of a sentence: a full stop before something that begins one, a full stop of a script
+# without spaces, or a line break. A run of full stops is tried once, from its first one: trying
+# each takes quadratic time on dotted lines.
+SENTENCE_END = re.compile(
+    r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+\s+(?![a-z])|[。！？｡।]+[」』”’）]*\s*|\n\s*"
+)
 
 
 class Fitted(NamedTuple):
-    """The pieces that go on, and what was done: nothing (""), split, truncated, or too_long where none goes on."""
+    """The pieces that go on, and what was done: nothing (""), split, truncated, or too_long where
+    none goes on.
+    """
 
     pieces: list[str]
     action: str
 
 
 def fit(text: str, mode: str, limit: int, count: Callable[[str], int]) -> Fitted:
-    """Make `text` fit. `count` gives a text's prompt length in tokens, which may be at most `limit`; an empty text must fit."""
+    """Make `text` fit. `count` gives a text's prompt length in tokens, which may be at most
+    `limit`; an empty text must fit.
+    """
     if count(text) <= limit:
         return Fitted([text], "")
     if mode == "split":
@@ -31,9 +40,11 @@ def fit(text: str, mode: str, limit: int, count: Callable[[str], int]) -> Fitted
 
 
 def split(text: str, limit: int, count: Callable[[str], int]) -> list[str]:
-    """Cut `text` into few pieces of similar length that fit; joined again they are `text`, character for character.
+    """Cut `text` into few pieces of similar length that fit; joined again they are `text`,
+    character for character.
 
-    Cuts are between sentences; only a sentence that does not fit is cut between words, and only a word that does not, within.
+    Cuts are between sentences; only a sentence that does not fit is cut between words, and only a
+    word that does not, within.
     """
     overhead = count("")
     units = _fitting_units(text, limit, count)
@@ -47,7 +58,9 @@ def split(text: str, limit: int, count: Callable[[str], int]) -> list[str]:
 
 
 def truncate(text: str, limit: int, count: Callable[[str], int]) -> str:
-    """The longest beginning of `text` that fits, cut back to the end of a word where there is one in its second half."""
+    """The longest beginning of `text` that fits, cut back to the end of a word where there is one
+    in its second half.
+    """
     end = bisect_right(range(len(text)), limit, key=lambda length: count(text[:length])) - 1
     while count(text[:end]) > limit:  # a shorter text can have more tokens, by one or two
         end -= 1
@@ -72,7 +85,9 @@ def _fitting_units(text: str, limit: int, count: Callable[[str], int]) -> list[s
 
 
 def _group(units: list[str], lengths: list[int], pieces: int) -> list[str]:
-    """Neighbouring units joined to at most `pieces` texts of similar length: a unit goes where its middle falls."""
+    """Neighbouring units joined to at most `pieces` texts of similar length: a unit goes where its
+    middle falls.
+    """
     total, groups = sum(lengths), [""] * pieces
     for unit, length, end in zip(units, lengths, accumulate(lengths), strict=True):
         groups[min(pieces - 1, int((end - length / 2) * pieces / total))] += unit

@@ -1,7 +1,9 @@
-"""Synthesis on a Ray cluster (`synthesis.cluster=ray`): the shards of one corpus, worked off by actors on any number of machines.
+"""Synthesis on a Ray cluster (`synthesis.cluster=ray`): the shards of one corpus, worked off by
+actors on any number of machines.
 
-Each actor has an engine of its own. Shards are files on storage that all machines share, appear by an atomic rename and are journalled
-as on one machine, so Ray keeps nothing: an actor that is lost costs its generations in flight, and its shards are done by others.
+Each actor has an engine of its own. Shards are files on storage that all machines share, appear by
+an atomic rename and are journalled as on one machine, so Ray keeps nothing: an actor that is lost
+costs its generations in flight, and its shards are done by others.
 """
 
 import logging
@@ -19,21 +21,32 @@ from ipt.synthesis.engines import EngineDied
 from ipt.synthesis.shards import Documents
 from ipt.synthesis.worker import Figures, Session, note, start, with_rates
 
-SHARDS_AT_ONCE = 2  # shards in one actor, so that its window of live chains stays full at the end of the first one
+# shards in one actor, so that its window of live chains stays full at the end of the first one
+SHARDS_AT_ONCE = 2
 MAX_LOST = 3  # actors that one shard may lose before the run stops
 PATIENCE = 60.0  # seconds without news before the user is told what the cluster is waited for
 
 
 def check_ray() -> None:
     if find_spec("ray") is None:
-        raise UserError("synthesis.cluster=ray: the package ray is not installed: pip install 'ipt[ray]', or set synthesis.cluster=none")
+        raise UserError(
+            "synthesis.cluster=ray: the package ray is not installed: pip install 'ipt[ray]', or "
+            "set synthesis.cluster=none"
+        )
 
 
 class Worker:
-    """What one actor does: shards beside each other on one engine, which it starts at the first of them."""
+    """What one actor does: shards beside each other on one engine, which it starts at the first of
+    them.
+    """
 
     def __init__(self, config: SynthesisConfig, documents: Path, pairs: Path, seed: int) -> None:
-        self._config, self._corpus, self._pairs, self._seed = config, Documents(documents, config.shard_size), pairs, seed
+        self._config, self._corpus, self._pairs, self._seed = (
+            config,
+            Documents(documents, config.shard_size),
+            pairs,
+            seed,
+        )
         self._session: Session | None = None
 
     async def ready(self) -> None:
@@ -42,13 +55,23 @@ class Worker:
     async def work_off(self, index: int) -> Figures:
         """Finish a shard; returns what the actor has done since it began."""
         if self._session is None:
-            self._session = Session(self._config, self._corpus, self._pairs, *start(self._config, self._seed))
+            self._session = Session(
+                self._config, self._corpus, self._pairs, *start(self._config, self._seed)
+            )
         await self._session.work_off([index], lambda documents, note: None)
         return self._session.figures
 
 
-def work_off_on_ray(config: SynthesisConfig, corpus: Documents, pairs: Path, unfinished: list[int], seed: int, bar: Bar) -> Figures:
-    """Work off the unfinished shards on a cluster that is there already, or on this machine, and return what was done.
+def work_off_on_ray(
+    config: SynthesisConfig,
+    corpus: Documents,
+    pairs: Path,
+    unfinished: list[int],
+    seed: int,
+    bar: Bar,
+) -> Figures:
+    """Work off the unfinished shards on a cluster that is there already, or on this machine, and
+    return what was done.
 
     Raises EngineDied if a shard has lost MAX_LOST actors: finished shards and journals stay.
     """
@@ -56,7 +79,12 @@ def work_off_on_ray(config: SynthesisConfig, corpus: Documents, pairs: Path, unf
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    ray.init(address=config.ray_address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    ray.init(
+        address=config.ray_address,
+        log_to_driver=False,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+    )
     try:
         return _Driver(ray, config, corpus, pairs, seed, bar).run(unfinished)
     finally:
@@ -66,16 +94,26 @@ def work_off_on_ray(config: SynthesisConfig, corpus: Documents, pairs: Path, unf
 class _Driver:
     """Gives shards to actors, and starts another actor for each one that is lost."""
 
-    def __init__(self, ray: Any, config: SynthesisConfig, corpus: Documents, pairs: Path, seed: int, bar: Bar) -> None:
+    def __init__(
+        self, ray: Any, config: SynthesisConfig, corpus: Documents, pairs: Path, seed: int, bar: Bar
+    ) -> None:
         self._ray, self._corpus, self._bar = ray, corpus, bar
         cluster, needed = ray.cluster_resources(), config.tensor_parallel * config.replicas
         gpus = int(cluster.get("GPU", 0))
         self.workers = config.workers or max(1, gpus // needed)
-        share = {"num_gpus": needed} if gpus else {"num_cpus": max(1, int(cluster.get("CPU", 1)) // self.workers)}
+        share = (
+            {"num_gpus": needed}
+            if gpus
+            else {"num_cpus": max(1, int(cluster.get("CPU", 1)) // self.workers)}
+        )
         remote = ray.remote(**share)(Worker)
-        self._new_actor = lambda: remote.remote(config, corpus.folder.absolute(), pairs.absolute(), seed)
+        self._new_actor = lambda: remote.remote(
+            config, corpus.folder.absolute(), pairs.absolute(), seed
+        )
         self._shards: deque[int] = deque()
-        self._calls: dict[Any, tuple[Any, int | None]] = {}  # what runs: its actor and its shard, None for an actor that is starting
+        self._calls: dict[
+            Any, tuple[Any, int | None]
+        ] = {}  # what runs: its actor and its shard, None for an actor that is starting
         self._load: Counter[Any] = Counter()  # shards that each living actor is at
         self._figures: dict[Any, Figures] = {}
         self._lost: Counter[int | None] = Counter()  # by shard
@@ -88,12 +126,18 @@ class _Driver:
         while self._shards or any(self._load.values()):
             done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=PATIENCE)
             if not done and not any(self._load.values()):
-                console.print(f"[yellow]synthesis: the Ray cluster has had no room for any of {self.workers} workers for {PATIENCE:.0f} s")
+                console.print(
+                    f"[yellow]synthesis: the Ray cluster has had no room for any of {self.workers} "
+                    f"workers for {PATIENCE:.0f} s"
+                )
             for call in done:
                 self._finish(call, time.monotonic() - started)
             self._give_out()
         figures = self._total()
-        return with_rates({**figures, "workers": self.workers, "workers_lost": self._lost.total()}, time.monotonic() - started)
+        return with_rates(
+            {**figures, "workers": self.workers, "workers_lost": self._lost.total()},
+            time.monotonic() - started,
+        )
 
     def _start_actor(self) -> None:
         actor = self._new_actor()
@@ -124,7 +168,9 @@ class _Driver:
         self._bar.advance(self._corpus.size(shard), note(self._total(), seconds))
 
     def _replace(self, actor: Any, shard: int | None, cause: BaseException) -> None:
-        """Put the shard back to the front; the first call that an actor loses starts another one in its place."""
+        """Put the shard back to the front; the first call that an actor loses starts another one in
+        its place.
+        """
         if shard is not None:
             self._shards.appendleft(shard)
         if actor not in self._load and shard is not None:
@@ -135,8 +181,15 @@ class _Driver:
         reason = " ".join(str(cause).split())[:200]
         if self._lost[shard] >= MAX_LOST:
             what = "worker" if shard is None else f"shard {shard}"
-            raise EngineDied(f"synthesis.cluster=ray: {what} has failed {MAX_LOST} times, the last time with: {reason}")
-        console.print(f"synthesis: a worker was lost, its shards go to others: {reason}", style="yellow", markup=False)
+            raise EngineDied(
+                f"synthesis.cluster=ray: {what} has failed {MAX_LOST} times, the last time with: "
+                f"{reason}"
+            )
+        console.print(
+            f"synthesis: a worker was lost, its shards go to others: {reason}",
+            style="yellow",
+            markup=False,
+        )
         self._start_actor()
 
     def _total(self) -> Figures:

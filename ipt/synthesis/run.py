@@ -23,20 +23,38 @@ from ipt.synthesis.worker import Figures, Session, start, with_rates
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 CLUSTERS = ("none", "ray")
-# Keys that may be changed between a run and its continuation: they do not decide what the pairs are.
+# Keys that may be changed between a run and its continuation: they do not decide what the pairs
+# are.
 OPERATION = {
-    *("base_url", "api_key_env", "max_retries", "timeout", "max_live_chains", "max_num_batched_tokens"),
-    *("gpu_memory_utilization", "kv_cache_gib", "tensor_parallel", "replicas", "cluster", "workers", "ray_address"),
+    *(
+        "base_url",
+        "api_key_env",
+        "max_retries",
+        "timeout",
+        "max_live_chains",
+        "max_num_batched_tokens",
+    ),
+    *(
+        "gpu_memory_utilization",
+        "kv_cache_gib",
+        "tensor_parallel",
+        "replicas",
+        "cluster",
+        "workers",
+        "ray_address",
+    ),
 }
 
 
 def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int) -> dict[str, Any]:
-    """Make pairs for `documents/part-*.parquet` and write them to `output/pairs/part-*.parquet`; return the statistics.
+    """Make pairs for `documents/part-*.parquet` and write them to `output/pairs/part-*.parquet`;
+    return the statistics.
 
-    Documents are cut into shards of `config.shard_size`, in order. A shard whose part exists is finished and not redone; inside
-    an unfinished one the journalled generations are not redone. The model is loaded only if there is something to do.
-    Raises UserError for a config that cannot work, MissingFileError where there are no documents, EngineDied if the engine
-    fails in between: finished shards and journals stay, and the same call goes on from there.
+    Documents are cut into shards of `config.shard_size`, in order. A shard whose part exists is
+    finished and not redone; inside an unfinished one the journalled generations are not redone. The
+    model is loaded only if there is something to do. Raises UserError for a config that cannot
+    work, MissingFileError where there are no documents, EngineDied if the engine fails in between:
+    finished shards and journals stay, and the same call goes on from there.
     """
     check_synthesis(config)
     pairs = output / "pairs"
@@ -56,12 +74,16 @@ def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int
     _stop_if_all_refused(pairs, stats)
     write_card(output, stats, synthesis_settings(config), seed)
     if stats["pairs"] or stats["rewrites"]:
-        _say_if_alone(config, stats["joined"], stats["rows"] - stats["finish_reasons"].get("error", 0))
+        _say_if_alone(
+            config, stats["joined"], stats["rows"] - stats["finish_reasons"].get("error", 0)
+        )
     return {**stats, "session": session}
 
 
 def _stop_if_all_refused(pairs: Path, stats: dict[str, Any]) -> None:
-    """Raise UserError if no prompt was accepted, and remove the shards so that the next run tries again."""
+    """Raise UserError if no prompt was accepted, and remove the shards so that the next run tries
+    again.
+    """
     refused = stats["finish_reasons"].get("error", 0)
     if not refused or refused < stats["rows"]:
         return
@@ -69,7 +91,8 @@ def _stop_if_all_refused(pairs: Path, stats: dict[str, Any]) -> None:
         path.unlink()
     words = next(iter(stats["refused"]), "no reason given")
     raise UserError(
-        f"synthesis.model: all of {refused} prompts were refused ({words}): change what the reason names and run again; no output is kept"
+        f"synthesis.model: all of {refused} prompts were refused ({words}): change what the reason "
+        "names and run again; no output is kept"
     )
 
 
@@ -78,21 +101,27 @@ def _say_if_alone(config: SynthesisConfig, joined: int, rows: int) -> None:
     later = rows - math.ceil(rows / config.shots)
     if config.format != RULE_BASED and 2 * joined < later:
         said = (
-            f"synthesis.shots={config.shots}: {joined} of {later} later shots continue those before them; where these had pairs, "
-            f"not all of it fits synthesis.max_model_len={config.max_model_len}: raise it, or lower synthesis.max_document_tokens"
+            f"synthesis.shots={config.shots}: {joined} of {later} later shots continue those "
+            "before them; where these had pairs, "
+            f"not all of it fits synthesis.max_model_len={config.max_model_len}: raise it, or "
+            "lower synthesis.max_document_tokens"
         )
         console.print(said, style="yellow", markup=False)
 
 
 def _remove_torn(pairs: Path) -> None:
-    """Remove what a process that was killed had begun to write, in an earlier session or as one of several workers of this one."""
+    """Remove what a process that was killed had begun to write, in an earlier session or as one of
+    several workers of this one.
+    """
     for torn in pairs.glob(".part-*.parquet.*"):
         if torn.suffix != NOTE:
             torn.unlink()
 
 
 def _remove_damaged(pairs: Path) -> None:
-    """Remove finished shards of an earlier session that are no longer what was written: they are made again."""
+    """Remove finished shards of an earlier session that are no longer what was written: they are
+    made again.
+    """
     for path in pairs.glob("part-*.parquet"):
         if not is_as_noted(path):
             console.print(f"{path} is damaged and made again", style="yellow", markup=False)
@@ -112,7 +141,15 @@ def check_synthesis(config: SynthesisConfig) -> None:
         from ipt.synthesis.ray import check_ray
 
         check_ray()
-    for key in ("shots", "max_new_tokens", "shard_size", "max_live_chains", "max_num_batched_tokens", "tensor_parallel", "replicas"):
+    for key in (
+        "shots",
+        "max_new_tokens",
+        "shard_size",
+        "max_live_chains",
+        "max_num_batched_tokens",
+        "tensor_parallel",
+        "replicas",
+    ):
         if getattr(config, key) < 1:
             raise UserError(f"synthesis.{key}={getattr(config, key)}: must be at least 1")
     for key in ("lookup_tokens", "max_retries"):
@@ -121,30 +158,55 @@ def check_synthesis(config: SynthesisConfig) -> None:
     if config.timeout <= 0:
         raise UserError(f"synthesis.timeout={config.timeout}: must be more than 0")
     if config.workers is not None and config.workers < 1:
-        raise UserError(f"synthesis.workers={config.workers}: must be at least 1, or null for what the cluster has room for")
+        raise UserError(
+            f"synthesis.workers={config.workers}: must be at least 1, or null for what the cluster "
+            "has room for"
+        )
     if config.max_document_tokens is not None and config.max_document_tokens < 1:
-        raise UserError(f"synthesis.max_document_tokens={config.max_document_tokens}: must be at least 1, or null for what fits")
+        raise UserError(
+            f"synthesis.max_document_tokens={config.max_document_tokens}: must be at least 1, or "
+            "null for what fits"
+        )
     if config.max_pairs is not None and config.max_pairs < 1:
-        raise UserError(f"synthesis.max_pairs={config.max_pairs}: must be at least 1, or null for no grammar")
+        raise UserError(
+            f"synthesis.max_pairs={config.max_pairs}: must be at least 1, or null for no grammar"
+        )
     if config.max_pairs is not None and config.format == "chat":
-        raise UserError(f"synthesis.max_pairs={config.max_pairs}: a grammar of format=ipt, chat prompts have their own: set it to null")
+        raise UserError(
+            f"synthesis.max_pairs={config.max_pairs}: a grammar of format=ipt, chat prompts have "
+            "their own: set it to null"
+        )
     if config.shots > 127:
         raise UserError(f"synthesis.shots={config.shots}: must be at most 127")
     if config.max_new_tokens >= config.max_model_len:
         raise UserError(
-            f"synthesis.max_new_tokens={config.max_new_tokens}: must be less than synthesis.max_model_len={config.max_model_len}, "
+            f"synthesis.max_new_tokens={config.max_new_tokens}: must be less than "
+            f"synthesis.max_model_len={config.max_model_len}, "
             "which the document needs a share of"
         )
     if config.temperature < 0:
         raise UserError(f"synthesis.temperature={config.temperature}: must be 0 (greedy) or more")
     if not 0 <= config.min_p <= 1 or (config.min_p and not config.temperature):
-        raise UserError(f"synthesis.min_p={config.min_p}: must be from 0 to 1, and needs synthesis.temperature above 0")
-    if config.temperature and config.lookup_tokens:  # vLLM would leave out min_p, and on a CPU the seeds
-        raise UserError(f"synthesis.lookup_tokens={config.lookup_tokens}: needs synthesis.temperature=0")
+        raise UserError(
+            f"synthesis.min_p={config.min_p}: must be from 0 to 1, and needs synthesis.temperature "
+            "above 0"
+        )
+    if (
+        config.temperature and config.lookup_tokens
+    ):  # vLLM would leave out min_p, and on a CPU the seeds
+        raise UserError(
+            f"synthesis.lookup_tokens={config.lookup_tokens}: needs synthesis.temperature=0"
+        )
     if not 0 < config.gpu_memory_utilization <= 1:
-        raise UserError(f"synthesis.gpu_memory_utilization={config.gpu_memory_utilization}: must be above 0 and at most 1")
+        raise UserError(
+            f"synthesis.gpu_memory_utilization={config.gpu_memory_utilization}: must be above 0 "
+            "and at most 1"
+        )
     if config.kv_cache_gib is not None and config.kv_cache_gib <= 0:
-        raise UserError(f"synthesis.kv_cache_gib={config.kv_cache_gib}: must be above 0, or null for the engine's choice")
+        raise UserError(
+            f"synthesis.kv_cache_gib={config.kv_cache_gib}: must be above 0, or null for the "
+            "engine's choice"
+        )
     if config.format == "chat":
         from ipt.synthesis.formats.chat import load_prompt
 
@@ -156,14 +218,18 @@ def check_synthesis(config: SynthesisConfig) -> None:
 
 
 def synthesis_settings(config: SynthesisConfig) -> dict[str, Any]:
-    """The part of `config` that decides what the pairs are; the rest says where and how fast they are made."""
+    """The part of `config` that decides what the pairs are; the rest says where and how fast they
+    are made.
+    """
     if config.format == RULE_BASED:
         return {key: getattr(config, key) for key in ("format", "shots", "shard_size")}
     return {key: value for key, value in asdict(config).items() if key not in OPERATION}
 
 
 def synthesis_inputs(config: SynthesisConfig) -> dict[str, str]:
-    """What the pairs depend on beside documents and config: the identity of the model, and of a prompt file."""
+    """What the pairs depend on beside documents and config: the identity of the model, and of a
+    prompt file.
+    """
     from ipt.models import adapter_identity, model_identity
     from ipt.stage import hash_file
 
@@ -173,9 +239,13 @@ def synthesis_inputs(config: SynthesisConfig) -> dict[str, str]:
 
         inputs["prompt"] = hash_file(prompt_path(config.prompt))
     if config.format != RULE_BASED:
-        inputs["model"] = config.model if config.engine == "openai" else model_identity(config.model)
+        inputs["model"] = (
+            config.model if config.engine == "openai" else model_identity(config.model)
+        )
     if config.engine == "openai" and config.format != RULE_BASED:
-        inputs["tokenizer"] = model_identity(config.tokenizer or config.model)  # with its chat template
+        inputs["tokenizer"] = model_identity(
+            config.tokenizer or config.model
+        )  # with its chat template
     if config.adapter:
         inputs["adapter"] = adapter_identity(config.adapter)
     return inputs
@@ -195,10 +265,18 @@ def _parameters(config: SynthesisConfig) -> int | None:
     return None if config.engine == "openai" else count_parameters(config.model)
 
 
-# Generation ----------------------------------------------------------------------------------------------------------
+# Generation
+# ----------------------------------------------------------------------------------------------
 
 
-def _work_off(config: SynthesisConfig, corpus: Documents, pairs: Path, unfinished: list[int], seed: int, bar: Bar) -> Figures:
+def _work_off(
+    config: SynthesisConfig,
+    corpus: Documents,
+    pairs: Path,
+    unfinished: list[int],
+    seed: int,
+    bar: Bar,
+) -> Figures:
     """Work off the unfinished shards and return what this session did."""
     if config.cluster == "ray":
         from ipt.synthesis.ray import work_off_on_ray

@@ -1,4 +1,6 @@
-"""Shards: a fixed number of documents each, in order. A shard's output appears whole, by an atomic rename, or not at all."""
+"""Shards: a fixed number of documents each, in order. A shard's output appears whole, by an atomic
+rename, or not at all.
+"""
 
 import json
 from bisect import bisect_left, bisect_right
@@ -50,7 +52,8 @@ class Plan:
 
 
 class Documents:
-    """The rows of `folder/part-*.parquet` in order, cut into shards of `shard_size`, each read on its own.
+    """The rows of `folder/part-*.parquet` in order, cut into shards of `shard_size`, each read on
+    its own.
 
     Raises MissingFileError where there is none.
     """
@@ -67,7 +70,10 @@ class Documents:
                 self._ends.append(self._ends[-1] + metadata.row_group(group).num_rows)
         self.rows = self._ends[-1]
         if not self.rows:
-            raise MissingFileError(f"{folder}: no documents in part-*.parquet, nothing to synthesise from: check the corpus stage")
+            raise MissingFileError(
+                f"{folder}: no documents in part-*.parquet, nothing to synthesise from: check the "
+                "corpus stage"
+            )
         self.shards = -(-self.rows // shard_size)
 
     def size(self, index: int) -> int:
@@ -90,8 +96,12 @@ def part_path(folder: Path, index: int) -> Path:
     return folder / f"part-{index:05d}.parquet"
 
 
-def plan_shard(documents: list[dict[str, Any]], config: SynthesisConfig, prompt_format: PromptFormat) -> Plan:
-    """Fit each document to its limit and deal the pieces to chains; every document is in a chain or in `dropped`."""
+def plan_shard(
+    documents: list[dict[str, Any]], config: SynthesisConfig, prompt_format: PromptFormat
+) -> Plan:
+    """Fit each document to its limit and deal the pieces to chains; every document is in a chain or
+    in `dropped`.
+    """
     pieces: list[Piece] = []
     dropped: Counter[str] = Counter()
     long_documents: Counter[str] = Counter()
@@ -106,7 +116,12 @@ def plan_shard(documents: list[dict[str, Any]], config: SynthesisConfig, prompt_
         if len(prompt.ids) <= limit:
             pieces.append(Piece(document["doc_id"], document["text"], prompt, index))
             continue
-        texts, action = fit(document["text"], config.long_documents, limit, lambda text: len(prompt_format.begin(text).ids))
+        texts, action = fit(
+            document["text"],
+            config.long_documents,
+            limit,
+            lambda text: len(prompt_format.begin(text).ids),
+        )
         if not texts:
             dropped[action] += 1
             continue
@@ -116,7 +131,10 @@ def plan_shard(documents: list[dict[str, Any]], config: SynthesisConfig, prompt_
             long_documents["pieces"] += len(texts)
             names = [f"{document['doc_id']}#{number}" for number in range(len(texts))]
         new_piece = partial(Piece, document=index, share=1 / len(texts))
-        pieces += [new_piece(name, text, prompt_format.begin(text)) for name, text in zip(names, texts, strict=True)]
+        pieces += [
+            new_piece(name, text, prompt_format.begin(text))
+            for name, text in zip(names, texts, strict=True)
+        ]
     return Plan(len(documents), plan_chains(pieces, config.shots), dropped, long_documents)
 
 
@@ -130,7 +148,9 @@ class Shard:
         self._rounds: list[tuple[int, Round]] = []
 
     def add(self, chain: int, finished: Round) -> bool:
-        """Take a finished round; when it was the shard's last one the shard is written, and this returns True."""
+        """Take a finished round; when it was the shard's last one the shard is written, and this
+        returns True.
+        """
         self._rounds.append((chain, finished))
         if len(self._rounds) < sum(len(pieces) for pieces in self.plan.chains):
             return False
@@ -140,13 +160,22 @@ class Shard:
     def write(self) -> None:
         """Write the rows, sorted by chain and round, then drop the journal."""
         self._rounds.sort(key=lambda item: (item[0], item[1].number))
-        rows = [_row(self.index * CHAINS_PER_SHARD + chain, finished) for chain, finished in self._rounds]
-        write_parquet(self._path, rows, SCHEMA.with_metadata({ACCOUNT: json.dumps(self._account(), sort_keys=True).encode()}))
+        rows = [
+            _row(self.index * CHAINS_PER_SHARD + chain, finished)
+            for chain, finished in self._rounds
+        ]
+        write_parquet(
+            self._path,
+            rows,
+            SCHEMA.with_metadata({ACCOUNT: json.dumps(self._account(), sort_keys=True).encode()}),
+        )
         note_hash(self._path)
         self.journal.remove()
 
     def _account(self) -> dict[str, Any]:
-        with_pairs = {finished.piece.document for _, finished in self._rounds if finished.parsed.pairs}
+        with_pairs = {
+            finished.piece.document for _, finished in self._rounds if finished.parsed.pairs
+        }
         rejected: Counter[str] = Counter()
         for _, finished in self._rounds:
             if finished.generation.finish_reason != "error":  # there is no output to reject
@@ -171,16 +200,23 @@ def most_frequent(refusals: Counter[str]) -> dict[str, int]:
     """Counts of the most frequent refusals; the others, which may be as many as documents, as one."""
     shown = dict(refusals.most_common(SHOWN_REFUSALS))
     if len(refusals) > SHOWN_REFUSALS:
-        shown[OTHER_REFUSALS] = shown.get(OTHER_REFUSALS, 0) + refusals.total() - sum(shown.values())
+        shown[OTHER_REFUSALS] = (
+            shown.get(OTHER_REFUSALS, 0) + refusals.total() - sum(shown.values())
+        )
     return shown
 
 
 def read_account(path: Path) -> dict[str, Any]:
-    """What `Shard` recorded about the shard at `path`. Raises UserError for a file that it did not write."""
+    """What `Shard` recorded about the shard at `path`. Raises UserError for a file that it did not
+    write.
+    """
     with reading_parquet(path):
         metadata = pq.read_schema(path).metadata or {}
     if ACCOUNT not in metadata:
-        raise UserError(f"{path}: no output of the synthesis stage (its metadata has no {ACCOUNT.decode()}): run synthesis again")
+        raise UserError(
+            f"{path}: no output of the synthesis stage (its metadata has no {ACCOUNT.decode()}): "
+            "run synthesis again"
+        )
     account = json.loads(metadata[ACCOUNT])
     assert isinstance(account, dict)
     return account
@@ -189,7 +225,9 @@ def read_account(path: Path) -> dict[str, Any]:
 def _well_formed(finished: Round) -> bool:
     """Not cut, something found, and nothing rejected but questions that were asked before."""
     whole = finished.generation.finish_reason in ("stop", "repetition")
-    return whole and finished.parsed.found and set(finished.parsed.rejected) <= {"repeated_question"}
+    return (
+        whole and finished.parsed.found and set(finished.parsed.rejected) <= {"repeated_question"}
+    )
 
 
 def _row(chain_id: int, finished: Round) -> dict[str, Any]:

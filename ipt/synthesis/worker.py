@@ -19,30 +19,63 @@ Figures = dict[str, Any]
 
 
 def with_rates(figures: Figures, seconds: float) -> Figures:
-    return {**figures, "seconds": round(seconds, 1), "tokens_per_second": round(figures["generated_tokens"] / seconds, 1)}
+    return {
+        **figures,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(figures["generated_tokens"] / seconds, 1),
+    }
 
 
 class Session:
-    """An engine at work on shards, and what it did meanwhile. `generations_replayed` came from the journal of an earlier session."""
+    """An engine at work on shards, and what it did meanwhile. `generations_replayed` came from the
+    journal of an earlier session.
+    """
 
-    def __init__(self, config: SynthesisConfig, corpus: Documents, pairs: Path, prompt_format: PromptFormat, engine: Engine) -> None:
+    def __init__(
+        self,
+        config: SynthesisConfig,
+        corpus: Documents,
+        pairs: Path,
+        prompt_format: PromptFormat,
+        engine: Engine,
+    ) -> None:
         self.figures: Figures = dict.fromkeys(
-            ("generations", "generations_replayed", "generations_refused", "pairs", "prompt_tokens", "cached_tokens", "generated_tokens"), 0
+            (
+                "generations",
+                "generations_replayed",
+                "generations_refused",
+                "pairs",
+                "prompt_tokens",
+                "cached_tokens",
+                "generated_tokens",
+            ),
+            0,
         )
-        self._config, self._corpus, self._pairs, self._format, self._engine = config, corpus, pairs, prompt_format, engine
+        self._config, self._corpus, self._pairs, self._format, self._engine = (
+            config,
+            corpus,
+            pairs,
+            prompt_format,
+            engine,
+        )
         self.started = time.monotonic()
 
     async def work_off(self, shards: Iterable[int], advance: Callable[[float, str], None]) -> None:
-        """Finish `shards`: their chains one after the other, so that the window of live chains never waits for a shard's end.
+        """Finish `shards`: their chains one after the other, so that the window of live chains
+        never waits for a shard's end.
 
         `advance` is told how many documents were finished, and a note for people.
         """
-        await run_bounded(self._chains(shards, advance), self._config.max_live_chains * self._config.replicas)
+        await run_bounded(
+            self._chains(shards, advance), self._config.max_live_chains * self._config.replicas
+        )
 
     def close(self) -> None:
         self._engine.close()
 
-    def _chains(self, shards: Iterable[int], advance: Callable[[float, str], None]) -> Iterator[Callable[[int], Awaitable[None]]]:
+    def _chains(
+        self, shards: Iterable[int], advance: Callable[[float, str], None]
+    ) -> Iterator[Callable[[int], Awaitable[None]]]:
         for index in shards:
             plan = plan_shard(self._corpus.shard(index), self._config, self._format)
             advance(plan.dropped.total(), "")
@@ -52,7 +85,14 @@ class Session:
             for chain, pieces in enumerate(plan.chains):
                 yield partial(self._run_chain, shard, chain, pieces, advance)
 
-    async def _run_chain(self, shard: Shard, chain: int, pieces: list[Piece], advance: Callable[[float, str], None], lane: int) -> None:
+    async def _run_chain(
+        self,
+        shard: Shard,
+        chain: int,
+        pieces: list[Piece],
+        advance: Callable[[float, str], None],
+        lane: int,
+    ) -> None:
         generate = partial(self._generate, shard, chain, lane)
         limit = self._config.max_model_len - self._config.max_new_tokens
         async for finished in run_chain(pieces, self._format, generate, limit):
@@ -60,7 +100,9 @@ class Session:
             self.figures["pairs"] += len(finished.parsed.pairs)
             advance(finished.piece.share, note(self.figures, time.monotonic() - self.started))
 
-    async def _generate(self, shard: Shard, chain: int, lane: int, prompt: Prompt, number: int) -> Generation:
+    async def _generate(
+        self, shard: Shard, chain: int, lane: int, prompt: Prompt, number: int
+    ) -> Generation:
         known = shard.journal.find(chain, number, prompt)
         if known is not None:
             self.figures["generations_replayed"] += 1
@@ -69,7 +111,10 @@ class Session:
             generation = await self._engine.generate(prompt, priority=-number, lane=lane)
         except PromptRefused as refusal:
             if not self.figures["generations_refused"]:
-                said = f"synthesis: the engine refuses a prompt; this and further ones are counted as errors: {refusal}"
+                said = (
+                    "synthesis: the engine refuses a prompt; this and further ones are counted as "
+                    f"errors: {refusal}"
+                )
                 console.print(said, style="yellow", markup=False)
             self.figures["generations_refused"] += 1
             generation = Generation([], "", "error", 0, str(refusal))
@@ -83,13 +128,23 @@ class Session:
 
 def note(figures: Figures, seconds: float) -> str:
     """What the progress bar says beside documents and time left."""
-    rate = f", {figures['generated_tokens'] / seconds:.0f} tokens/s" if figures["generated_tokens"] else ""
-    cached = f", {figures['cached_tokens'] / figures['prompt_tokens']:.0%} of prompts cached" if figures["cached_tokens"] else ""
+    rate = (
+        f", {figures['generated_tokens'] / seconds:.0f} tokens/s"
+        if figures["generated_tokens"]
+        else ""
+    )
+    cached = (
+        f", {figures['cached_tokens'] / figures['prompt_tokens']:.0%} of prompts cached"
+        if figures["cached_tokens"]
+        else ""
+    )
     return f"{figures['pairs']} pairs{rate}{cached}"
 
 
 def start(config: SynthesisConfig, seed: int) -> tuple[PromptFormat, Engine]:
-    """The format and the engine that `config` names; call it inside a running event loop, and close the engine."""
+    """The format and the engine that `config` names; call it inside a running event loop, and close
+    the engine.
+    """
     if config.format == RULE_BASED:
         from ipt.synthesis.engines.rules import RuleEngine
 
@@ -109,7 +164,9 @@ def start(config: SynthesisConfig, seed: int) -> tuple[PromptFormat, Engine]:
 
 
 def _check_window(config: SynthesisConfig, model: str | None, prompt_format: PromptFormat) -> None:
-    """The model must have the context window that the config asks for, and the window must have room for documents."""
+    """The model must have the context window that the config asks for, and the window must have
+    room for documents.
+    """
     if model:
         from ipt.model_limits import check_window
 
@@ -117,6 +174,7 @@ def _check_window(config: SynthesisConfig, model: str | None, prompt_format: Pro
     room = config.max_model_len - config.max_new_tokens - len(prompt_format.begin("").ids)
     if room < 1:
         raise UserError(
-            f"synthesis.max_model_len={config.max_model_len}: leaves no room for a document beside synthesis.max_new_tokens="
+            f"synthesis.max_model_len={config.max_model_len}: leaves no room for a document beside "
+            "synthesis.max_new_tokens="
             f"{config.max_new_tokens} and what every prompt holds: raise it"
         )

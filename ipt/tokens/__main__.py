@@ -1,4 +1,6 @@
-"""`python -m ipt.tokens show|verify|add STORE`: look at a token store, check its hashes, make or extend one."""
+"""`python -m ipt.tokens show|verify|add STORE`: look at a token store, check its hashes, make or
+extend one.
+"""
 
 import argparse
 from pathlib import Path
@@ -23,31 +25,66 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ipt.tokens", description="Token stores; STORE is a folder or an fsspec URL.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ipt.tokens", description="Token stores; STORE is a folder or an fsspec URL."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="print what a store holds")
-    show.add_argument("--document", type=int, help="print this document too, decoded if --model is given")
-    verify = commands.add_parser("verify", help="read all files and compare them with the hashes in the indices")
-    add = commands.add_parser("add", help="make a store of texts, or add them to one; goes on after an interruption")
+    show.add_argument(
+        "--document", type=int, help="print this document too, decoded if --model is given"
+    )
+    verify = commands.add_parser(
+        "verify", help="read all files and compare them with the hashes in the indices"
+    )
+    add = commands.add_parser(
+        "add", help="make a store of texts, or add them to one; goes on after an interruption"
+    )
     for command in (show, verify, add):
         command.add_argument("store", metavar="STORE")
     show.add_argument("--model", help="folder, hub name or embedded:NAME with the tokenizer")
-    add.add_argument("texts", metavar="TEXTS", type=Path, help="folder of *.parquet with a column text, such as a corpus stage writes")
-    add.add_argument("--model", required=True, help="folder, hub name or embedded:NAME with the tokenizer")
-    add.add_argument("--bos", action=argparse.BooleanOptionalAction, help="begin documents with BOS (default: as the tokenizer does)")
-    add.add_argument("--eos", action=argparse.BooleanOptionalAction, default=True, help="end documents with EOS")
+    add.add_argument(
+        "texts",
+        metavar="TEXTS",
+        type=Path,
+        help="folder of *.parquet with a column text, such as a corpus stage writes",
+    )
+    add.add_argument(
+        "--model", required=True, help="folder, hub name or embedded:NAME with the tokenizer"
+    )
+    add.add_argument(
+        "--bos",
+        action=argparse.BooleanOptionalAction,
+        help="begin documents with BOS (default: as the tokenizer does)",
+    )
+    add.add_argument(
+        "--eos", action=argparse.BooleanOptionalAction, default=True, help="end documents with EOS"
+    )
     add.add_argument("--workers", type=int, help="processes (default: one for each core)")
-    add.add_argument("--shard-tokens", type=int, default=TokensConfig.shard_tokens, help="rough size of a shard (default: %(default)s)")
+    add.add_argument(
+        "--shard-tokens",
+        type=int,
+        default=TokensConfig.shard_tokens,
+        help="rough size of a shard (default: %(default)s)",
+    )
     return parser
 
 
 def _show(options: argparse.Namespace) -> None:
     store = TokenStore.open(options.store)
-    document = None if options.document is None else _document(store, options.document, options.model)
-    table = Table("shard", "documents", "tokens", "bytes", title=store.location, title_justify="left")
+    document = (
+        None if options.document is None else _document(store, options.document, options.model)
+    )
+    table = Table(
+        "shard", "documents", "tokens", "bytes", title=store.location, title_justify="left"
+    )
     for index in store.indices[:SHOWN]:
         size = sum(file["bytes"] for file in index.files.values())
-        table.add_row(index.shard + (" (masked)" if index.has_loss_mask else ""), f"{index.n_docs:,}", f"{index.n_tokens:,}", f"{size:,}")
+        table.add_row(
+            index.shard + (" (masked)" if index.has_loss_mask else ""),
+            f"{index.n_docs:,}",
+            f"{index.n_tokens:,}",
+            f"{size:,}",
+        )
     if len(store.indices) > SHOWN:
         table.add_row(f"{len(store.indices) - SHOWN:,} more")
     console.print(table)
@@ -63,7 +100,10 @@ def _show(options: argparse.Namespace) -> None:
 
 def _document(store: TokenStore, number: int, model: str | None) -> str:
     if not 0 <= number < len(store):
-        raise UserError(f"{store.location} has {len(store)} documents, there is no document {number}: give --document a number from 0")
+        raise UserError(
+            f"{store.location} has {len(store)} documents, there is no document {number}: give "
+            "--document a number from 0"
+        )
     tokens = store.tokens(number)
     if model is None:
         return " ".join(map(str, tokens.tolist()))
@@ -72,7 +112,9 @@ def _document(store: TokenStore, number: int, model: str | None) -> str:
 
     tokenizer = load_tokenizer(model)
     if (found := tokenizer_fingerprint(tokenizer)) != store.fingerprint:
-        raise UserError(f"--model {model} has tokenizer {found}, the store was made with {store.fingerprint}")
+        raise UserError(
+            f"--model {model} has tokenizer {found}, the store was made with {store.fingerprint}"
+        )
     return str(tokenizer.decode(tokens))
 
 
@@ -84,12 +126,19 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _add(options: argparse.Namespace) -> None:
     if "://" in options.store:
-        raise UserError(f"{options.store}: a store is made in a folder on this machine, and then copied")
-    config = TokensConfig(bos=options.bos, eos=options.eos, shard_tokens=options.shard_tokens, workers=options.workers)
+        raise UserError(
+            f"{options.store}: a store is made in a folder on this machine, and then copied"
+        )
+    config = TokensConfig(
+        bos=options.bos, eos=options.eos, shard_tokens=options.shard_tokens, workers=options.workers
+    )
     check_tokens(config)
     check_writable("STORE", Path(options.store))
     stats = add_texts(config, options.texts, options.model, Path(options.store))
-    print(f"{options.store}: {stats['documents']:,} documents, {stats['tokens']:,} tokens in {stats['shards']:,} shards")
+    print(
+        f"{options.store}: {stats['documents']:,} documents, {stats['tokens']:,} tokens in "
+        f"{stats['shards']:,} shards"
+    )
 
 
 if __name__ == "__main__":

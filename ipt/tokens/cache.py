@@ -1,4 +1,6 @@
-"""Files from elsewhere on local disk, named by their content: shared by all processes, and no larger than allowed."""
+"""Files from elsewhere on local disk, named by their content: shared by all processes, and no
+larger than allowed.
+"""
 
 import fcntl
 import os
@@ -11,17 +13,21 @@ from filelock import FileLock
 
 
 class FileCache:
-    """Files of a folder by their SHA-256. Beyond `limit` bytes those go first that were opened longest ago.
+    """Files of a folder by their SHA-256. Beyond `limit` bytes those go first that were opened
+    longest ago.
 
-    Whoever has a file open holds a lock on it, which ends with the process or with the last mapping of the file, and a
-    locked file is never removed. So more than `limit` bytes are kept while more are open.
+    Whoever has a file open holds a lock on it, which ends with the process or with the last mapping
+    of the file, and a locked file is never removed. So more than `limit` bytes are kept while more
+    are open.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
 
     def open(self, sha256: str, size: int, fetch: Callable[[Path], None]) -> BinaryIO:
-        """The file of this hash and size; `fetch` writes it to a path if it is not there, and says itself if it cannot."""
+        """The file of this hash and size; `fetch` writes it to a path if it is not there, and says
+        itself if it cannot.
+        """
         path = self.folder / sha256
         while (file := _open_in_use(path, size)) is None:
             with FileLock(self._lock(sha256[:2])):
@@ -33,7 +39,9 @@ class FileCache:
     def _fetch(self, path: Path, fetch: Callable[[Path], None]) -> None:
         unfinished = path.with_name(f"{path.name}.unfinished")
         with unfinished.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # what is being written is not removed to make room for another
+            fcntl.flock(
+                file, fcntl.LOCK_EX
+            )  # what is being written is not removed to make room for another
             try:
                 fetch(unfinished)
                 os.fsync(file.fileno())
@@ -43,7 +51,11 @@ class FileCache:
 
     def _make_room(self, size: int) -> None:
         with FileLock(self._lock("room")):
-            files = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.iterdir() if path.is_file()]
+            files = [
+                (path.stat().st_mtime_ns, path.stat().st_size, path)
+                for path in self.folder.iterdir()
+                if path.is_file()
+            ]
             held = sum(bytes_ for _, bytes_, _ in files)
             for _, bytes_, path in sorted(files):
                 if held + size <= self.limit:
@@ -62,7 +74,9 @@ def _is_whole(path: Path, size: int) -> bool:
 
 
 def _open_in_use(path: Path, size: int) -> BinaryIO | None:
-    """The file, locked against removal for as long as anything keeps it open; None if it is not there or cut short."""
+    """The file, locked against removal for as long as anything keeps it open; None if it is not
+    there or cut short.
+    """
     try:
         file = path.open("rb")
     except FileNotFoundError:

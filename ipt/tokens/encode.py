@@ -16,8 +16,9 @@ from ipt.tokens.shards import EncodedDocument
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Some tokenizers put a space before the first word of what they encode. A response continues its prompt, which ends with a line
-# break, so it is encoded behind one (as Vocabulary.encode_continuation does for synthesis).
+# Some tokenizers put a space before the first word of what they encode. A response continues its
+# prompt, which ends with a line break, so it is encoded behind one (as
+# Vocabulary.encode_continuation does for synthesis).
 ANCHOR = "\n"
 BATCH_ROWS, BATCH_CHARACTERS = 512, 1 << 21  # encoded at a time, at most (a longer row is alone)
 
@@ -35,7 +36,9 @@ class Encoding:
 
 
 def encoding_of(tokenizer: "PreTrainedTokenizerBase", config: TokensConfig) -> Encoding:
-    """Raises UserError if the tokenizer has no fast implementation, or lacks a token that documents shall begin or end with."""
+    """Raises UserError if the tokenizer has no fast implementation, or lacks a token that documents
+    shall begin or end with.
+    """
     if config.eos and tokenizer.eos_token_id is None:
         raise UserError("tokens.eos=true, but the tokenizer has no EOS token: set tokens.eos=false")
     return Encoding(
@@ -51,7 +54,10 @@ def encoding_of(tokenizer: "PreTrainedTokenizerBase", config: TokensConfig) -> E
 def begins_with_bos(tokenizer: "PreTrainedTokenizerBase", wish: bool | None) -> bool:
     """Whether documents begin with BOS: as wished, else as the tokenizer does by itself."""
     if wish is None:
-        return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+        return (
+            tokenizer.bos_token_id is not None
+            and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+        )
     if wish and tokenizer.bos_token_id is None:
         raise UserError("tokens.bos=true, but the tokenizer has no BOS token: set tokens.bos=false")
     return wish
@@ -62,15 +68,22 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     return _fingerprint(_backend(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
-@lru_cache(maxsize=2)  # parsing and sorting a large vocabulary takes most of a second, and several stages ask for the same one
+@lru_cache(
+    maxsize=2
+)  # parsing and sorting a large vocabulary takes most of a second, and several stages ask for the same one
 def _fingerprint(backend: str, bos: int | None, eos: int | None) -> str:
     content = json.loads(backend)
-    content.pop("truncation"), content.pop("padding")  # runtime settings, not part of the vocabulary
+    (
+        content.pop("truncation"),
+        content.pop("padding"),
+    )  # runtime settings, not part of the vocabulary
     return hash_json([content, bos, eos])[:16]
 
 
 class Encoder:
-    """A tokenizer without anything around it, which takes a good part of the time of transformers' own call."""
+    """A tokenizer without anything around it, which takes a good part of the time of transformers'
+    own call.
+    """
 
     def __init__(self, encoding: Encoding) -> None:
         from tokenizers import Tokenizer
@@ -79,15 +92,18 @@ class Encoder:
         self._backend = Tokenizer.from_str(encoding.backend)
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._backend.encode_special_tokens = True  # one that a document spells out is plain text there, not its end
+        self._backend.encode_special_tokens = (
+            True  # one that a document spells out is plain text there, not its end
+        )
         self._anchor: list[int] = self._ids([ANCHOR])[0]
 
     def encode(self, rows: Iterable[dict[str, Any]]) -> Iterator[EncodedDocument]:
         """Token ids of each row, in order.
 
-        A row has `text`, or `examples` of (prompt, response), of which only the responses are trained on: each example is
-        BOS, prompt, response, EOS, and the examples of a row follow one another as shots of one document. `fill_to` of such
-        a row, where it is not null, fills the document up with EOS tokens that are read and not trained on.
+        A row has `text`, or `examples` of (prompt, response), of which only the responses are
+        trained on: each example is BOS, prompt, response, EOS, and the examples of a row follow one
+        another as shots of one document. `fill_to` of such a row, where it is not null, fills the
+        document up with EOS tokens that are read and not trained on.
         """
         for batch in _batches(rows):
             ids = iter(self._ids([part for row in batch for part in _parts(row)]))
@@ -98,7 +114,9 @@ class Encoder:
                     yield self._examples(len(row["examples"]), ids, row.get("fill_to") or 0)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        return [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def _text(self, ids: list[int]) -> np.ndarray:
         begin, end = self._encoding.begin, self._encoding.end
@@ -111,12 +129,17 @@ class Encoder:
     def _examples(self, number: int, ids: Iterator[list[int]], fill_to: int) -> EncodedDocument:
         bos, eos = self._encoding.bos, self._encoding.eos
         if bos is None or eos is None:
-            raise UserError("examples of prompt and response need a tokenizer with BOS and EOS tokens: choose another model")
+            raise UserError(
+                "examples of prompt and response need a tokenizer with BOS and EOS tokens: choose "
+                "another model"
+            )
         tokens: list[int] = []
         target: list[int] = []
         for _ in range(number):
             prompt, response = [bos, *next(ids)], next(ids)
-            assert response[: len(self._anchor)] == self._anchor, "a line break and the tag behind it became one token"
+            assert response[: len(self._anchor)] == self._anchor, (
+                "a line break and the tag behind it became one token"
+            )
             learnt = [*response[len(self._anchor) :], eos]
             tokens += prompt + learnt
             target += [0] * len(prompt) + [1] * len(learnt)
@@ -128,7 +151,10 @@ class Encoder:
 def _backend(tokenizer: "PreTrainedTokenizerBase") -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UserError(f"{tokenizer.name_or_path}: token stores need a fast tokenizer, one that saves itself as tokenizer.json")
+        raise UserError(
+            f"{tokenizer.name_or_path}: token stores need a fast tokenizer, one that saves itself "
+            "as tokenizer.json"
+        )
     return backend.to_str()
 
 
@@ -150,4 +176,8 @@ def _parts(row: dict[str, Any]) -> list[str]:
     """The texts of a row that are encoded on their own."""
     if row.get("examples") is None:
         return [row["text"]]
-    return [part for example in row["examples"] for part in (example["prompt"], ANCHOR + example["response"])]
+    return [
+        part
+        for example in row["examples"]
+        for part in (example["prompt"], ANCHOR + example["response"])
+    ]

@@ -16,7 +16,9 @@ class ShardFolder(Protocol):
     max_open_bytes: float  # so much of its files may be open at the same time
 
     def indices(self) -> list[ShardIndex]:
-        """The shards in order. Raises in one line if one is missing, is another's or cannot be read."""
+        """The shards in order. Raises in one line if one is missing, is another's or cannot be
+        read.
+        """
 
     def open(self, index: ShardIndex, name: str) -> BinaryIO:
         """A file of a shard, whole and of the right size."""
@@ -26,7 +28,9 @@ class ShardFolder(Protocol):
 
 
 class LocalFolder:
-    """A store in a folder on this machine. Opening it reads the indices and looks at the size of each file."""
+    """A store in a folder on this machine. Opening it reads the indices and looks at the size of
+    each file.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.location, self.max_open_bytes = folder, str(folder), float("inf")
@@ -35,7 +39,9 @@ class LocalFolder:
         names = [path.parent.name for path in self.folder.glob(f"shard-*/{INDEX_FILE}")]
         names.sort(key=lambda name: (len(name), name))  # shard-100000 is behind shard-99999
         if not names:
-            raise MissingFileError(f"{self.folder} is not a token store: it holds no {shard_name(0)}/{INDEX_FILE}")
+            raise MissingFileError(
+                f"{self.folder} is not a token store: it holds no {shard_name(0)}/{INDEX_FILE}"
+            )
         indices = [self._read(name) for name in names]
         check_complete(self.location, indices)
         for index in indices:
@@ -59,23 +65,42 @@ class LocalFolder:
         if not path.exists():
             raise MissingFileError(f"{path} is missing: the shard is damaged, tokenise it again")
         if (size := path.stat().st_size) != expected:
-            raise UserError(f"{path} has {size} bytes, not {expected}: the shard is damaged, tokenise it again")
+            raise UserError(
+                f"{path} has {size} bytes, not {expected}: the shard is damaged, tokenise it again"
+            )
 
 
 def check_complete(location: str, indices: Sequence[ShardIndex]) -> None:
-    """Raise unless the shards are all there, from the first to the last, and of one tokenizer with one BOS and EOS rule."""
+    """Raise unless the shards are all there, from the first to the last, and of one tokenizer with
+    one BOS and EOS rule.
+    """
     first = indices[0].origin
     for number, index in enumerate(indices):
         where = f"{location}/{index.shard}"
         if index.shard != shard_name(number):
-            raise UserError(f"{location} holds {index.shard} but no {shard_name(number)}: copy the missing shard, or tokenise again")
+            raise UserError(
+                f"{location} holds {index.shard} but no {shard_name(number)}: copy the missing "
+                "shard, or tokenise again"
+            )
         if index.origin.tokenizer != first.tokenizer:
             found, wanted = index.origin.tokenizer, first.tokenizer
-            raise UserError(f"{where} was made with another tokenizer ({found}) than the store ({wanted}): tokenise it again")
+            raise UserError(
+                f"{where} was made with another tokenizer ({found}) than the store ({wanted}): "
+                "tokenise it again"
+            )
         if (index.origin.bos, index.origin.eos) != (first.bos, first.eos):
-            found, wanted = f"{index.origin.bos} and {index.origin.eos}", f"{first.bos} and {first.eos}"
-            raise UserError(f"{where} has documents between {found}, those of the store are between {wanted}: tokenise it again")
+            found, wanted = (
+                f"{index.origin.bos} and {index.origin.eos}",
+                f"{first.bos} and {first.eos}",
+            )
+            raise UserError(
+                f"{where} has documents between {found}, those of the store are between {wanted}: "
+                "tokenise it again"
+            )
     rows = indices[-1].origin.rows
     if rows is not None and rows["part"] < rows["parts"] - 1:
         missing = shard_name(len(indices))
-        raise UserError(f"{location}: {missing} is missing, the store is not finished: copy the rest, or tokenise the texts to their end")
+        raise UserError(
+            f"{location}: {missing} is missing, the store is not finished: copy the rest, or "
+            "tokenise the texts to their end"
+        )

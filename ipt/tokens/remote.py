@@ -1,4 +1,6 @@
-"""Token stores behind fsspec URLs: indices are read at once, files are copied to a local cache when they are first needed."""
+"""Token stores behind fsspec URLs: indices are read at once, files are copied to a local cache when
+they are first needed.
+"""
 
 import errno
 import tempfile
@@ -16,37 +18,50 @@ from ipt.tokens.cache import FileCache
 from ipt.tokens.folders import check_complete
 from ipt.tokens.shards import INDEX_FILE, ShardIndex, parse_index, shard_name
 
-PROBED = 8  # indices that are asked for at a time: not every server lists what it has, and small ones are easily overrun
+# indices that are asked for at a time: not every server lists what it has, and small ones are
+# easily overrun
+PROBED = 8
 TRIES = 2
 
 
 class RemoteFolder:
-    """A store at `url`. Copies are kept in `tokens` below the cache folder of `ipt.models`, verified when they are made.
+    """A store at `url`. Copies are kept in `tokens` below the cache folder of `ipt.models`,
+    verified when they are made.
 
-    The file system is looked up anew each time, since one that talks over the network does not survive a fork.
+    The file system is looked up anew each time, since one that talks over the network does not
+    survive a fork.
     """
 
     def __init__(self, url: str, cache_gib: float) -> None:
         self.location = url.rstrip("/")
         self._cache = FileCache(cache_dir() / "tokens", cache_gib * 2**30)
-        self.max_open_bytes = self._cache.limit / 2  # so that there is always something that can be removed
+        self.max_open_bytes = (
+            self._cache.limit / 2
+        )  # so that there is always something that can be removed
 
     def indices(self) -> list[ShardIndex]:
         indices: list[ShardIndex] = []
         while len(indices) % PROBED == 0 and (found := self._read_indices(len(indices))):
             indices += found
         if not indices:
-            raise MissingFileError(f"{self.location} is not a token store: it holds no {shard_name(0)}/{INDEX_FILE}")
+            raise MissingFileError(
+                f"{self.location} is not a token store: it holds no {shard_name(0)}/{INDEX_FILE}"
+            )
         check_complete(self.location, indices)
         held = sum(file["bytes"] for index in indices for file in index.files.values())
         if held > self._cache.limit:
             sizes = f"{held / 2**30:.1f} GiB, and tokens.cache_gib={self._cache.limit / 2**30:g}"
-            console.print(f"[yellow]{self.location} holds {sizes}: read in random order, its shards are copied again and again")
+            console.print(
+                f"[yellow]{self.location} holds {sizes}: read in random order, its shards are "
+                "copied again and again"
+            )
         return indices
 
     def open(self, index: ShardIndex, name: str) -> BinaryIO:
         file = index.files[name]
-        return self._cache.open(file["sha256"], file["bytes"], lambda path: self._fetch(index, name, path))
+        return self._cache.open(
+            file["sha256"], file["bytes"], lambda path: self._fetch(index, name, path)
+        )
 
     def hash(self, index: ShardIndex, name: str) -> str:
         where = f"{self.location}/{index.shard}/{name}"
@@ -58,8 +73,13 @@ class RemoteFolder:
             return hash_file(Path(folder, name))
 
     def _read_indices(self, first: int) -> list[ShardIndex]:
-        """The indices of up to PROBED shards from `first`, which end with the first one that is not there."""
-        wheres = [f"{self.location}/{shard_name(number)}/{INDEX_FILE}" for number in range(first, first + PROBED)]
+        """The indices of up to PROBED shards from `first`, which end with the first one that is not
+        there.
+        """
+        wheres = [
+            f"{self.location}/{shard_name(number)}/{INDEX_FILE}"
+            for number in range(first, first + PROBED)
+        ]
         with reaching(self.location):
             system, _ = _find(self.location)
             system.invalidate_cache()  # of listings: shards may have been added
@@ -68,7 +88,9 @@ class RemoteFolder:
         found = []
         for number, where in enumerate(wheres, start=first):
             content = contents.get(paths[where], FileNotFoundError())
-            if isinstance(content, FileNotFoundError) or (number and isinstance(content, PermissionError)):  # S3 without listing
+            if isinstance(content, FileNotFoundError) or (
+                number and isinstance(content, PermissionError)
+            ):  # S3 without listing
                 break
             with reaching(where):
                 if isinstance(content, Exception):
@@ -90,7 +112,9 @@ class RemoteFolder:
             if (found := hash_file(target)) == expected:
                 return
             problem = f"has SHA-256 {found[:12]}…, but its index says {expected[:12]}…"
-        raise UserError(f"{where} {problem}, {TRIES} times: the shard is damaged there, copy it anew")
+        raise UserError(
+            f"{where} {problem}, {TRIES} times: the shard is damaged there, copy it anew"
+        )
 
 
 def _find(url: str) -> tuple[Any, str]:
@@ -108,4 +132,6 @@ def reaching(where: str) -> Iterator[None]:
     except ImportError as error:
         raise UserError(f"{where}: a package is missing ({first_line(error)})") from None
     except Exception as error:
-        raise UserError(f"{where}: cannot be reached ({type(error).__name__}: {first_line(error)})") from None
+        raise UserError(
+            f"{where}: cannot be reached ({type(error).__name__}: {first_line(error)})"
+        ) from None

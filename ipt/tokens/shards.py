@@ -1,9 +1,10 @@
 """What a shard of a token store is, and how one is written.
 
 shard-00000/tokens.bin    uint32, little-endian: the ids of all documents, one after the other
-shard-00000/offsets.npy   int64 [n_docs + 1]: where each document begins
-shard-00000/loss.bin      uint8, only where a part of a document is not trained on: 1 for each token that is a target
-shard-00000/index.json    what the shard was made from and with, and size and SHA-256 of the files above
+shard-00000/offsets.npy   int64 [n_docs + 1]: where each document begins shard-00000/loss.bin
+uint8, only where a part of a document is not trained on: 1 for each token that is a target
+shard-00000/index.json    what the shard was made from and with, and size and SHA-256 of the files
+above
 """
 
 import hashlib
@@ -23,14 +24,21 @@ from ipt.errors import UserError
 
 FORMAT = 2
 TOKEN, OFFSET, LOSS = np.dtype("<u4"), np.dtype("<i8"), np.dtype("u1")
-TOKENS_FILE, OFFSETS_FILE, LOSS_FILE, INDEX_FILE = "tokens.bin", "offsets.npy", "loss.bin", "index.json"
+TOKENS_FILE, OFFSETS_FILE, LOSS_FILE, INDEX_FILE = (
+    "tokens.bin",
+    "offsets.npy",
+    "loss.bin",
+    "index.json",
+)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FILL = 1 << 20  # tokens of a loss mask that are written at a time
 
 
 @dataclass(frozen=True)
 class EncodedDocument:
-    """Token ids of one document and, where only a part of it is trained on, a 1 for each token that is a target."""
+    """Token ids of one document and, where only a part of it is trained on, a 1 for each token that
+    is a target.
+    """
 
     tokens: np.ndarray
     is_target: np.ndarray | None = None
@@ -43,7 +51,9 @@ class Origin:
     tokenizer: str  # its fingerprint
     bos: int | None = None  # the token that each document begins with
     eos: int | None = None  # the token that each document ends with
-    rows: Mapping[str, Any] | None = None  # which rows of which texts (tasks.Task.rows); None: it was not made from files
+    rows: Mapping[str, Any] | None = (
+        None  # which rows of which texts (tasks.Task.rows); None: it was not made from files
+    )
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,12 @@ class ShardIndex:
 
     def to_json(self) -> str:
         counts = {"n_docs": self.n_docs, "n_tokens": self.n_tokens, "files": self.files}
-        return json.dumps({"format": FORMAT, "shard": self.shard, **asdict(self.origin), **counts}, indent=2) + "\n"
+        return (
+            json.dumps(
+                {"format": FORMAT, "shard": self.shard, **asdict(self.origin), **counts}, indent=2
+            )
+            + "\n"
+        )
 
 
 def shard_name(number: int) -> str:
@@ -70,8 +85,12 @@ def shard_name(number: int) -> str:
 
 
 def parse_index(text: str | bytes, where: str, shard: str) -> ShardIndex:
-    """The index that `where` (for messages) holds of `shard`. Raises UserError naming it if it is that of another, or none."""
-    damaged = UserError(f"{where} is not the index of a shard: the shard is damaged, tokenise it again")
+    """The index that `where` (for messages) holds of `shard`. Raises UserError naming it if it is
+    that of another, or none.
+    """
+    damaged = UserError(
+        f"{where} is not the index of a shard: the shard is damaged, tokenise it again"
+    )
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -79,35 +98,68 @@ def parse_index(text: str | bytes, where: str, shard: str) -> ShardIndex:
     if not isinstance(value, dict):
         raise damaged
     if value.get("format") != FORMAT:
-        raise UserError(f"{where} has format {str(value.get('format'))[:20]}, this version of ipt reads {FORMAT}: tokenise the texts again")
+        raise UserError(
+            f"{where} has format {str(value.get('format'))[:20]}, this version of ipt reads "
+            f"{FORMAT}: tokenise the texts again"
+        )
     if not _is_index(value):
         raise damaged
     origin = Origin(value["tokenizer"], value["bos"], value["eos"], value["rows"])
     index = ShardIndex(value["shard"], origin, value["n_docs"], value["n_tokens"], value["files"])
     if index.shard != shard:
-        raise UserError(f"{where} is the index of {index.shard}, not of {shard}: files of two shards were swapped, put each in its place")
-    sizes = {TOKENS_FILE: index.n_tokens * TOKEN.itemsize, LOSS_FILE: index.n_tokens * LOSS.itemsize}
+        raise UserError(
+            f"{where} is the index of {index.shard}, not of {shard}: files of two shards were "
+            "swapped, put each in its place"
+        )
+    sizes = {
+        TOKENS_FILE: index.n_tokens * TOKEN.itemsize,
+        LOSS_FILE: index.n_tokens * LOSS.itemsize,
+    }
     for name, file in index.files.items():
         if file["bytes"] != sizes.get(name, file["bytes"]):
-            raise UserError(f"{where} contradicts itself: {index.n_tokens} tokens, but {name} of {file['bytes']} bytes: tokenise it again")
+            raise UserError(
+                f"{where} contradicts itself: {index.n_tokens} tokens, but {name} of "
+                f"{file['bytes']} bytes: tokenise it again"
+            )
     if (size := index.files[OFFSETS_FILE]["bytes"]) < (index.n_docs + 1) * OFFSET.itemsize:
-        raise UserError(f"{where} contradicts itself: {index.n_docs} documents, but {OFFSETS_FILE} of {size} bytes: tokenise it again")
+        raise UserError(
+            f"{where} contradicts itself: {index.n_docs} documents, but {OFFSETS_FILE} of {size} "
+            "bytes: tokenise it again"
+        )
     return index
 
 
 def _is_index(value: Mapping[str, Any]) -> bool:
-    """Whether all is there and of the right kind. Names and hashes become paths, so nothing else may stand in their place."""
-    counts, tokens, rows, files = ("n_docs", "n_tokens"), ("bos", "eos"), value.get("rows"), value.get("files")
+    """Whether all is there and of the right kind. Names and hashes become paths, so nothing else
+    may stand in their place.
+    """
+    counts, tokens, rows, files = (
+        ("n_docs", "n_tokens"),
+        ("bos", "eos"),
+        value.get("rows"),
+        value.get("files"),
+    )
     return (
         all(isinstance(value.get(name), str) for name in ("shard", "tokenizer"))
         and all(_is_count(value.get(name)) for name in counts)
-        and all(name in value and (value[name] is None or _is_count(value[name])) for name in tokens)
+        and all(
+            name in value and (value[name] is None or _is_count(value[name])) for name in tokens
+        )
         and "rows" in value
-        and (rows is None or (isinstance(rows, dict) and all(_is_count(rows.get(name)) for name in ("part", "parts"))))
+        and (
+            rows is None
+            or (
+                isinstance(rows, dict)
+                and all(_is_count(rows.get(name)) for name in ("part", "parts"))
+            )
+        )
         and isinstance(files, dict)
         and {TOKENS_FILE, OFFSETS_FILE} <= set(files) <= {TOKENS_FILE, OFFSETS_FILE, LOSS_FILE}
         and all(isinstance(file, dict) and _is_count(file.get("bytes")) for file in files.values())
-        and all(isinstance(file.get("sha256"), str) and SHA256.fullmatch(file["sha256"]) for file in files.values())
+        and all(
+            isinstance(file.get("sha256"), str) and SHA256.fullmatch(file["sha256"])
+            for file in files.values()
+        )
     )
 
 
@@ -118,8 +170,8 @@ def _is_count(value: Any) -> bool:
 class ShardWriter:
     """Writes a shard a document at a time, in memory that does not grow with the tokens.
 
-    As a context manager: the folder appears whole at the end of the block, in the place of one that was there. If the block
-    raises, nothing appears.
+    As a context manager: the folder appears whole at the end of the block, in the place of one that
+    was there. If the block raises, nothing appears.
     """
 
     def __init__(self, folder: Path, origin: Origin) -> None:
@@ -148,11 +200,15 @@ class ShardWriter:
     def write(self, document: EncodedDocument) -> None:
         if document.is_target is not None and self._loss is None:
             self._loss = _HashedFile(self._unfinished / LOSS_FILE)
-            for start in range(0, self.n_tokens, FILL):  # documents before the first with a mask are trained on as a whole
+            for start in range(
+                0, self.n_tokens, FILL
+            ):  # documents before the first with a mask are trained on as a whole
                 self._loss.write(np.ones(min(FILL, self.n_tokens - start), LOSS).tobytes())
         self._tokens.write(document.tokens.astype(TOKEN, copy=False).tobytes())
         if self._loss is not None:
-            target = np.ones(len(document.tokens)) if document.is_target is None else document.is_target
+            target = (
+                np.ones(len(document.tokens)) if document.is_target is None else document.is_target
+            )
             self._loss.write(target.astype(LOSS, copy=False).tobytes())
         self._lengths.append(len(document.tokens))
         self.n_tokens += len(document.tokens)
@@ -162,10 +218,16 @@ class ShardWriter:
         np.cumsum(self._lengths, out=offsets[1:])
         offsets_file = _HashedFile(self._unfinished / OFFSETS_FILE)
         np.save(offsets_file, offsets)
-        files = {TOKENS_FILE: self._tokens, OFFSETS_FILE: offsets_file} | ({LOSS_FILE: self._loss} if self._loss else {})
+        files = {TOKENS_FILE: self._tokens, OFFSETS_FILE: offsets_file} | (
+            {LOSS_FILE: self._loss} if self._loss else {}
+        )
         facts = {name: file.close() for name, file in files.items()}
         index = _HashedFile(self._unfinished / INDEX_FILE)
-        index.write(ShardIndex(self.folder.name, self.origin, len(self._lengths), self.n_tokens, facts).to_json().encode())
+        index.write(
+            ShardIndex(self.folder.name, self.origin, len(self._lengths), self.n_tokens, facts)
+            .to_json()
+            .encode()
+        )
         index.close()
         if self.folder.exists():
             remove_shard(self.folder)

@@ -25,7 +25,8 @@ def given_store(name: str, config: SourceConfig, model: str, cache_gib: float) -
 def open_source(name: str, config: SourceConfig, model: str, cache_gib: float) -> TokenStore:
     """The store that `mixture.sources.NAME.path` names, a path or a URL.
 
-    Raises a one-line error if there is none, if it is not whole, or if `model` has another tokenizer than it was made with.
+    Raises a one-line error if there is none, if it is not whole, or if `model` has another
+    tokenizer than it was made with.
     """
     from ipt.models import load_tokenizer
 
@@ -41,7 +42,8 @@ def open_source(name: str, config: SourceConfig, model: str, cache_gib: float) -
     wanted = tokenizer_fingerprint(load_tokenizer(model))
     if store.fingerprint != wanted:
         raise UserError(
-            f"{key} was made with tokenizer {store.fingerprint}, but that of model={model} is {wanted}: tokenise its texts again"
+            f"{key} was made with tokenizer {store.fingerprint}, but that of model={model} is "
+            f"{wanted}: tokenise its texts again"
         )
     return store
 
@@ -49,12 +51,13 @@ def open_source(name: str, config: SourceConfig, model: str, cache_gib: float) -
 def check_ids(name: str, config: SourceConfig, vocabulary: int, cache_gib: float) -> None:
     """Check that a model with `vocabulary` embeddings has one for every token of a source's store.
 
-    Reads the tokens of a store on this machine; those of a very large or remote one are checked as they
-    are trained on (ipt.mixture.batches). Raises UserError.
+    Reads the tokens of a store on this machine; those of a very large or remote one are checked as
+    they are trained on (ipt.mixture.batches). Raises UserError.
     """
     store = TokenStore.open(config.path, cache_gib)
     if (largest := store.largest_id()) >= vocabulary:
         raise UserError(
-            f"mixture.sources.{name}.path={config.path}: the store holds the token {largest}, and the"
+            f"mixture.sources.{name}.path={config.path}: the store holds the token {largest}, and "
+            "the"
             f" model has {vocabulary} embeddings: tokenise its texts with the model's tokenizer"
         )

@@ -1,4 +1,6 @@
-"""Token stores: documents as token ids in memory-mapped shards that are written once and read at random."""
+"""Token stores: documents as token ids in memory-mapped shards that are written once and read at
+random.
+"""
 
 import mmap
 import threading
@@ -29,14 +31,19 @@ from ipt.tokens.shards import (
     shard_name,
 )
 
-OPEN_FILES = 128  # of one store at the same time: each takes a file descriptor, and a process may have some 1,000
+# of one store at the same time: each takes a file descriptor, and a process may have some 1,000
+OPEN_FILES = 128
 CACHE_GIB = 100.0
 SCANNED_TOKENS = 2**32  # of a store, for its largest id: 16 GiB, some 15 seconds
 SCANNED_AT_ONCE = 2**24
 
 
-def write_store(folder: Path, documents: Iterable[EncodedDocument], fingerprint: str, shard_tokens: int) -> None:
-    """Write `documents` in order as `shard-00000`, `shard-00001`, … of about `shard_tokens` tokens each."""
+def write_store(
+    folder: Path, documents: Iterable[EncodedDocument], fingerprint: str, shard_tokens: int
+) -> None:
+    """Write `documents` in order as `shard-00000`, `shard-00001`, … of about `shard_tokens` tokens
+    each.
+    """
     remaining, number = iter(documents), 0
     following = next(remaining, None)
     while following is not None or number == 0:
@@ -50,9 +57,10 @@ def write_store(folder: Path, documents: Iterable[EncodedDocument], fingerprint:
 class TokenStore:
     """Random access to the documents of a store, here or behind a URL.
 
-    `len()` is the number of documents and `n_tokens` that of tokens. Opening a store reads the indices of its shards; other
-    files are mapped when they are first needed and never read as a whole. Raises UserError or MissingFileError naming the
-    shard that is missing, cut short, another's, or made with another tokenizer than the first one.
+    `len()` is the number of documents and `n_tokens` that of tokens. Opening a store reads the
+    indices of its shards; other files are mapped when they are first needed and never read as a
+    whole. Raises UserError or MissingFileError naming the shard that is missing, cut short,
+    another's, or made with another tokenizer than the first one.
     """
 
     def __init__(self, folder: "Path | ShardFolder") -> None:
@@ -60,13 +68,19 @@ class TokenStore:
         self.indices = self._folder.indices()
         self.location = self._folder.location
         self.fingerprint = self.indices[0].origin.tokenizer
-        *self._first_document, self._n_documents = accumulate((index.n_docs for index in self.indices), initial=0)
-        *self._first_token, self.n_tokens = accumulate((index.n_tokens for index in self.indices), initial=0)
+        *self._first_document, self._n_documents = accumulate(
+            (index.n_docs for index in self.indices), initial=0
+        )
+        *self._first_token, self.n_tokens = accumulate(
+            (index.n_tokens for index in self.indices), initial=0
+        )
         self._maps = _Maps(self._folder.max_open_bytes)
 
     @classmethod
     def open(cls, location: str | Path, cache_gib: float = CACHE_GIB) -> "TokenStore":
-        """The store at a path or an fsspec URL; of the latter, at most `cache_gib` GiB of shards are kept on this machine."""
+        """The store at a path or an fsspec URL; of the latter, at most `cache_gib` GiB of shards
+        are kept on this machine.
+        """
         kind, separator, path = str(location).partition("://")
         if not separator or kind in ("file", "local"):
             return cls(Path(path if separator else location))
@@ -79,7 +93,9 @@ class TokenStore:
 
     @property
     def digest(self) -> str:
-        """Hash of all that the store holds: equal for equal documents in equal shards, wherever they lie."""
+        """Hash of all that the store holds: equal for equal documents in equal shards, wherever
+        they lie.
+        """
         return hash_json([index.to_json() for index in self.indices])
 
     def tokens(self, document: int, start: int = 0, end: int | None = None) -> np.ndarray:
@@ -96,20 +112,29 @@ class TokenStore:
         return self._map(shard, LOSS_FILE, LOSS)[first:last].astype(bool)
 
     def positions(self, documents: np.ndarray) -> np.ndarray:
-        """Where each document begins, counted in tokens of the whole store (int64); of `len(store)` it is `n_tokens`."""
+        """Where each document begins, counted in tokens of the whole store (int64); of `len(store)`
+        it is `n_tokens`.
+        """
         documents = np.asarray(documents, np.int64)
         if documents.size and not (documents.min() >= 0 and documents.max() <= self._n_documents):
-            raise IndexError(f"{self.location} has {self._n_documents} documents, asked for {documents.min()} to {documents.max()}")
+            raise IndexError(
+                f"{self.location} has {self._n_documents} documents, asked for {documents.min()} "
+                f"to {documents.max()}"
+            )
         shards = np.searchsorted(self._first_document, documents, side="right") - 1
         result = np.empty(documents.shape, np.int64)
         for shard in np.unique(shards):
             here = shards == shard
             offsets = self._map(shard, OFFSETS_FILE, None)
-            result[here] = offsets[documents[here] - self._first_document[shard]] + self._first_token[shard]
+            result[here] = (
+                offsets[documents[here] - self._first_document[shard]] + self._first_token[shard]
+            )
         return result
 
     def largest_id(self) -> int:
-        """The largest token id of a store on this machine, or of its first 2**32 tokens; -1 of a remote one."""
+        """The largest token id of a store on this machine, or of its first 2**32 tokens; -1 of a
+        remote one.
+        """
         if not isinstance(self._folder, LocalFolder):
             return -1
         largest, left = -1, SCANNED_TOKENS
@@ -121,7 +146,9 @@ class TokenStore:
         return largest
 
     def verify(self) -> None:
-        """Read all files and compare them with the hashes in the indices. Raises UserError naming each that differs."""
+        """Read all files and compare them with the hashes in the indices. Raises UserError naming
+        each that differs.
+        """
         files = [(index, name) for index in self.indices for name in index.files]
         damaged = []
         with progress("verify", len(files)) as bar:
@@ -130,11 +157,17 @@ class TokenStore:
                     damaged.append(f"{index.shard}/{name}")
                 bar.advance()
         if damaged:
-            raise UserError(f"{self.location}: not what was written: {', '.join(damaged)}; tokenise again, or copy these shards anew")
+            raise UserError(
+                f"{self.location}: not what was written: {', '.join(damaged)}; tokenise again, or "
+                "copy these shards anew"
+            )
 
     def _shard_of(self, document: int) -> int:
         if not 0 <= document < self._n_documents:
-            raise IndexError(f"{self.location} has {self._n_documents} documents, there is no document {document}")
+            raise IndexError(
+                f"{self.location} has {self._n_documents} documents, there is no document "
+                f"{document}"
+            )
         return bisect_right(self._first_document, document) - 1
 
     def _span(self, document: int, start: int, end: int | None) -> tuple[int, int, int]:
@@ -158,17 +191,26 @@ class TokenStore:
             count = index.n_docs + 1
             try:
                 whole = np.lib.format.read_magic(file) == (1, 0)
-                whole = whole and np.lib.format.read_array_header_1_0(file) == ((count,), False, OFFSET)
+                whole = whole and np.lib.format.read_array_header_1_0(file) == (
+                    (count,),
+                    False,
+                    OFFSET,
+                )
                 offsets = _mapped(file, OFFSET, count, file.tell()) if whole else None
             except Exception:  # numpy's reader of headers raises whatever it comes upon
                 offsets = None
         if offsets is None or offsets[0] != 0 or offsets[-1] != index.n_tokens:
-            raise UserError(f"{self.location}/{index.shard}/{name} is not that of its shard: the shard is damaged, tokenise it again")
+            raise UserError(
+                f"{self.location}/{index.shard}/{name} is not that of its shard: the shard is "
+                "damaged, tokenise it again"
+            )
         return offsets
 
 
 class _Maps:
-    """The arrays of a store that are mapped now. Beyond so many files or bytes the least recently used are let go."""
+    """The arrays of a store that are mapped now. Beyond so many files or bytes the least recently
+    used are let go.
+    """
 
     def __init__(self, max_bytes: float) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
@@ -188,7 +230,9 @@ class _Maps:
             if key not in self._arrays:  # another thread may have been as fast
                 self._arrays[key] = array, size
                 self._bytes += size
-            while len(self._arrays) > OPEN_FILES or (self._bytes > self._max_bytes and len(self._arrays) > 1):
+            while len(self._arrays) > OPEN_FILES or (
+                self._bytes > self._max_bytes and len(self._arrays) > 1
+            ):
                 _, (_, old) = self._arrays.popitem(last=False)
                 self._bytes -= old
 
@@ -197,7 +241,9 @@ class _Maps:
 
 
 def _mapped(file: BinaryIO, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
-    """The array that a file holds, read-only and read when touched. It keeps the file open, and with it a lock on the file."""
+    """The array that a file holds, read-only and read when touched. It keeps the file open, and
+    with it a lock on the file.
+    """
     if count == 0:
         return np.zeros(0, dtype)  # nothing that could be mapped
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype, count, offset)

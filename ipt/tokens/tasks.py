@@ -1,6 +1,8 @@
-"""Texts cut into tasks. One task becomes one shard, whoever works on it, so a store does not depend on the number of workers.
+"""Texts cut into tasks. One task becomes one shard, whoever works on it, so a store does not depend
+on the number of workers.
 
-Where a task ends follows from the metadata of the Parquet files alone: tasks are known before anything is read.
+Where a task ends follows from the metadata of the Parquet files alone: tasks are known before
+anything is read.
 """
 
 from collections.abc import Iterator
@@ -14,7 +16,9 @@ import pyarrow.parquet as pq
 from ipt.errors import MissingFileError, UserError
 from ipt.stage import hash_json, reading_parquet
 
-BYTES_PER_TOKEN = 4  # of text, about what tokenizers give in English; it only decides how large shards are
+BYTES_PER_TOKEN = (
+    4  # of text, about what tokenizers give in English; it only decides how large shards are
+)
 COLUMNS = ("text", "examples", "fill_to")
 READ_ROWS = 256  # rows of a file in memory at a time
 
@@ -31,7 +35,9 @@ class RowGroups:
 
 @dataclass(frozen=True)
 class Task:
-    """Part number `part` of `parts` of the texts in `folder`: rows `first:end` of all files together."""
+    """Part number `part` of `parts` of the texts in `folder`: rows `first:end` of all files
+    together.
+    """
 
     folder: Path
     texts: str  # hash of all files' names and metadata
@@ -44,13 +50,21 @@ class Task:
     @property
     def rows(self) -> dict[str, Any]:
         """Which rows of which texts these are, as the index of the shard names them."""
-        return {"texts": self.texts, "part": self.part, "parts": self.parts, "first": self.first, "end": self.end}
+        return {
+            "texts": self.texts,
+            "part": self.part,
+            "parts": self.parts,
+            "first": self.first,
+            "end": self.end,
+        }
 
 
 def make_tasks(folder: Path, shard_tokens: int) -> list[Task]:
-    """Consecutive row groups of `folder/*.parquet`, about `shard_tokens` tokens in each task, a row group at least.
+    """Consecutive row groups of `folder/*.parquet`, about `shard_tokens` tokens in each task, a row
+    group at least.
 
-    Raises MissingFileError or UserError for a folder without such files and for one that holds no texts.
+    Raises MissingFileError or UserError for a folder without such files and for one that holds no
+    texts.
     """
     paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
     if not paths:
@@ -68,21 +82,34 @@ def make_tasks(folder: Path, shard_tokens: int) -> list[Task]:
             parts[-1].append(RowGroups(path.name, number, number + 1, in_file))
             held, row, in_file, ends[-1] = held + size, row + rows, in_file + rows, row + rows
     starts = [0, *ends[:-1]]
-    return [Task(folder, texts, part, len(parts), starts[part], ends[part], tuple(_joined(groups))) for part, groups in enumerate(parts)]
+    return [
+        Task(folder, texts, part, len(parts), starts[part], ends[part], tuple(_joined(groups)))
+        for part, groups in enumerate(parts)
+    ]
 
 
 def read_rows(task: Task) -> Iterator[dict[str, Any]]:
-    """The rows of a task in order, in bounded memory. Raises UserError naming file and row where there is no text."""
+    """The rows of a task in order, in bounded memory. Raises UserError naming file and row where
+    there is no text.
+    """
     for groups in task.groups:
         path, number = task.folder / groups.file, groups.row
         # The buffer keeps a whole row group out of memory.
-        with reading_parquet(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
+        with (
+            reading_parquet(path),
+            pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file,
+        ):
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             wanted = list(range(groups.first, groups.end))
-            for batch in file.iter_batches(READ_ROWS, row_groups=wanted, columns=columns, use_threads=False):
+            for batch in file.iter_batches(
+                READ_ROWS, row_groups=wanted, columns=columns, use_threads=False
+            ):
                 for row in batch.to_pylist():
                     if row.get("text") is None and row.get("examples") is None:
-                        raise UserError(f"{path} row {number}: has neither text nor examples: leave such rows out")
+                        raise UserError(
+                            f"{path} row {number}: has neither text nor examples: leave such rows "
+                            "out"
+                        )
                     yield row
                     number += 1
 
@@ -93,13 +120,22 @@ def _row_groups(path: Path) -> Iterator[tuple[int, int]]:
         with pq.ParquetFile(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})"
+        ) from None
     if not {"text", "examples"} & set(schema.names):
-        raise UserError(f"{path}: has the columns {', '.join(schema.names)}, but texts are in a column text (or examples)")
+        raise UserError(
+            f"{path}: has the columns {', '.join(schema.names)}, but texts are in a column text "
+            "(or examples)"
+        )
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = (group.column(column) for column in range(group.num_columns))
-        size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] in COLUMNS)
+        size = sum(
+            column.total_uncompressed_size
+            for column in columns
+            if column.path_in_schema.split(".")[0] in COLUMNS
+        )
         yield group.num_rows, size
 
 
@@ -118,7 +154,9 @@ def _joined(groups: list[RowGroups]) -> Iterator[RowGroups]:
 
 
 def _footer(path: Path) -> str:
-    """The metadata at the end of a Parquet file: sizes, counts and value ranges of all that it holds."""
+    """The metadata at the end of a Parquet file: sizes, counts and value ranges of all that it
+    holds.
+    """
     with path.open("rb") as file:
         size = path.stat().st_size
         file.seek(max(0, size - 8))

@@ -13,17 +13,28 @@ from ipt.parallel import worker_count
 from ipt.stage import hash_file
 from ipt.tokens.encode import Encoding, encoding_of
 from ipt.tokens.folders import LocalFolder
-from ipt.tokens.shards import FORMAT, INDEX_FILE, parse_index, remove_shard, remove_unfinished, shard_name
+from ipt.tokens.shards import (
+    FORMAT,
+    INDEX_FILE,
+    parse_index,
+    remove_shard,
+    remove_unfinished,
+    shard_name,
+)
 from ipt.tokens.store import TokenStore
 from ipt.tokens.tasks import Task, make_tasks
 from ipt.tokens.workers import Job, origin_of, run_jobs
 
 
-def tokenize_texts(config: TokensConfig, texts: Path, model: str, output: Path, name: str = "") -> dict[str, Any]:
-    """Tokenise the rows of `texts/*.parquet` (`encode.Encoder.encode` says what a row is) into a store in `output`.
+def tokenize_texts(
+    config: TokensConfig, texts: Path, model: str, output: Path, name: str = ""
+) -> dict[str, Any]:
+    """Tokenise the rows of `texts/*.parquet` (`encode.Encoder.encode` says what a row is) into a
+    store in `output`.
 
-    The store is the same for any number of `config.workers`. After an interruption, the shards that are finished are kept;
-    one of other rows or of another tokenizer is made again. Returns the statistics of the store.
+    The store is the same for any number of `config.workers`. After an interruption, the shards that
+    are finished are kept; one of other rows or of another tokenizer is made again. Returns the
+    statistics of the store.
     """
     encoding, tasks = _prepare(config, texts, model)
     for shard in output.glob("shard-*"):
@@ -33,20 +44,28 @@ def tokenize_texts(config: TokensConfig, texts: Path, model: str, output: Path, 
 
 
 def add_texts(config: TokensConfig, texts: Path, model: str, folder: Path) -> dict[str, Any]:
-    """As `tokenize_texts`, but behind what the store in `folder` holds; with the same texts again it goes on, or changes nothing.
+    """As `tokenize_texts`, but behind what the store in `folder` holds; with the same texts again
+    it goes on, or changes nothing.
 
-    Raises UserError if the store was made with another tokenizer or another BOS and EOS rule, or is not finished.
+    Raises UserError if the store was made with another tokenizer or another BOS and EOS rule, or is
+    not finished.
     """
     encoding, tasks = _prepare(config, texts, model)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):  # two at the same time would take the same numbers
-        return _write(config, tasks, encoding, folder, _first_shard(folder, tasks, encoding), folder.name)
+    with FileLock(
+        folder.parent / f".{folder.name}.lock"
+    ):  # two at the same time would take the same numbers
+        return _write(
+            config, tasks, encoding, folder, _first_shard(folder, tasks, encoding), folder.name
+        )
 
 
 def check_tokens(config: TokensConfig) -> None:
     """Raise a one-line error for a value that cannot be."""
     if config.workers is not None and config.workers < 1:
-        raise UserError(f"tokens.workers={config.workers}: must be at least 1, or null for all cores")
+        raise UserError(
+            f"tokens.workers={config.workers}: must be at least 1, or null for all cores"
+        )
     if config.shard_tokens < 1:
         raise UserError(f"tokens.shard_tokens={config.shard_tokens}: must be at least 1")
     if not config.cache_gib > 0:
@@ -55,7 +74,12 @@ def check_tokens(config: TokensConfig) -> None:
 
 def store_settings(config: TokensConfig) -> dict[str, Any]:
     """What of the config a store depends on."""
-    return {"bos": config.bos, "eos": config.eos, "shard_tokens": config.shard_tokens, "format": FORMAT}
+    return {
+        "bos": config.bos,
+        "eos": config.eos,
+        "shard_tokens": config.shard_tokens,
+        "format": FORMAT,
+    }
 
 
 def _prepare(config: TokensConfig, texts: Path, model: str) -> tuple[Encoding, list[Task]]:
@@ -65,7 +89,14 @@ def _prepare(config: TokensConfig, texts: Path, model: str) -> tuple[Encoding, l
     return encoding_of(load_tokenizer(model), config), tasks
 
 
-def _write(config: TokensConfig, tasks: Sequence[Task], encoding: Encoding, output: Path, first: int, name: str) -> dict[str, Any]:
+def _write(
+    config: TokensConfig,
+    tasks: Sequence[Task],
+    encoding: Encoding,
+    output: Path,
+    first: int,
+    name: str,
+) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     remove_unfinished(output)
     jobs = [Job(task, output / shard_name(first + task.part)) for task in tasks]
@@ -74,7 +105,12 @@ def _write(config: TokensConfig, tasks: Sequence[Task], encoding: Encoding, outp
         bar.advance(tasks[-1].end - sum(job.task.end - job.task.first for job in remaining))
         run_jobs(remaining, encoding, worker_count(config.workers), bar.advance)
     store = TokenStore(output)
-    return {"documents": len(store), "tokens": store.n_tokens, "tokenizer": store.fingerprint, "shards": len(store.indices)}
+    return {
+        "documents": len(store),
+        "tokens": store.n_tokens,
+        "tokenizer": store.fingerprint,
+        "shards": len(store.indices),
+    }
 
 
 def _is_finished(job: Job, encoding: Encoding) -> bool:
@@ -84,22 +120,35 @@ def _is_finished(job: Job, encoding: Encoding) -> bool:
         hashes = {name: hash_file(job.shard / name) for name in index.files}
     except (OSError, UserError):
         return False
-    return index.origin == origin_of(job.task, encoding) and all(hashes[name] == file["sha256"] for name, file in index.files.items())
+    return index.origin == origin_of(job.task, encoding) and all(
+        hashes[name] == file["sha256"] for name, file in index.files.items()
+    )
 
 
 def _first_shard(folder: Path, tasks: Sequence[Task], encoding: Encoding) -> int:
-    """The number of the shard of the first task: where these texts were begun before, else behind the last shard."""
+    """The number of the shard of the first task: where these texts were begun before, else behind
+    the last shard.
+    """
     paths = sorted(folder.glob(f"shard-*/{INDEX_FILE}"))
     indices = [parse_index(path.read_bytes(), str(path), path.parent.name) for path in paths]
     for number, index in enumerate(indices):
         for what in ("tokenizer", "bos", "eos"):
-            found, wanted = getattr(index.origin, what), getattr(origin_of(tasks[0], encoding), what)
+            found, wanted = (
+                getattr(index.origin, what),
+                getattr(origin_of(tasks[0], encoding), what),
+            )
             if found != wanted:
-                raise UserError(f"{paths[number].parent} was made with {what} {found}, not {wanted}: make another store for these texts")
+                raise UserError(
+                    f"{paths[number].parent} was made with {what} {found}, not {wanted}: make "
+                    "another store for these texts"
+                )
     for index in indices:
         rows = index.origin.rows
         if rows is not None and rows["texts"] == tasks[0].texts:
             if rows["parts"] != len(tasks):
-                raise UserError(f"{folder} holds these texts already, cut into {rows['parts']} shards and not {len(tasks)}")
+                raise UserError(
+                    f"{folder} holds these texts already, cut into {rows['parts']} shards and not "
+                    f"{len(tasks)}"
+                )
             return int(index.shard.removeprefix("shard-")) - int(rows["part"])
     return len(LocalFolder(folder).indices()) if indices else 0

@@ -17,7 +17,10 @@ from ipt.tokens.shards import Origin, ShardWriter
 from ipt.tokens.tasks import Task, read_rows
 
 COUNT_EVERY = 256  # rows between two steps of the progress bar
-PARALLELISM, THREADS = "TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"  # what the tokenizer's library reads
+PARALLELISM, THREADS = (
+    "TOKENIZERS_PARALLELISM",
+    "RAYON_NUM_THREADS",
+)  # what the tokenizer's library reads
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,15 @@ class Job:
     shard: Path
 
 
-def run_jobs(jobs: Sequence[Job], encoding: Encoding, workers: int, advance: Callable[[float], None]) -> None:
-    """Write the shards of all jobs with `workers` cores; `advance` is told of each so many finished rows.
+def run_jobs(
+    jobs: Sequence[Job], encoding: Encoding, workers: int, advance: Callable[[float], None]
+) -> None:
+    """Write the shards of all jobs with `workers` cores; `advance` is told of each so many finished
+    rows.
 
-    With one worker, or one job, it happens in this process. Cores that are left over become threads of the tokenizer.
-    Raises what a worker raised, and RuntimeError if one was killed; shards that are finished stay.
+    With one worker, or one job, it happens in this process. Cores that are left over become threads
+    of the tokenizer. Raises what a worker raised, and RuntimeError if one was killed; shards that
+    are finished stay.
     """
     if not jobs:
         return
@@ -51,7 +58,9 @@ def origin_of(task: Task, encoding: Encoding) -> Origin:
     return Origin(encoding.fingerprint, encoding.begin, encoding.end, task.rows)
 
 
-def _write_shard(job: Job, encoder: Encoder, encoding: Encoding, advance: Callable[[float], None]) -> None:
+def _write_shard(
+    job: Job, encoder: Encoder, encoding: Encoding, advance: Callable[[float], None]
+) -> None:
     uncounted = 0
     with ShardWriter(job.shard, origin_of(job.task, encoding)) as shard:
         for document in encoder.encode(read_rows(job.task)):
@@ -76,15 +85,34 @@ def _tokenizer_threads(several: bool) -> Iterator[None]:
             os.environ[PARALLELISM] = before
 
 
-# Processes -----------------------------------------------------------------------------------------------------------
+# Processes
+# ----------------------------------------------------------------------------------------------
 
 
-def _run_processes(jobs: Sequence[Job], encoding: Encoding, processes: int, threads: int, advance: Callable[[float], None]) -> None:
-    """Each process takes the next job that is left until there is none. A killed one can hold no lock that this one waits for."""
-    context: Any = multiprocessing.get_context("spawn")  # this process may have threads, which a fork would not survive
-    following, rows, errors = context.Value("q", 0), context.RawArray("q", processes), context.SimpleQueue()
+def _run_processes(
+    jobs: Sequence[Job],
+    encoding: Encoding,
+    processes: int,
+    threads: int,
+    advance: Callable[[float], None],
+) -> None:
+    """Each process takes the next job that is left until there is none. A killed one can hold no
+    lock that this one waits for.
+    """
+    context: Any = multiprocessing.get_context(
+        "spawn"
+    )  # this process may have threads, which a fork would not survive
+    following, rows, errors = (
+        context.Value("q", 0),
+        context.RawArray("q", processes),
+        context.SimpleQueue(),
+    )
     workers = [
-        context.Process(target=_work, args=(jobs, encoding, threads, following, rows, number, errors), daemon=True)
+        context.Process(
+            target=_work,
+            args=(jobs, encoding, threads, following, rows, number, errors),
+            daemon=True,
+        )
         for number in range(processes)
     ]
     counted = 0
@@ -114,11 +142,22 @@ def _check(workers: Sequence[Any], errors: Any) -> None:
     if failed:
         if failed[0] > 0:  # it has printed the traceback of an error that is not the user's
             raise RuntimeError(f"a process that tokenises ended with exit code {failed[0]}")
-        advice = "if memory ran out, set tokens.workers lower; finished shards are kept, run again to go on"
+        advice = (
+            "if memory ran out, set tokens.workers lower; finished shards are kept, run again to "
+            "go on"
+        )
         raise UserError(f"a process that tokenises was killed by signal {-failed[0]}: {advice}")
 
 
-def _work(jobs: Sequence[Job], encoding: Encoding, threads: int, following: Any, rows: Any, number: int, errors: Any) -> None:
+def _work(
+    jobs: Sequence[Job],
+    encoding: Encoding,
+    threads: int,
+    following: Any,
+    rows: Any,
+    number: int,
+    errors: Any,
+) -> None:
     begin_worker()
     os.environ |= {PARALLELISM: str(threads > 1).lower(), THREADS: str(threads)}
 

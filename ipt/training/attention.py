@@ -1,14 +1,16 @@
 """Attention over packed documents: each document attends to itself alone.
 
-`candidates` lists the implementations that this machine can run; `ipt.training.probe` takes the first
-that is right for the model. An implementation that was requested by name and is not available raises an
-error. Most implementations take the bounds of the documents from the batch (`ipt.mixture.batches`); sdpa
-and eager, which transformers provides, derive a block mask from the positions:
+`candidates` lists the implementations that this machine can run; `ipt.training.probe` takes the
+first that is right for the model. An implementation that was requested by name and is not available
+raises an error. Most implementations take the bounds of the documents from the batch
+(`ipt.mixture.batches`); sdpa and eager, which transformers provides, derive a block mask from the
+positions:
 
-- `packed`: torch's causal attention document by document, without a mask. On a CPU it costs the sum of
-  squares of the document lengths instead of the square of the sequence length. Also computes soft-caps and
-  attention sinks.
-- `varlen`: torch's own kernel for sequences of different lengths, `torch.nn.attention.varlen`; needs no package.
+- `packed`: torch's causal attention document by document, without a mask. On a CPU it costs the sum
+  of squares of the document lengths instead of the square of the sequence length. Also computes
+  soft-caps and attention sinks.
+- `varlen`: torch's own kernel for sequences of different lengths, `torch.nn.attention.varlen`;
+  needs no package.
 - `flash_attention_2|3|4`: the flash-attn packages, through transformers.
 - `sdpa`, `eager`: the implementations of transformers.
 """
@@ -27,7 +29,11 @@ from ipt.errors import UserError
 
 PACKED, VARLEN = "ipt_packed", "ipt_varlen"  # as transformers knows them
 RECORDED = "ipt_packed_recorded"  # packed attention that notes the features a model uses
-FASTEST = ("flash_attention_3", "flash_attention_4", "varlen")  # what `auto` looks for on a GPU, in this order
+FASTEST = (
+    "flash_attention_3",
+    "flash_attention_4",
+    "varlen",
+)  # what `auto` looks for on a GPU, in this order
 
 
 class FlashPackage(NamedTuple):
@@ -40,9 +46,14 @@ class FlashPackage(NamedTuple):
     source: str
 
 
-# Features of a model's attention, by the option of transformers' attention interface, and the kernels that
-# compute them. flash-attn 2 and 3 ignore `s_aux`, 3 and 4 ignore `dropout`, sdpa ignores all but dropout.
-FEATURES = {"softcap": "soft-capped scores", "s_aux": "attention sinks", "dropout": "attention dropout"}
+# Features of a model's attention, by the option of transformers' attention interface, and the
+# kernels that compute them. flash-attn 2 and 3 ignore `s_aux`, 3 and 4 ignore `dropout`, sdpa
+# ignores all but dropout.
+FEATURES = {
+    "softcap": "soft-capped scores",
+    "s_aux": "attention sinks",
+    "dropout": "attention dropout",
+}
 COMPUTED_BY = {
     "softcap": ("packed", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4"),
     "s_aux": ("packed", "eager", "flash_attention_4"),
@@ -51,26 +62,39 @@ COMPUTED_BY = {
 _recorded: set[str] = set()
 
 FLASH = {
-    "flash_attention_2": FlashPackage("flash_attn", "flash-attn", 8, None, "pip install flash-attn --no-build-isolation"),
-    "flash_attention_3": FlashPackage(
-        "flash_attn_interface", "flash-attn-3", 8, 9, "build it from the folder hopper/ of the flash-attention repository"
+    "flash_attention_2": FlashPackage(
+        "flash_attn", "flash-attn", 8, None, "pip install flash-attn --no-build-isolation"
     ),
-    "flash_attention_4": FlashPackage("flash_attn.cute", "flash-attn-4", 9, None, "pip install flash-attn-4"),
+    "flash_attention_3": FlashPackage(
+        "flash_attn_interface",
+        "flash-attn-3",
+        8,
+        9,
+        "build it from the folder hopper/ of the flash-attention repository",
+    ),
+    "flash_attention_4": FlashPackage(
+        "flash_attn.cute", "flash-attn-4", 9, None, "pip install flash-attn-4"
+    ),
 }
 
 
 def candidates(trainer: TrainerConfig, features: Collection[str] = ()) -> list[str]:
-    """Names of `trainer.attention` that can run here for a model with `features`, the preferred one first.
+    """Names of `trainer.attention` that can run here for a model with `features`, the preferred one
+    first.
 
-    Without `auto` that is the name itself. Raises UserError, saying what is missing and how to get it, for
-    a name that this machine, its packages, the precision or the model rules out.
+    Without `auto` that is the name itself. Raises UserError, saying what is missing and how to get
+    it, for a name that this machine, its packages, the precision or the model rules out.
     """
     if trainer.attention != "auto":
-        if missing := _missing(trainer.attention, trainer) or _not_computed(trainer.attention, features):
+        if missing := _missing(trainer.attention, trainer) or _not_computed(
+            trainer.attention, features
+        ):
             raise UserError(f"trainer.attention={trainer.attention}: {missing}")
         return [trainer.attention]
     names = (*FASTEST, "packed", "sdpa", "eager")
-    return [name for name in names if not (_missing(name, trainer) or _not_computed(name, features))]
+    return [
+        name for name in names if not (_missing(name, trainer) or _not_computed(name, features))
+    ]
 
 
 def resolve_attention(trainer: TrainerConfig) -> str:
@@ -89,14 +113,20 @@ def implementation(name: str) -> str:
 
 
 def takes_bounds(implementation: str) -> bool:
-    """Whether an implementation is told where documents begin, instead of finding it out from the positions."""
+    """Whether an implementation is told where documents begin, instead of finding it out from the
+    positions.
+    """
     return implementation in (PACKED, VARLEN, RECORDED) or "flash" in implementation
 
 
 def bounds(batch: dict[str, Any], implementation: str) -> dict[str, Any]:
-    """The keyword arguments that tell it: of a batch as ipt.mixture.batches makes it, flattened to one row."""
+    """The keyword arguments that tell it: of a batch as ipt.mixture.batches makes it, flattened to
+    one row.
+    """
     if implementation in (PACKED, RECORDED):
-        return {"document_sizes": batch["document_sizes"]}  # only here: to a compiled block each new list is a new program
+        return {
+            "document_sizes": batch["document_sizes"]
+        }  # only here: to a compiled block each new list is a new program
     return {
         **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), batch["cu_seq_lens"]),
         **dict.fromkeys(("max_length_q", "max_length_k"), batch["max_length"]),
@@ -104,13 +134,20 @@ def bounds(batch: dict[str, Any], implementation: str) -> dict[str, Any]:
 
 
 def packed_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function for transformers: query [1, heads, T, head_dim], output [1, T, heads, head_dim].
+    """Attention function for transformers: query [1, heads, T, head_dim], output [1, T, heads,
+    head_dim].
 
-    `options["document_sizes"]` are the lengths of the documents as a list, which avoids a host-device sync;
-    without it the sequence is one document. Computes `sliding_window`, `softcap` (a bound on the scores) and
-    `s_aux`, attention sinks [heads]: a score a head that takes part in the softmax and has no value.
+    `options["document_sizes"]` are the lengths of the documents as a list, which avoids a
+    host-device sync; without it the sequence is one document. Computes `sliding_window`, `softcap`
+    (a bound on the scores) and `s_aux`, attention sinks [heads]: a score a head that takes part in
+    the softmax and has no value.
     """
     sizes = options.get("document_sizes") or [query.shape[2]]
     is_plain = options.get("softcap") is None and options.get("s_aux") is None
@@ -150,15 +187,26 @@ def _attend_by_scores(query: Tensor, key: Tensor, value: Tensor, options: dict[s
     scores = scores.masked_fill(~seen, -torch.inf).float()
     sinks = options.get("s_aux")
     if sinks is not None:
-        scores = torch.cat([scores, sinks.float().view(1, heads, 1, 1).expand(-1, -1, length, 1)], -1)
+        scores = torch.cat(
+            [scores, sinks.float().view(1, heads, 1, 1).expand(-1, -1, length, 1)], -1
+        )
     weights = scores.softmax(-1)[..., :length].to(value.dtype)
-    return torch.dropout(weights, options.get("dropout", 0.0), train=True) @ value  # 0 in evaluation mode
+    return (
+        torch.dropout(weights, options.get("dropout", 0.0), train=True) @ value
+    )  # 0 in evaluation mode
 
 
 def varlen_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """As `packed_attention`, in one kernel: documents by `cu_seq_lens_q` int32 [documents + 1], the longest by `max_length_q`."""
+    """As `packed_attention`, in one kernel: documents by `cu_seq_lens_q` int32 [documents + 1], the
+    longest by `max_length_q`.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     for feature in FEATURES:
@@ -167,7 +215,11 @@ def varlen_attention(
             raise UserError(f"trainer.attention=varlen: {_not_computed('varlen', [feature])}")
     starts, longest = options["cu_seq_lens_q"], options["max_length_q"]
     window = options.get("sliding_window")
-    query_THD, key_THD, value_THD = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    query_THD, key_THD, value_THD = (
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+    )
     output_THD: Any = varlen_attn(
         query_THD,
         key_THD,
@@ -184,13 +236,20 @@ def varlen_attention(
 
 
 def record_features() -> set[str]:
-    """The set to which the implementation RECORDED adds the names of FEATURES that a model uses, emptied."""
+    """The set to which the implementation RECORDED adds the names of FEATURES that a model uses,
+    emptied.
+    """
     _recorded.clear()
     return _recorded
 
 
 def _recorded_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     used = {name for name in FEATURES if options.get(name) is not None}
     _recorded.update(used - {"dropout"})
@@ -201,7 +260,10 @@ def _not_computed(name: str, features: Collection[str]) -> str | None:
     """Why `name` is wrong for a model with `features`, and what computes them; None if nothing is."""
     for feature in features:
         if name not in COMPUTED_BY[feature]:
-            return f"{name} ignores the {FEATURES[feature]} of this model; use {', '.join(COMPUTED_BY[feature])}"
+            return (
+                f"{name} ignores the {FEATURES[feature]} of this model; use "
+                f"{', '.join(COMPUTED_BY[feature])}"
+            )
     return None
 
 
@@ -215,7 +277,11 @@ def _missing(name: str, trainer: TrainerConfig) -> str | None:
     if name in ("sdpa", "eager"):
         return None
     if name == "packed":
-        return "compiled blocks would be compiled anew for each batch, use sdpa, or varlen on a GPU" if trainer.compile else None
+        return (
+            "compiled blocks would be compiled anew for each batch, use sdpa, or varlen on a GPU"
+            if trainer.compile
+            else None
+        )
     if trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return "it needs an NVIDIA GPU, and this run has none; on a CPU use packed"
     if trainer.precision != "bf16":
@@ -223,16 +289,25 @@ def _missing(name: str, trainer: TrainerConfig) -> str | None:
     capability = torch.cuda.get_device_capability()
     kind = f"{torch.cuda.get_device_name()} of compute capability {capability[0]}.{capability[1]}"
     if name == "varlen":
-        return None if capability[0] >= 8 else f"torch's kernel needs compute capability 8.0, and this is {kind}; use packed"
+        return (
+            None
+            if capability[0] >= 8
+            else f"torch's kernel needs compute capability 8.0, and this is {kind}; use packed"
+        )
     package = FLASH[name]
     if not package.oldest <= capability[0] <= (package.newest or capability[0]):
         span = f"to {package.newest}.x" if package.newest else "and newer"
-        return f"it is for GPUs of compute capability {package.oldest}.0 {span}, and this is {kind}; use varlen or packed"
+        return (
+            f"it is for GPUs of compute capability {package.oldest}.0 {span}, and this is {kind}; "
+            "use varlen or packed"
+        )
     return _missing_package(name, package)
 
 
 def _missing_package(name: str, package: FlashPackage) -> str | None:
-    """transformers would fetch a kernel from a hub where the package is not installed: then this says no first."""
+    """transformers would fetch a kernel from a hub where the package is not installed: then this
+    says no first.
+    """
     from transformers import utils
 
     try:
@@ -241,7 +316,13 @@ def _missing_package(name: str, package: FlashPackage) -> str | None:
     except (PackageNotFoundError, ModuleNotFoundError):
         found = False
     if not found:
-        return f"the package {package.distribution} is not installed: {package.source}; or use varlen, which needs no package"
+        return (
+            f"the package {package.distribution} is not installed: {package.source}; or use "
+            "varlen, which needs no package"
+        )
     if not getattr(utils, f"is_flash_attn_{name[-1]}_available")():
-        return f"transformers does not take this version of {package.distribution} ({version(package.distribution)}); or use varlen"
+        return (
+            f"transformers does not take this version of {package.distribution} "
+            f"({version(package.distribution)}); or use varlen"
+        )
     return None

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 
 def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -> "list[WandbRun]":
-    """The loggers of a training run. With `logger=wandb`: config, curves over tokens, a table of pairs, and their figures.
+    """The loggers of a training run. With `logger=wandb`: config, curves over tokens, a table of
+    pairs, and their figures.
 
-    The run's id is kept in `output`, so a resumed run goes on in W&B too. Without a key the run is offline, complete on
-    disk, and `wandb sync` uploads it later; see `wandb_mode` for what else decides. Only the first process has a logger.
+    The run's id is kept in `output`, so a resumed run goes on in W&B too. Without a key the run is
+    offline, complete on disk, and `wandb sync` uploads it later; see `wandb_mode` for what else
+    decides. Only the first process has a logger.
     """
     if config.logger.name == "none" or rank() > 0:
         return []
@@ -34,9 +36,20 @@ def build_loggers(config: Config, name: str, output: Path, pairs: Path | None) -
         os.environ.update({"WANDB_CONFIG_DIR": str(output), "WANDB_DIR": str(output)})
     from ipt.training.wandb_run import open_run
 
-    identity = {"name": f"{config.name} {name}", "id": run_id(output), "group": config.logger.group or config.name}
+    identity = {
+        "name": f"{config.name} {name}",
+        "id": run_id(output),
+        "group": config.logger.group or config.name,
+    }
     job_type = name.partition(" ")[0]
-    run = open_run(config.logger, output, chosen.mode == OFFLINE, **identity, job_type=job_type, config=asdict(config))
+    run = open_run(
+        config.logger,
+        output,
+        chosen.mode == OFFLINE,
+        **identity,
+        job_type=job_type,
+        config=asdict(config),
+    )
     if run is None:
         return []
     run.send(lambda run: run.define_metric("*", step_metric="tokens"))
@@ -51,14 +64,19 @@ def log_figures(run: Any, values: dict[str, Any], prefix: str) -> None:
 
 
 def _log_pairs(run: Any, pairs: Path, seed: int) -> None:
-    """A table of examples, and the figures of the stage that the pairs come from as `synthesis/...` in the run's summary."""
+    """A table of examples, and the figures of the stage that the pairs come from as `synthesis/...`
+    in the run's summary.
+    """
     import wandb
 
     from ipt.synthesis.quality.statistics import examples
 
     rows: list[list[str]] = []
     for row in examples(pairs, 8, seed):
-        rows += [[row["doc_id"], row["text"], pair["question"], pair["answer"], ""] for pair in row["pairs"]]
+        rows += [
+            [row["doc_id"], row["text"], pair["question"], pair["answer"], ""]
+            for pair in row["pairs"]
+        ]
         rows += [[row["doc_id"], row["text"], "", "", row["rewrite"]]] if row["rewrite"] else []
     run.log({"pairs": wandb.Table(["doc_id", "document", "question", "answer", "rewrite"], rows)})
     stats = pairs.parent / STATS
@@ -78,7 +96,8 @@ def _figures(stats: dict[str, Any], prefix: str) -> dict[str, float]:
 
 
 def run_id(output: Path) -> str | None:
-    """The run's id, drawn once: a resumed run goes on under it, on another machine too, where its checkpoint knows it.
+    """The run's id, drawn once: a resumed run goes on under it, on another machine too, where its
+    checkpoint knows it.
 
     None in all processes but the first, which is the only one that logs.
     """

@@ -1,4 +1,6 @@
-"""Projection to the vocabulary and cross-entropy as one chunked operation, so that full logits never exist."""
+"""Projection to the vocabulary and cross-entropy as one chunked operation, so that full logits
+never exist.
+"""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,7 +12,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What a model does to the logits z of its projection: y = scale * z, then softcap * tanh(y / softcap).
+    """What a model does to the logits z of its projection: y = scale * z, then softcap * tanh(y /
+    softcap).
 
     Granite divides its logits and Cohere multiplies them; Gemma-2 and later models cap them.
     """
@@ -38,7 +41,9 @@ class LogitTransform:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Computes the gradients in the forward pass, while the logits of a chunk exist, so nothing is computed twice."""
+    """Computes the gradients in the forward pass, while the logits of a chunk exist, so nothing is
+    computed twice.
+    """
 
     @staticmethod
     def forward(
@@ -57,7 +62,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         operand_VD = weight_VD.to(dtype) if weight_VD.device.type == "cpu" else weight_VD
         grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if needs_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=dtype) if bias_V is not None and needs_bias else None
+        grad_bias_V = (
+            torch.zeros_like(bias_V, dtype=dtype) if bias_V is not None and needs_bias else None
+        )
         losses_T = torch.empty(len(labels_T), dtype=dtype, device=hidden_TD.device)
         for start in range(0, len(labels_T), chunk):
             rows = slice(start, start + chunk)
@@ -70,7 +77,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             losses_T[rows], probabilities_CV = _losses_and_probabilities(logits_CV, labels_C1)
             if not any((needs_hidden, needs_weight, needs_bias)):
                 continue
-            grad_CV = probabilities_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, -1, dtype=dtype))
+            grad_CV = probabilities_CV.scatter_add_(
+                1, labels_C1, torch.full_like(labels_C1, -1, dtype=dtype)
+            )
             grad_CV = grad_CV.mul_(slope).mul_(scale)
             if grad_bias_V is not None:
                 grad_bias_V += grad_CV.sum(0)
@@ -104,16 +113,20 @@ def chunked_cross_entropy(
     bias_V: Tensor | None = None,
     transform: LogitTransform = LogitTransform(),
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of `transform(hidden @ weight.T + bias)` against `labels`, `chunk` rows at a time, in fp32.
+    """Cross-entropy of `transform(hidden @ weight.T + bias)` against `labels`, `chunk` rows at a
+    time, in fp32.
 
-    Returns the differentiable scalar `scale * sum(losses)` and the losses [T] in nats, without gradient. Every row is a
-    target: select rows before the call. Weights in fp64 are computed in fp64.
+    Returns the differentiable scalar `scale * sum(losses)` and the losses [T] in nats, without
+    gradient. Every row is a target: select rows before the call. Weights in fp64 are computed in
+    fp64.
     """
     device = hidden_TD.device.type
     has_autocast = torch.amp.is_autocast_available(device)  # the meta device of a dry run has none
     # Autocast would compute the products below in bf16.
     with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
-        return _ChunkedCrossEntropy.apply(hidden_TD, weight_VD, bias_V, labels_T, transform, scale, chunk)
+        return _ChunkedCrossEntropy.apply(
+            hidden_TD, weight_VD, bias_V, labels_T, transform, scale, chunk
+        )
 
 
 def _losses_and_probabilities(logits_CV: Tensor, labels_C1: Tensor) -> tuple[Tensor, Tensor]:

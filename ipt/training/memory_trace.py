@@ -1,4 +1,6 @@
-"""What a training step keeps in memory, found by running it on the meta device, where tensors have shapes but no numbers."""
+"""What a training step keeps in memory, found by running it on the meta device, where tensors have
+shapes but no numbers.
+"""
 
 import copy
 import weakref
@@ -22,18 +24,23 @@ class Traced(NamedTuple):
 
     activations: int  # kept by the decoder for the backward pass
     loss: int  # on top of them at most while the loss and its gradients are computed
-    backward: int  # on top of them at most in the backward pass: what is recomputed, gradients of activations
+    # on top of them at most in the backward pass: what is recomputed, gradients of activations
+    backward: int
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages that operations make, from their making until nothing refers to them."""
+    """Counts the bytes of storages that operations make, from their making until nothing refers to
+    them.
+    """
 
     def __init__(self, ignored: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in ignored}
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -54,10 +61,11 @@ class LiveBytes(TorchDispatchMode):
 
 
 def trace_step(model: Any, rows: int, seq_len: int, dtype: torch.dtype, loss_chunk: int) -> Traced:
-    """Follow a micro-batch, all of its tokens targets, through a causal LM on the meta device that computes in `dtype`.
+    """Follow a micro-batch, all of its tokens targets, through a causal LM on the meta device that
+    computes in `dtype`.
 
-    The model is run as it is, with its checkpointing; its attention must be one of FUSED, BY_DOCUMENT and MASKED. `model` stays
-    unchanged.
+    The model is run as it is, with its checkpointing; its attention must be one of FUSED,
+    BY_DOCUMENT and MASKED. `model` stays unchanged.
     """
     model = copy.deepcopy(model).to(dtype)
     for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
@@ -66,7 +74,9 @@ def trace_step(model: Any, rows: int, seq_len: int, dtype: torch.dtype, loss_chu
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     ids = torch.zeros(rows, seq_len, dtype=torch.long, device="meta")
     with live:
-        hidden = decoder_of(base)(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        hidden = decoder_of(base)(
+            input_ids=ids, position_ids=ids, use_cache=False
+        ).last_hidden_state.flatten(0, 1)
         activations = live.now
         live.peak = live.now
         labels = ids.flatten()
@@ -94,17 +104,24 @@ def register_traced_attention() -> None:
     AttentionInterface.register(MASKED, _masked)
 
 
-# Keeps what flash attention keeps: its inputs, its output and, of each row, the logarithm of the sum of exponentials. An operation with
-# `attention` in its name, so that selective checkpointing treats it as it treats the kernels.
+# Keeps what flash attention keeps: its inputs, its output and, of each row, the logarithm of the
+# sum of exponentials. An operation with `attention` in its name, so that selective checkpointing
+# treats it as it treats the kernels.
 @torch.library.custom_op("ipt::traced_attention", mutates_args=())
-def _attention(query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attention(
+    query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     raise AssertionError("for tensors on the meta device only")
 
 
 @_attention.register_fake
-def _(query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(
+    query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     batch, heads, length, size = query_BHTD.shape
-    return query_BHTD.new_empty(batch, length, heads, size), query_BHTD.new_empty(batch, heads, length, dtype=torch.float32)
+    return query_BHTD.new_empty(batch, length, heads, size), query_BHTD.new_empty(
+        batch, heads, length, dtype=torch.float32
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -119,17 +136,27 @@ def _backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor, Tensor,
 _attention.register_autograd(_backward, setup_context=_keep)
 
 
-def _fused(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> tuple[Tensor, None]:
+def _fused(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+) -> tuple[Tensor, None]:
     return _attention(query, key, value, None)[0], None
 
 
-def _by_document(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> tuple[Tensor, None]:
-    """As ipt.training.attention.packed_attention: the outputs of documents are kept, and once more as one tensor."""
+def _by_document(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    """As ipt.training.attention.packed_attention: the outputs of documents are kept, and once more
+    as one tensor.
+    """
     return _attention(query, key, value, None)[0].clone(), None
 
 
-def _masked(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> tuple[Tensor, None]:
-    """torch's attention with a mask: each layer keeps the mask as numbers to add, in the type that is computed in."""
+def _masked(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    """torch's attention with a mask: each layer keeps the mask as numbers to add, in the type that
+    is computed in.
+    """
     batch, _, length, _ = query.shape
     return _attention(query, key, value, query.new_empty(batch, 1, length, length))[0], None
 

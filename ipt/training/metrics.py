@@ -1,4 +1,6 @@
-"""Numbers while a run goes on: a line of metrics.jsonl, the progress bar and the loggers, at each optimizer step."""
+"""Numbers while a run goes on: a line of metrics.jsonl, the progress bar and the loggers, at each
+optimizer step.
+"""
 
 import json
 import resource
@@ -16,27 +18,46 @@ from ipt.training.flops import flops_per_token, peak_flops
 from ipt.training.module import PretrainingModule
 
 NOTABLE_WAIT = 0.05  # share of a step
-Score = Callable[[PretrainingModule, int], dict[str, float | None]]  # scores of the model after an optimizer step, where they are due
+Score = Callable[
+    [PretrainingModule, int], dict[str, float | None]
+]  # scores of the model after an optimizer step, where they are due
 
 
 class StepMetrics(Callback):
-    """Writes a line of `metrics.jsonl` and moves the progress bar at each optimizer step, and logs the same to the loggers.
+    """Writes a line of `metrics.jsonl` and moves the progress bar at each optimizer step, and logs
+    the same to the loggers.
 
-    `tokens_per_second` is for each device, `mfu` by the convention of `ipt.training.flops` (null for a device whose peak is not
-    known), `data_wait` the share of the step's time that was spent waiting for batches, `memory` the peak of the first process
-    so far in GiB: allocated on its GPU, or on a CPU resident. What `score` finds stands in the record of its step, and the time
-    that it takes counts for no step.
+    `tokens_per_second` is for each device, `mfu` by the convention of `ipt.training.flops` (null
+    for a device whose peak is not known), `data_wait` the share of the step's time that was spent
+    waiting for batches, `memory` the peak of the first process so far in GiB: allocated on its GPU,
+    or on a CPU resident. What `score` finds stands in the record of its step, and the time that it
+    takes counts for no step.
     """
 
-    def __init__(self, path: Path, max_steps: int, tokens_per_step: int, log_every: int, score: Score | None = None) -> None:
-        self.path, self.max_steps, self.tokens_per_step, self.log_every = path, max_steps, tokens_per_step, log_every
+    def __init__(
+        self,
+        path: Path,
+        max_steps: int,
+        tokens_per_step: int,
+        log_every: int,
+        score: Score | None = None,
+    ) -> None:
+        self.path, self.max_steps, self.tokens_per_step, self.log_every = (
+            path,
+            max_steps,
+            tokens_per_step,
+            log_every,
+        )
         self.score = score
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, PretrainingModule)
         self._step = trainer.global_step
-        self._flops, self._peak = flops_per_token(module.model, module.config.mixture.seq_len), peak_flops(module.device)
+        self._flops, self._peak = (
+            flops_per_token(module.model, module.config.mixture.seq_len),
+            peak_flops(module.device),
+        )
         if trainer.is_global_zero:
             self._bar_context = progress("training", self.max_steps)
             self._bar = self._bar_context.__enter__()
@@ -44,17 +65,28 @@ class StepMetrics(Callback):
         self._started = self._asked = time.monotonic()
         self._waited = 0.0
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._waited += time.monotonic() - self._asked
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         assert isinstance(module, PretrainingModule)
         if trainer.global_step != self._step:
             self._step = trainer.global_step
             self._tell(trainer, module)
         self._asked = time.monotonic()
 
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
+    ) -> None:
         self.teardown(trainer, module, "fit")
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -86,8 +118,14 @@ class StepMetrics(Callback):
                 file.write(json.dumps(record) + "\n")
             self._bar.advance(1, step_note(record, trainer.world_size))
         if trainer.loggers and (self._step % self.log_every == 0 or scores):
-            known = {name: value for name, value in record.items() if value is not None and name != "step"}
-            for logger in trainer.loggers:  # not by log_dict, whose float32 does not count tokens beyond 2^24
+            known = {
+                name: value
+                for name, value in record.items()
+                if value is not None and name != "step"
+            }
+            for logger in (
+                trainer.loggers
+            ):  # not by log_dict, whose float32 does not count tokens beyond 2^24
                 logger.log_metrics(known, self._step)
 
 

@@ -1,4 +1,6 @@
-"""The training objective of a causal language model: what it does to its logits, its load balancing, its loss."""
+"""The training objective of a causal language model: what it does to its logits, its load
+balancing, its loss.
+"""
 
 import sys
 from typing import Any, NamedTuple
@@ -11,8 +13,8 @@ from ipt.training.attention import bounds, takes_bounds
 from ipt.training.loss import LogitTransform, chunked_cross_entropy
 from ipt.training.model import base_model, decoder_of
 
-# Names that the configs of transformers use. Where a model uses one of them in another way, the check
-# before a training (ipt.training.probe) finds that our loss is not the model's own.
+# Names that the configs of transformers use. Where a model uses one of them in another way, the
+# check before a training (ipt.training.probe) finds that our loss is not the model's own.
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -20,7 +22,9 @@ MULTIPLIES_BY_DIVISOR = ("hyperclovax",)  # its logits_scaling is a factor, Gran
 
 
 def logit_transform(architecture: Any) -> LogitTransform:
-    """What a model with the transformers config `architecture` does to the logits of its projection."""
+    """What a model with the transformers config `architecture` does to the logits of its
+    projection.
+    """
     config = architecture.get_text_config()
     scale = 1.0
     for name in MULTIPLIERS:
@@ -35,7 +39,8 @@ def logit_transform(architecture: Any) -> LogitTransform:
 class LoadBalancing(NamedTuple):
     """The load-balancing loss of a mixture of experts, as the model's own class computes it."""
 
-    function: Any  # of router logits [tokens, experts] of each layer, number of experts, top k, mask [tokens]
+    # of router logits [tokens, experts] of each layer, number of experts, top k, mask [tokens]
+    function: Any
     experts: int
     top_k: int
     coefficient: float
@@ -68,7 +73,9 @@ def lacks_load_balancing(model: Any) -> bool:
 
 
 class CausalLMLoss(nn.Module):
-    """Model and loss in one module, so that under FSDP2 one forward pass gathers the projection's weight too."""
+    """Model and loss in one module, so that under FSDP2 one forward pass gathers the projection's
+    weight too.
+    """
 
     aux_loss: Tensor | None  # load-balancing loss of the last batch before its coefficient
 
@@ -80,11 +87,13 @@ class CausalLMLoss(nn.Module):
         self.load_balancing = load_balancing(base)
         self.aux_loss = None
 
-    def forward(self, batch: dict[str, Any], scale: float, document_mask: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: dict[str, Any], scale: float, document_mask: bool
+    ) -> tuple[Tensor, Tensor]:
         """Cross-entropy `scale * sum` and the loss of each target token, in the order of the batch.
 
-        The batch is one of ipt.mixture.batches; tensors [B, T]. For a mixture of experts that balances its
-        load, `aux_loss` then holds that loss of this batch, a scalar with gradient.
+        The batch is one of ipt.mixture.batches; tensors [B, T]. For a mixture of experts that
+        balances its load, `aux_loss` then holds that loss of this batch, a scalar with gradient.
         """
         base = base_model(self.model)
         projection = base.get_output_embeddings()
@@ -105,7 +114,9 @@ class CausalLMLoss(nn.Module):
         )
 
     def own_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The model's own mean loss of a batch of one document, and its load-balancing loss, 0 without one."""
+        """The model's own mean loss of a batch of one document, and its load-balancing loss, 0
+        without one.
+        """
         outputs = base_model(self.model)(**self._inputs(batch), labels=batch["input_ids"])
         aux_loss = getattr(outputs, "aux_loss", None)
         return outputs.loss, torch.zeros(()) if aux_loss is None else aux_loss
@@ -124,13 +135,20 @@ class CausalLMLoss(nn.Module):
 
 
 def with_targets(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with `target_positions` in the flattened batch, `target_labels` and `target_sources` [targets]."""
+    """The batch with `target_positions` in the flattened batch, `target_labels` and
+    `target_sources` [targets].
+    """
     if "target_positions" in batch:
         return batch
     labels = batch["labels"].flatten()
     positions = (labels != IGNORE).nonzero().flatten()
     sources = batch["source_ids"].flatten()[positions]
-    return {**batch, "target_positions": positions, "target_labels": labels[positions], "target_sources": sources}
+    return {
+        **batch,
+        "target_positions": positions,
+        "target_labels": labels[positions],
+        "target_sources": sources,
+    }
 
 
 def _without_documents(batch: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +158,9 @@ def _without_documents(batch: dict[str, Any]) -> dict[str, Any]:
     return {
         **batch,
         "position_ids": torch.arange(length, device=device).expand(rows, length),
-        "cu_seq_lens": torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=device),
+        "cu_seq_lens": torch.arange(
+            0, (rows + 1) * length, length, dtype=torch.int32, device=device
+        ),
         "document_sizes": [length] * rows,
         "max_length": length,
     }

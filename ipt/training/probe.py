@@ -1,11 +1,12 @@
-"""Checks that a model is trained on its own objective, and that packed documents do not attend to each other.
+"""Checks that a model is trained on its own objective, and that packed documents do not attend to
+each other.
 
-Transformers lets a model be run in many ways, some of which give wrong numbers without an error: attention
-that ignores a soft-cap, state that flows from one packed document into the next, logits that are scaled
-after the projection. `check_model` compares, before any data are made, a small random copy of the model in
-three ways: each document alone by the model's own forward pass and loss (the reference), a document alone
-by our loss, and packed documents by our loss. `check_weights` compares once more on the real weights before
-the first step.
+Transformers lets a model be run in many ways, some of which give wrong numbers without an error:
+attention that ignores a soft-cap, state that flows from one packed document into the next, logits
+that are scaled after the projection. `check_model` compares, before any data are made, a small
+random copy of the model in three ways: each document alone by the model's own forward pass and loss
+(the reference), a document alone by our loss, and packed documents by our loss. `check_weights`
+compares once more on the real weights before the first step.
 """
 
 import functools
@@ -39,7 +40,10 @@ from ipt.training.objective import CausalLMLoss, logit_transform
 log = logging.getLogger(__name__)
 
 PREFIX = 12  # tokens of a document whose losses must not depend on the tokens that follow
-REAL_TOLERANCE = {"fp32": 5e-3, "bf16": 1e-1}  # nats a token, mean of a document, by trainer.precision
+REAL_TOLERANCE = {
+    "fp32": 5e-3,
+    "bf16": 1e-1,
+}  # nats a token, mean of a document, by trainer.precision
 ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
 LEAKS = "packed documents influence each other"
 ON_CPU = ("packed", "sdpa", "eager")  # implementations that run without a GPU
@@ -59,10 +63,11 @@ class Reference(NamedTuple):
 
 
 def check_model(config: Config) -> str:
-    """The attention implementation of the run: `trainer.attention`, or with `auto` the fastest that is right.
+    """The attention implementation of the run: `trainer.attention`, or with `auto` the fastest that
+    is right.
 
-    Raises UserError that says what differs and what works, for a model that would be trained on another
-    objective than its own or whose packed documents influence each other.
+    Raises UserError that says what differs and what works, for a model that would be trained on
+    another objective than its own or whose packed documents influence each other.
     """
     architecture = architecture_of(config)
     _check_rope(config, architecture)
@@ -77,34 +82,49 @@ def check_model(config: Config) -> str:
         if problem is None:
             return name
         problems[name] = problem
-    # With `auto`, what fails last is the most telling: earlier ones may only be of a kind that the class does not run.
+    # With `auto`, what fails last is the most telling: earlier ones may only be of a kind that the
+    # class does not run.
     first = next((name for name in names if problems[name].startswith(LEAKS)), names[0])
     raise UserError(
-        f"{_name(config)} (model type {architecture.model_type}), trainer.attention={first}: {problems[first]}; "
+        f"{_name(config)} (model type {architecture.model_type}), trainer.attention={first}: "
+        f"{problems[first]}; "
         f"{_what_works(reference, config.trainer)}"
     )
 
 
 def _check_rope(config: Config, architecture: Any) -> None:
-    """Raise UserError if a long document would change the positions of short ones that are packed with it."""
+    """Raise UserError if a long document would change the positions of short ones that are packed
+    with it.
+    """
     length = positions_before_rope_changes(architecture)
     if length is None or not config.mixture.document_mask or config.mixture.seq_len <= length:
         return
     raise UserError(
-        f"{_name(config)} (model type {architecture.model_type}): packed documents influence each other: its RoPE changes"
-        f" for a whole batch when one document has more than {length} tokens; set mixture.seq_len={length} or less, or"
+        f"{_name(config)} (model type {architecture.model_type}): packed documents influence each "
+        "other: its RoPE changes"
+        f" for a whole batch when one document has more than {length} tokens; set "
+        f"mixture.seq_len={length} or less, or"
         " mixture.document_mask=false"
     )
 
 
 def _check_unmeasured(config: Config, architecture: Any) -> None:
-    """Raise UserError for a model without a small copy, unless the check of its real weights can decide."""
+    """Raise UserError for a model without a small copy, unless the check of its real weights can
+    decide.
+    """
     name = f"{_name(config)} (model type {architecture.model_type})"
     if config.architecture:  # fresh weights are so small that most faults do not show
-        raise UserError(f"{name}: no small copy of it runs, so it cannot be checked; use other sizes, or another model")
+        raise UserError(
+            f"{name}: no small copy of it runs, so it cannot be checked; use other sizes, or "
+            "another model"
+        )
     if is_small(architecture):
-        raise UserError(f"{name}: its class does not run as a causal language model; use another model")
-    log.warning("%s: no small copy runs, so it is checked only on its weights, before the first step", name)
+        raise UserError(
+            f"{name}: its class does not run as a causal language model; use another model"
+        )
+    log.warning(
+        "%s: no small copy runs, so it is checked only on its weights, before the first step", name
+    )
 
 
 class Description(NamedTuple):
@@ -115,7 +135,9 @@ class Description(NamedTuple):
 
 
 def describe_model(architecture: Any) -> Description:
-    """The verdict of the check for each implementation that runs without a GPU. Raises ValueError without a small copy."""
+    """The verdict of the check for each implementation that runs without a GPU. Raises ValueError
+    without a small copy.
+    """
     reference = _reference_of(architecture)
     if reference is None:
         raise ValueError(f"{architecture.model_type}: no small copy of these sizes runs")
@@ -131,9 +153,11 @@ def describe_model(architecture: Any) -> Description:
 
 
 def check_weights(module: CausalLMLoss, config: Config) -> None:
-    """Compare packed documents with documents alone, and our loss with the model's own, on the weights of a run.
+    """Compare packed documents with documents alone, and our loss with the model's own, on the
+    weights of a run.
 
-    Three forward passes of at most fifty tokens. Every rank of a sharded model must call it. Raises UserError.
+    Three forward passes of at most fifty tokens. Every rank of a sharded model must call it. Raises
+    UserError.
     """
     base = base_model(module.model)
     device = base.get_input_embeddings().weight.device
@@ -148,17 +172,24 @@ def check_weights(module: CausalLMLoss, config: Config) -> None:
             if module.load_balancing is not None:
                 own_loss = own_loss - module.load_balancing.coefficient * aux_loss
             alone.append(own_loss.item())
-    checked = len(documents) if config.mixture.document_mask else 1  # without the mask the second sees the first
-    difference = max(abs(ours - own) for ours, own in zip(packed[:checked], alone[:checked], strict=True))
+    checked = (
+        len(documents) if config.mixture.document_mask else 1
+    )  # without the mask the second sees the first
+    difference = max(
+        abs(ours - own) for ours, own in zip(packed[:checked], alone[:checked], strict=True)
+    )
     limit = REAL_TOLERANCE[config.trainer.precision] * max(1.0, *alone)
     if not difference <= limit:
         raise UserError(
-            f"{_name(config)} (model type {base.config.model_type}): on its weights the loss of packed documents differs "
-            f"by {difference:.3f} nats a token from the model's own loss of each document; use another trainer.attention"
+            f"{_name(config)} (model type {base.config.model_type}): on its weights the loss of "
+            "packed documents differs "
+            f"by {difference:.3f} nats a token from the model's own loss of each document; use "
+            "another trainer.attention"
         )
 
 
-# Reference -----------------------------------------------------------------------------------------------------------
+# Reference
+# ----------------------------------------------------------------------------------------------
 
 
 def _reference_of(architecture: Any) -> Reference | None:
@@ -167,7 +198,9 @@ def _reference_of(architecture: Any) -> Reference | None:
 
 @functools.lru_cache(maxsize=8)
 def _reference(cached: CachedConfig) -> Reference | None:
-    """The reference of a config, or None if no small copy of it runs. Cached by what the config says."""
+    """The reference of a config, or None if no small copy of it runs. Cached by what the config
+    says.
+    """
     architecture = cached.config
     for small in small_copies(architecture):
         try:
@@ -187,7 +220,9 @@ def _measure(small: Any, architecture: Any) -> Reference:
     prefix = losses_alone(model, [documents[0][:PREFIX]])
     problem = None
     if distance(prefix, [losses[0][: PREFIX - 1]]) > TOLERANCE:
-        problem = "the model reads the tokens that it is to predict, so it is no causal language model"
+        problem = (
+            "the model reads the tokens that it is to predict, so it is no causal language model"
+        )
     reference = Reference(small, model.state_dict(), documents, losses, own_loss, problem, ())
     return reference._replace(features=_features(reference, architecture))
 
@@ -212,14 +247,16 @@ def _small_model(reference: Reference, attention: str) -> Any:
     return model
 
 
-# Comparison ----------------------------------------------------------------------------------------------------------
+# Comparison
+# ----------------------------------------------------------------------------------------------
 
 
 def _problem(reference: Reference, attention: str, document_mask: bool) -> str | None:
     """What is wrong with training the model by this attention; None if nothing is."""
     if reference.problem:
         return reference.problem
-    # GPU kernels compute what packed attention computes; here only the model's side of the call is checked.
+    # GPU kernels compute what packed attention computes; here only the model's side of the call is
+    # checked.
     stand_in = attention if attention in ON_CPU else "packed"
     first, second = reference.documents
     expected, other = reference.losses
@@ -229,15 +266,25 @@ def _problem(reference: Reference, attention: str, document_mask: bool) -> str |
         alone = _our_losses(model, [[first]], True)
         difference = distance([alone], [expected])
         if difference > TOLERANCE:
-            return f"our loss of a document differs by {difference:.3f} nats a token from the model's own"
+            return (
+                f"our loss of a document differs by {difference:.3f} nats a token from the model's "
+                "own"
+            )
         difference = abs(_objective(module, first) - reference.own_loss)
         if difference > TOLERANCE:
-            return f"our loss differs by {difference:.3f} nats a token from the loss that the model computes of its labels"
+            return (
+                f"our loss differs by {difference:.3f} nats a token from the loss that the model "
+                "computes of its labels"
+            )
         if not document_mask:
             joined = torch.cat([first, second])
             found = _our_losses(model, [[first, second]], False)
             expected = losses_alone(model, [joined])[0]
-            return _compare(found, [expected.index_select(0, _inner(len(first), len(joined)))], "our loss of a packed sequence differs")
+            return _compare(
+                found,
+                [expected.index_select(0, _inner(len(first), len(joined)))],
+                "our loss of a packed sequence differs",
+            )
         found = _our_losses(model, [[first, second], [second, first]], True)
         return _compare(found, [expected, other, other, expected], LEAKS)
     except UserError as error:
@@ -249,7 +296,11 @@ def _problem(reference: Reference, attention: str, document_mask: bool) -> str |
 
 def _compare(found: Tensor, expected: list[Tensor], problem: str) -> str | None:
     difference = distance([found], [torch.cat(expected)])
-    return f"{problem}: {difference:.3f} nats a token of difference" if difference > TOLERANCE else None
+    return (
+        f"{problem}: {difference:.3f} nats a token of difference"
+        if difference > TOLERANCE
+        else None
+    )
 
 
 def _what_works(reference: Reference, trainer: TrainerConfig) -> str:
@@ -281,14 +332,18 @@ def _objective(module: CausalLMLoss, document: Tensor) -> float:
 
 
 def _batch(rows: list[list[Tensor]]) -> dict[str, Any]:
-    """A batch of ipt.mixture.batches with these documents packed, rows of equal length; a first token is no target."""
+    """A batch of ipt.mixture.batches with these documents packed, rows of equal length; a first
+    token is no target.
+    """
     device = rows[0][0].device
     sizes = [len(document) for row in rows for document in row]
     ids = torch.stack([torch.cat(row) for row in rows])
     labels, positions = [], []
     for row in rows:
         labels.append(torch.cat([_labels(document) for document in row]))
-        positions.append(torch.cat([torch.arange(len(document), device=device) for document in row]))
+        positions.append(
+            torch.cat([torch.arange(len(document), device=device) for document in row])
+        )
     fields = torch.stack([ids, torch.stack(labels), torch.stack(positions), torch.zeros_like(ids)])
     batch = unpacked(fields, sizes)
     return {**batch, "cu_seq_lens": batch["cu_seq_lens"].to(device)}
@@ -299,7 +354,9 @@ def _labels(document: Tensor) -> Tensor:
 
 
 def _inner(first: int, total: int) -> Tensor:
-    """Indices of the losses of a sequence without that of the second document's first token, which is no target."""
+    """Indices of the losses of a sequence without that of the second document's first token, which
+    is no target.
+    """
     indices = torch.arange(total - 1)
     return indices[indices != first - 1]
 
@@ -314,7 +371,8 @@ def _evaluating(module: CausalLMLoss) -> Iterator[None]:
             yield
     finally:
         if isinstance(module, FSDPModule):
-            module.reset_iter_state()  # forward passes without backward passes leave parameters gathered
+            # forward passes without backward passes leave parameters gathered
+            module.reset_iter_state()
         for part, mode in modes.items():
             part.training = mode
         module.aux_loss = None

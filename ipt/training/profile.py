@@ -10,11 +10,16 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from ipt.console import console
 
-WARM_UP, TRACED = 5, 3  # steps that are let go by, compilers and allocators settling; and steps in the trace
+WARM_UP, TRACED = (
+    5,
+    3,
+)  # steps that are let go by, compilers and allocators settling; and steps in the trace
 
 
 class TorchProfile(Callback):
-    """Writes `trace-step-N.json.gz` of the first process to `folder` (for ui.perfetto.dev or chrome://tracing) and says where it is."""
+    """Writes `trace-step-N.json.gz` of the first process to `folder` (for ui.perfetto.dev or
+    chrome://tracing) and says where it is.
+    """
 
     def __init__(self, folder: Path, max_steps: int) -> None:
         self.folder, self.max_steps = folder, max_steps
@@ -28,13 +33,25 @@ class TorchProfile(Callback):
         traced = min(TRACED, max(1, left - 1))
         ready = min(1, left - traced)  # a step in which the profiler itself settles
         self._profile = profile(
-            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])],
-            schedule=schedule(wait=min(WARM_UP, left - traced - ready), warmup=ready, active=traced, repeat=1),
+            activities=[
+                ProfilerActivity.CPU,
+                *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
+            ],
+            schedule=schedule(
+                wait=min(WARM_UP, left - traced - ready), warmup=ready, active=traced, repeat=1
+            ),
             on_trace_ready=self._write,
         )
         self._profile.start()
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         if self._profile is not None and trainer.global_step != self._step:
             self._step = trainer.global_step
             self._profile.step()

@@ -1,4 +1,6 @@
-"""Calls that are made one after another on a thread of their own, so that whoever asks for them never waits."""
+"""Calls that are made one after another on a thread of their own, so that whoever asks for them
+never waits.
+"""
 
 import queue
 import threading
@@ -7,7 +9,8 @@ from typing import Any
 
 
 class Relay:
-    """Makes the calls it is sent, in order. After the first one that fails it makes no more; nor more than `capacity` at once wait.
+    """Makes the calls it is sent, in order. After the first one that fails it makes no more; nor
+    more than `capacity` at once wait.
 
     `error` is what failed, `lost` counts the calls that were not made.
     """
@@ -45,7 +48,9 @@ class Relay:
             try:
                 if self.error is None:
                     call()
-            except Exception as error:  # whatever it is, it must not reach those who do the real work
+            except (
+                Exception
+            ) as error:  # whatever it is, it must not reach those who do the real work
                 self.error = error
             with self._idle:
                 self.lost += self.error is not None

@@ -7,7 +7,13 @@ from ipt.config import Config, TrainerConfig
 from ipt.models import model_identity
 from ipt.stage import hash_json
 
-SPREAD = ("micro_batch_size", "accumulate", "devices", "num_nodes", "replicas")  # how the sequences of a step are spread
+SPREAD = (
+    "micro_batch_size",
+    "accumulate",
+    "devices",
+    "num_nodes",
+    "replicas",
+)  # how the sequences of a step are spread
 BESIDE = (  # what goes on beside the training
     "async_checkpoint",
     "checkpoint_minutes",
@@ -28,13 +34,19 @@ def global_batch(config: TrainerConfig) -> int:
 
 
 def trainer_settings(config: TrainerConfig) -> dict[str, Any]:
-    """What of the trainer's settings decides about the result: a run goes on with others of the rest, as with more devices."""
-    settings = {name: value for name, value in vars(config).items() if name not in (*SPREAD, *BESIDE)}
+    """What of the trainer's settings decides about the result: a run goes on with others of the
+    rest, as with more devices.
+    """
+    settings = {
+        name: value for name, value in vars(config).items() if name not in (*SPREAD, *BESIDE)
+    }
     return {**settings, "global_batch": global_batch(config)}
 
 
 def run_key(config: Config, sources: Mapping[str, Any]) -> str:
-    """The same for runs that may go on from each other's checkpoints. `sources` is the mixture's report of what it takes from each."""
+    """The same for runs that may go on from each other's checkpoints. `sources` is the mixture's
+    report of what it takes from each.
+    """
     mixture = config.mixture
     return hash_json(
         {

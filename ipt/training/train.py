@@ -10,7 +10,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+)
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ipt.config import Config, TrainerConfig
@@ -45,20 +49,29 @@ def train(
     make_loggers: Callable[[], list[Any]] | None = None,
     score: Score | None = None,
 ) -> dict[str, Any]:
-    """Train `config.model` on `config.mixture` and write `export/`, `metrics.jsonl` and `summary.json` to `output`.
+    """Train `config.model` on `config.mixture` and write `export/`, `metrics.jsonl` and
+    `summary.json` to `output`.
 
-    `stores` are the token stores of the sources that the mixture uses. A run that was interrupted goes on from its newest whole
-    checkpoint in `output/checkpoints`, or else in `trainer.checkpoint_url`, with the same batches in the same order. A run whose last step
-    is saved, as after an export that failed, only writes the export. Loggers are made
-    once that is known. `score` is asked after each step for scores of the model, which are kept with the step's metrics. Returns the
-    summary. Raises Stopped when a signal has ended the run, and KeyboardInterrupt.
+    `stores` are the token stores of the sources that the mixture uses. A run that was interrupted
+    goes on from its newest whole checkpoint in `output/checkpoints`, or else in
+    `trainer.checkpoint_url`, with the same batches in the same order. A run whose last step is
+    saved, as after an export that failed, only writes the export. Loggers are made once that is
+    known. `score` is asked after each step for scores of the model, which are kept with the step's
+    metrics. Returns the summary. Raises Stopped when a signal has ended the run, and
+    KeyboardInterrupt.
     """
     _quiet_libraries()
     L.seed_everything(config.seed, verbose=False)
     check_export(config)
-    limits = check_model_limits(config.model, config.architecture, {"mixture.seq_len": config.mixture.seq_len})
-    opened = open_stores({name: stores[name] for name in used_sources(config.mixture)}, config.tokens.cache_gib)
-    plan = make_plan(opened, config.mixture, config.trainer.max_steps * global_batch(config.trainer), config.seed)
+    limits = check_model_limits(
+        config.model, config.architecture, {"mixture.seq_len": config.mixture.seq_len}
+    )
+    opened = open_stores(
+        {name: stores[name] for name in used_sources(config.mixture)}, config.tokens.cache_gib
+    )
+    plan = make_plan(
+        opened, config.mixture, config.trainer.max_steps * global_batch(config.trainer), config.seed
+    )
     report = plan_report(plan)
     if rank() == 0:
         console.print(mixture_table(report))
@@ -68,13 +81,22 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     checkpoints = _checkpoints(config, report, output)
     data = PositionedData(sequences, config.trainer, checkpoints)
-    trainer = _trainer(config.trainer, output, plan.tokens // config.trainer.max_steps, checkpoints, make_loggers, score)
+    trainer = _trainer(
+        config.trainer,
+        output,
+        plan.tokens // config.trainer.max_steps,
+        checkpoints,
+        make_loggers,
+        score,
+    )
     _fit(trainer, module, data, checkpoints)
     seconds = checkpoints.seconds()
     export(module.model, config, output, report["sources"])
     summary = _summary(config, plan, module, report, seconds, output)
     if trainer.is_global_zero:
-        write_json(output / "summary.json", {**summary, "failed_uploads": checkpoints.failed_uploads})
+        write_json(
+            output / "summary.json", {**summary, "failed_uploads": checkpoints.failed_uploads}
+        )
         if not config.trainer.keep_checkpoints:
             shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return summary
@@ -83,8 +105,12 @@ def train(
 class PositionedData(PackedDataModule):
     """The data of a run, from where its checkpoint left off."""
 
-    def __init__(self, sequences: PackedSequences, config: TrainerConfig, checkpoints: Checkpoints) -> None:
-        super().__init__(sequences, config.micro_batch_size, config.accumulate, config.loader_workers)
+    def __init__(
+        self, sequences: PackedSequences, config: TrainerConfig, checkpoints: Checkpoints
+    ) -> None:
+        super().__init__(
+            sequences, config.micro_batch_size, config.accumulate, config.loader_workers
+        )
         self.checkpoints = checkpoints
 
     def train_dataloader(self) -> PackedLoader:
@@ -107,11 +133,16 @@ def _checkpoints(config: Config, report: dict[str, Any], output: Path) -> Checkp
     remote = f"{url.rstrip('/')}/{config.name}-{run[:12]}" if url else None
     if remote:
         fetch(remote, output / "checkpoints")
-    about = {"sources": report["sources"], "wandb_id": run_id(output) if config.logger.name == "wandb" else None}
+    about = {
+        "sources": report["sources"],
+        "wandb_id": run_id(output) if config.logger.name == "wandb" else None,
+    }
     return Checkpoints(output, run, about, remote)
 
 
-def _fit(trainer: L.Trainer, module: PretrainingModule, data: PositionedData, checkpoints: Checkpoints) -> None:
+def _fit(
+    trainer: L.Trainer, module: PretrainingModule, data: PositionedData, checkpoints: Checkpoints
+) -> None:
     """Train to the end. Raises Stopped after a signal, KeyboardInterrupt after Ctrl-C."""
     try:
         trainer.fit(module, data)
@@ -121,7 +152,10 @@ def _fit(trainer: L.Trainer, module: PretrainingModule, data: PositionedData, ch
         return
     trainer.strategy.barrier()  # the checkpoint is whole: no process may end before that
     if trainer.is_global_zero:
-        console.print(f"{checkpoints.stopped_by}: saved after step {trainer.global_step}; the same command goes on from there")
+        console.print(
+            f"{checkpoints.stopped_by}: saved after step {trainer.global_step}; the same command "
+            "goes on from there"
+        )
         if checkpoints.stopped_by == REQUEUE.name:
             requeue_job()
     raise Stopped
@@ -136,8 +170,12 @@ def _trainer(
     score: Score | None,
 ) -> L.Trainer:
     fsdp = _uses_fsdp(config)
-    metrics = StepMetrics(output / METRICS, config.max_steps, tokens_per_step, config.log_every, score)
-    profiles = [TorchProfile(output / "profile", config.max_steps)] if config.profiler == "torch" else []
+    metrics = StepMetrics(
+        output / METRICS, config.max_steps, tokens_per_step, config.log_every, score
+    )
+    profiles = (
+        [TorchProfile(output / "profile", config.max_steps)] if config.profiler == "torch" else []
+    )
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -150,7 +188,11 @@ def _trainer(
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip,
         use_distributed_sampler=False,
-        callbacks=[metrics, checkpoints, *profiles],  # in this order: a checkpoint holds the metrics of its own step
+        callbacks=[
+            metrics,
+            checkpoints,
+            *profiles,
+        ],  # in this order: a checkpoint holds the metrics of its own step
         logger=make_loggers() if make_loggers else [],
         log_every_n_steps=1,
         enable_progress_bar=False,
@@ -160,9 +202,11 @@ def _trainer(
 
 
 def cluster_environment(config: TrainerConfig) -> ClusterEnvironment | None:
-    """Who started the processes. A single process asks no cluster, whose variables may describe a larger job.
+    """Who started the processes. A single process asks no cluster, whose variables may describe a
+    larger job.
 
-    Several are found out by Lightning (None), apart from those of `srun` in a shell that `salloc` opened.
+    Several are found out by Lightning (None), apart from those of `srun` in a shell that `salloc`
+    opened.
     """
     if config.devices * config.num_nodes == 1:
         return LightningEnvironment()
@@ -172,18 +216,31 @@ def cluster_environment(config: TrainerConfig) -> ClusterEnvironment | None:
 
 
 def _uses_fsdp(config: TrainerConfig) -> bool:
-    """FSDP2 on GPUs, one of them included, so that one and many do the same arithmetic, and wherever there are several processes."""
+    """FSDP2 on GPUs, one of them included, so that one and many do the same arithmetic, and
+    wherever there are several processes.
+    """
     if config.strategy == "auto":
-        return config.devices * config.num_nodes > 1 or (config.accelerator != "cpu" and torch.cuda.is_available())
+        return config.devices * config.num_nodes > 1 or (
+            config.accelerator != "cpu" and torch.cuda.is_available()
+        )
     return config.strategy == "fsdp2"
 
 
-def _summary(config: Config, plan: Plan, module: PretrainingModule, report: dict[str, Any], seconds: float, output: Path) -> dict[str, Any]:
+def _summary(
+    config: Config,
+    plan: Plan,
+    module: PretrainingModule,
+    report: dict[str, Any],
+    seconds: float,
+    output: Path,
+) -> dict[str, Any]:
     steps = read_json_lines(output / "metrics.jsonl")
     return {
         "steps": config.trainer.max_steps,
         "tokens": plan.tokens,
-        "target_tokens": sum(value for step in steps for name, value in step.items() if name.startswith("tokens/")),
+        "target_tokens": sum(
+            value for step in steps for name, value in step.items() if name.startswith("tokens/")
+        ),
         "sources": report["sources"],
         "mixture": {name: value for name, value in report.items() if name != "sources"},
         "final_loss": steps[-1]["loss"],

@@ -6,9 +6,28 @@ from ipt.config import Config, TrainerConfig
 from ipt.distributed import launcher_number
 from ipt.errors import UserError
 
-ATTENTION = ("auto", "packed", "sdpa", "eager", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-FIRST_SPECIAL_STEP = 0xFFFF_FFF0  # ids of SLURM's own steps: batch script, interactive shell, extern
-SHELLS = ("bash", "sh", "zsh", "fish", "ksh", "csh", "tcsh")  # names of jobs that are `srun --pty SHELL`
+ATTENTION = (
+    "auto",
+    "packed",
+    "sdpa",
+    "eager",
+    "varlen",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+)
+FIRST_SPECIAL_STEP = (
+    0xFFFF_FFF0  # ids of SLURM's own steps: batch script, interactive shell, extern
+)
+SHELLS = (
+    "bash",
+    "sh",
+    "zsh",
+    "fish",
+    "ksh",
+    "csh",
+    "tcsh",
+)  # names of jobs that are `srun --pty SHELL`
 BEFORE = {  # values that once were choices
     ("trainer.activation_checkpointing", "true"): "; true used to mean full",
     ("trainer.activation_checkpointing", "false"): "; false used to mean none",
@@ -18,7 +37,15 @@ BEFORE = {  # values that once were choices
 def check_training(config: Config) -> None:
     """UserErrors for values that no run could use."""
     trainer = config.trainer
-    for name in ("max_steps", "micro_batch_size", "accumulate", "devices", "num_nodes", "replicas", "loss_chunk"):
+    for name in (
+        "max_steps",
+        "micro_batch_size",
+        "accumulate",
+        "devices",
+        "num_nodes",
+        "replicas",
+        "loss_chunk",
+    ):
         if getattr(trainer, name) < 1:
             raise UserError(f"trainer.{name}={getattr(trainer, name)}: must be at least 1")
     if config.mixture.seq_len < 2:
@@ -28,8 +55,14 @@ def check_training(config: Config) -> None:
         "trainer.weights": (trainer.weights, ("fp32", "bf16")),
         "trainer.strategy": (trainer.strategy, ("auto", "single", "fsdp2")),
         "trainer.attention": (trainer.attention, ATTENTION),
-        "trainer.activation_checkpointing": (trainer.activation_checkpointing, ("none", "full", "selective", "budget")),
-        "optimizer.name": (config.optimizer.name, ("adamw", "adamw_8bit", "paged_adamw_8bit", "lion", "lion_8bit", "muon")),
+        "trainer.activation_checkpointing": (
+            trainer.activation_checkpointing,
+            ("none", "full", "selective", "budget"),
+        ),
+        "optimizer.name": (
+            config.optimizer.name,
+            ("adamw", "adamw_8bit", "paged_adamw_8bit", "lion", "lion_8bit", "muon"),
+        ),
         "schedule.name": (config.schedule.name, ("cosine", "linear", "constant", "wsd")),
         "lora.quantize": (config.lora.quantize, (None, "4bit", "8bit")),
         "trainer.export_dtype": (trainer.export_dtype, ("fp32", "bf16")),
@@ -39,14 +72,17 @@ def check_training(config: Config) -> None:
     for key, (value, known) in choices.items():
         if value not in known:
             hint = BEFORE.get((key, str(value).lower()), "")
-            raise UserError(f"{key}={value}: must be one of {', '.join(str(choice) for choice in known)}{hint}")
+            raise UserError(
+                f"{key}={value}: must be one of {', '.join(str(choice) for choice in known)}{hint}"
+            )
     _check_shares(config)
     _check_combinations(config)
     _check_saving(trainer)
 
 
 def check_launch(trainer: TrainerConfig, command: str = "train.py …") -> None:
-    """The device must be there, and as many processes as the config has devices: one must never wait for another that nobody starts.
+    """The device must be there, and as many processes as the config has devices: one must never
+    wait for another that nobody starts.
 
     `command` is what torchrun has to start, for messages.
     """
@@ -55,24 +91,37 @@ def check_launch(trainer: TrainerConfig, command: str = "train.py …") -> None:
 
         if not torch.accelerator.is_available():
             found = f"torch {torch.__version__} sees no GPU here"
-            raise UserError(f"trainer.accelerator={trainer.accelerator}: {found}: trainer=cpu does without")
+            raise UserError(
+                f"trainer.accelerator={trainer.accelerator}: {found}: trainer=cpu does without"
+            )
     keys = f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}"
     wanted = trainer.devices * trainer.num_nodes
     started = launcher_number("WORLD_SIZE") or slurm_tasks()
     if started == wanted:
         return
     if started == 1:
-        nodes = "" if trainer.num_nodes == 1 else f"--nnodes={trainer.num_nodes} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 "
-        raise UserError(f"{keys}: {wanted} processes are needed: torchrun {nodes}--nproc-per-node={trainer.devices} {command}")
+        nodes = (
+            ""
+            if trainer.num_nodes == 1
+            else f"--nnodes={trainer.num_nodes} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 "
+        )
+        raise UserError(
+            f"{keys}: {wanted} processes are needed: torchrun "
+            f"{nodes}--nproc-per-node={trainer.devices} {command}"
+        )
     hint = "" if "WORLD_SIZE" in os.environ else ", or start one with srun --ntasks=1"
-    raise UserError(f"{keys}: {started} processes were started: set trainer.devices={started // trainer.num_nodes or 1}{hint}")
+    raise UserError(
+        f"{keys}: {started} processes were started: set "
+        f"trainer.devices={started // trainer.num_nodes or 1}{hint}"
+    )
 
 
 def slurm_tasks() -> int:
-    """The processes that `srun` started together with this one; 1 in a batch script, in a shell and outside of SLURM.
+    """The processes that `srun` started together with this one; 1 in a batch script, in a shell and
+    outside of SLURM.
 
-    A job's variables describe its allocation, so they also reach a single process: one of a batch script, of a shell that `salloc`
-    or `srun --pty` opened, or of anything started from there.
+    A job's variables describe its allocation, so they also reach a single process: one of a batch
+    script, of a shell that `salloc` or `srun --pty` opened, or of anything started from there.
     """
     environment = os.environ
     step = environment.get("SLURM_STEP_ID", "")
@@ -103,7 +152,10 @@ def _check_shares(config: Config) -> None:
         if not 0 <= value <= 1:
             raise UserError(f"{key}={value}: must be a share, from 0 to 1")
     if config.trainer.skip_spikes is not None and config.trainer.skip_spikes <= 0:
-        raise UserError(f"trainer.skip_spikes={config.trainer.skip_spikes}: must be above 0; null skips only steps that are not finite")
+        raise UserError(
+            f"trainer.skip_spikes={config.trainer.skip_spikes}: must be above 0; null skips only "
+            "steps that are not finite"
+        )
 
 
 def _check_combinations(config: Config) -> None:
@@ -111,20 +163,45 @@ def _check_combinations(config: Config) -> None:
     trainer, schedule, lora = config.trainer, config.schedule, config.lora
     world = trainer.devices * trainer.num_nodes
     if trainer.activation_checkpointing == "budget" and not trainer.compile:
-        raise UserError("trainer.activation_checkpointing=budget: it is the compiler that keeps the budget, set trainer.compile=true")
+        raise UserError(
+            "trainer.activation_checkpointing=budget: it is the compiler that keeps the budget, "
+            "set trainer.compile=true"
+        )
     if trainer.weights == "bf16" and trainer.precision != "bf16":
-        raise UserError("trainer.weights=bf16: arithmetic would be in bf16 too, set trainer.precision=bf16")
+        raise UserError(
+            "trainer.weights=bf16: arithmetic would be in bf16 too, set trainer.precision=bf16"
+        )
     if world % trainer.replicas:
-        raise UserError(f"trainer.replicas={trainer.replicas}: must divide the number of devices, {world}")
+        raise UserError(
+            f"trainer.replicas={trainer.replicas}: must divide the number of devices, {world}"
+        )
     if trainer.replicas > 1 and trainer.strategy == "single":
-        raise UserError(f"trainer.replicas={trainer.replicas}: copies are of a sharded model, set trainer.strategy=fsdp2")
+        raise UserError(
+            f"trainer.replicas={trainer.replicas}: copies are of a sharded model, set "
+            "trainer.strategy=fsdp2"
+        )
     if trainer.strategy == "single" and world > 1:
-        raise UserError(f"trainer.strategy=single: is for one device, and there are {world}: set trainer.strategy=auto")
+        raise UserError(
+            f"trainer.strategy=single: is for one device, and there are {world}: set "
+            "trainer.strategy=auto"
+        )
     if config.optimizer.name == "paged_adamw_8bit" and trainer.accelerator == "cpu":
-        raise UserError("optimizer.name=paged_adamw_8bit: pages between a GPU and its host, on a CPU use adamw_8bit")
+        raise UserError(
+            "optimizer.name=paged_adamw_8bit: pages between a GPU and its host, on a CPU use "
+            "adamw_8bit"
+        )
     if lora.quantize and not lora.rank:
-        raise UserError(f"lora.quantize={lora.quantize}: quantised weights cannot be trained themselves, set lora.rank, as 16")
+        raise UserError(
+            f"lora.quantize={lora.quantize}: quantised weights cannot be trained themselves, set "
+            "lora.rank, as 16"
+        )
     if lora.quantize and config.architecture:
-        raise UserError(f"lora.quantize={lora.quantize}: there are no weights to quantise in a model that is trained from scratch")
+        raise UserError(
+            f"lora.quantize={lora.quantize}: there are no weights to quantise in a model that is "
+            "trained from scratch"
+        )
     if schedule.warmup_tokens is not None and schedule.warmup_steps:
-        raise UserError("schedule.warmup_tokens: give the warm-up in steps or in tokens, and set the other to 0 or null")
+        raise UserError(
+            "schedule.warmup_tokens: give the warm-up in steps or in tokens, and set the other to "
+            "0 or null"
+        )

@@ -1,6 +1,7 @@
 """Whether a run may reach Weights & Biases, told without importing it.
 
-W&B reads its settings at import, and asks on the terminal where a key is missing; both are too early or too late for a command.
+W&B reads its settings at import, and asks on the terminal where a key is missing; both are too
+early or too late for a command.
 """
 
 import configparser
@@ -11,7 +12,14 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 ONLINE, OFFLINE, DISABLED = "online", "offline", "disabled"
-MODES = {"online": ONLINE, "run": ONLINE, "shared": ONLINE, "offline": OFFLINE, "dryrun": OFFLINE, "disabled": DISABLED}
+MODES = {
+    "online": ONLINE,
+    "run": ONLINE,
+    "shared": ONLINE,
+    "offline": OFFLINE,
+    "dryrun": OFFLINE,
+    "disabled": DISABLED,
+}
 SECTION = "default"  # of W&B's settings files
 KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 DEFAULT_SERVER = "https://api.wandb.ai"
@@ -22,17 +30,20 @@ class Unreadable(Exception):
 
 
 class Mode(NamedTuple):
-    """`mode` is ONLINE, OFFLINE or DISABLED; `reason` is told to the user where it is not what one would expect."""
+    """`mode` is ONLINE, OFFLINE or DISABLED; `reason` is told to the user where it is not what one
+    would expect.
+    """
 
     mode: str
     reason: str = ""
 
 
 def wandb_mode(offline: bool | None) -> Mode:
-    """The mode of a run. `offline` is `logger.offline`; where it is null, W&B's own variables and files decide.
+    """The mode of a run. `offline` is `logger.offline`; where it is null, W&B's own variables and
+    files decide.
 
-    WANDB_MODE and WANDB_DISABLED come first, then what `wandb offline` has written, and without a key a run is offline. So it is
-    where one of these cannot be read: nothing is sent by mistake.
+    WANDB_MODE and WANDB_DISABLED come first, then what `wandb offline` has written, and without a
+    key a run is offline. So it is where one of these cannot be read: nothing is sent by mistake.
     """
     if offline is not None:
         return Mode(OFFLINE if offline else ONLINE)
@@ -65,7 +76,9 @@ def find_key() -> bool:
     """Whether a key is configured. Raises Unreadable for a .netrc that cannot be read."""
     if any(os.environ.get(name, "").strip() for name in KEYS):
         return True
-    server = urlsplit(os.environ.get("WANDB_BASE_URL") or _settings().get("base_url") or DEFAULT_SERVER)
+    server = urlsplit(
+        os.environ.get("WANDB_BASE_URL") or _settings().get("base_url") or DEFAULT_SERVER
+    )
     path = _netrc_path()
     try:
         found = netrc.netrc(path)

@@ -1,4 +1,6 @@
-"""A run on Weights & Biases that never keeps a training waiting, whatever becomes of the server, its process or the disk."""
+"""A run on Weights & Biases that never keeps a training waiting, whatever becomes of the server,
+its process or the disk.
+"""
 
 import atexit
 import os
@@ -21,7 +23,9 @@ FULL = 2**16  # bytes: a disk with no more room than that is full
 
 
 class WandbRun(Logger):
-    """Lightning's logger over a run that has begun. All of its calls are made on a thread of their own."""
+    """Lightning's logger over a run that has begun. All of its calls are made on a thread of their
+    own.
+    """
 
     def __init__(self, run: wandb.Run, timeout: float) -> None:
         super().__init__()
@@ -60,13 +64,17 @@ class WandbRun(Logger):
             self.close(failed=True)
 
     def close(self, failed: bool = False) -> None:
-        """End the run, and say in one line what it lacks, if anything. Takes not much longer than `timeout`."""
+        """End the run, and say in one line what it lacks, if anything. Takes not much longer than
+        `timeout`.
+        """
         if self._closed:
             return
         self._closed = True
         atexit.unregister(self.close)
         self.send(lambda run: run.finish(exit_code=int(failed)))
-        done = self._relay.wait(2 * self.timeout)  # one for what is left to log, one for `finish`, which has the limit itself
+        done = self._relay.wait(
+            2 * self.timeout
+        )  # one for what is left to log, one for `finish`, which has the limit itself
         if reason := self._trouble(done):
             _tell(f"{reason}; metrics.jsonl has all steps")
         if not done or self._relay.error is not None:
@@ -74,7 +82,10 @@ class WandbRun(Logger):
 
     def _trouble(self, done: bool) -> str:
         if self._relay.error is not None:
-            return f"the run ends early, {self._relay.missing} records are not in it ({_line(self._relay.error)})"
+            return (
+                f"the run ends early, {self._relay.missing} records are not in it "
+                f"({_line(self._relay.error)})"
+            )
         if not done or self._relay.lost:
             return f"{self._relay.missing} records are not in the run, it did not take them"
         if shutil.disk_usage(self.run.dir).free < FULL:
@@ -83,7 +94,8 @@ class WandbRun(Logger):
 
 
 def open_run(logger: LoggerConfig, output: Path, offline: bool, **keywords: Any) -> WandbRun | None:
-    """Begin a run in `output`; where the server does not answer in `logger.timeout` seconds, offline. None if that cannot be either.
+    """Begin a run in `output`; where the server does not answer in `logger.timeout` seconds,
+    offline. None if that cannot be either.
 
     `keywords` are those of `wandb.init`.
     """
@@ -91,15 +103,22 @@ def open_run(logger: LoggerConfig, output: Path, offline: bool, **keywords: Any)
     settings: dict[str, Any] = {"finish_timeout": logger.timeout, "console": "off"}
     keywords |= {"project": logger.project, "tags": logger.tags, "dir": output, "resume": "allow"}
     if not offline:
-        limited = wandb.Settings(**settings, init_timeout=logger.timeout, login_timeout=logger.timeout)
+        limited = wandb.Settings(
+            **settings, init_timeout=logger.timeout, login_timeout=logger.timeout
+        )
         try:
             return WandbRun(wandb.init(**keywords, mode="online", settings=limited), logger.timeout)
         except (wandb.Error, OSError, ValueError) as error:
             _tell(f"offline ({_line(error)}); `wandb sync {output}/wandb/*` uploads the run later")
             wandb.teardown()  # what is left of the attempt holds the run's id
-    os.environ["WANDB_MODE"] = "offline"  # for W&B's own telemetry, which does not look at the argument
+    os.environ["WANDB_MODE"] = (
+        "offline"  # for W&B's own telemetry, which does not look at the argument
+    )
     try:
-        return WandbRun(wandb.init(**keywords, mode="offline", settings=wandb.Settings(**settings)), logger.timeout)
+        return WandbRun(
+            wandb.init(**keywords, mode="offline", settings=wandb.Settings(**settings)),
+            logger.timeout,
+        )
     except (wandb.Error, OSError, ValueError) as error:
         _tell(f"nothing is logged ({_line(error)}); metrics.jsonl has all steps")
         return None
@@ -111,7 +130,9 @@ def _end_service() -> None:
         with suppress(psutil.Error):
             if child.name() == "wandb-core":
                 child.kill()
-    with suppress(Exception, SystemExit):  # with which it would end us too; its hook at our exit is gone all the same
+    with suppress(
+        Exception, SystemExit
+    ):  # with which it would end us too; its hook at our exit is gone all the same
         wandb.teardown()
 
 

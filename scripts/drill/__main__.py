@@ -4,8 +4,9 @@
     python -m scripts.drill --quick                  # a selection
     python -m scripts.drill --stages training --faults kill disk
 
-Survived: the command goes on, or ends in one line for people; the same command again completes; and then all files are those of an
-undisturbed run. Exit code 1 if a fault was not survived or something was lost.
+Survived: the command goes on, or ends in one line for people; the same command again completes; and
+then all files are those of an undisturbed run. Exit code 1 if a fault was not survived or something
+was lost.
 """
 
 import argparse
@@ -49,8 +50,16 @@ class Outcome:
         return not self.problem and not any(self.lost.values())
 
     def cells(self) -> tuple[str, ...]:
-        lost = ", ".join(f"{number} {kind}" for kind, number in self.lost.items() if number) or "none"
-        return self.stage, self.fault, str(self.hits), "yes" if self.survived else f"no: {self.problem}", lost
+        lost = (
+            ", ".join(f"{number} {kind}" for kind, number in self.lost.items() if number) or "none"
+        )
+        return (
+            self.stage,
+            self.fault,
+            str(self.hits),
+            "yes" if self.survived else f"no: {self.problem}",
+            lost,
+        )
 
 
 def main() -> None:
@@ -58,11 +67,19 @@ def main() -> None:
     _enter_namespace()
     console = Console(width=200)
     place = Path(tempfile.mkdtemp(prefix="drill-", dir=options.folder))
-    console.print(f"full disk: {'a small tmpfs' if can_mount() else 'RLIMIT_FSIZE, for no file system can be mounted'}; folder: {place}")
+    console.print(
+        "full disk: "
+        f"{'a small tmpfs' if can_mount() else 'RLIMIT_FSIZE, for no file system can be mounted'}; "
+        f"folder: {place}"
+    )
     outcomes = []
     for outcome in drill(place, options.stages, options.faults, options.quick, options.seed):
         outcomes.append(outcome)
-        console.print(f"{outcome.seconds:5.0f} s  {' | '.join(outcome.cells())}  {outcome.told}", markup=False, highlight=False)
+        console.print(
+            f"{outcome.seconds:5.0f} s  {' | '.join(outcome.cells())}  {outcome.told}",
+            markup=False,
+            highlight=False,
+        )
     console.print(_table(outcomes))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(_markdown(outcomes), encoding="utf-8")
@@ -72,19 +89,32 @@ def main() -> None:
     sys.exit(0 if survived and outcomes else 1)
 
 
-def drill(place: Path, stages: list[str], kinds: list[str], quick: bool, seed: int) -> Iterator[Outcome]:
-    """Do what is done to these stages, one after the other; undisturbed runs of the stages before them come first."""
+def drill(
+    place: Path, stages: list[str], kinds: list[str], quick: bool, seed: int
+) -> Iterator[Outcome]:
+    """Do what is done to these stages, one after the other; undisturbed runs of the stages before
+    them come first.
+    """
     known: dict[str, Undisturbed] = {}
     for stage in ALL:
-        faults = [fault for fault in faults_of(stage.name) if fault.kind in kinds and (fault.quick or not quick)]
+        faults = [
+            fault
+            for fault in faults_of(stage.name)
+            if fault.kind in kinds and (fault.quick or not quick)
+        ]
         if stage.name in _needed(stages):
             known[stage.name] = _undisturbed(stage, place, known)
         for fault in faults if stage.name in stages else ():
-            yield _try(known[stage.name], fault, place, random.Random(f"{seed} {stage.name} {fault.name}"))
+            yield _try(
+                known[stage.name], fault, place, random.Random(f"{seed} {stage.name} {fault.name}")
+            )
 
 
 def _try(reference: Undisturbed, fault: Fault, place: Path, draw: random.Random) -> Outcome:
-    folder = copy(reference.before, place / f"{reference.stage.name} {fault.name}".replace(":", "").replace("/", " "))
+    folder = copy(
+        reference.before,
+        place / f"{reference.stage.name} {fault.name}".replace(":", "").replace("/", " "),
+    )
     trial, clock, problem = Trial(reference, folder, draw), time.monotonic(), ""
     missing: dict[str, int] = {}
     try:
@@ -96,7 +126,15 @@ def _try(reference: Undisturbed, fault: Fault, place: Path, draw: random.Random)
         missing = lost(reference.whole, folder) if isinstance(error, Differs) else {}
     if not problem:
         shutil.rmtree(folder)
-    return Outcome(reference.stage.name, fault.name, trial.hits, problem, missing, "; ".join(trial.told), time.monotonic() - clock)
+    return Outcome(
+        reference.stage.name,
+        fault.name,
+        trial.hits,
+        problem,
+        missing,
+        "; ".join(trial.told),
+        time.monotonic() - clock,
+    )
 
 
 def _needed(stages: list[str]) -> set[str]:
@@ -117,7 +155,13 @@ def _undisturbed(stage: Stage, place: Path, known: dict[str, Undisturbed]) -> Un
 
 
 def _table(outcomes: list[Outcome]) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), caption=_total(outcomes), caption_justify="left")
+    table = Table(
+        box=SIMPLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=_total(outcomes),
+        caption_justify="left",
+    )
     for name in HEADINGS:
         table.add_column(name, overflow="fold")
     for outcome in outcomes:
@@ -130,37 +174,78 @@ HEADINGS = ("stage", "fault", "hits", "survived", "lost")
 
 def _markdown(outcomes: list[Outcome]) -> str:
     rows = [HEADINGS, ("---",) * len(HEADINGS), *(outcome.cells() for outcome in outcomes)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows) + f"\n\n{_total(outcomes)}\n"
+    return (
+        "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+        + f"\n\n{_total(outcomes)}\n"
+    )
 
 
 def _total(outcomes: list[Outcome]) -> str:
     survived = sum(outcome.survived for outcome in outcomes)
     missing = sum(sum(outcome.lost.values()) for outcome in outcomes)
-    return f"{survived} of {len(outcomes)} faults survived, {missing} documents, pairs and tokens lost"
+    return (
+        f"{survived} of {len(outcomes)} faults survived, {missing} documents, pairs and tokens lost"
+    )
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.drill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.drill",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [stage.name for stage in ALL]
-    parser.add_argument("--stages", nargs="+", choices=names, default=names, metavar="STAGE", help=f"of: {', '.join(names)}")
-    parser.add_argument("--faults", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=f"of: {', '.join(KINDS)}")
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="STAGE",
+        help=f"of: {', '.join(names)}",
+    )
+    parser.add_argument(
+        "--faults",
+        nargs="+",
+        choices=KINDS,
+        default=KINDS,
+        metavar="KIND",
+        help=f"of: {', '.join(KINDS)}",
+    )
     parser.add_argument("--quick", action="store_true", help="a selection")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments, and of the bytes that are damaged")
-    parser.add_argument("--folder", type=Path, help="where to work; default: the system's folder for temporary files")
-    parser.add_argument("--output", type=Path, default=Path("outputs/drill.md"), help="the table as Markdown (default: outputs/drill.md)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the moments, and of the bytes that are damaged"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where to work; default: the system's folder for temporary files",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs/drill.md"),
+        help="the table as Markdown (default: outputs/drill.md)",
+    )
     return parser.parse_args()
 
 
 def _enter_namespace() -> None:
-    """Go on in a mount namespace of this process's own, where small disks can be mounted that nobody else sees."""
+    """Go on in a mount namespace of this process's own, where small disks can be mounted that
+    nobody else sees.
+    """
     unshare = shutil.which("unshare")
     if "DRILL_NAMESPACE" in os.environ:
         return
     mount = "mount -t tmpfs tmpfs /mnt" if Path("/mnt").is_dir() else "true"
-    if unshare and not subprocess.run([unshare, "-rm", "sh", "-c", mount], capture_output=True).returncode:
-        os.execve(unshare, [unshare, "-rm", sys.executable, "-m", "scripts.drill", *sys.argv[1:]], {**os.environ, "DRILL_NAMESPACE": "1"})
+    if (
+        unshare
+        and not subprocess.run([unshare, "-rm", "sh", "-c", mount], capture_output=True).returncode
+    ):
+        os.execve(
+            unshare,
+            [unshare, "-rm", sys.executable, "-m", "scripts.drill", *sys.argv[1:]],
+            {**os.environ, "DRILL_NAMESPACE": "1"},
+        )
 
 
 if __name__ == "__main__":

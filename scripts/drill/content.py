@@ -1,4 +1,6 @@
-"""What a folder of a run holds, apart from times: for comparing a disturbed run with an undisturbed one."""
+"""What a folder of a run holds, apart from times: for comparing a disturbed run with an undisturbed
+one.
+"""
 
 import json
 from collections import Counter
@@ -14,7 +16,9 @@ TOKEN_BYTES = 4
 
 
 def content_of(folder: Path) -> Counter[tuple[str, ...]]:
-    """(stage, file, hash) of every file of every finished stage, as often as it is there; of a report and of sweeps their figures."""
+    """(stage, file, hash) of every file of every finished stage, as often as it is there; of a
+    report and of sweeps their figures.
+    """
     found: Counter[tuple[str, ...]] = Counter()
     for place, manifest in finished_stages(folder):
         for name in manifest["outputs"]:
@@ -44,7 +48,9 @@ def lost(whole: Path, folder: Path) -> dict[str, int]:
 
 def _metrics(path: Path) -> str:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return hash_json([{name: value for name, value in line.items() if name not in TIMES} for line in lines])
+    return hash_json(
+        [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+    )
 
 
 def _rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -60,7 +66,11 @@ def _items(folder: Path) -> dict[str, Counter[Any]]:
             documents.update(row["doc_id"] for row in _rows(place / "documents", ["doc_id"]))
         elif kind in ("synthesis", "filters"):
             for row in _rows(place / "pairs", ["doc_id", "pairs"]):
-                pairs.update((kind, row["doc_id"], pair["question"], pair["answer"]) for pair in row["pairs"])
+                pairs.update(
+                    (kind, row["doc_id"], pair["question"], pair["answer"]) for pair in row["pairs"]
+                )
         elif kind == "tokens":
-            tokens[manifest["key"]] += sum(path.stat().st_size for path in place.glob("shard-*/tokens.bin")) // TOKEN_BYTES
+            tokens[manifest["key"]] += (
+                sum(path.stat().st_size for path in place.glob("shard-*/tokens.bin")) // TOKEN_BYTES
+            )
     return {"documents": documents, "pairs": pairs, "tokens": tokens}

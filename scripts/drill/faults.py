@@ -23,7 +23,8 @@ MARGIN = 0.3  # seconds: a stage of a few milliseconds is hit around its time
 ROOM = (0.2, 0.7)  # of what a stage writes
 LARGEST = 8192  # bytes of a file where no small disk can be mounted
 HOURS = (5, -5)
-SLACK = 60  # seconds that a command may take longer than undisturbed before something must have waited in vain
+# seconds that a command may take longer than undisturbed before something must have waited in vain
+SLACK = 60
 NO_ROOM = "no room to write"
 
 
@@ -37,7 +38,9 @@ class Differs(NotSurvived):
 
 @dataclass
 class Trial:
-    """One drill on its way: a copy of what the stage begins with, and what is known of it undisturbed."""
+    """One drill on its way: a copy of what the stage begins with, and what is known of it
+    undisturbed.
+    """
 
     reference: Undisturbed
     folder: Path
@@ -51,7 +54,9 @@ class Trial:
 
     def check_orderly(self, ended: Ended) -> None:
         if not ended.is_orderly:
-            raise NotSurvived(f"ended with code {ended.code} and no error in one line: {_last(ended.said)}")
+            raise NotSurvived(
+                f"ended with code {ended.code} and no error in one line: {_last(ended.said)}"
+            )
 
     def complete(self, more: tuple[str, ...] = (), command: list[str] | None = None) -> None:
         """Run the same command again; it must end well and with what the undisturbed run has."""
@@ -63,11 +68,17 @@ class Trial:
     def compare(self) -> None:
         """What was there undisturbed is there, and nothing with other content.
 
-        More often is no harm: a training that was made again tells other seconds, so what comes after it gets a folder of its own.
+        More often is no harm: a training that was made again tells other seconds, so what comes
+        after it gets a folder of its own.
         """
         found, expected = content_of(self.folder), self.reference.content
-        if different := sorted({entry[:2] for entry in [*(expected - found), *(found.keys() - expected.keys())]}):
-            raise Differs(f"differs from the undisturbed run in {', '.join(' '.join(entry) for entry in different[:4])}")
+        if different := sorted(
+            {entry[:2] for entry in [*(expected - found), *(found.keys() - expected.keys())]}
+        ):
+            raise Differs(
+                "differs from the undisturbed run in "
+                f"{', '.join(' '.join(entry) for entry in different[:4])}"
+            )
 
 
 @dataclass(frozen=True)
@@ -80,11 +91,14 @@ class Fault:
     quick: bool = True
 
 
-# Kills ---------------------------------------------------------------------------------------------------------------
+# Kills
+# ----------------------------------------------------------------------------------------------
 
 
 def kills(trial: Trial) -> None:
-    """SIGKILL several times, every other time of the command's process group alone, and then the command undisturbed."""
+    """SIGKILL several times, every other time of the command's process group alone, and then the
+    command undisturbed.
+    """
     for number in range(HITS):
         running = _run_until_a_moment(trial)
         if running is not None:
@@ -132,11 +146,20 @@ def _begun(trial: Trial) -> set[tuple[Path, int]]:
 
 def _work_seconds(trial: Trial) -> float:
     """Of the stage alone, where its manifest tells; else until the end of the command."""
-    own = [manifest["seconds"] for _, manifest in finished_stages(trial.reference.whole) if manifest["stage"] == trial.stage.name]
-    return min(sum(own), trial.reference.work) if own and trial.stage.name != "sweep" else trial.reference.work
+    own = [
+        manifest["seconds"]
+        for _, manifest in finished_stages(trial.reference.whole)
+        if manifest["stage"] == trial.stage.name
+    ]
+    return (
+        min(sum(own), trial.reference.work)
+        if own and trial.stage.name != "sweep"
+        else trial.reference.work
+    )
 
 
-# A full disk ---------------------------------------------------------------------------------------------------------
+# A full disk
+# ----------------------------------------------------------------------------------------------
 
 
 def full_disk(trial: Trial, room: float) -> None:
@@ -160,8 +183,11 @@ def can_mount() -> bool:
 
 
 @contextmanager
-def _small_disk(folder: Path, size: int) -> Iterator[tuple[Callable[[], None] | None, Callable[[], None]]]:
-    """The folder on a file system of its own of so many bytes, and back; where none can be mounted, no file can grow beyond LARGEST.
+def _small_disk(
+    folder: Path, size: int
+) -> Iterator[tuple[Callable[[], None] | None, Callable[[], None]]]:
+    """The folder on a file system of its own of so many bytes, and back; where none can be mounted,
+    no file can grow beyond LARGEST.
 
     Gives what a process is to call before it starts, and what makes room.
     """
@@ -185,15 +211,22 @@ def _mount(folder: Path, options: str) -> None:
 
 def _disk_bytes(folder: Path) -> int:
     """What the files take in pages of 4 KiB."""
-    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(
+        -(-path.stat().st_size // 4096) * 4096
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    )
 
 
-# Damaged files -------------------------------------------------------------------------------------------------------
+# Damaged files
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is damaged before the stage reads it. `unfinished`: one of the stage's own, after a kill in its midst."""
+    """A file that is damaged before the stage reads it. `unfinished`: one of the stage's own, after
+    a kill in its midst.
+    """
 
     name: str
     stage: str  # that reads it
@@ -208,7 +241,9 @@ class Damage:
 
 
 DAMAGES = (
-    Damage("documents (JSON lines)", "corpus", "a.jsonl", ways=("cut",)),  # another letter in a text is another text
+    Damage(
+        "documents (JSON lines)", "corpus", "a.jsonl", ways=("cut",)
+    ),  # another letter in a text is another text
     Damage("documents (gzip)", "corpus", "b.jsonl.gz"),
     Damage("documents (Zstandard)", "corpus", "c.jsonl.zst"),
     Damage("documents (Parquet of others)", "corpus", "d.parquet", ways=("cut",)),
@@ -223,18 +258,53 @@ DAMAGES = (
     Damage("index.json", "training", "tokens-*/shard-*/index.json"),
     Damage("manifest of tokens", "training", "tokens-*/manifest.json"),
     Damage("held-out documents (Parquet)", "evaluation", "corpus-*/held_out/part-*.parquet"),
-    Damage("weights (safetensors)", "evaluation", "training-*/export/model.safetensors", quick=True),
+    Damage(
+        "weights (safetensors)", "evaluation", "training-*/export/model.safetensors", quick=True
+    ),
     Damage("metrics", "report", "training-*/metrics.jsonl"),
     Damage("scores", "report", "evaluation-*/results.json"),
     Damage("predictions (Parquet)", "report", "evaluation-*/predictions/*.parquet"),
-    Damage("journal", "synthesis", "synthesis-*/pairs/.part-*.journal.jsonl", unfinished=True, quick=True),
-    Damage("finished shard of pairs", "synthesis", "synthesis-*/pairs/part-*.parquet", unfinished=True),
-    Damage("finished shard of tokens", "tokens", "tokens-*/shard-00000/tokens.bin", unfinished=True),
-    Damage("checkpoint: tensors", "training", "training-*/checkpoints/step-*/*.safetensors", unfinished=True, quick=True),
-    Damage("checkpoint: facts", "training", "training-*/checkpoints/step-*/checkpoint.json", unfinished=True),
-    Damage("checkpoint: random states", "training", "training-*/checkpoints/step-*/rng-*.json", unfinished=True),
-    Damage("checkpoint: metrics", "training", "training-*/checkpoints/step-*/metrics.jsonl", unfinished=True),
-    Damage("finished predictions", "evaluation", "evaluation-*/predictions/*.parquet", unfinished=True),
+    Damage(
+        "journal",
+        "synthesis",
+        "synthesis-*/pairs/.part-*.journal.jsonl",
+        unfinished=True,
+        quick=True,
+    ),
+    Damage(
+        "finished shard of pairs", "synthesis", "synthesis-*/pairs/part-*.parquet", unfinished=True
+    ),
+    Damage(
+        "finished shard of tokens", "tokens", "tokens-*/shard-00000/tokens.bin", unfinished=True
+    ),
+    Damage(
+        "checkpoint: tensors",
+        "training",
+        "training-*/checkpoints/step-*/*.safetensors",
+        unfinished=True,
+        quick=True,
+    ),
+    Damage(
+        "checkpoint: facts",
+        "training",
+        "training-*/checkpoints/step-*/checkpoint.json",
+        unfinished=True,
+    ),
+    Damage(
+        "checkpoint: random states",
+        "training",
+        "training-*/checkpoints/step-*/rng-*.json",
+        unfinished=True,
+    ),
+    Damage(
+        "checkpoint: metrics",
+        "training",
+        "training-*/checkpoints/step-*/metrics.jsonl",
+        unfinished=True,
+    ),
+    Damage(
+        "finished predictions", "evaluation", "evaluation-*/predictions/*.parquet", unfinished=True
+    ),
 )
 
 
@@ -257,7 +327,11 @@ def damaged(trial: Trial, damage: Damage, how: str) -> None:
     if damage.stage == "corpus":
         shutil.copy(trial.reference.before / name, path)
     else:
-        shutil.rmtree(path.parent if damage.unfinished else trial.folder / Path(*path.relative_to(trial.folder).parts[:3]))
+        shutil.rmtree(
+            path.parent
+            if damage.unfinished
+            else trial.folder / Path(*path.relative_to(trial.folder).parts[:3])
+        )
     trial.complete(command=whole_recipe(trial.stage.name))
 
 
@@ -265,7 +339,9 @@ def _file_to_damage(trial: Trial, damage: Damage) -> Path:
     pattern = f"{damage.place}/{damage.pattern}"
     if damage.unfinished:
         running = Running(trial.stage.arguments(), trial.folder)
-        if not running.wait_for(lambda: any(path.stat().st_size for path in trial.folder.glob(pattern))):
+        if not running.wait_for(
+            lambda: any(path.stat().st_size for path in trial.folder.glob(pattern))
+        ):
             raise NotSurvived(f"{damage.pattern} was never there: the drill is wrong")
         running.kill()
     paths = sorted(path for path in trial.folder.glob(pattern) if path.stat().st_size)
@@ -291,14 +367,19 @@ def _check_verify(trial: Trial, path: Path) -> None:
         raise NotSurvived(f"verify does not find {path.name}")
 
 
-# Clocks --------------------------------------------------------------------------------------------------------------
+# Clocks
+# ----------------------------------------------------------------------------------------------
 
 
 def clock_jump(trial: Trial, hours: int) -> None:
     """The machine's clock is set anew in the middle of the stage's work."""
     after = trial.reference.until + _work_seconds(trial) / 2
     shim = str(Path(__file__).parent / "clock")
-    environment = {"PYTHONPATH": shim, "DRILL_CLOCK_JUMP": str(hours), "DRILL_CLOCK_AFTER": str(after)}
+    environment = {
+        "PYTHONPATH": shim,
+        "DRILL_CLOCK_JUMP": str(hours),
+        "DRILL_CLOCK_AFTER": str(after),
+    }
     ended = run(trial.stage.arguments(), trial.folder, environment)
     trial.hits += 1
     if ended.code:
@@ -311,16 +392,22 @@ def clock_jump(trial: Trial, hours: int) -> None:
     trial.compare()
 
 
-# Servers -------------------------------------------------------------------------------------------------------------
+# Servers
+# ----------------------------------------------------------------------------------------------
 
 
 def server(trial: Trial, mode: str) -> None:
-    """A server that stops doing its part after some requests, or does not from the beginning; then one that does."""
+    """A server that stops doing its part after some requests, or does not from the beginning; then
+    one that does.
+    """
     waits = ("synthesis.timeout=2", "synthesis.max_retries=1")
     bad = Server(mode, good=-1) if mode == SILENT else Server(mode)
     with serve(bad):
         patient = ("synthesis.max_retries=8",) if "recovers" in mode else ()
-        ended = run(trial.stage.arguments(*waits, *patient, f"synthesis.base_url={bad.address}/v1"), trial.folder)
+        ended = run(
+            trial.stage.arguments(*waits, *patient, f"synthesis.base_url={bad.address}/v1"),
+            trial.folder,
+        )
     trial.check_orderly(ended)
     trial.hits += 1
     trial.told.append(ended.error or "goes on")
@@ -333,8 +420,14 @@ def server(trial: Trial, mode: str) -> None:
 def dashboard(trial: Trial) -> None:
     """Training that logs to a W&B whose server takes connections and never answers."""
     with serve(Server(good=-1)) as silent:
-        environment = {"WANDB_MODE": "online", "WANDB_BASE_URL": silent.address, "WANDB_API_KEY": "0" * 40}
-        ended = run(trial.stage.arguments("logger=wandb", "logger.timeout=2"), trial.folder, environment)
+        environment = {
+            "WANDB_MODE": "online",
+            "WANDB_BASE_URL": silent.address,
+            "WANDB_API_KEY": "0" * 40,
+        }
+        ended = run(
+            trial.stage.arguments("logger=wandb", "logger.timeout=2"), trial.folder, environment
+        )
     trial.hits += 1
     if ended.code:
         raise NotSurvived(f"fails: {ended.error or _last(ended.said)}")
@@ -346,27 +439,48 @@ def dashboard(trial: Trial) -> None:
 SILENT = "never answers at all"
 
 
-# The table -----------------------------------------------------------------------------------------------------------
+# The table
+# ----------------------------------------------------------------------------------------------
 
 
 def faults_of(stage: str) -> Iterator[Fault]:
     """What is done to a stage."""
     if stage == "synthesis by a server":
         for mode in (SILENT, *MODES):
-            yield Fault(f"server {mode}", "server", partial(server, mode=mode), quick=mode == MODES[0])
+            yield Fault(
+                f"server {mode}", "server", partial(server, mode=mode), quick=mode == MODES[0]
+            )
         return
     yield Fault(f"SIGKILL, {HITS} times", "kill", kills)
     for number in (signal.SIGTERM, signal.SIGINT):
-        yield Fault(number.name, "kill", partial(stop, number=number), quick=stage == "training" and number == signal.SIGTERM)
+        yield Fault(
+            number.name,
+            "kill",
+            partial(stop, number=number),
+            quick=stage == "training" and number == signal.SIGTERM,
+        )
     for room in ROOM:
-        yield Fault(f"full disk, {room:.0%} of the room", "disk", partial(full_disk, room=room), quick=room == ROOM[0])
+        yield Fault(
+            f"full disk, {room:.0%} of the room",
+            "disk",
+            partial(full_disk, room=room),
+            quick=room == ROOM[0],
+        )
     for hours in HOURS:
-        yield Fault(f"clock {hours:+} h", "clock", partial(clock_jump, hours=hours), quick=stage == "training" and hours > 0)
+        yield Fault(
+            f"clock {hours:+} h",
+            "clock",
+            partial(clock_jump, hours=hours),
+            quick=stage == "training" and hours > 0,
+        )
     for damage in DAMAGES:
         if damage.stage == stage:
             for how in damage.ways:
                 yield Fault(
-                    f"{damage.name}: {how}", "damage", partial(damaged, damage=damage, how=how), quick=damage.quick and how == "flip"
+                    f"{damage.name}: {how}",
+                    "damage",
+                    partial(damaged, damage=damage, how=how),
+                    quick=damage.quick and how == "flip",
                 )
     if stage == "training":
         yield Fault("W&B never answers", "server", dashboard, quick=False)

@@ -9,13 +9,22 @@ from typing import Any
 from zlib import crc32
 
 # What the server does once it has answered some requests well.
-MODES = ("never answers", "answers half and hangs", "answers half and breaks off", "answers 500 and recovers", "answers 500", "garbage")
+MODES = (
+    "never answers",
+    "answers half and hangs",
+    "answers half and breaks off",
+    "answers 500 and recovers",
+    "answers 500",
+    "garbage",
+)
 GOOD = 5  # requests that are answered before
 ERRORS = 3  # answers with 500 before it recovers
 
 
 class Server(ThreadingHTTPServer):
-    """Speaks enough of OpenAI's protocol for the engine; what it generates depends on the prompt alone."""
+    """Speaks enough of OpenAI's protocol for the engine; what it generates depends on the prompt
+    alone.
+    """
 
     daemon_threads, block_on_close = True, False
 
@@ -55,14 +64,21 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.good < 0:
             self.server.released.wait()
             return
-        self._send({"object": "list", "data": [{"id": "served", "object": "model", "created": 0, "owned_by": "drill"}]})
+        self._send(
+            {
+                "object": "list",
+                "data": [{"id": "served", "object": "model", "created": 0, "owned_by": "drill"}],
+            }
+        )
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         number, mode = self.server.number(), self.server.mode
         if self.server.good < 0 or (number > 0 and mode == "never answers"):
             self.server.released.wait()
-        elif number > 0 and (mode == "answers 500" or (mode == "answers 500 and recovers" and number <= ERRORS)):
+        elif number > 0 and (
+            mode == "answers 500" or (mode == "answers 500 and recovers" and number <= ERRORS)
+        ):
             self.send_error(500)
         elif number > 0 and mode == "garbage":
             self._send_bytes(b"<html>\xff\x00 not what was asked for", "text/html")
@@ -70,8 +86,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(request, half=number > 0 and mode.startswith("answers half"))
 
     def _answer(self, request: dict[str, Any], half: bool) -> None:
-        choice = {"index": 0, "text": _output(request["prompt"]), "finish_reason": "stop", "logprobs": None}
-        answer = {"id": "0", "object": "text_completion", "created": 0, "model": "served", "choices": [choice]}
+        choice = {
+            "index": 0,
+            "text": _output(request["prompt"]),
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+        answer = {
+            "id": "0",
+            "object": "text_completion",
+            "created": 0,
+            "model": "served",
+            "choices": [choice],
+        }
         stream = bool(request.get("stream"))
         content = json.dumps(answer).encode()
         content = b"data: " + content + b"\n\ndata: [DONE]\n\n" if stream else content
@@ -99,4 +126,9 @@ def _output(prompt: list[int]) -> str:
     from ipt.synthesis.formats.tags import Pair, pairs_text
 
     number = crc32(str(prompt).encode()) % 100
-    return pairs_text([Pair(f"Which number has part {part}?", f"It has number {number + part}.") for part in range(2)])
+    return pairs_text(
+        [
+            Pair(f"Which number has part {part}?", f"It has number {number + part}.")
+            for part in range(2)
+        ]
+    )

@@ -1,4 +1,6 @@
-"""What is drilled: the stages of a tiny recipe, each as the command that brings a folder from the stage before to its end."""
+"""What is drilled: the stages of a tiny recipe, each as the command that brings a folder from the
+stage before to its end.
+"""
 
 import gzip
 import json
@@ -36,7 +38,11 @@ RECIPE = (
     "trainer.checkpoint_minutes=0.05",
 )
 PHASES = ("synthesis", "tokens", "training", "evaluation", "report")
-SERVED = ("synthesis.engine=openai", "synthesis.model=served", "synthesis.tokenizer=embedded:tiny-synthesizer")
+SERVED = (
+    "synthesis.engine=openai",
+    "synthesis.model=served",
+    "synthesis.tokenizer=embedded:tiny-synthesizer",
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,10 @@ def _recipe(*phases: str) -> tuple[str, ...]:
 
 def whole_recipe(stage: str) -> list[str]:
     """The command that does again what is missing of all stages up to this one, and of this one."""
-    phases = next((number for number, phase in enumerate(PHASES) if phase in _BY_NAME[stage].command[-1]), len(PHASES) - 1)
+    phases = next(
+        (number for number, phase in enumerate(PHASES) if phase in _BY_NAME[stage].command[-1]),
+        len(PHASES) - 1,
+    )
     return [sys.executable, *_recipe(*PHASES[: phases + 1])]
 
 
@@ -77,16 +86,28 @@ STAGES = (
     Stage("report", _recipe("report"), "outputs/tiny/config.yaml", "evaluation"),
     Stage(
         "sweep",
-        (str(ROOT / "train.py"), "-m", *RECIPE, "evaluation.limit=2", "mixture.ratios.instruction=0,1"),
+        (
+            str(ROOT / "train.py"),
+            "-m",
+            *RECIPE,
+            "evaluation.limit=2",
+            "mixture.ratios.instruction=0,1",
+        ),
         _stage_folder("training"),
         "tokens",
     ),
 )
 _BY_NAME = {stage.name: stage for stage in STAGES}
-SERVER_STAGE = Stage("synthesis by a server", (str(ROOT / "synthesize.py"), *RECIPE, *SERVED), _stage_folder("synthesis"), "corpus")
+SERVER_STAGE = Stage(
+    "synthesis by a server",
+    (str(ROOT / "synthesize.py"), *RECIPE, *SERVED),
+    _stage_folder("synthesis"),
+    "corpus",
+)
 
 
-# Running -------------------------------------------------------------------------------------------------------------
+# Running
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -100,7 +121,9 @@ class Ended:
     @property
     def error(self) -> str:
         """The line that tells what went wrong, "" if there is none."""
-        return next((line for line in reversed(self.said.splitlines()) if line.startswith("error: ")), "")
+        return next(
+            (line for line in reversed(self.said.splitlines()) if line.startswith("error: ")), ""
+        )
 
     @property
     def is_orderly(self) -> bool:
@@ -112,10 +135,16 @@ class Running:
     """A command at work in a folder, with all that it starts in a process group of its own."""
 
     def __init__(
-        self, command: list[str], folder: Path, environment: Mapping[str, str] | None = None, before: Callable[[], None] | None = None
+        self,
+        command: list[str],
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        before: Callable[[], None] | None = None,
     ) -> None:
         def prepare() -> None:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # what a shell starts in the background ignores it
             if before:
                 before()
 
@@ -149,10 +178,16 @@ class Running:
         except subprocess.TimeoutExpired:
             self.kill()
         seconds = time.monotonic() - self._started
-        return Ended(self.process.returncode, self._log.read_text(errors="replace", encoding="utf-8"), seconds)
+        return Ended(
+            self.process.returncode,
+            self._log.read_text(errors="replace", encoding="utf-8"),
+            seconds,
+        )
 
     def kill(self, only_group: bool = False) -> None:
-        """As when the machine goes down; `only_group`: what the command has put in other groups must end by itself."""
+        """As when the machine goes down; `only_group`: what the command has put in other groups
+        must end by itself.
+        """
         family = psutil.Process(self.process.pid).children(recursive=True)
         os.killpg(self.process.pid, signal.SIGKILL)
         if not only_group:
@@ -161,21 +196,35 @@ class Running:
                     member.kill()
         self.process.wait()
         _, left = psutil.wait_procs(family, timeout=90)
-        assert not left, f"processes live on after their parent: {[process.cmdline() for process in left]}"
+        assert not left, (
+            f"processes live on after their parent: {[process.cmdline() for process in left]}"
+        )
 
 
-def run(command: list[str], folder: Path, environment: Mapping[str, str] | None = None, before: Callable[[], None] | None = None) -> Ended:
+def run(
+    command: list[str],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> Ended:
     return Running(command, folder, environment, before).finish()
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
     """Sums depend on the number of threads in their last bits; lines are not to be folded."""
     paths = [more.get("PYTHONPATH", ""), str(ROOT)]
-    own = {"OMP_NUM_THREADS": "1", "COLUMNS": "400", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "400",
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "offline",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     return {**os.environ, **own, **more, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-# The undisturbed run -------------------------------------------------------------------------------------------------
+# The undisturbed run
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -190,8 +239,12 @@ class Undisturbed:
     content: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
 
-def undisturbed(stage: Stage, place: Path, before: Path | None, more: tuple[str, ...] = ()) -> Undisturbed:
-    """Run the stage, without unfinished or later ones in its folder. Raises RuntimeError if it fails."""
+def undisturbed(
+    stage: Stage, place: Path, before: Path | None, more: tuple[str, ...] = ()
+) -> Undisturbed:
+    """Run the stage, without unfinished or later ones in its folder. Raises RuntimeError if it
+    fails.
+    """
     from scripts.drill.content import content_of
 
     start, whole = place / f"{stage.name} before", place / f"{stage.name} whole"
@@ -213,13 +266,38 @@ def undisturbed(stage: Stage, place: Path, before: Path | None, more: tuple[str,
 def write_documents(folder: Path) -> None:
     """A few documents in a file of each kind that a corpus is read from."""
     folder.mkdir(parents=True)
-    words = ["heart", "liver", "lung", "brain", "kidney", "stomach", "spleen", "skin", "muscle", "bone", "nerve", "vein"]
+    words = [
+        "heart",
+        "liver",
+        "lung",
+        "brain",
+        "kidney",
+        "stomach",
+        "spleen",
+        "skin",
+        "muscle",
+        "bone",
+        "nerve",
+        "vein",
+    ]
     draw = random.Random(0)
-    rows = [{"text": " ".join(f"The {draw.choice(words)} lies near the {draw.choice(words)}." for _ in range(30))} for _ in range(40)]
-    lines = ["".join(json.dumps(row) + "\n" for row in rows[start : start + 10]).encode() for start in range(0, 40, 10)]
+    rows = [
+        {
+            "text": " ".join(
+                f"The {draw.choice(words)} lies near the {draw.choice(words)}." for _ in range(30)
+            )
+        }
+        for _ in range(40)
+    ]
+    lines = [
+        "".join(json.dumps(row) + "\n" for row in rows[start : start + 10]).encode()
+        for start in range(0, 40, 10)
+    ]
     (folder / "a.jsonl").write_bytes(lines[0])
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines[1], mtime=0))
-    (folder / "c.jsonl.zst").write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(lines[2]))
+    (folder / "c.jsonl.zst").write_bytes(
+        zstandard.ZstdCompressor(write_checksum=True).compress(lines[2])
+    )
     pq.write_table(pa.Table.from_pylist(rows[30:]), folder / "d.parquet")
 
 
@@ -230,12 +308,20 @@ def copy(folder: Path, target: Path) -> Path:
 
 
 def _copy_up_to(whole: Path, target: Path, stage: Stage) -> None:
-    """A copy of the folder of the stage before, without what this stage and later ones have made in it."""
+    """A copy of the folder of the stage before, without what this stage and later ones have made in
+    it.
+    """
     copy(whole, target)
     names = [known.name for known in STAGES]
     first = names.index(stage.name) if stage.name in names else names.index("synthesis")
-    for name in [*names[first:], *(["contamination"] if first <= names.index("evaluation") else [])]:
-        for folder in [*target.glob(_stage_folder(name)), *target.glob(f"outputs/stages/.{name}-*")]:
+    for name in [
+        *names[first:],
+        *(["contamination"] if first <= names.index("evaluation") else []),
+    ]:
+        for folder in [
+            *target.glob(_stage_folder(name)),
+            *target.glob(f"outputs/stages/.{name}-*"),
+        ]:
             shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
     if stage.name != "report":
         shutil.rmtree(target / "outputs" / "tiny", ignore_errors=True)

@@ -1,7 +1,8 @@
 """The commands of the README and of docs/ run, one after the other as a reader would, but small.
 
-Each runs with the overrides that are printed, and others behind them that make it short. Where a command needs
-what a test has not (GPUs, a cluster, a server, weights from the hub), its dry run or nothing takes its place.
+Each runs with the overrides that are printed, and others behind them that make it short. Where a
+command needs what a test has not (GPUs, a cluster, a server, weights from the hub), its dry run or
+nothing takes its place.
 """
 
 import json
@@ -35,11 +36,18 @@ REPLACED = {
     "outputs/…/export": "embedded:smollm2-135m-synthesizer",
     "outputs/a/export,outputs/b/export": "embedded:tiny,embedded:tiny-synthesizer",
 }
-CHAT = ["synthesis.engine=transformers", "synthesis.model=embedded:smollm2-135m", "synthesis.max_model_len=4096"]
+CHAT = [
+    "synthesis.engine=transformers",
+    "synthesis.model=embedded:smollm2-135m",
+    "synthesis.max_model_len=4096",
+]
 WRITING = ["corpus.limit=2", "synthesis.max_new_tokens=16"]
 SMALL = ["corpus.limit=12", "trainer.max_steps=2", "trainer.accumulate=1", "evaluation.limit=4"]
 TRAINING = ["model=embedded:tiny", "synthesis=rule_based", *SMALL]
-TEXT = "The aorta is the largest artery. It carries blood from the heart. However, it has no valves on its way. "
+TEXT = (
+    "The aorta is the largest artery. It carries blood from the heart. However, it has no valves "
+    "on its way. "
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +68,21 @@ def _write_files(folder: Path) -> None:
     """Documents in the formats that the pages use, and the tutorial's files."""
     texts = [f"{TEXT * 5}Page {number}." for number in range(30)]
     (folder / "docs").mkdir()
-    (folder / "docs" / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "docs" / "a.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    )
     pq.write_table(pa.table({"text": texts}), folder / "docs.parquet")
     (folder / "notes.txt").write_text(texts[0])
     for name, content in tutorial_files().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
-    chapters = [{"id": f"{n}", "chapter": f"chapter {n % 6}", "text": f"{TEXT * 6}Section {n}."} for n in range(60)]
-    (folder / "books" / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chapters))
+    chapters = [
+        {"id": f"{n}", "chapter": f"chapter {n % 6}", "text": f"{TEXT * 6}Section {n}."}
+        for n in range(60)
+    ]
+    (folder / "books" / "docs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in chapters)
+    )
     terms = "".join(f"{n},term {n},meaning {n},chapter {n % 6}\n" for n in range(24))
     (folder / "books" / "terms.csv").write_text("id,term,meaning,chapter\n" + terms)
 
@@ -91,7 +106,11 @@ def _additions(command: Documented) -> list[str]:
     if "optuna" in text:
         added = [*added, "hydra.sweeper.n_trials=2", "hydra.launcher.n_jobs=1"]
     if "synthesis=paper" in text:
-        added = [*added, "synthesis.model=embedded:smollm2-135m-synthesizer", "synthesis.max_model_len=2048"]
+        added = [
+            *added,
+            "synthesis.model=embedded:smollm2-135m-synthesizer",
+            "synthesis.max_model_len=2048",
+        ]
     return added
 
 
@@ -106,5 +125,12 @@ def test_it_runs(command, folder_of):
         arguments = [argument.replace(placeholder, value) for argument in arguments]
     python = [sys.executable, "-m", "ipt", command.command, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(python, cwd=folder_of(command.page), env=environment, capture_output=True, text=True, input="One?\n")
+    done = subprocess.run(
+        python,
+        cwd=folder_of(command.page),
+        env=environment,
+        capture_output=True,
+        text=True,
+        input="One?\n",
+    )
     assert done.returncode == 0, f"{' '.join(python)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"

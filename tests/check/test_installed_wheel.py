@@ -15,8 +15,14 @@ REQUIREMENTS = ROOT / "requirements" / "cpu.txt"
 
 
 def _run(*command: str | Path, cwd: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run([str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -25,7 +31,17 @@ def _run(*command: str | Path, cwd: Path) -> str:
 def installed(tmp_path_factory) -> Path:
     """Folder of the environment."""
     folder = tmp_path_factory.mktemp("installed")
-    _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    _run(
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        folder,
+        ROOT,
+        cwd=folder,
+    )
     _run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
     pip = (folder / "venv/bin/python", "-m", "pip", "install", "-qq")
     torch = re.search(r"^torch==.*$", REQUIREMENTS.read_text(), re.MULTILINE)
@@ -36,7 +52,9 @@ def installed(tmp_path_factory) -> Path:
 
 
 def test_the_tiny_job_runs_from_an_empty_folder(installed, tmp_path):
-    output = _run(installed / "venv/bin/python", "-m", "ipt", "reproduce", "experiment=tiny", cwd=tmp_path)
+    output = _run(
+        installed / "venv/bin/python", "-m", "ipt", "reproduce", "experiment=tiny", cwd=tmp_path
+    )
     assert "report:" in output
     assert list(tmp_path.rglob("report.html"))
 
@@ -44,7 +62,17 @@ def test_the_tiny_job_runs_from_an_empty_folder(installed, tmp_path):
 def test_no_package_misses_another(installed, tmp_path):
     """Except those that requirements/overrides-cpu.txt leaves out on purpose."""
     python = installed / "venv/bin/python"
-    done = subprocess.run([python, "-m", "pip", "check"], cwd=tmp_path, capture_output=True, text=True)
-    overridden = re.findall(r"^([A-Za-z0-9_-]+)", (ROOT / "requirements/overrides-cpu.txt").read_text(), re.MULTILINE)
-    wrong = [line for line in done.stdout.splitlines() if " requires " in line or " has requirement " in line]
-    assert [line for line in wrong if not any(name.lower() in line.lower() for name in overridden)] == []
+    done = subprocess.run(
+        [python, "-m", "pip", "check"], cwd=tmp_path, capture_output=True, text=True
+    )
+    overridden = re.findall(
+        r"^([A-Za-z0-9_-]+)", (ROOT / "requirements/overrides-cpu.txt").read_text(), re.MULTILINE
+    )
+    wrong = [
+        line
+        for line in done.stdout.splitlines()
+        if " requires " in line or " has requirement " in line
+    ]
+    assert [
+        line for line in wrong if not any(name.lower() in line.lower() for name in overridden)
+    ] == []

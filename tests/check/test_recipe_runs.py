@@ -1,7 +1,8 @@
 """Every recipe runs from documents to scores with a tiny model, a few steps and a few documents.
 
-What a recipe reads from the hub or from the user's files is made here in the same layout; the data sets of
-the small medical recipes are the real ones, so these need the development data beside the checkout.
+What a recipe reads from the hub or from the user's files is made here in the same layout; the data
+sets of the small medical recipes are the real ones, so these need the development data beside the
+checkout.
 """
 
 import json
@@ -33,14 +34,33 @@ SMALL = [
     "synthesis.shots=1",
     "seeds=[]",
 ]
-TINY = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY = {
+    "vocab_size": 49152,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 TINY |= {"num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0}
 TEXT = (
-    "The {organ} is a large organ of the body with two halves. It consists of many cells, and each of them takes up oxygen "
-    "from the blood. However, the {organ} rests at night when the body needs less oxygen. Because the {organ} takes up "
+    "The {organ} is a large organ of the body with two halves. It consists of many cells, and each "
+    "of them takes up oxygen "
+    "from the blood. However, the {organ} rests at night when the body needs less oxygen. Because "
+    "the {organ} takes up "
     "oxygen, it needs a constant flow of blood from the arteries. "
 )
-ORGANS = ("heart", "lung", "liver", "kidney", "spleen", "stomach", "bladder", "thyroid", "pancreas", "cerebellum")
+ORGANS = (
+    "heart",
+    "lung",
+    "liver",
+    "kidney",
+    "spleen",
+    "stomach",
+    "bladder",
+    "thyroid",
+    "pancreas",
+    "cerebellum",
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +76,31 @@ def data_dir(tmp_path_factory) -> Path:
     ):
         rows = [{field: f"{text} Copy {number} of {name}."} for number, text in enumerate(texts)]
         _write(folder / name / "part.jsonl", rows)
-    _write(folder / "flan" / "part.jsonl", [{"inputs": f"What is {n} + 1?", "targets": str(n + 1)} for n in range(500)])
-    _write(folder / "instructions.jsonl", [{"instruction": f"What is {n} + 1?", "output": str(n + 1)} for n in range(500)])
-    include = compose_config("train", ["experiment=synthesizer_mistral_7b"]).mixture.sources["collection"].include
+    _write(
+        folder / "flan" / "part.jsonl",
+        [{"inputs": f"What is {n} + 1?", "targets": str(n + 1)} for n in range(500)],
+    )
+    _write(
+        folder / "instructions.jsonl",
+        [{"instruction": f"What is {n} + 1?", "output": str(n + 1)} for n in range(500)],
+    )
+    include = (
+        compose_config("train", ["experiment=synthesizer_mistral_7b"])
+        .mixture.sources["collection"]
+        .include
+    )
     for name in include:
-        pairs = [{"Q": f"Of what does context {n} of {name} speak?", "A": f"of {organ}"} for n, organ in enumerate(ORGANS[:4])]
-        rows = [{"context": text[:120], "QA_list": pairs, "QA_type": "free", "rc_name": name} for text in texts[:10:2]]
-        _write(folder / "ft-instruction-synthesizer-collection" / name / "shard" / "00000.jsonl", rows)
+        pairs = [
+            {"Q": f"Of what does context {n} of {name} speak?", "A": f"of {organ}"}
+            for n, organ in enumerate(ORGANS[:4])
+        ]
+        rows = [
+            {"context": text[:120], "QA_list": pairs, "QA_type": "free", "rc_name": name}
+            for text in texts[:10:2]
+        ]
+        _write(
+            folder / "ft-instruction-synthesizer-collection" / name / "shard" / "00000.jsonl", rows
+        )
     return folder
 
 
@@ -81,12 +119,17 @@ def _small(name: str, config: Config, data: Path) -> list[str]:
     else:
         overrides += ["corpus.pages=12", "corpus.questions=8"]
     if name == "synthesizer_smollm2":
-        overrides.append("mixture.seq_len=1024")  # contexts come first, and of the pairs behind them there must be some
+        overrides.append(
+            "mixture.seq_len=1024"
+        )  # contexts come first, and of the pairs behind them there must be some
     if config.architecture:
         overrides += [f"architecture.{key}={value}" for key, value in TINY.items()]
     for source, settings in config.mixture.sources.items():
         if settings.dataset:
-            overrides += [f"++mixture.sources.{source}.dataset=null", f"++mixture.sources.{source}.path={data}/instructions.jsonl"]
+            overrides += [
+                f"++mixture.sources.{source}.dataset=null",
+                f"++mixture.sources.{source}.path={data}/instructions.jsonl",
+            ]
     if config.corpus.path is not None and name not in REAL_DATA:
         overrides.append("tasks=[held_out_perplexity]")  # theirs are on the hub
     return overrides
@@ -101,5 +144,7 @@ def test_it_runs(name, data_dir, request, tmp_path):
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     stages = (tmp_path / "outputs" / "stages").glob("training-*/metrics.jsonl")
     steps = [json.loads(line) for path in stages for line in path.read_text().splitlines()]
-    assert len(steps) >= 2 and len(steps) % 2 == 0  # arms that are the same when so small share a training
+    assert (
+        len(steps) >= 2 and len(steps) % 2 == 0
+    )  # arms that are the same when so small share a training
     assert [step["loss"] for step in steps if not 0 < step["loss"] < 20] == []

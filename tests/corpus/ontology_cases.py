@@ -1,4 +1,6 @@
-"""A small ontology in the package's format: families of made-up diseases, each name a word of its own."""
+"""A small ontology in the package's format: families of made-up diseases, each name a word of its
+own.
+"""
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
@@ -15,16 +17,27 @@ def word(number: int) -> str:
 
 def entries(groups: int = 6, families: int = 4, members: int = 9) -> dict[str, dict]:
     """root > groups > families > members; every name differs from every other in all its words."""
-    result = {"X:0": _entry("root illness", "The illness that all others are kinds of, whatever its cause may be.", {})}
+    result = {
+        "X:0": _entry(
+            "root illness",
+            "The illness that all others are kinds of, whatever its cause may be.",
+            {},
+        )
+    }
 
     def add(number: int, parent: str, sentences: int) -> str:
         term_id, name = f"X:{number}", f"{word(number * 7919)} {word(number * 104729 + 13)}"
-        above = {ancestor: steps + 1 for ancestor, steps in result[parent]["ancestors"].items()} | {parent: 1}
+        above = {ancestor: steps + 1 for ancestor, steps in result[parent]["ancestors"].items()} | {
+            parent: 1
+        }
         detail = " ".join(f"{word(number + 31 * i)} {word(number + 57 * i)}" for i in range(6))
         definition = " ".join(
-            [f"A slow condition that follows exposure to {detail}."] + ["Recovery takes several weeks at most."] * sentences
+            [f"A slow condition that follows exposure to {detail}."]
+            + ["Recovery takes several weeks at most."] * sentences
         )
-        result[term_id] = _entry(name, definition, above, synonyms=[f"{word(number * 31337 + 5)} complaint"])
+        result[term_id] = _entry(
+            name, definition, above, synonyms=[f"{word(number * 31337 + 5)} complaint"]
+        )
         return term_id
 
     number = 1
@@ -40,5 +53,18 @@ def entries(groups: int = 6, families: int = 4, members: int = 9) -> dict[str, d
     return result
 
 
-def _entry(label: str, description: str, ancestors: dict[str, int], synonyms: list[str] | None = None, **others) -> dict:
-    return {"label": label, "description": description, "ancestors": ancestors, "synonyms": synonyms or [], "deprecated": False, **others}
+def _entry(
+    label: str,
+    description: str,
+    ancestors: dict[str, int],
+    synonyms: list[str] | None = None,
+    **others,
+) -> dict:
+    return {
+        "label": label,
+        "description": description,
+        "ancestors": ancestors,
+        "synonyms": synonyms or [],
+        "deprecated": False,
+        **others,
+    }

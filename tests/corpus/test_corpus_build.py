@@ -8,7 +8,12 @@ from ipt.corpus.build import build_corpus, check_corpus, input_digests
 
 
 def write(path, count, **fields):
-    path.write_text("".join(json.dumps({"text": f"Document {i}. {'word ' * (i % 7)}", **fields}) + "\n" for i in range(count)))
+    path.write_text(
+        "".join(
+            json.dumps({"text": f"Document {i}. {'word ' * (i % 7)}", **fields}) + "\n"
+            for i in range(count)
+        )
+    )
     return path
 
 
@@ -28,7 +33,9 @@ def test_what_is_read_is_written_or_counted(tmp_path, rows):
     assert stats["questions"] == {} and not (tmp_path / "out/questions.jsonl").exists()
     assert {row["doc_id"] for row in training}.isdisjoint(row["doc_id"] for row in held_out)
     assert 30 <= len(held_out) <= 90
-    assert [json.loads(row["meta"])["row"] for row in training] == sorted(json.loads(row["meta"])["row"] for row in training)
+    assert [json.loads(row["meta"])["row"] for row in training] == sorted(
+        json.loads(row["meta"])["row"] for row in training
+    )
     assert json.loads(json.dumps(stats)) == stats
 
 
@@ -36,13 +43,18 @@ def test_held_out_documents_depend_on_the_seed_alone(tmp_path, rows):
     path = write(tmp_path / "a.jsonl", 200)
     for folder, seed in (("one", 1), ("again", 1), ("other", 2)):
         build_corpus(config(path), seed, tmp_path / folder)
-    one, again, other = (rows(tmp_path / folder / "held_out") for folder in ("one", "again", "other"))
+    one, again, other = (
+        rows(tmp_path / folder / "held_out") for folder in ("one", "again", "other")
+    )
     assert one == again != other
 
 
 def test_limit_counts_training_documents(tmp_path, rows):
     stats = build_corpus(config(write(tmp_path / "a.jsonl", 100), limit=10), 1, tmp_path / "out")
-    assert stats["documents"] == 10 == len(rows(tmp_path / "out/documents")) and stats["stopped_at_limit"]
+    assert (
+        stats["documents"] == 10 == len(rows(tmp_path / "out/documents"))
+        and stats["stopped_at_limit"]
+    )
     assert stats["read"] == 10 + stats["held_out_documents"] < 100
 
 
@@ -60,7 +72,10 @@ def test_parts_are_bounded_and_leftovers_go(tmp_path, rows, monkeypatch):
     whole = rows(tmp_path / "out/documents")
     monkeypatch.setattr(build, "PART_DOCUMENTS", 50_000)
     build_corpus(config(path, held_out=0), 1, tmp_path / "out")
-    assert rows(tmp_path / "out/documents") == whole and len(list((tmp_path / "out/documents").iterdir())) == 1
+    assert (
+        rows(tmp_path / "out/documents") == whole
+        and len(list((tmp_path / "out/documents").iterdir())) == 1
+    )
 
 
 def test_long_documents_bound_parts_too(tmp_path, monkeypatch):
@@ -72,7 +87,15 @@ def test_long_documents_bound_parts_too(tmp_path, monkeypatch):
 def test_a_users_questions_are_taken_over(tmp_path):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in/a.jsonl", 20)
-    question = {"id": "1", "task": "recall", "split": "recall", "prompt": "Q:", "options": [" a", " b"], "gold": 0, "meta": {}}
+    question = {
+        "id": "1",
+        "task": "recall",
+        "split": "recall",
+        "prompt": "Q:",
+        "options": [" a", " b"],
+        "gold": 0,
+        "meta": {},
+    }
     (tmp_path / "in/questions.jsonl").write_text(json.dumps(question) + "\n")
     for path in (tmp_path / "in", tmp_path / "in/a.jsonl", tmp_path / "in/*.jsonl"):
         stats = build_corpus(config(path), 1, tmp_path / "out")
@@ -99,7 +122,11 @@ def test_a_users_questions_are_taken_over(tmp_path):
     ],
 )
 def test_wrong_settings_are_named_before_anything_happens(tmp_path, settings, said):
-    wrong = config(write(tmp_path / "a.jsonl", 5), **settings) if "path" not in settings else CorpusConfig(kind="files")
+    wrong = (
+        config(write(tmp_path / "a.jsonl", 5), **settings)
+        if "path" not in settings
+        else CorpusConfig(kind="files")
+    )
     with pytest.raises(ValueError, match=said) as caught:
         check_corpus(wrong)
     assert "\n" not in str(caught.value)
@@ -119,30 +146,43 @@ def test_everything_held_out_is_an_error(tmp_path):
 
 
 def test_the_embedded_corpus(tmp_path, rows):
-    settings = CorpusConfig(kind="ontology", ontologies=["CL"], held_out=0.1, limit=100, questions=20)
+    settings = CorpusConfig(
+        kind="ontology", ontologies=["CL"], held_out=0.1, limit=100, questions=20
+    )
     stats = build_corpus(settings, 1, tmp_path / "out")
     training, held_out = rows(tmp_path / "out/documents"), rows(tmp_path / "out/held_out")
-    assert len(training) == 100 == stats["documents"] and stats["characters"] == sum(len(row["text"]) for row in training)
+    assert len(training) == 100 == stats["documents"] and stats["characters"] == sum(
+        len(row["text"]) for row in training
+    )
     assert {row["source"] for row in training + held_out} == {"CL v2024-04-05"}
     ids = [row["doc_id"] for row in training + held_out]
     assert len(set(ids)) == len(ids)
-    questions = [json.loads(line) for line in (tmp_path / "out/questions.jsonl").read_text().splitlines()]
+    questions = [
+        json.loads(line) for line in (tmp_path / "out/questions.jsonl").read_text().splitlines()
+    ]
     known = {term_id for row in training for term_id in json.loads(row["meta"])["terms"]}
     unseen = {term_id for row in held_out for term_id in json.loads(row["meta"])["terms"]}
     for question in questions:
         assert question["meta"]["term"] in (known if question["split"] == "recall" else unseen)
     assert stats["questions"]["definition_to_term"] == {"recall": 20, "generalisation": 20}
     account = stats["ontologies"]["CL v2024-04-05"]
-    sides = sum(account[side][what] for side in ("training", "held_out") for what in ("defined", "named_only"))
+    sides = sum(
+        account[side][what]
+        for side in ("training", "held_out")
+        for what in ("defined", "named_only")
+    )
     assert account["terms"] == 2998 == sides + sum(account["left_out"].values())
     assert json.loads(json.dumps(stats)) == stats
     again = build_corpus(settings, 1, tmp_path / "again")
     assert again == stats and rows(tmp_path / "again/documents") == training
-    assert (tmp_path / "again/questions.jsonl").read_bytes() == (tmp_path / "out/questions.jsonl").read_bytes()
+    assert (tmp_path / "again/questions.jsonl").read_bytes() == (
+        tmp_path / "out/questions.jsonl"
+    ).read_bytes()
 
 
 def test_held_out_terms_that_a_training_text_mentions_are_counted_and_not_asked_about():
     mentions = build._mentions(
-        {"X:1": ["Round cell"], "X:2": ["cell round"], "X:3": ["!"]}, ["A big round-cell.", "Round cells.", "round cell"]
+        {"X:1": ["Round cell"], "X:2": ["cell round"], "X:3": ["!"]},
+        ["A big round-cell.", "Round cells.", "round cell"],
     )
     assert mentions == {"X:1": 2}

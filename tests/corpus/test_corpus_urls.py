@@ -20,11 +20,21 @@ from ipt.corpus.documents import read_documents
 from ipt.corpus.finding import find_files
 from ipt.stage import hash_file
 
-QUESTION = {"id": "1", "task": "recall", "split": "recall", "prompt": "Q:", "options": [" a", " b"], "gold": 0, "meta": {}}
+QUESTION = {
+    "id": "1",
+    "task": "recall",
+    "split": "recall",
+    "prompt": "Q:",
+    "options": [" a", " b"],
+    "gold": 0,
+    "meta": {},
+}
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """A plain web server: it lists folders and sends files as a whole only, or parts of them for `Parts`."""
+    """A plain web server: it lists folders and sends files as a whole only, or parts of them for
+    `Parts`.
+    """
 
     def log_message(self, *_):
         pass
@@ -38,7 +48,9 @@ class Parts(Handler):
         first, last = wanted.removeprefix("bytes=").split("-")
         data = path.read_bytes()[int(first) : int(last) + 1]
         self.send_response(206)
-        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{path.stat().st_size}")
+        self.send_header(
+            "Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{path.stat().st_size}"
+        )
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -84,10 +96,15 @@ def files(path) -> CorpusConfig:
 
 
 def documents(path) -> list[tuple[str, str, str]]:
-    return [(document.doc_id, document.source, document.text) for document in read_documents(files(path))]
+    return [
+        (document.doc_id, document.source, document.text)
+        for document in read_documents(files(path))
+    ]
 
 
-@pytest.mark.parametrize("below", ["", "/a.jsonl", "/*.gz", "/deep", "/deep/c.parquet", "/deep/d.txt", "/deep/*"])
+@pytest.mark.parametrize(
+    "below", ["", "/a.jsonl", "/*.gz", "/deep", "/deep/c.parquet", "/deep/d.txt", "/deep/*"]
+)
 def test_the_same_documents_as_from_the_folder_itself(corpus, url, below):
     here = documents(f"{corpus}{below}")
     assert here and documents(f"{url}{below}") == here
@@ -99,20 +116,28 @@ def test_entries_in_a_list(corpus, url):
     assert documents(both) == documents(f"{corpus}/a.jsonl,{corpus}/deep/d.txt")
     assert [file.name for file in find_files(both)] == ["a.jsonl", "deep/d.txt"]
     kind = url.partition(":")[0]
-    assert [file.name for file in find_files(f"{corpus}/a.jsonl,{url}/a.jsonl")] == ["a.jsonl", f"{kind}/a.jsonl"]
+    assert [file.name for file in find_files(f"{corpus}/a.jsonl,{url}/a.jsonl")] == [
+        "a.jsonl",
+        f"{kind}/a.jsonl",
+    ]
 
 
 def test_the_stage_takes_questions_too(url, tmp_path, rows):
     check_corpus(files(url))
     stats = build_corpus(files(url), 1, tmp_path / "out")
     assert stats["questions"] == {"recall": {"recall": 1}}
-    assert stats["read"] == 601 == len(rows(tmp_path / "out/documents")) + len(rows(tmp_path / "out/held_out"))
+    assert (
+        stats["read"]
+        == 601
+        == len(rows(tmp_path / "out/documents")) + len(rows(tmp_path / "out/held_out"))
+    )
 
 
 def test_a_digest_tells_that_a_file_has_changed(corpus, url):
     before = input_digests(files(url))
     assert (
-        set(before) == {"a.jsonl", "b.jsonl.gz", "deep/c.parquet", "deep/d.txt", "questions.jsonl"} and input_digests(files(url)) == before
+        set(before) == {"a.jsonl", "b.jsonl.gz", "deep/c.parquet", "deep/d.txt", "questions.jsonl"}
+        and input_digests(files(url)) == before
     )
     assert input_digests(files(corpus)) == {name: hash_file(corpus / name) for name in before}
     if url.startswith("memory"):
@@ -154,7 +179,9 @@ def test_a_file_system_out_of_reach_is_named(path, said):
 
 def test_a_broken_remote_file_is_named(corpus, url):
     if url.startswith("memory"):
-        fsspec.filesystem("memory").pipe("/far/away/b.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 9999)[:-20])
+        fsspec.filesystem("memory").pipe(
+            "/far/away/b.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 9999)[:-20]
+        )
     else:
         (corpus / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one"}\n' * 9999)[:-20])
     with pytest.raises(ValueError, match=r"b\.jsonl\.gz: the file cannot be read to its end"):
@@ -176,7 +203,9 @@ def large(tmp_path) -> Path:
     rows = [{"text": random.Random(i).randbytes(20_000).hex()} for i in range(160)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
-    assert all(file.stat().st_size > fsspec.filesystem("http").block_size for file in tmp_path.iterdir())
+    assert all(
+        file.stat().st_size > fsspec.filesystem("http").block_size for file in tmp_path.iterdir()
+    )
     return tmp_path
 
 

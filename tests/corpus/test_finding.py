@@ -13,7 +13,16 @@ import pytest
 from ipt.config import CorpusConfig
 from ipt.corpus.build import build_corpus
 from ipt.corpus.documents import read_documents
-from ipt.corpus.finding import ABOVE, BROKEN, FOLDERS, HIDDEN, OWN, SPECIAL, describe_unread, find_files
+from ipt.corpus.finding import (
+    ABOVE,
+    BROKEN,
+    FOLDERS,
+    HIDDEN,
+    OWN,
+    SPECIAL,
+    describe_unread,
+    find_files,
+)
 from ipt.errors import UserError
 from ipt.stage import read_parts, run_stage
 
@@ -30,7 +39,9 @@ def names(path: Path | str, unread: Counter[str] | None = None) -> list[str]:
 
 
 def texts(path: Path | str) -> list[str]:
-    return [document.text for document in read_documents(CorpusConfig(kind="files", path=str(path)))]
+    return [
+        document.text for document in read_documents(CorpusConfig(kind="files", path=str(path)))
+    ]
 
 
 @pytest.fixture
@@ -65,13 +76,31 @@ def test_json_files_are_read_if_they_are_named(folder):
 
 def test_what_is_left_unread_is_counted(folder, tmp_path, capfd):
     write(folder / "a.jsonl", "read")
-    for name in ("b.csv", "c.CSV", "d.csv.gz", "README", ".hidden.jsonl", ".git/x.jsonl", "e.parquet.gz"):
+    for name in (
+        "b.csv",
+        "c.CSV",
+        "d.csv.gz",
+        "README",
+        ".hidden.jsonl",
+        ".git/x.jsonl",
+        "e.parquet.gz",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text('{"text": "not read"}')
     (folder / "broken.jsonl").symlink_to(tmp_path / "nowhere")
     os.mkfifo(folder / "pipe.jsonl")
-    stats = build_corpus(CorpusConfig(kind="files", path=str(folder), held_out=0), 0, tmp_path / "out")
-    expected = {".csv": 2, ".csv.gz": 1, "without an ending": 1, HIDDEN: 2, BROKEN: 1, SPECIAL: 1, ".parquet.gz": 1}
+    stats = build_corpus(
+        CorpusConfig(kind="files", path=str(folder), held_out=0), 0, tmp_path / "out"
+    )
+    expected = {
+        ".csv": 2,
+        ".csv.gz": 1,
+        "without an ending": 1,
+        HIDDEN: 2,
+        BROKEN: 1,
+        SPECIAL: 1,
+        ".parquet.gz": 1,
+    }
     assert stats["unread_files"] == expected
     assert "corpus: 1 files read, 9 left unread: 2 hidden, 2 .csv" in capfd.readouterr().err
     assert describe_unread(Counter({".csv": 2})) == "2 .csv"
@@ -136,7 +165,9 @@ def stage(folder: Path, corpus: str) -> dict:
     def work(output: Path) -> dict:
         return build_corpus(config, 0, output)
 
-    return run_stage("corpus", folder, work, config={"path": corpus}, inputs={}, seed=len(str(folder))).stats
+    return run_stage(
+        "corpus", folder, work, config={"path": corpus}, inputs={}, seed=len(str(folder))
+    ).stats
 
 
 def test_what_ipt_wrote_is_no_corpus(folder):
@@ -146,7 +177,9 @@ def test_what_ipt_wrote_is_no_corpus(folder):
     for number in range(3):
         stats = stage(folder / f"outputs/run{number}", str(folder))
         assert stats["read"] == 10
-    assert stats["unread_files"][OWN] >= 8  # of the two before: documents, held-out ones, manifest and statistics
+    assert (
+        stats["unread_files"][OWN] >= 8
+    )  # of the two before: documents, held-out ones, manifest and statistics
     unfinished = folder / "outputs/unfinished"
     write(unfinished / "export/merges.txt", "a")
     (unfinished / ".started.json").write_text("{}")
@@ -177,7 +210,12 @@ def test_parts_of_what_ipt_wrote_can_be_named_but_for_held_out_documents(folder)
     stage(folder / "run", str(folder))
     assert names(folder / "run/documents") == ["part-00000.parquet"]
     assert names(f"{folder}/run/documents/*.parquet") == ["part-00000.parquet"]
-    for path in ("run/held_out", "run/held_out/part-00000.parquet", "run/held_out/*.parquet", "run/held_out/**/*"):
+    for path in (
+        "run/held_out",
+        "run/held_out/part-00000.parquet",
+        "run/held_out/*.parquet",
+        "run/held_out/**/*",
+    ):
         with pytest.raises(UserError, match="holds held-out documents, which are never trained on"):
             find_files(f"{folder}/{path}")
     with pytest.raises(UserError, match="ipt wrote this folder"):
@@ -186,7 +224,14 @@ def test_parts_of_what_ipt_wrote_can_be_named_but_for_held_out_documents(folder)
 
 def test_what_ipt_wrote_behind_a_url_is_no_corpus():
     memory = fsspec.filesystem("memory")
-    files = ["a.JSONL", "run/manifest.json", "run/stats.json", "run/held_out/b.jsonl", "corpus-0123456789ab/held_out/c.jsonl", ".h/d.jsonl"]
+    files = [
+        "a.JSONL",
+        "run/manifest.json",
+        "run/stats.json",
+        "run/held_out/b.jsonl",
+        "corpus-0123456789ab/held_out/c.jsonl",
+        ".h/d.jsonl",
+    ]
     for name in files:
         memory.pipe(f"/finding/{name}", b'{"text": "a"}\n')
     try:

@@ -11,7 +11,10 @@ from ipt.corpus.build import build_corpus
 from ipt.corpus.documents import read_documents
 from ipt.stage import read_parts
 
-ROWS = [{"id": f"d{number}", "chapter": f"chapter {number // 5}", "text": f"text {number}"} for number in range(200)]
+ROWS = [
+    {"id": f"d{number}", "chapter": f"chapter {number // 5}", "text": f"text {number}"}
+    for number in range(200)
+]
 
 
 def write(path, rows):
@@ -20,11 +23,15 @@ def write(path, rows):
 
 
 def config(path, **settings):
-    return CorpusConfig(kind="files", path=str(path), id_field="id", held_out=0.3, held_out_by="chapter", **settings)
+    return CorpusConfig(
+        kind="files", path=str(path), id_field="id", held_out=0.3, held_out_by="chapter", **settings
+    )
 
 
 def sides(output):
-    return [{row["doc_id"] for row in read_parts(output / side)} for side in ("documents", "held_out")]
+    return [
+        {row["doc_id"] for row in read_parts(output / side)} for side in ("documents", "held_out")
+    ]
 
 
 def test_a_chapter_is_held_out_whole(tmp_path):
@@ -34,7 +41,12 @@ def test_a_chapter_is_held_out_whole(tmp_path):
     seen, unseen = ({chapters[name] for name in side} for side in (training, held_out))
     assert len(training) + len(held_out) == len(ROWS) and len(unseen) > 3
     assert seen.isdisjoint(unseen)
-    assert stats["held_out_groups"] == {"by": "chapter", "training": len(seen), "held_out": sorted(unseen), "documents_without": 0}
+    assert stats["held_out_groups"] == {
+        "by": "chapter",
+        "training": len(seen),
+        "held_out": sorted(unseen),
+        "documents_without": 0,
+    }
 
 
 def test_parquet_and_json_hold_out_the_same_and_another_seed_others(tmp_path):
@@ -56,17 +68,29 @@ def test_documents_without_the_field_always_train_and_are_counted(tmp_path):
 
 def test_a_field_that_no_document_has_is_a_mistake(tmp_path):
     rows = [{"id": row["id"], "text": row["text"]} for row in ROWS]
-    with pytest.raises(ValueError, match=r"corpus\.held_out_by=chapter: no document has such a field"):
+    with pytest.raises(
+        ValueError, match=r"corpus\.held_out_by=chapter: no document has such a field"
+    ):
         build_corpus(config(write(tmp_path / "a.jsonl", rows)), 0, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: field 'chapter' is .*, expected a name or a number"):
-        build_corpus(config(write(tmp_path / "a.jsonl", [{"id": "a", "text": "a", "chapter": ["a"]}])), 0, tmp_path / "out")
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl, line 1: field 'chapter' is .*, expected a name or a number"
+    ):
+        build_corpus(
+            config(write(tmp_path / "a.jsonl", [{"id": "a", "text": "a", "chapter": ["a"]}])),
+            0,
+            tmp_path / "out",
+        )
 
 
 def test_a_template_makes_the_text(tmp_path):
     rows = [{"id": "a", "focus": "Asthma", "qa": [{"answer": "One."}, {"answer": "Two."}]}]
     template = "{{ focus }}\n{% for pair in qa %}{{ pair.answer }}\n{% endfor %}"
-    made = CorpusConfig(kind="files", path=str(write(tmp_path / "a.jsonl", rows)), id_field="id", template=template)
-    assert [(document.doc_id, document.text) for document in read_documents(made)] == [("a", "Asthma\nOne.\nTwo.\n")]
+    made = CorpusConfig(
+        kind="files", path=str(write(tmp_path / "a.jsonl", rows)), id_field="id", template=template
+    )
+    assert [(document.doc_id, document.text) for document in read_documents(made)] == [
+        ("a", "Asthma\nOne.\nTwo.\n")
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     made.path = str(tmp_path / "a.parquet")
     assert [document.text for document in read_documents(made)] == ["Asthma\nOne.\nTwo.\n"]
@@ -75,12 +99,17 @@ def test_a_template_makes_the_text(tmp_path):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ nothing }}", r"a\.jsonl, line 1: corpus\.template cannot be filled: 'nothing' is undefined; the row has id, chapter, text"),
+        (
+            "{{ nothing }}",
+            r"a\.jsonl, line 1: corpus\.template cannot be filled: 'nothing' is undefined; the row has id, chapter, text",
+        ),
         ("{% for %}", r"corpus\.template is no valid template"),
         ("{{ text.__class__.__mro__ }}", "cannot be filled"),  # the sandbox: a template is data too
     ],
 )
 def test_a_template_that_cannot_be_filled_is_one_line(template, message, tmp_path):
-    made = CorpusConfig(kind="files", path=str(write(tmp_path / "a.jsonl", ROWS)), template=template)
+    made = CorpusConfig(
+        kind="files", path=str(write(tmp_path / "a.jsonl", ROWS)), template=template
+    )
     with pytest.raises(ValueError, match=message):
         list(read_documents(made))

@@ -7,7 +7,9 @@ from ipt.corpus import near_duplicates
 from ipt.corpus.near_duplicates import NearDuplicates, _FirstDocument
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**32 - 1) | st.integers(0, 9), st.integers(0, 2**32 - 2))))
+@given(
+    st.lists(st.tuples(st.integers(0, 2**32 - 1) | st.integers(0, 9), st.integers(0, 2**32 - 2)))
+)
 def test_the_table_remembers_what_a_dictionary_does(entries):
     table, oracle = _FirstDocument(), {}
     for key, document in entries:
@@ -26,7 +28,9 @@ def test_the_table_grows():
 
 def test_among_many_documents_the_like_ones_are_found():
     choose, documents = random.Random(0), NearDuplicates(0.8)
-    sets = [[f"{number} {choose.random()}" for _ in range(100)] for number in range(5000)]  # more than a chunk of sketches
+    sets = [
+        [f"{number} {choose.random()}" for _ in range(100)] for number in range(5000)
+    ]  # more than a chunk of sketches
     assert all(documents.add(tokens) for tokens in sets) and documents.documents == 5000
     changed = [[*tokens[4:], "a", "b", "c", "d"] for tokens in sets[::50]]  # 96 of 104
     assert sum(documents.add(tokens) for tokens in changed) <= 0.01 * len(changed)
@@ -46,7 +50,9 @@ def test_a_document_takes_few_bytes():
 def test_a_document_is_compared_with_few_others(monkeypatch):
     """In a corpus of forms, where each document is a little like every other."""
     compared = []
-    monkeypatch.setattr(near_duplicates, "_similarity", lambda *sketches: compared.append(sketches) or 0.0)
+    monkeypatch.setattr(
+        near_duplicates, "_similarity", lambda *sketches: compared.append(sketches) or 0.0
+    )
     form, documents = [f"line {number}" for number in range(80)], NearDuplicates(0.8)
     for number in range(300):
         documents.add([*form, *(f"{number} {place}" for place in range(30))])

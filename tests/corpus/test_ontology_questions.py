@@ -23,7 +23,9 @@ def make_questions(book: _Book, count: int, limit: int | None = None, seed: int 
 
 @pytest.fixture(scope="module", params=["made up", "cells"])
 def asked(request, cells):
-    book = make_book(cells if request.param == "cells" else parse_ontology("MONDO", "v1", entries()))
+    book = make_book(
+        cells if request.param == "cells" else parse_ontology("MONDO", "v1", entries())
+    )
     questions, kept = make_questions(book, 40)
     return book, questions, kept
 
@@ -36,7 +38,11 @@ def test_counts_and_form(asked):
     assert len({question["id"] for question in questions}) == len(questions)
     for question in questions:
         assert all(option.startswith(" ") and option.strip() for option in question["options"])
-        assert len(set(question["options"])) == len(question["options"]) == (4 if question["task"] == "definition_to_term" else 2)
+        assert (
+            len(set(question["options"]))
+            == len(question["options"])
+            == (4 if question["task"] == "definition_to_term" else 2)
+        )
         assert question["prompt"].endswith("Answer:")
 
 
@@ -44,33 +50,59 @@ def test_places_of_the_right_option_are_balanced(asked):
     _, questions, _ = asked
     for task, places in (("definition_to_term", 4), ("is_a", 2)):
         for split in ("recall", "generalisation"):
-            golds = Counter(question["gold"] for question in questions if (question["task"], question["split"]) == (task, split))
-            assert set(golds) == set(range(places)) and max(golds.values()) - min(golds.values()) <= 1
+            golds = Counter(
+                question["gold"]
+                for question in questions
+                if (question["task"], question["split"]) == (task, split)
+            )
+            assert (
+                set(golds) == set(range(places)) and max(golds.values()) - min(golds.values()) <= 1
+            )
 
 
 def test_a_definition_does_not_give_the_name_away(asked):
     book, questions, _ = asked
-    for question in (question for question in questions if question["task"] == "definition_to_term"):
+    for question in (
+        question for question in questions if question["task"] == "definition_to_term"
+    ):
         term = book.ontology.terms[question["meta"]["term"]]
         assert question["options"][question["gold"]] == f" {term.name}"
         said = question["prompt"].split("\n")[1].lower()
         left = set(re.findall(r"[^\W_]+", said))
-        assert not [word for word in re.findall(r"[^\W_]+", term.name.lower()) if len(word) > 3 and word in left]
-        assert not [name for name in term.synonyms if re.search(rf"(?<!\w){re.escape(name.lower())}(?!\w)", said)]
+        assert not [
+            word
+            for word in re.findall(r"[^\W_]+", term.name.lower())
+            if len(word) > 3 and word in left
+        ]
+        assert not [
+            name
+            for name in term.synonyms
+            if re.search(rf"(?<!\w){re.escape(name.lower())}(?!\w)", said)
+        ]
         assert len(said.replace("___", " ").split()) >= 8
 
 
 def test_wrong_options_are_wrong_and_of_the_same_split(asked):
     book, questions, kept = asked
     names = {term.name: term_id for term_id, term in book.ontology.terms.items()}
-    pools = {"recall": {term_id for page in kept for term_id in page.defined}, "generalisation": book.held_out}
-    for question in (question for question in questions if question["task"] == "definition_to_term"):
+    pools = {
+        "recall": {term_id for page in kept for term_id in page.defined},
+        "generalisation": book.held_out,
+    }
+    for question in (
+        question for question in questions if question["task"] == "definition_to_term"
+    ):
         options = [names[option[1:]] for option in question["options"]]
         assert set(options) <= pools[question["split"]]
         right = options[question["gold"]]
         for other in set(options) - {right}:
-            assert other not in book.ontology.terms[right].distances and right not in book.ontology.terms[other].distances
-            shared = set(book.ontology.terms[other].distances) & set(book.ontology.terms[right].distances)
+            assert (
+                other not in book.ontology.terms[right].distances
+                and right not in book.ontology.terms[other].distances
+            )
+            shared = set(book.ontology.terms[other].distances) & set(
+                book.ontology.terms[right].distances
+            )
             assert shared
 
 
@@ -108,12 +140,21 @@ def test_a_limit_narrows_recall_to_the_kept_pages(cells):
     assert len(recall) >= 30 and len(kept) == 40
     assert {question["meta"]["term"] for question in recall} <= known
     names = {cells.terms[term_id].name for term_id in known}
-    assert all(option[1:] in names for question in recall if question["task"] == "definition_to_term" for option in question["options"])
+    assert all(
+        option[1:] in names
+        for question in recall
+        if question["task"] == "definition_to_term"
+        for option in question["options"]
+    )
 
 
 def test_questions_depend_on_the_seed_alone(cells):
     book, again = make_book(cells), make_book(cells)
-    assert make_questions(book, 10)[0] == make_questions(again, 10)[0] != make_questions(book, 10, seed=4)[0]
+    assert (
+        make_questions(book, 10)[0]
+        == make_questions(again, 10)[0]
+        != make_questions(book, 10, seed=4)[0]
+    )
 
 
 def test_neutral_parents_are_not_asked_about():
@@ -121,13 +162,25 @@ def test_neutral_parents_are_not_asked_about():
     assert set(count_questions(questions)) == {"definition_to_term"}
 
 
-GOOD = {"id": "a", "task": "t", "split": "recall", "prompt": "p", "options": [" x", " y"], "gold": 1}
+GOOD = {
+    "id": "a",
+    "task": "t",
+    "split": "recall",
+    "prompt": "p",
+    "options": [" x", " y"],
+    "gold": 1,
+}
 
 
 def test_a_users_questions(tmp_path):
     path = tmp_path / "questions.jsonl"
-    path.write_text(json.dumps(GOOD) + "\n\n" + json.dumps({**GOOD, "id": "b", "meta": {"k": 1}}) + "\n")
-    assert list(read_questions(path.read_bytes().splitlines(), str(path))) == [{**GOOD, "meta": {}}, {**GOOD, "id": "b", "meta": {"k": 1}}]
+    path.write_text(
+        json.dumps(GOOD) + "\n\n" + json.dumps({**GOOD, "id": "b", "meta": {"k": 1}}) + "\n"
+    )
+    assert list(read_questions(path.read_bytes().splitlines(), str(path))) == [
+        {**GOOD, "meta": {}},
+        {**GOOD, "id": "b", "meta": {"k": 1}},
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,13 @@ from ipt.corpus.ontology import check_ontologies, held_out_terms, load_ontology,
 
 
 def entry(label, description="", ancestors=(), **others):
-    return {"label": label, "description": description, "ancestors": dict(ancestors), "deprecated": False, **others}
+    return {
+        "label": label,
+        "description": description,
+        "ancestors": dict(ancestors),
+        "deprecated": False,
+        **others,
+    }
 
 
 def test_what_is_left_out_is_counted():
@@ -18,14 +24,24 @@ def test_what_is_left_out_is_counted():
             "X:8": entry("older", "OBSOLETE. Use another."),
             "X:7": entry("its nucleus", "A part.", {"X:1": 2}),
             "X:1": entry("cell", "What lives and has a membrane."),
-            "X:2": entry("round cell", "A cell that is round [Automatically generated definition].", {"X:1": 1, "X:9": 1}),
-            "X:3": entry("red cell.", "The red cell.", {"X:1": 2, "X:2": 1}, synonyms=["b  c", "a"]),
+            "X:2": entry(
+                "round cell",
+                "A cell that is round [Automatically generated definition].",
+                {"X:1": 1, "X:9": 1},
+            ),
+            "X:3": entry(
+                "red cell.", "The red cell.", {"X:1": 2, "X:2": 1}, synonyms=["b  c", "a"]
+            ),
             "X:4": entry("flat cell", ancestors={"X:1": 1}),
             "X:5": entry("far cell", "A cancer that involves the UBERON:0035289.", {"X:1": 1}),
         },
     )
     assert list(parsed.terms) == ["X:1", "X:2", "X:3", "X:4", "X:5"]
-    assert parsed.left_out == {"deprecated": 1, "definition says obsolete": 1, "part of a term of another ontology": 1}
+    assert parsed.left_out == {
+        "deprecated": 1,
+        "definition says obsolete": 1,
+        "part of a term of another ontology": 1,
+    }
     assert parsed.definitions_left_out == {
         "marked automatically generated": 1,
         "says no more than the name": 1,
@@ -33,7 +49,12 @@ def test_what_is_left_out_is_counted():
         "names a term by its number": 1,
     }
     red = parsed.terms["X:3"]
-    assert (red.name, red.synonyms, red.parents, dict(red.distances)) == ("red cell", ("a", "b c"), ("X:2",), {"X:1": 2, "X:2": 1})
+    assert (red.name, red.synonyms, red.parents, dict(red.distances)) == (
+        "red cell",
+        ("a", "b c"),
+        ("X:2",),
+        {"X:1": 2, "X:2": 1},
+    )
     assert parsed.children["X:1"] == ["X:2", "X:4", "X:5"]
     assert parsed.homes["X:3"] == "X:2" and parsed.homes["X:1"] is None
     assert parsed.descendants["X:1"] == set(parsed.terms)
@@ -56,28 +77,41 @@ def test_only_terms_without_more_specific_ones_are_held_out():
 
 
 def test_the_newest_release_counts_as_numbers():
-    info = {release: {"ontologies": {"CL": {"version": f"v{release}"}}} for release in ("5.9.0", "5.10.0", "5.2.11")}
+    info = {
+        release: {"ontologies": {"CL": {"version": f"v{release}"}}}
+        for release in ("5.9.0", "5.10.0", "5.2.11")
+    }
     assert ontology._newest_version(info, "CL") == "v5.10.0"
 
 
 def test_real_terms(cells):
     assert cells.source == "CL v2024-04-05" and len(cells.terms) == 2738
     neuron = cells.terms["CL:0000540"]
-    assert neuron.name == "neuron" and neuron.definition is not None and "nervous tissue" in neuron.definition
+    assert (
+        neuron.name == "neuron"
+        and neuron.definition is not None
+        and "nervous tissue" in neuron.definition
+    )
     # is-a steps only: what is reached by single steps is what the package lists at any distance
     reached = {term_id: set(term.parents) for term_id, term in cells.terms.items()}
     for term_id in sorted(cells.terms, key=lambda term_id: len(cells.terms[term_id].distances)):
-        reached[term_id] |= {above for parent in reached[term_id] for above in cells.terms[parent].distances}
+        reached[term_id] |= {
+            above for parent in reached[term_id] for above in cells.terms[parent].distances
+        }
     assert all(reached[term_id] == set(term.distances) for term_id, term in cells.terms.items())
 
 
 @pytest.mark.parametrize("names", [["MONDO", "GO"], [], ["CL", "CL"]])
 def test_unknown_names(names):
-    with pytest.raises(ValueError, match=r"corpus\.ontologies=.*expected one or more of MONDO, UBERON, CL"):
+    with pytest.raises(
+        ValueError, match=r"corpus\.ontologies=.*expected one or more of MONDO, UBERON, CL"
+    ):
         check_ontologies(names)
 
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr(ontology, "PACKAGE", "no-such-package-here")
-    with pytest.raises(FileNotFoundError, match=r"needs the package no-such-package-here: run `make install`"):
+    with pytest.raises(
+        FileNotFoundError, match=r"needs the package no-such-package-here: run `make install`"
+    ):
         load_ontology("CL")

@@ -6,7 +6,9 @@ from ipt.corpus.overlap import SHORTEST, Overlap, OverlapCount
 from ipt.corpus.words import words_of
 from tests.examples import examples
 
-LETTERS = st.lists(st.sampled_from("abc"), max_size=30).map(" ".join)  # few words, so that n-grams do meet
+LETTERS = st.lists(st.sampled_from("abc"), max_size=30).map(
+    " ".join
+)  # few words, so that n-grams do meet
 
 
 def runs(text: str, length: int) -> set[tuple[str, ...]]:
@@ -26,17 +28,28 @@ def plain_find(texts: dict[str, list[str]], ngram: int, text: str) -> dict[str, 
 
 
 @examples(300)
-@given(st.dictionaries(st.sampled_from("xyz"), st.lists(LETTERS, max_size=5)), st.integers(1, 13), LETTERS)
+@given(
+    st.dictionaries(st.sampled_from("xyz"), st.lists(LETTERS, max_size=5)),
+    st.integers(1, 13),
+    LETTERS,
+)
 def test_finds_what_the_definition_says(texts, ngram, text):
     overlap = Overlap(texts, ngram)
     assert overlap.find(text) == plain_find(texts, ngram, text)
     for task, items in texts.items():
-        assert all(number in overlap.find(item)[task] for number, item in enumerate(items) if len(words_of(item)) >= min(ngram, SHORTEST))
+        assert all(
+            number in overlap.find(item)[task]
+            for number, item in enumerate(items)
+            if len(words_of(item)) >= min(ngram, SHORTEST)
+        )
 
 
 def test_case_punctuation_and_place_do_not_matter():
     item = "Which of the following is not one of the four chambers of the heart?"
-    text = "Long before that. " * 3000 + "which of the following is NOT one of the\n“four” chambers — of the heart"
+    text = (
+        "Long before that. " * 3000
+        + "which of the following is NOT one of the\n“four” chambers — of the heart"
+    )
     assert Overlap({"heart": [item]}).find(text) == {"heart": {0}}
     assert Overlap({"heart": [item]}).find(text.replace("four", "five")) == {}
 
@@ -57,9 +70,24 @@ def test_the_count_adds_up():
     for text in (f"{long} {other}", long, "nothing at all", short):
         count.add(overlap.find(text))
     assert count.report() == {
-        "a": {"items": 3, "items_found": 2, "items_too_short_to_look_for": 1, "texts_that_overlap": 2},
-        "b": {"items": 1, "items_found": 0, "items_too_short_to_look_for": 1, "texts_that_overlap": 0},
-        "c": {"items": 0, "items_found": 0, "items_too_short_to_look_for": 0, "texts_that_overlap": 0},
+        "a": {
+            "items": 3,
+            "items_found": 2,
+            "items_too_short_to_look_for": 1,
+            "texts_that_overlap": 2,
+        },
+        "b": {
+            "items": 1,
+            "items_found": 0,
+            "items_too_short_to_look_for": 1,
+            "texts_that_overlap": 0,
+        },
+        "c": {
+            "items": 0,
+            "items_found": 0,
+            "items_too_short_to_look_for": 0,
+            "texts_that_overlap": 0,
+        },
     }
 
 
@@ -70,9 +98,13 @@ def test_nothing_to_look_for_finds_nothing():
 
 
 def test_the_wording_of_a_task_is_not_looked_for():
-    wording = "Read the following question about medicine and choose the best of the four answers below. Question:"
+    wording = (
+        "Read the following question about medicine and choose the best of the four answers below. "
+        "Question:"
+    )
     items = [
-        f"{wording} which organ number {number} makes the hormone that raises the pressure of the blood in vessel {number}?"
+        f"{wording} which organ number {number} makes the hormone that raises the pressure of the "
+        f"blood in vessel {number}?"
         for number in range(40)
     ]
     overlap = Overlap({"exam": items})

@@ -19,7 +19,9 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def model():
-    """The tiny random Llama with larger weights, so that what a token sees moves its log-probabilities by whole nats."""
+    """The tiny random Llama with larger weights, so that what a token sees moves its
+    log-probabilities by whole nats.
+    """
     return opinionated(load_model("embedded:tiny", torch.float32))
 
 
@@ -32,10 +34,20 @@ def scorer(model, tokenizer):
 def questions():
     """Different lengths of prompts and options, options that begin alike, and options of one token."""
     return [
-        Question("a", "Which organ pumps the blood?\nAnswer:", [" the heart", " the liver of the body", " the heart muscle", " a lung"], 0),
+        Question(
+            "a",
+            "Which organ pumps the blood?\nAnswer:",
+            [" the heart", " the liver of the body", " the heart muscle", " a lung"],
+            0,
+        ),
         Question("b", "Is the femur a bone?", [" yes", " no"], 0),
         Question("c", "The thy", ["roid gland", "mus", "me"], 1),
-        Question("d", "Cells that carry oxygen through the vessels are called", [" red blood cells", " red", " neurons"], 0),
+        Question(
+            "d",
+            "Cells that carry oxygen through the vessels are called",
+            [" red blood cells", " red", " neurons"],
+            0,
+        ),
     ]
 
 
@@ -47,15 +59,26 @@ def corpus(tmp_path):
 
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory, tiny_model):
-    """A finished evaluation of the tiny model on the whole `ontology` group, and the statistics; not to be changed."""
+    """A finished evaluation of the tiny model on the whole `ontology` group, and the statistics;
+    not to be changed.
+    """
     folder = tmp_path_factory.mktemp("evaluated")
-    statistics = evaluate(EvaluationConfig(), tiny_model, ["ontology"], write_corpus(folder / "corpus"), folder / "out")
+    statistics = evaluate(
+        EvaluationConfig(),
+        tiny_model,
+        ["ontology"],
+        write_corpus(folder / "corpus"),
+        folder / "out",
+    )
     return folder / "out", statistics
 
 
 def write_corpus(folder):
     schema = pa.schema([(name, pa.string()) for name in ("doc_id", "text", "source", "meta")])
-    rows = [{"doc_id": f"d{number}", "text": text, "source": "test", "meta": "{}"} for number, text in enumerate(DOCUMENTS)]
+    rows = [
+        {"doc_id": f"d{number}", "text": text, "source": "test", "meta": "{}"}
+        for number, text in enumerate(DOCUMENTS)
+    ]
     write_parquet(folder / "held_out" / "part-00000.parquet", rows, schema)
     questions = [
         {
@@ -63,7 +86,9 @@ def write_corpus(folder):
             "task": task,
             "split": split,
             "prompt": f"{DOCUMENTS[number]} Question {number} of {split}:",
-            "options": [" yes", " no"] if task == "is_a" else [" heart", " lung of a child", " bone", " nerve"],
+            "options": [" yes", " no"]
+            if task == "is_a"
+            else [" heart", " lung of a child", " bone", " nerve"],
             "gold": number % 2,
             "meta": {},
         }
@@ -71,7 +96,9 @@ def write_corpus(folder):
         for split in ("recall", "generalisation")
         for number in range(4)
     ]
-    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    (folder / "questions.jsonl").write_text(
+        "".join(json.dumps(question) + "\n" for question in questions)
+    )
     return folder
 
 
@@ -86,8 +113,13 @@ def hub(tmp_path, monkeypatch):
         folder = tmp_path / "hub"
         for name, rows in configurations.items():
             (folder / name).mkdir(parents=True)
-            (folder / name / "test.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        configs = [{"config_name": name, "data_files": [{"split": "test", "path": f"{name}/test.json"}]} for name in configurations]
+            (folder / name / "test.json").write_text(
+                "".join(json.dumps(row) + "\n" for row in rows)
+            )
+        configs = [
+            {"config_name": name, "data_files": [{"split": "test", "path": f"{name}/test.json"}]}
+            for name in configurations
+        ]
         (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
         return folder
 

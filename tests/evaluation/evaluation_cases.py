@@ -9,9 +9,11 @@ from ipt.evaluation.task import Task
 TASK = Task("test", "choice", "test.jsonl")
 DOCUMENTS = [
     "Anaemia is a condition in which the blood carries too little oxygen.",
-    "The femur, or thigh bone, is the longest bone of the body. It bears weight while standing, walking and running.",
+    "The femur, or thigh bone, is the longest bone of the body. It bears weight while standing, "
+    "walking and running.",
     "Gut.",
-    "A nerve cell receives signals through its dendrites and sends them on along its axon, at up to 100 m/s – in myelinated fibres.",
+    "A nerve cell receives signals through its dendrites and sends them on along its axon, at up "
+    "to 100 m/s – in myelinated fibres.",
 ]
 
 
@@ -37,5 +39,10 @@ def loop_sums(model, scorer, questions):
             ids = torch.tensor([encoded.prompt + option])
             logprobs = model(input_ids=ids).logits[0].double().log_softmax(-1)
             first = len(encoded.prompt)
-            sums.append(sum(float(logprobs[position - 1, ids[0, position]]) for position in range(first, ids.shape[1])))
+            sums.append(
+                sum(
+                    float(logprobs[position - 1, ids[0, position]])
+                    for position in range(first, ids.shape[1])
+                )
+            )
     return sums

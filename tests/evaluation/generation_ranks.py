@@ -1,4 +1,6 @@
-"""Processes that generate together, for a test: `main` reads FOLDER/asked.json and writes FOLDER/said-RANK.json."""
+"""Processes that generate together, for a test: `main` reads FOLDER/asked.json and writes
+FOLDER/said-RANK.json.
+"""
 
 import json
 from pathlib import Path
@@ -19,7 +21,10 @@ def main(folder: Path) -> None:
     calls: list[int] = []
     model.register_forward_hook(lambda *_: calls.append(1))
     greedy = Greedy(model, load_tokenizer("embedded:tiny"), ["\n"], asked["new"])
-    said = {"whole": greedy.run(asked["prompts"], asked["batch_tokens"], "test"), "calls": len(calls)}
+    said = {
+        "whole": greedy.run(asked["prompts"], asked["batch_tokens"], "test"),
+        "calls": len(calls),
+    }
     for block in model.model.layers:
         fully_shard(block)
     fully_shard(model)

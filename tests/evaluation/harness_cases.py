@@ -1,4 +1,6 @@
-"""A folder of task files for lm-evaluation-harness with data of its own: one task for each kind of request, and groups."""
+"""A folder of task files for lm-evaluation-harness with data of its own: one task for each kind of
+request, and groups.
+"""
 
 import json
 from pathlib import Path
@@ -63,17 +65,27 @@ aggregate_metric_list:
 def write_harness_tasks(folder: Path, by_size: bool = True) -> Path:
     folder.mkdir()
     for name, rows in {"choice": 12, "choice_long": 19}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(_row(number)) + "\n" for number in range(rows)))
-        (folder / f"{name}.yaml").write_text(CHOICE.format(task=name, file=folder / f"{name}.jsonl"))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(_row(number)) + "\n" for number in range(rows))
+        )
+        (folder / f"{name}.yaml").write_text(
+            CHOICE.format(task=name, file=folder / f"{name}.jsonl")
+        )
     for name, task in OTHERS.items():
-        data = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'choice.jsonl'}}}}}\ntest_split: test\n"
+        data = (
+            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: "
+            f"{folder / 'choice.jsonl'}}}}}\ntest_split: test\n"
+        )
         (folder / f"{name}.yaml").write_text(data + task)
     (folder / "organs.yaml").write_text(GROUPS.format(by_size=str(by_size).lower()))
     return folder
 
 
 def _row(number: int) -> dict:
-    options = [WORDS[(number * 3 + step) % len(WORDS)] + " tissue" * (step == 1) for step in range(2 + number % 2)]
+    options = [
+        WORDS[(number * 3 + step) % len(WORDS)] + " tissue" * (step == 1)
+        for step in range(2 + number % 2)
+    ]
     question = f"What is number {number} of {', '.join(WORDS[: 1 + number % 9])}?"
     return {
         "question": question,
@@ -81,5 +93,6 @@ def _row(number: int) -> dict:
         "gold": number % 2,
         "beginnings": [f"{question} It is the {option}, which" for option in options],
         "ending": "is part of the body.",
-        "text": f"{question}  The {WORDS[number % 7]} is part of the body – as long as it lives.\n" * (1 + number % 3),
+        "text": f"{question}  The {WORDS[number % 7]} is part of the body – as long as it lives.\n"
+        * (1 + number % 3),
     }

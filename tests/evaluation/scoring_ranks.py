@@ -1,4 +1,6 @@
-"""What several processes do together, for tests: `main` writes what each found to FOLDER/found-RANK.json."""
+"""What several processes do together, for tests: `main` writes what each found to
+FOLDER/found-RANK.json.
+"""
 
 import json
 from pathlib import Path
@@ -19,14 +21,18 @@ def main(folder: Path) -> None:
 
     distributed.join()
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
-    questions = [Question(*fields) for fields in json.loads((folder / "questions.json").read_text())]
+    questions = [
+        Question(*fields) for fields in json.loads((folder / "questions.json").read_text())
+    ]
     found = {"together": score(model, questions)}
     for block in transformer_blocks(model):
         fully_shard(block)
     fully_shard(model)
     with torch.no_grad():
         model(input_ids=torch.zeros(1, 1, dtype=torch.long))  # as a step of training has done
-    model.unshard()  # what lies outside the blocks; a block is gathered by each of its calls, which takes all processes
+    # what lies outside the blocks; a block is gathered by each of its calls, which takes all
+    # processes
+    model.unshard()
     found["sharded"] = score(model, questions)
     (folder / f"found-{distributed.place()[0]}.json").write_text(json.dumps(found))
     distributed.leave()
@@ -34,6 +40,13 @@ def main(folder: Path) -> None:
 
 def score(model, questions):
     scorer = make_scorer(model, load_tokenizer("embedded:tiny"), batch_tokens=60)
-    jobs = scorer._jobs([scorer.option_rows(scorer.encoder.question(question.prompt, question.options))[0] for question in questions])
-    assert len(jobs) % 2 == 1 and {bool(job.prefix) for job in jobs} == {True, False}, "an idle process and a prefix are not exercised"
+    jobs = scorer._jobs(
+        [
+            scorer.option_rows(scorer.encoder.question(question.prompt, question.options))[0]
+            for question in questions
+        ]
+    )
+    assert len(jobs) % 2 == 1 and {bool(job.prefix) for job in jobs} == {True, False}, (
+        "an idle process and a prefix are not exercised"
+    )
     return [row["sums"] for row in multiple_choice.score(TASK, questions, scorer)]

@@ -41,8 +41,17 @@ def test_results_predictions_and_statistics(evaluated):
     json.dumps(statistics)
     results = load_results(folder)
     assert list(results) == list(statistics["tasks"])
-    assert statistics["items"] == 20 and all(not entry["reused"] for entry in statistics["tasks"].values())
-    assert set(results["is_a_recall"]) >= {"paper", "correct", "accuracy", "logprob", "probability", "bits_per_byte"}
+    assert statistics["items"] == 20 and all(
+        not entry["reused"] for entry in statistics["tasks"].values()
+    )
+    assert set(results["is_a_recall"]) >= {
+        "paper",
+        "correct",
+        "accuracy",
+        "logprob",
+        "probability",
+        "bits_per_byte",
+    }
     assert set(results["held_out_perplexity"]) == {"nll", "perplexity", "bits_per_byte"}
     for scores in results.values():
         for entry in scores.values():
@@ -59,15 +68,24 @@ def test_a_finished_task_is_not_scored_again(evaluated, tiny_model, corpus, tmp_
     (output / "results.json").unlink()
     (output / "predictions" / "is_a_recall.parquet").unlink()
     # As if the run had died after writing others of these figures, so that reuse shows.
-    marked = [{**row, "scores": [0.0, -1.0, -1.0, -1.0]} for row in read_predictions(output, "definition_to_term_recall")]
+    marked = [
+        {**row, "scores": [0.0, -1.0, -1.0, -1.0]}
+        for row in read_predictions(output, "definition_to_term_recall")
+    ]
     kept = pq.read_schema(output / "predictions" / "definition_to_term_recall.parquet")
     write_parquet(output / "predictions" / "definition_to_term_recall.parquet", marked, kept)
     statistics = run(tiny_model, corpus, output)
-    assert [name for name, entry in statistics["tasks"].items() if not entry["reused"]] == ["is_a_recall"]
-    assert load_results(output)["is_a_recall"]["logprob"]["value"] == pytest.approx(whole["is_a_recall"]["logprob"]["value"], abs=1e-5)
+    assert [name for name, entry in statistics["tasks"].items() if not entry["reused"]] == [
+        "is_a_recall"
+    ]
+    assert load_results(output)["is_a_recall"]["logprob"]["value"] == pytest.approx(
+        whole["is_a_recall"]["logprob"]["value"], abs=1e-5
+    )
     assert load_results(output)["definition_to_term_recall"] != whole["definition_to_term_recall"]
     # Nothing left to score: the model is not even loaded.
-    monkeypatch.setattr(scorer_module, "load_scorer", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        scorer_module, "load_scorer", lambda *_: pytest.fail("the model was loaded")
+    )
     run(tiny_model, corpus, output)
 
 
@@ -77,14 +95,20 @@ def test_damaged_predictions_are_scored_anew(evaluated, tiny_model, corpus, tmp_
     note_hash(file)
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     statistics = run(tiny_model, corpus, output)
-    assert [name for name, entry in statistics["tasks"].items() if not entry["reused"]] == ["is_a_recall"]
+    assert [name for name, entry in statistics["tasks"].items() if not entry["reused"]] == [
+        "is_a_recall"
+    ]
     assert [path.name for path in output.rglob(".*")] == []  # no note is left
 
 
 def test_predictions_of_other_items_are_scored_anew(tiny_model, corpus, tmp_path):
     run(tiny_model, corpus, tmp_path / "out", ["is_a_recall"], limit=2)
     statistics = run(tiny_model, corpus, tmp_path / "out", ["is_a_recall"], limit=3)
-    assert statistics["tasks"]["is_a_recall"] == {**statistics["tasks"]["is_a_recall"], "items": 3, "reused": False}
+    assert statistics["tasks"]["is_a_recall"] == {
+        **statistics["tasks"]["is_a_recall"],
+        "items": 3,
+        "reused": False,
+    }
     assert len(read_predictions(tmp_path / "out", "is_a_recall")) == 3
 
 
@@ -105,9 +129,14 @@ def test_two_models_are_compared_on_the_same_items(evaluated, other_model, corpu
             values = [load_results(folder)[task][metric]["value"] for folder in (first, second)]
             assert entry["difference"] == pytest.approx(values[0] - values[1])
             assert set(entry) == {"difference", "stderr", "ci95", "p", "n"} and entry["n"] == 4
-    # By hand, from the predictions: mean and spread of the differences between the right answers' scores.
-    pairs = zip(read_predictions(first, "is_a_recall"), read_predictions(second, "is_a_recall"), strict=True)
-    differences = torch.tensor([a["scores"][a["gold"]] - b["scores"][b["gold"]] for a, b in pairs], dtype=torch.float64)
+    # By hand, from the predictions: mean and spread of the differences between the right answers'
+    # scores.
+    pairs = zip(
+        read_predictions(first, "is_a_recall"), read_predictions(second, "is_a_recall"), strict=True
+    )
+    differences = torch.tensor(
+        [a["scores"][a["gold"]] - b["scores"][b["gold"]] for a, b in pairs], dtype=torch.float64
+    )
     assert found["is_a_recall"]["logprob"]["stderr"] == pytest.approx(float(differences.std()) / 2)
     with_itself = compare(first, first)["is_a_recall"]["logprob"]
     assert (with_itself["difference"], with_itself["stderr"], with_itself["p"]) == (0.0, 0.0, 1.0)
@@ -117,7 +146,11 @@ def rewritten(folder, output, change):
     """A copy of an evaluation that has the task is_a_recall only, its predictions changed."""
     results = {"is_a_recall": load_results(folder)["is_a_recall"]}
     path = output / "predictions" / "is_a_recall.parquet"
-    write_parquet(path, change(read_predictions(folder, "is_a_recall")), pq.read_schema(folder / "predictions" / "is_a_recall.parquet"))
+    write_parquet(
+        path,
+        change(read_predictions(folder, "is_a_recall")),
+        pq.read_schema(folder / "predictions" / "is_a_recall.parquet"),
+    )
     (output / "results.json").write_text(json.dumps(results))
     return output
 
@@ -133,10 +166,14 @@ def test_what_cannot_be_compared(evaluated, tmp_path):
     (other_task / "results.json").write_text(json.dumps({"other": {}}))
     with pytest.raises(ValueError, match="have no task in common"):
         compare(folder, other_task)
-    other_ids = rewritten(folder, tmp_path / "ids", lambda rows: [{**row, "id": row["id"] + "x"} for row in rows])
+    other_ids = rewritten(
+        folder, tmp_path / "ids", lambda rows: [{**row, "id": row["id"] + "x"} for row in rows]
+    )
     with pytest.raises(ValueError, match=r"task is_a_recall: .* have no item in common"):
         compare(folder, other_ids)
-    other_items = rewritten(folder, tmp_path / "items", lambda rows: [{**row, "prompt_hash": "0"} for row in rows])
+    other_items = rewritten(
+        folder, tmp_path / "items", lambda rows: [{**row, "prompt_hash": "0"} for row in rows]
+    )
     with pytest.raises(ValueError, match="task is_a_recall: item is_a-recall-0 is another one in"):
         compare(folder, other_items)
     with pytest.raises(FileNotFoundError, match=r"holds no results.json"):
@@ -188,7 +225,9 @@ def test_tasks_are_checked_without_a_model(corpus, tmp_path):
 
 
 def test_no_model_is_loaded_for_bad_inputs(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(scorer_module, "load_scorer", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        scorer_module, "load_scorer", lambda *_: pytest.fail("the model was loaded")
+    )
     with pytest.raises(ValueError, match=r"reads questions.jsonl of a corpus, but there is none"):
         run(tiny_model, None, tmp_path / "out")
     with pytest.raises(ValueError, match="no such embedded model"):
@@ -196,13 +235,21 @@ def test_no_model_is_loaded_for_bad_inputs(tiny_model, tmp_path, monkeypatch):
 
 
 def test_real_weights_know_what_a_heart_does(tmp_path):
-    """SmolLM2-135M as it is: three questions that it gets right, so that a scorer that is subtly wrong shows."""
+    """SmolLM2-135M as it is: three questions that it gets right, so that a scorer that is subtly
+    wrong shows.
+    """
     questions = [
         ("The capital of France is", [" Berlin", " Paris", " Madrid"], 1),
-        ("Question: What pumps blood through the body?\nAnswer:", [" the heart", " the fingernails", " the hair"], 0),
+        (
+            "Question: What pumps blood through the body?\nAnswer:",
+            [" the heart", " the fingernails", " the hair"],
+            0,
+        ),
         ("Water is made of hydrogen and", [" sugar", " iron", " oxygen"], 2),
     ]
-    rows = [{"prompt": prompt, "options": options, "gold": gold} for prompt, options, gold in questions]
+    rows = [
+        {"prompt": prompt, "options": options, "gold": gold} for prompt, options, gold in questions
+    ]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "own.yaml").write_text("kind: choice\ndata: own.jsonl\n")
     run("embedded:smollm2-135m", None, tmp_path / "out", [str(tmp_path / "own.yaml")])

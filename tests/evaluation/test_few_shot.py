@@ -21,7 +21,10 @@ def write(path, rows):
 
 
 def rows(begin, end):
-    return [{"id": f"i{number}", "q": f"question {number}", "gold": number % 2} for number in range(begin, end)]
+    return [
+        {"id": f"i{number}", "q": f"question {number}", "gold": number % 2}
+        for number in range(begin, end)
+    ]
 
 
 @pytest.fixture
@@ -33,7 +36,9 @@ def task(tmp_path):
     def make(number=2, prompt="Q: {{ q }}\nA:", **shots):
         shots = {"data": "train.jsonl", "number": number, **shots}
         options = {"options": COLOURS, "option": " {{ option }}"}
-        return Task("mine", "choice", "test.jsonl", prompt=prompt, shots=shots, folder=tmp_path, **options)
+        return Task(
+            "mine", "choice", "test.jsonl", prompt=prompt, shots=shots, folder=tmp_path, **options
+        )
 
     return make
 
@@ -46,7 +51,9 @@ def test_all_items_share_one_draw_behind_which_they_stand_as_without(task):
     found = multiple_choice.read(task(5), None)
     assert len({question.prompt[: question.shots] for question in found}) == 1
     plain = multiple_choice.read(replace(task(), shots={}), None)
-    assert [question.prompt[question.shots :] for question in found] == [question.prompt for question in plain]
+    assert [question.prompt[question.shots :] for question in found] == [
+        question.prompt for question in plain
+    ]
     assert [question.text for question in found] == [question.text for question in plain]
     shown = demonstrations(found[0])
     wanted = {f"Q: question {number}\nA: {COLOURS[number % 2]}" for number in range(100, 140)}
@@ -68,9 +75,14 @@ def test_each_item_may_have_its_own_draw(task):
 
 
 def test_a_seed_gives_another_draw_and_data_order_none(task):
-    assert multiple_choice.read(task(), None)[0].prompt != multiple_choice.read(task(seed=1), None)[0].prompt
+    assert (
+        multiple_choice.read(task(), None)[0].prompt
+        != multiple_choice.read(task(seed=1), None)[0].prompt
+    )
     question = multiple_choice.read(task(2, order="data", separator="\n"), None)[0]
-    assert question.prompt == "Q: question 100\nA: red\nQ: question 101\nA: green\nQ: question 0\nA:"
+    assert (
+        question.prompt == "Q: question 100\nA: red\nQ: question 101\nA: green\nQ: question 0\nA:"
+    )
 
 
 def test_an_item_never_demonstrates_itself_and_no_text_comes_twice(task):
@@ -80,7 +92,10 @@ def test_an_item_never_demonstrates_itself_and_no_text_comes_twice(task):
         assert len(set(shown)) == 19 and question.text not in shown
     with pytest.raises(ValueError, match=r"task mine: 19 demonstrations for item i0, expected 20"):
         multiple_choice.read(task(20, **own), None)
-    with pytest.raises(ValueError, match=r"task mine: 9 demonstrations with the answer ' red' for item i0, expected 10"):
+    with pytest.raises(
+        ValueError,
+        match=r"task mine: 9 demonstrations with the answer ' red' for item i0, expected 10",
+    ):
         multiple_choice.read(task(10, per_class=True, **own, where={"gold": 0}), None)
 
 
@@ -91,13 +106,26 @@ def test_demonstrations_take_the_phrasing_of_their_item(task):
     for question in found:
         begin = question.prompt[question.shots :].split(":")[0]
         assert [shown.split(":")[0] for shown in demonstrations(question)] == [begin] * 2
-    assert len({question.prompt[: question.shots] for question in found}) == 2, "one draw, printed in both ways"
+    assert len({question.prompt[: question.shots] for question in found}) == 2, (
+        "one draw, printed in both ways"
+    )
 
 
 def test_written_answers_are_demonstrated_too(tmp_path):
     write(tmp_path / "x.jsonl", [{"q": "1+1", "a": "2"}, {"q": "2+2", "a": "4"}])
-    task = Task("mine", "generation", "x.jsonl", prompt="{{ q }} =", answer=" {{ a }}", shots={"number": 1}, folder=tmp_path)
-    assert [item.prompt for item in generation.read(task, None)] == ["2+2 = 4\n\n1+1 =", "1+1 = 2\n\n2+2 ="]
+    task = Task(
+        "mine",
+        "generation",
+        "x.jsonl",
+        prompt="{{ q }} =",
+        answer=" {{ a }}",
+        shots={"number": 1},
+        folder=tmp_path,
+    )
+    assert [item.prompt for item in generation.read(task, None)] == [
+        "2+2 = 4\n\n1+1 =",
+        "1+1 = 2\n\n2+2 =",
+    ]
     with pytest.raises(ValueError, match=r"shots.per_class is for tasks of kind choice"):
         generation.read(replace(task, shots={"number": 1, "per_class": True}), None)
 
@@ -111,7 +139,10 @@ def test_the_digest_follows_the_demonstrations(task, tmp_path):
 @pytest.mark.parametrize(
     ("shots", "message"),
     [
-        ({"number": 2, "perclass": True}, r"unknown key 'shots.perclass': did you mean per_class\?"),
+        (
+            {"number": 2, "perclass": True},
+            r"unknown key 'shots.perclass': did you mean per_class\?",
+        ),
         ({"number": "2"}, r"shots.number is '2', expected a whole number above 0"),
         ({"data": "x.jsonl"}, r"shots.number is missing"),
         ({"number": 1, "vary": "yes"}, r"shots.vary is 'yes', expected true or false"),
@@ -140,18 +171,32 @@ def test_draws_are_even():
     assert all(900 < count < 1100 for count in firsts.values())
 
 
-# Wrong options from other rows ---------------------------------------------------------------------------------------
+# Wrong options from other rows
+# ----------------------------------------------------------------------------------------------
 
 
 def glossary(folder, rows, **distractors):
     (folder / "x.json").write_text(json.dumps(rows))
     distractors = {"field": "term", "number": 3, **distractors}
-    return Task("mine", "choice", "x.json", prompt="{{ meaning }}:", distractors=distractors, option=" {{ option }}", folder=folder)
+    return Task(
+        "mine",
+        "choice",
+        "x.json",
+        prompt="{{ meaning }}:",
+        distractors=distractors,
+        option=" {{ option }}",
+        folder=folder,
+    )
 
 
 def test_wrong_options_come_from_near_rows_first(tmp_path):
-    rows = [{"term": f"t{number}", "meaning": f"m{number}", "page": str(number // 4)} for number in range(40)]
-    task = glossary(tmp_path, [*rows, {"term": "T0", "meaning": "m0 again", "page": "0"}], near="page")
+    rows = [
+        {"term": f"t{number}", "meaning": f"m{number}", "page": str(number // 4)}
+        for number in range(40)
+    ]
+    task = glossary(
+        tmp_path, [*rows, {"term": "T0", "meaning": "m0 again", "page": "0"}], near="page"
+    )
     found = multiple_choice.read(task, None)
     for question, row in zip(found[:40], rows, strict=True):
         assert question.options[question.gold] == f" {row['term']}"
@@ -164,7 +209,12 @@ def test_wrong_options_come_from_near_rows_first(tmp_path):
 
 
 def test_what_has_no_wrong_options(tmp_path):
-    with pytest.raises(ValueError, match=r"x.json entry 1: 1 other values of term than 'a', expected 3: lower distractors.number"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"x.json entry 1: 1 other values of term than 'a', expected 3: lower distractors.number"
+        ),
+    ):
         read_rows(glossary(tmp_path, [{"term": "a"}, {"term": "b"}, {"term": "A"}]), None)
     with pytest.raises(ValueError, match=r"x.json entry 2: field term is 3, expected a text"):
         read_rows(glossary(tmp_path, [{"term": "a"}, {"term": 3}]), None)

@@ -23,27 +23,77 @@ TASKS = {
     "perplexity": {"text": "{{ text }}", "context": "{{ prompt }}"},
     "pairs": {},
 }
-GOOD = {"choice": QUESTION, "generation": QUESTION, "perplexity": {"prompt": "p", "text": "t"}, "pairs": PAIR}
+GOOD = {
+    "choice": QUESTION,
+    "generation": QUESTION,
+    "perplexity": {"prompt": "p", "text": "t"},
+    "pairs": PAIR,
+}
 ODD = [
-    ("choice", {"options": [" x", " x"]}, {}, r"options are \[' x', ' x'\], expected at least two different texts"),
-    ("choice", {"options": [" X", " x"]}, {"option": "{{ option | lower }}"}, r"options are \[' x', ' x'\]"),
+    (
+        "choice",
+        {"options": [" x", " x"]},
+        {},
+        r"options are \[' x', ' x'\], expected at least two different texts",
+    ),
+    (
+        "choice",
+        {"options": [" X", " x"]},
+        {"option": "{{ option | lower }}"},
+        r"options are \[' x', ' x'\]",
+    ),
     ("choice", {"options": [" x", ""]}, {}, r"none empty"),
     ("choice", {"options": ["x", ""]}, {"option": " {{ option }}"}, r"options are \[' x', ' '\]"),
     ("choice", {"options": [" x", None]}, {}, r"none empty"),
     ("choice", {"options": [" x"]}, {}, r"at least two"),
     ("choice", {"options": "xy"}, {}, r"field options is 'xy', expected a list of texts"),
-    ("choice", {"options": [" x", 3]}, {}, r"field options is \[' x', 3\], expected a list of texts"),
-    ("choice", {"options": None}, {}, r"there is no field options, which the task's key `options` names; there are"),
+    (
+        "choice",
+        {"options": [" x", 3]},
+        {},
+        r"field options is \[' x', 3\], expected a list of texts",
+    ),
+    (
+        "choice",
+        {"options": None},
+        {},
+        r"there is no field options, which the task's key `options` names; there are",
+    ),
     ("choice", {"gold": None}, {}, r"field gold is None: the row has no right option"),
     ("choice", {"gold": float("nan")}, {}, r"field gold is nan: the row has no right option"),
     ("choice", {"prompt": float("nan")}, {}, r"cannot fill its prompt: 'prompt' is undefined"),
     ("choice", {"gold": ""}, {}, r"field gold is '': the row has no right option"),
     ("choice", {"gold": []}, {}, r"field gold is \[\]"),
-    ("choice", {"gold": None}, {"gold": "{{ gold }}"}, r"cannot fill its gold: 'gold' is undefined"),
-    ("choice", {"prompt": None}, {}, r"task mine cannot fill its prompt: 'prompt' is undefined; the row has options, gold"),
-    ("choice", {"options": None}, {"options": ["{{ options[0] }}", "{{ options[1] }}"]}, r"cannot fill its options"),
-    ("choice", {"prompt": None}, {"unconditional": "{{ prompt }}:", "prompt": "p"}, r"cannot fill its unconditional"),
-    ("choice", {"prompt": None}, {"group": "prompt"}, r"there is no field prompt, which the task's key `group` names"),
+    (
+        "choice",
+        {"gold": None},
+        {"gold": "{{ gold }}"},
+        r"cannot fill its gold: 'gold' is undefined",
+    ),
+    (
+        "choice",
+        {"prompt": None},
+        {},
+        r"task mine cannot fill its prompt: 'prompt' is undefined; the row has options, gold",
+    ),
+    (
+        "choice",
+        {"options": None},
+        {"options": ["{{ options[0] }}", "{{ options[1] }}"]},
+        r"cannot fill its options",
+    ),
+    (
+        "choice",
+        {"prompt": None},
+        {"unconditional": "{{ prompt }}:", "prompt": "p"},
+        r"cannot fill its unconditional",
+    ),
+    (
+        "choice",
+        {"prompt": None},
+        {"group": "prompt"},
+        r"there is no field prompt, which the task's key `group` names",
+    ),
     ("choice", {"prompt": None}, {"keep": "{{ prompt != 'q' }}"}, r"cannot fill its keep"),
     ("generation", {"prompt": None}, {}, r"cannot fill its prompt"),
     ("generation", {"options": []}, {}, r"cannot fill its answer"),
@@ -56,7 +106,9 @@ ODD = [
 
 def write(folder, kind, rows, **keys):
     (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "mine.yaml").write_text(json.dumps({"kind": kind, "data": "x.jsonl", **TASKS[kind], **keys}))
+    (folder / "mine.yaml").write_text(
+        json.dumps({"kind": kind, "data": "x.jsonl", **TASKS[kind], **keys})
+    )
     (task,) = load_tasks([str(folder / "mine.yaml")])
     return task
 
@@ -75,7 +127,10 @@ def test_an_odd_row_is_left_out_or_an_error(tmp_path, kind, change, keys, messag
 
 
 def test_other_mistakes_stay_errors(tmp_path):
-    for keys, message in [({"odd_rows": "skip"}, "odd_rows is 'skip', expected leave_out or error"), ({"gold": "right"}, "no field right")]:
+    for keys, message in [
+        ({"odd_rows": "skip"}, "odd_rows is 'skip', expected leave_out or error"),
+        ({"gold": "right"}, "no field right"),
+    ]:
         task = write(tmp_path, "choice", [QUESTION] * 2, **keys)
         with pytest.raises(UserError, match=message):
             kind_of(task).read(task, None)
@@ -83,37 +138,66 @@ def test_other_mistakes_stay_errors(tmp_path):
 
 def test_a_row_without_what_distractors_need_is_no_one_s_option(tmp_path):
     rows = [{"term": term, "prompt": "p"} for term in ("a", "b", "c", None)]
-    task, odd = write(tmp_path, "choice", rows, distractors={"field": "term", "number": 2}), OddRows()
+    task, odd = (
+        write(tmp_path, "choice", rows, distractors={"field": "term", "number": 2}),
+        OddRows(),
+    )
     found = kind_of(task).read(task, None, odd)
-    assert [set(question.options) for question in found] == [{"a", "b", "c"}] * 3 and (len(odd), odd.read) == (1, 4)
+    assert [set(question.options) for question in found] == [{"a", "b", "c"}] * 3 and (
+        len(odd),
+        odd.read,
+    ) == (1, 4)
 
 
 def test_a_line_names_the_rows(tmp_path):
     rows = [QUESTION, *[{**QUESTION, "gold": None}] * 7]
     (tmp_path / "shots.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in [{**QUESTION, "prompt": "shot"}, {**QUESTION, "options": []}])
+        "".join(
+            json.dumps(row) + "\n"
+            for row in [{**QUESTION, "prompt": "shot"}, {**QUESTION, "options": []}]
+        )
     )
-    task, odd = write(tmp_path, "choice", rows, shots={"number": 1, "data": "shots.jsonl"}), OddRows()
+    task, odd = (
+        write(tmp_path, "choice", rows, shots={"number": 1, "data": "shots.jsonl"}),
+        OddRows(),
+    )
     kind_of(task).read(task, None, odd)
     odd.report(task, Console(file=(written := io.StringIO()), width=80))
     first, second = written.getvalue().splitlines()
-    assert first.startswith("task mine: 7 of 8 rows are left out (odd_rows: error stops instead): ") and first.endswith("; and 2 more")
+    assert first.startswith(
+        "task mine: 7 of 8 rows are left out (odd_rows: error stops instead): "
+    ) and first.endswith("; and 2 more")
     assert "x.jsonl line 2: field gold is None" in first and first.count("x.jsonl line") == 5
-    assert second.startswith("task mine: 1 of 2 rows of its demonstrations are left out") and "shots.jsonl line 2" in second
+    assert (
+        second.startswith("task mine: 1 of 2 rows of its demonstrations are left out")
+        and "shots.jsonl line 2" in second
+    )
     OddRows().report(task, Console(file=(written := io.StringIO())))
     assert not written.getvalue()
 
 
 def test_results_say_how_many_are_left_out(tmp_path, tiny_model, capsys):
-    rows = [{**QUESTION, "id": str(number), "options": [" x"] * 2 if number == 1 else [" x", " y"]} for number in range(4)]
+    rows = [
+        {**QUESTION, "id": str(number), "options": [" x"] * 2 if number == 1 else [" x", " y"]}
+        for number in range(4)
+    ]
     write(tmp_path, "choice", rows)
     folder = tmp_path / "out"
-    statistics = evaluate(EvaluationConfig(limit=2), tiny_model, [str(tmp_path / "mine.yaml")], None, folder)
+    statistics = evaluate(
+        EvaluationConfig(limit=2), tiny_model, [str(tmp_path / "mine.yaml")], None, folder
+    )
     assert statistics["tasks"]["mine"]["left_out_rows"] == 1 and statistics["items"] == 2
-    assert load_results(folder)["mine"]["left_out"] == {"value": 1, "stderr": None, "ci95": [None, None], "n": 4}
+    assert load_results(folder)["mine"]["left_out"] == {
+        "value": 1,
+        "stderr": None,
+        "ci95": [None, None],
+        "n": 4,
+    }
     assert "| mine | left_out | 1 | – | 4 |" in (folder / "results.md").read_text(encoding="utf-8")
     assert "| mine | 2 |" in (folder / "results.md").read_text(encoding="utf-8")
     Console(file=(shown := io.StringIO()), width=80).print(table({"tiny": folder}))
-    assert any("left_out" in line and line.split()[-1] == "1" for line in shown.getvalue().splitlines())
+    assert any(
+        "left_out" in line and line.split()[-1] == "1" for line in shown.getvalue().splitlines()
+    )
     assert "left_out" not in compare(folder, folder)["mine"]
     assert "task mine: 1 of 4 rows are left out" in " ".join(capsys.readouterr().err.split())

@@ -12,14 +12,27 @@ import pytest
 from rich.console import Console
 
 from ipt.evaluation.__main__ import main
-from ipt.evaluation.results import average, group_average, groups_of, load_results, main_metrics, predictions_path, read_predictions
+from ipt.evaluation.results import (
+    average,
+    group_average,
+    groups_of,
+    load_results,
+    main_metrics,
+    predictions_path,
+    read_predictions,
+)
 from ipt.evaluation.tables import markdown, scores_table
 from ipt.evaluation.task import load_tasks
 from ipt.stage import write_json, write_parquet
 
 
 def entry(value, stderr=0.02, n=100):
-    return {"value": value, "stderr": stderr, "ci95": [value - 2 * stderr, value + 2 * stderr], "n": n}
+    return {
+        "value": value,
+        "stderr": stderr,
+        "ci95": [value - 2 * stderr, value + 2 * stderr],
+        "n": n,
+    }
 
 
 @pytest.fixture
@@ -27,8 +40,14 @@ def published(tmp_path):
     """An evaluation on all tasks of the paper, with figures that are made up."""
     results = {}
     for number, task in enumerate(load_tasks(["all"])):
-        results[task.name] = {"paper": entry(0.5 + number / 100), "correct": entry(0.4 + number / 100), "logprob": entry(-2.0 - number)}
-        schema = pa.schema([("id", pa.string())]).with_metadata({"task": json.dumps(task.definition)})
+        results[task.name] = {
+            "paper": entry(0.5 + number / 100),
+            "correct": entry(0.4 + number / 100),
+            "logprob": entry(-2.0 - number),
+        }
+        schema = pa.schema([("id", pa.string())]).with_metadata(
+            {"task": json.dumps(task.definition)}
+        )
         write_parquet(predictions_path(tmp_path, task.name), [], schema)
     write_json(tmp_path / "results.json", results)
     return tmp_path
@@ -36,7 +55,9 @@ def published(tmp_path):
 
 @pytest.fixture
 def seeds(evaluated, tmp_path):
-    """Three runs of one recipe on two tasks: their scores apart by a number of the run and one of each item."""
+    """Three runs of one recipe on two tasks: their scores apart by a number of the run and one of
+    each item.
+    """
     random = np.random.default_rng(0)
     shifts = random.normal(size=(3, 1)) + random.normal(size=(3, 4)) / 10
     for seed in range(3):
@@ -90,13 +111,18 @@ def test_average_over_late_scores_of_several_runs(seeds, tmp_path):
 
 
 def test_averages_of_groups():
-    results = {"a": {"paper": entry(0.5, 0.03)}, "b": {"paper": entry(0.7, 0.04, n=50), "correct": entry(0.1)}}
+    results = {
+        "a": {"paper": entry(0.5, 0.03)},
+        "b": {"paper": entry(0.7, 0.04, n=50), "correct": entry(0.1)},
+    }
     found = group_average(results, ["a", "b"], "paper")
     assert found["value"] == pytest.approx(0.6)
     assert found["stderr"] == pytest.approx(0.025)
     assert found["n"] == 150
     assert group_average(results, ["a", "b"], "correct") is None
-    alone = group_average({"a": {"paper": {**entry(0.5), "stderr": None}}, "b": results["b"]}, ["a", "b"], "paper")
+    alone = group_average(
+        {"a": {"paper": {**entry(0.5), "stderr": None}}, "b": results["b"]}, ["a", "b"], "paper"
+    )
     assert alone["value"] == pytest.approx(0.6) and alone["stderr"] is None
 
 
@@ -110,7 +136,11 @@ def test_groups_that_are_there_whole(tmp_path):
 
 
 def test_main_metrics():
-    assert main_metrics(["accuracy", "bits_per_byte", "correct", "logprob", "paper"]) == ["paper", "correct", "logprob"]
+    assert main_metrics(["accuracy", "bits_per_byte", "correct", "logprob", "paper"]) == [
+        "paper",
+        "correct",
+        "logprob",
+    ]
     assert main_metrics(["nll", "perplexity", "bits_per_byte"]) == ["perplexity", "bits_per_byte"]
     assert main_metrics(["similarity", "length"]) == ["similarity"]
 
@@ -126,7 +156,9 @@ def test_markdown_shows_published_figures_and_averages_as_the_paper_does(publish
     assert chemprot.startswith("| chemprot | 100 | 51.0 ±2.0 | 41.0 ±2.0 |")
     assert chemprot.split(" | ")[column].strip("| ") == "47.2"
     assert "| chemprot | logprob | -3.000 ±0.020 | -3.040 to -2.960 | 100 |" in lines
-    widths = {len(line.split(" | ")) for line in lines[lines.index(header) : lines.index(header) + 5]}
+    widths = {
+        len(line.split(" | ")) for line in lines[lines.index(header) : lines.index(header) + 5]
+    }
     assert len(widths) == 1
 
 
@@ -165,7 +197,10 @@ def test_commands(seeds, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table", "nowhere"], "error: .*nowhere holds no results.json: it is no finished evaluation"),
+        (
+            ["table", "nowhere"],
+            "error: .*nowhere holds no results.json: it is no finished evaluation",
+        ),
         (["average", "nowhere", "--last", "0"], "error: --last is 0, expected 1 or more"),
     ],
 )

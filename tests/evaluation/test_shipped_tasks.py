@@ -1,4 +1,6 @@
-"""The tasks that ship: those on raw data read real files, those on a hub a folder with the hub's columns."""
+"""The tasks that ship: those on raw data read real files, those on a hub a folder with the hub's
+columns.
+"""
 
 import re
 from collections import Counter
@@ -12,8 +14,14 @@ from ipt.evaluation.task import SHIPPED, load_tasks, read_group, sources, task_n
 from ipt.evaluation.task_types.registry import kind_of
 
 TERMS = {"anatomy_terms_local": 3190, "finance_terms_local": 463}
-CIRCULATION = {"circulation_terms_local": 456, "circulation_questions_local": 82, "urinary_perplexity_local": 11}
-CHOICE = {  # task -> items with each right option, as SOURCE.txt of the data counts them; None: the options differ by item
+CIRCULATION = {
+    "circulation_terms_local": 456,
+    "circulation_questions_local": 82,
+    "urinary_perplexity_local": 11,
+}
+# task -> items with each right option, as SOURCE.txt of the data counts them; None: the options
+# differ by item
+CHOICE = {
     "pubmedqa_local": {" yes": 276, " no": 169, " maybe": 55},
     "chemprot_local": {
         " inhibitor": 1255,
@@ -41,7 +49,14 @@ POSITIONS = {  # task -> how often the right option is the first, the second, ..
     "openbookqa_local": [138, 126, 132, 104],
     "piqa_local": [910, 928],
 }
-SIZES = {"arc_easy_local": 2369, **TERMS, **CIRCULATION, "ner_local": 100, "tatqa_local": 699, "lambada_local": 5153}
+SIZES = {
+    "arc_easy_local": 2369,
+    **TERMS,
+    **CIRCULATION,
+    "ner_local": 100,
+    "tatqa_local": 699,
+    "lambada_local": 5153,
+}
 ENDS = {  # task -> the end of the first item's text: what the model reads, and the right answer
     "pubmedqa_local": "during programmed cell death?\nAnswer (yes, no or maybe): yes",
     "chemprot_local": "[[ androgen receptor ]].\nWhat the marked chemical is to the marked protein: antagonist",
@@ -100,9 +115,14 @@ def test_demonstrations_of_real_data(shared_data):
     _, items = items_of("chemprot_local", shared_data)
     assert len({item.prompt[: item.shots] for item in items}) == 1
     shown = Counter(re.findall(r"to the marked protein: (.*)", items[0].prompt[: items[0].shots]))
-    assert set(shown.values()) == {1} and {f" {name}" for name in shown} == set(items[0].options), "one of each class"
+    assert set(shown.values()) == {1} and {f" {name}" for name in shown} == set(items[0].options), (
+        "one of each class"
+    )
     _, items = items_of("mqp_local", shared_data)
-    assert Counter(re.findall(r"ask the same\? (.*)", items[0].prompt[: items[0].shots])) == {"yes": 2, "no": 2}
+    assert Counter(re.findall(r"ask the same\? (.*)", items[0].prompt[: items[0].shots])) == {
+        "yes": 2,
+        "no": 2,
+    }
 
 
 @pytest.mark.shared
@@ -111,14 +131,23 @@ def test_terms_have_other_terms_of_their_book_beside_them(shared_data, name):
     _, items = items_of(name, shared_data)
     assert all(len({option.lower() for option in item.options}) == 4 for item in items)
     places = Counter(item.gold for item in items)
-    assert all(abs(count - len(items) / 4) < 4 * (len(items) * 3 / 16) ** 0.5 for count in places.values()), "any place"
+    assert all(
+        abs(count - len(items) / 4) < 4 * (len(items) * 3 / 16) ** 0.5 for count in places.values()
+    ), "any place"
 
 
-# What the hub's columns are: paper section 7.2 -----------------------------------------------------------------------
+# What the hub's columns are: paper section 7.2
+# -----------------------------------------------------------------------
 
 CHOSEN = {"id": 0, "input": "Shown.\nAsked?", "options": ["one", "two"], "gold_index": 1}
 HUB = {
-    "medicine": {"PubMedQA": CHOSEN, "ChemProt": CHOSEN, "RCT": CHOSEN, "MQP": CHOSEN, "USMLE": CHOSEN},
+    "medicine": {
+        "PubMedQA": CHOSEN,
+        "ChemProt": CHOSEN,
+        "RCT": CHOSEN,
+        "MQP": CHOSEN,
+        "USMLE": CHOSEN,
+    },
     "finance": {
         "ConvFinQA": {"id": 0, "input": "How much?", "label": "12.5"},
         "FPB": CHOSEN,
@@ -128,7 +157,12 @@ HUB = {
     },
     "law": {
         "SCOTUS": CHOSEN,
-        "CaseHOLD": {"id": 0, "input_options": ["holding a", "holding b"], "output": " so held", "gold_index": 0},
+        "CaseHOLD": {
+            "id": 0,
+            "input_options": ["holding a", "holding b"],
+            "output": " so held",
+            "gold_index": 0,
+        },
         "UNFAIR_ToS": {**CHOSEN, "gold_index": [0, 1]},
     },
 }
@@ -154,21 +188,35 @@ def test_published_prompts_are_taken_as_they_stand(hub, domain):
 def test_published_figures():
     """Their means are the averages that the paper prints (Tables 1 to 3)."""
     averages = {
-        "medicine": {"Llama3-70B": 63.9, "Llama3-8B": 53.6, "Vanilla PT-8B": 58.4, "Instruct PT-8B": 61.3},
-        "finance": {"Llama3-70B": 71.9, "Llama3-8B": 70.1, "Vanilla PT-8B": 72.0, "Instruct PT-8B": 74.7},
+        "medicine": {
+            "Llama3-70B": 63.9,
+            "Llama3-8B": 53.6,
+            "Vanilla PT-8B": 58.4,
+            "Instruct PT-8B": 61.3,
+        },
+        "finance": {
+            "Llama3-70B": 71.9,
+            "Llama3-8B": 70.1,
+            "Vanilla PT-8B": 72.0,
+            "Instruct PT-8B": 74.7,
+        },
         "general": {"Instruct PT-500M": 46.6, "Instruct PT-1.3B": 49.7},
     }
     for group, models in averages.items():
         tasks = load_tasks([group])
         for model, average in models.items():
             figures = [task.published[model] for task in tasks]
-            assert sum(figures) / len(figures) == pytest.approx(average, abs=0.1), f"{group} {model}"
+            assert sum(figures) / len(figures) == pytest.approx(average, abs=0.1), (
+                f"{group} {model}"
+            )
     assert read_group("law").published["AdaptLLM-7B"] == 38.5
 
 
 def test_all_is_every_task_of_the_paper():
     assert [task.name for task in load_tasks(["all"])] == [
-        task.name for group in ("medicine", "finance", "law", "general") for task in load_tasks([group])
+        task.name
+        for group in ("medicine", "finance", "law", "general")
+        for task in load_tasks([group])
     ]
     assert len(load_tasks(["all"])) == 5 + 5 + 3 + 9
 
@@ -180,10 +228,13 @@ def test_no_file_sets_what_is_so_anyway():
             continue
         (task,) = load_tasks([path.stem])
         plain = type(task)("", "")
-        assert [key for key in content if key != "published" and content[key] == getattr(plain, key)] == []
+        assert [
+            key for key in content if key != "published" and content[key] == getattr(plain, key)
+        ] == []
 
 
-# The commands --------------------------------------------------------------------------------------------------------
+# The commands
+# ----------------------------------------------------------------------------------------------
 
 
 def run(capsys, *arguments):
@@ -194,7 +245,9 @@ def run(capsys, *arguments):
 def test_the_list_says_whether_data_is_there(tmp_path, capsys):
     (tmp_path / "mqp").mkdir()
     (tmp_path / "mqp" / "mqp.csv").write_text("")
-    shown = run(capsys, "tasks", "mqp_local", "chemprot_local", "arc_easy", "law", "--data-dir", tmp_path)
+    shown = run(
+        capsys, "tasks", "mqp_local", "chemprot_local", "arc_easy", "law", "--data-dir", tmp_path
+    )
     assert "mqp_local choice, data:mqp/mqp.csv ✓ Do two medical questions ask the same?" in shown
     assert "data:chemprot/test.txt ✗, data:chemprot/train.txt ✗" in shown
     assert "harness:arc_easy" in shown and "law group: scotus, casehold, unfair_tos" in shown
@@ -204,20 +257,33 @@ def test_the_list_says_whether_data_is_there(tmp_path, capsys):
 
 def test_items_are_shown_as_the_model_reads_them(tmp_path, capsys):
     (tmp_path / "mqp").mkdir()
-    pairs = [f"{doctor},How {number}?,Why {number}?,{label}\n" for number, (doctor, label) in enumerate(["10", "11", "11", "10", "20"])]
+    pairs = [
+        f"{doctor},How {number}?,Why {number}?,{label}\n"
+        for number, (doctor, label) in enumerate(["10", "11", "11", "10", "20"])
+    ]
     (tmp_path / "mqp" / "mqp.csv").write_text("".join(pairs))
     shown = run(capsys, "show", "mqp_local", 1, "--data-dir", tmp_path)
     assert "mqp_local: 1 items of kind choice" in shown
-    assert "First question: How 4? │ │ Second question: Why 4? │ │ Do both ask the same? │ │ ' yes' │ │ ✓ ' no'" in shown
+    assert (
+        "First question: How 4? │ │ Second question: Why 4? │ │ Do both ask the same? │ │ ' yes' │ │ ✓ ' no'"
+        in shown
+    )
     with pytest.raises(SystemExit):
         run(capsys, "show", "chemprot_local", "--data-dir", tmp_path)
     assert re.search(
-        r"error: task chemprot_local: data file .*test.txt does not exist \(its path begins at data_dir=", capsys.readouterr().err
+        r"error: task chemprot_local: data file .*test.txt does not exist \(its path begins at data_dir=",
+        capsys.readouterr().err,
     )
 
 
 def test_sources_are_all_that_a_task_reads():
     (task,) = load_tasks(["pubmedqa_local"])
-    assert [source.data for source in sources(task)] == ["data:pubmedqa/ori_pqal.json.gz", "data:pubmedqa/test_ground_truth.json"]
+    assert [source.data for source in sources(task)] == [
+        "data:pubmedqa/ori_pqal.json.gz",
+        "data:pubmedqa/test_ground_truth.json",
+    ]
     (task,) = load_tasks(["chemprot_local"])
-    assert [source.data for source in sources(task)] == ["data:chemprot/test.txt", "data:chemprot/train.txt"]
+    assert [source.data for source in sources(task)] == [
+        "data:chemprot/test.txt",
+        "data:chemprot/train.txt",
+    ]

@@ -18,7 +18,9 @@ PACKINGS = ("concat", "best_fit")
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """Two sources of numbered tokens: source a has tokens below 10,000, half of source b's tokens are masked."""
+    """Two sources of numbered tokens: source a has tokens below 10,000, half of source b's tokens
+    are masked.
+    """
     random = np.random.default_rng(0)
     stores = {}
     for source, name in enumerate("ab"):
@@ -26,7 +28,9 @@ def stores(tmp_path_factory):
         documents, first = [], 10_000 * source + 1
         for size in random.integers(5, 60, 40):
             target = None if source == 0 else (np.arange(size) % 2).astype(np.uint8)
-            documents.append(EncodedDocument(np.arange(first, first + size, dtype=np.uint32), target))
+            documents.append(
+                EncodedDocument(np.arange(first, first + size, dtype=np.uint32), target)
+            )
             first += size
         write_store(folder, documents, "f", 300)
         stores[name] = TokenStore(folder)
@@ -34,7 +38,9 @@ def stores(tmp_path_factory):
 
 
 def _data(stores, packing="concat", sequences=24, **settings):
-    config = MixtureConfig(**{"ratios": {"a": 0.5, "b": 0.5}, "seq_len": 64, "packing": packing, **settings})
+    config = MixtureConfig(
+        **{"ratios": {"a": 0.5, "b": 0.5}, "seq_len": 64, "packing": packing, **settings}
+    )
     plan = make_plan(stores, config, sequences, seed=0)
     return PackedSequences(plan, [stores[name] for name in plan.sources])
 
@@ -43,16 +49,23 @@ def _data(stores, packing="concat", sequences=24, **settings):
 def test_labels_are_the_next_tokens_of_the_same_document(stores, packing):
     data = _data(stores, packing)
     batch = data.batch(range(24))
-    assert all(batch[name].shape == (24, 64) for name in ("input_ids", "labels", "position_ids", "source_ids"))
+    assert all(
+        batch[name].shape == (24, 64)
+        for name in ("input_ids", "labels", "position_ids", "source_ids")
+    )
     trained = batch["labels"] != IGNORE
     assert trained.sum(dim=1).tolist() == [data.target_count(index) for index in range(24)]
-    assert (batch["labels"][trained] == batch["input_ids"][trained] + 1).all()  # tokens are numbered through
+    assert (
+        batch["labels"][trained] == batch["input_ids"][trained] + 1
+    ).all()  # tokens are numbered through
     padding = batch["source_ids"] == PADDING
     assert padding.any() == (packing == "best_fit")
     assert not trained[padding].any() and not batch["input_ids"][padding].any()
     assert (batch["input_ids"] > 10_000).eq(batch["source_ids"] == 1).all()
     assert (~padding).sum() == data.plan.tokens
-    assert ((batch["position_ids"] == 0).sum(dim=1) > 1).all()  # several documents are really packed
+    assert (
+        (batch["position_ids"] == 0).sum(dim=1) > 1
+    ).all()  # several documents are really packed
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -60,7 +73,10 @@ def test_bounds_say_where_positions_restart(stores, packing):
     batch = _data(stores, packing).batch([3, 17, 5])
     bounds = batch["cu_seq_lens"]
     assert bounds.dtype == torch.int32
-    assert bounds.tolist() == [*(batch["position_ids"].flatten() == 0).nonzero().flatten().tolist(), 3 * 64]
+    assert bounds.tolist() == [
+        *(batch["position_ids"].flatten() == 0).nonzero().flatten().tolist(),
+        3 * 64,
+    ]
     assert batch["document_sizes"] == bounds.diff().tolist()
     assert batch["max_length"] == max(batch["document_sizes"])
     for start, end in pairwise(bounds.tolist()):
@@ -71,11 +87,17 @@ def test_bounds_say_where_positions_restart(stores, packing):
 def test_each_token_but_a_documents_first_is_a_target_once_in_an_epoch(stores, packing):
     store = stores["a"]
     sequences = -(-store.n_tokens // 60) if packing == "best_fit" else store.n_tokens // 16
-    data = _data(stores, packing, sequences, ratios={"a": 1.0}, seq_len=64 if packing == "best_fit" else 16)
+    data = _data(
+        stores, packing, sequences, ratios={"a": 1.0}, seq_len=64 if packing == "best_fit" else 16
+    )
     served = Counter(data.batch(range(sequences))["labels"].flatten().tolist())
     served.pop(IGNORE)
     pieces = [piece for index in range(sequences) for piece in data.plan.sequence(index)]
-    epoch = {int(token) for piece in pieces for token in store.tokens(piece.document, piece.start + 1, piece.end + 1)}
+    epoch = {
+        int(token)
+        for piece in pieces
+        for token in store.tokens(piece.document, piece.start + 1, piece.end + 1)
+    }
     firsts = {int(store.tokens(document, 0, 1)[0]) for document in range(len(store))}
     assert set(served) == epoch - firsts
     assert len(served) >= 0.98 * (store.n_tokens - len(store))
@@ -124,7 +146,11 @@ def test_resuming_goes_on_with_the_same_batches_also_at_another_number_of_ranks(
     for one, other in zip(batches, resumed, strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
-            assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+            assert (
+                torch.equal(value, other[name])
+                if isinstance(value, torch.Tensor)
+                else value == other[name]
+            )
     whole = _order(data, 1, 0)
     assert _order(data, 2, workers, taken=8) == whole[2:]
     assert _order(data, 4, workers, taken=8) == whole[2:]
@@ -135,7 +161,10 @@ def test_each_batch_knows_the_targets_of_its_whole_step(stores):
     data = _data(stores)
     for number, batch in enumerate(PackedLoader(data, 1, 2, rank=1, world=2)):
         step = number // 2
-        assert batch["step_targets"] == (data.batch(range(step * 4, step * 4 + 4))["labels"] != IGNORE).sum()
+        assert (
+            batch["step_targets"]
+            == (data.batch(range(step * 4, step * 4 + 4))["labels"] != IGNORE).sum()
+        )
     with pytest.raises(ValueError, match="not a multiple"):
         PackedLoader(data, 5, 1)
 
@@ -146,8 +175,12 @@ def test_counting_targets_reads_no_tokens(stores):
             raise AssertionError("tokens were read")
 
     data = _data(stores)
-    blind = PackedSequences(data.plan, [Unreadable.open(stores[name].location) for name in data.plan.sources])
-    assert [blind.target_count(index) for index in range(24)] == [data.target_count(index) for index in range(24)]
+    blind = PackedSequences(
+        data.plan, [Unreadable.open(stores[name].location) for name in data.plan.sources]
+    )
+    assert [blind.target_count(index) for index in range(24)] == [
+        data.target_count(index) for index in range(24)
+    ]
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -155,19 +188,41 @@ def test_packed_and_masked_equals_documents_run_alone(stores, packing):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=12_000, **shape, attn_implementation="sdpa")).eval()
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=12_000, **shape, attn_implementation="sdpa")
+    ).eval()
     batch = _data(stores, packing).batch(range(6, 9))
     with torch.no_grad():
-        packed = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits.flatten(0, 1)
+        packed = model(
+            batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        ).logits.flatten(0, 1)
         ids, labels = batch["input_ids"].flatten(), batch["labels"].flatten()
-        alone = torch.cat([model(ids[None, start:end]).logits[0] for start, end in pairwise(batch["cu_seq_lens"].tolist())])
+        alone = torch.cat(
+            [
+                model(ids[None, start:end]).logits[0]
+                for start, end in pairwise(batch["cu_seq_lens"].tolist())
+            ]
+        )
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-5)
-    assert cross_entropy(packed, labels) == pytest.approx(float(cross_entropy(alone, labels)), rel=1e-6)
+    assert cross_entropy(packed, labels) == pytest.approx(
+        float(cross_entropy(alone, labels)), rel=1e-6
+    )
 
 
 def test_stores_of_different_tokenizers_are_named(stores, tmp_path):
     write_store(tmp_path / "c", [EncodedDocument(np.arange(5, dtype=np.uint32))], "other", 100)
     folders = {"a": stores["a"].location, "c": tmp_path / "c"}
-    with pytest.raises(ValueError, match=r"made with different tokenizers: a with f .*, c with other .*/c\); tokenise them again"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"made with different tokenizers: a with f .*, c with other .*/c\); tokenise them again"
+        ),
+    ):
         open_stores(folders)

@@ -13,12 +13,24 @@ LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=60).filter(any)
 
 def _positions(pieces):
     """Every token that the pieces hold, as (document, position)."""
-    return [(document, place) for document, start, end, _ in pieces.tolist() for place in range(start, end)]
+    return [
+        (document, place)
+        for document, start, end, _ in pieces.tolist()
+        for place in range(start, end)
+    ]
 
 
 @examples(100)
-@given(lengths=LENGTHS, start=st.integers(0, 700), size=st.integers(0, 700), chunk=st.integers(1, 8), window=st.integers(1, 4))
-def test_any_part_of_the_stream_is_what_reading_from_the_start_gives(lengths, start, size, chunk, window):
+@given(
+    lengths=LENGTHS,
+    start=st.integers(0, 700),
+    size=st.integers(0, 700),
+    chunk=st.integers(1, 8),
+    window=st.integers(1, 4),
+)
+def test_any_part_of_the_stream_is_what_reading_from_the_start_gives(
+    lengths, start, size, chunk, window
+):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order, "CHUNK", chunk)
         patch.setattr(order, "WINDOW", window)
@@ -26,15 +38,26 @@ def test_any_part_of_the_stream_is_what_reading_from_the_start_gives(lengths, st
         everything = stream.read(0, start + size)
         part = Stream(Lengths(lengths), "s", 0).read(start, start + size)
     assert _positions(part) == _positions(everything)[start:]
-    assert all(0 <= begin < end <= length == lengths[document] for document, begin, end, length in part.tolist())
-    for first in range(0, start + size - sum(lengths) + 1, sum(lengths)):  # each epoch has every token once
+    assert all(
+        0 <= begin < end <= length == lengths[document]
+        for document, begin, end, length in part.tolist()
+    )
+    for first in range(
+        0, start + size - sum(lengths) + 1, sum(lengths)
+    ):  # each epoch has every token once
         epoch = _positions(everything)[first : first + sum(lengths)]
-        assert sorted(epoch) == [(document, place) for document, length in enumerate(lengths) for place in range(length)]
+        assert sorted(epoch) == [
+            (document, place) for document, length in enumerate(lengths) for place in range(length)
+        ]
 
 
 def test_epochs_sources_and_seeds_have_orders_of_their_own():
     def documents(name="s", seed=0, epoch=0):
-        return Stream(Lengths(np.ones(200)), name, seed).read(200 * epoch, 200 * (epoch + 1))[:, 0].tolist()
+        return (
+            Stream(Lengths(np.ones(200)), name, seed)
+            .read(200 * epoch, 200 * (epoch + 1))[:, 0]
+            .tolist()
+        )
 
     orders = [documents(), documents(name="t"), documents(seed=1), documents(epoch=1)]
     assert all(sorted(order) == list(range(200)) for order in orders)
@@ -50,7 +73,9 @@ def test_a_store_of_many_chunks_is_read_in_windows_of_random_chunks():
     assert (np.sort(documents) == np.arange(count)).all()
     chunks = documents[: order.CHUNK * order.WINDOW - order.CHUNK] // order.CHUNK
     assert len(np.unique(chunks)) == order.WINDOW
-    assert np.abs(np.diff(chunks)).mean() > order.WINDOW / 4  # neighbours come from different places
+    assert (
+        np.abs(np.diff(chunks)).mean() > order.WINDOW / 4
+    )  # neighbours come from different places
 
 
 def test_a_share_of_the_documents_is_kept_at_random_and_stays_the_same():
@@ -60,7 +85,11 @@ def test_a_share_of_the_documents_is_kept_at_random_and_stays_the_same():
     assert stream.n_documents == len(kept) == len(set(kept.tolist()))
     assert stream.n_tokens == lengths[kept].sum()
     assert stream.n_documents / 20_000 == pytest.approx(0.25, abs=0.01)
-    assert set(stream.read(stream.n_tokens, 2 * stream.n_tokens)[:, 0].tolist()) == set(kept.tolist())
+    assert set(stream.read(stream.n_tokens, 2 * stream.n_tokens)[:, 0].tolist()) == set(
+        kept.tolist()
+    )
     assert set(other.read(0, other.n_tokens)[:, 0].tolist()) != set(kept.tolist())
     more = Stream(Lengths(lengths), "s", 0, 0.5)
-    assert set(kept.tolist()) < set(more.read(0, more.n_tokens)[:, 0].tolist())  # a larger share adds to a smaller one
+    assert set(kept.tolist()) < set(
+        more.read(0, more.n_tokens)[:, 0].tolist()
+    )  # a larger share adds to a smaller one

@@ -27,7 +27,9 @@ def _config(**settings):
 @examples(100)
 @given(
     lengths=st.lists(LENGTHS, min_size=1, max_size=4),
-    weights=st.lists(st.integers(0, 5), min_size=4, max_size=4).filter(lambda weights: weights[0] > 0),
+    weights=st.lists(st.integers(0, 5), min_size=4, max_size=4).filter(
+        lambda weights: weights[0] > 0
+    ),
     seq_len=st.integers(2, 40),
     sequences=st.integers(1, 30),
     seed=st.integers(0, 3),
@@ -35,13 +37,22 @@ def _config(**settings):
     block=st.integers(1, 12),
     spare=st.integers(2, 6),
 )
-def test_every_token_of_a_pass_is_served_once_and_shares_are_exact(lengths, weights, seq_len, sequences, seed, packing, block, spare):
+def test_every_token_of_a_pass_is_served_once_and_shares_are_exact(
+    lengths, weights, seq_len, sequences, seed, packing, block, spare
+):
     sources = {f"s{number}": Lengths(values) for number, values in enumerate(lengths)}
-    ratios = resolve_ratios({name: float(weight) for name, weight in zip(sources, weights, strict=False)})
+    ratios = resolve_ratios(
+        {name: float(weight) for name, weight in zip(sources, weights, strict=False)}
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "BLOCK", block)
         patch.setattr(planning, "SPARE", spare)
-        plan = make_plan(sources, MixtureConfig(ratios=dict(ratios), seq_len=seq_len, packing=packing), sequences, seed)
+        plan = make_plan(
+            sources,
+            MixtureConfig(ratios=dict(ratios), seq_len=seq_len, packing=packing),
+            sequences,
+            seed,
+        )
         rows = [plan.sequence(index) for index in range(sequences)]
     used, served = Counter(), {name: Counter() for name in plan.sources}
     for pieces in rows:
@@ -49,13 +60,24 @@ def test_every_token_of_a_pass_is_served_once_and_shares_are_exact(lengths, weig
         assert filled == seq_len if packing == "concat" else filled <= seq_len
         for piece in pieces:
             name = plan.sources[piece.source]
-            assert 0 <= piece.start < piece.end <= piece.length == sources[name].lengths[piece.document]
+            assert (
+                0
+                <= piece.start
+                < piece.end
+                <= piece.length
+                == sources[name].lengths[piece.document]
+            )
             used[name] += piece.end - piece.start
-            served[name].update((piece.document, position) for position in range(piece.start, piece.end))
+            served[name].update(
+                (piece.document, position) for position in range(piece.start, piece.end)
+            )
     assert used.total() == plan.tokens
     for name, ratio in ratios.items():
         assert abs(used[name] - ratio * plan.tokens) < (1.5 if packing == "concat" else 4 * 30)
-    for name, counts in served.items():  # a token is served again only once every other has been served as often
+    for (
+        name,
+        counts,
+    ) in served.items():  # a token is served again only once every other has been served as often
         unique = sources[name].n_tokens
         times = used[name] // unique
         assert all(counts[token] in (times, times + 1) for token in counts)
@@ -75,7 +97,9 @@ def test_the_share_holds_at_every_percent_of_the_run(packing):
     assert len(shares) == 100
     tokens = reached.sum(axis=1)
     longest = max(store.lengths.max() for store in sources.values())
-    assert (np.abs(shares - 0.3) * tokens <= (longest if packing == "concat" else 256)).all()  # never further off than one document (piece)
+    assert (
+        np.abs(shares - 0.3) * tokens <= (longest if packing == "concat" else 256)
+    ).all()  # never further off than one document (piece)
     assert np.abs(shares[9:] - 0.3).max() < 1e-3  # from 650,000 tokens on
     assert plan_report(plan)["sources"]["instruction"]["realised"] == pytest.approx(0.3, abs=1e-4)
 
@@ -94,15 +118,25 @@ def test_a_block_derived_alone_is_the_block_derived_after_all_before_it(packing)
 
 def test_the_order_is_random_by_seed_and_the_plan_repeats():
     stores = {"raw": Lengths(np.full(50, 10))}
-    plans = [make_plan(stores, MixtureConfig(ratios={"raw": 1.0}, seq_len=100), 5, seed).block(0).pieces for seed in (0, 0, 1)]
+    plans = [
+        make_plan(stores, MixtureConfig(ratios={"raw": 1.0}, seq_len=100), 5, seed).block(0).pieces
+        for seed in (0, 0, 1)
+    ]
     assert (plans[0] == plans[1]).all()
     assert (plans[0] != plans[2]).any()
 
 
 @examples(20)
-@given(mean=st.integers(20, 300), sigma=st.floats(0.8, 1.2), sources=st.integers(1, 3), seed=st.integers(0, 100))
+@given(
+    mean=st.integers(20, 300),
+    sigma=st.floats(0.8, 1.2),
+    sources=st.integers(1, 3),
+    seed=st.integers(0, 100),
+)
 def test_best_fit_cuts_no_document_that_fits_and_pads_under_two_percent(mean, sigma, sources, seed):
-    stores = {f"s{number}": log_normal(4000, mean, sigma, seed + number) for number in range(sources)}
+    stores = {
+        f"s{number}": log_normal(4000, mean, sigma, seed + number) for number in range(sources)
+    }
     config = MixtureConfig(ratios=dict.fromkeys(stores, 1.0), seq_len=1024, packing="best_fit")
     plan = make_plan(stores, config, 1000, seed)
     report = plan_report(plan)
@@ -113,20 +147,37 @@ def test_best_fit_cuts_no_document_that_fits_and_pads_under_two_percent(mean, si
 
 
 def test_best_fit_splits_long_documents_counts_them_and_cuts_what_finds_no_room():
-    plan = make_plan({"raw": Lengths([1000] * 40)}, MixtureConfig(ratios={"raw": 1.0}, seq_len=300, packing="best_fit"), 128, seed=0)
+    plan = make_plan(
+        {"raw": Lengths([1000] * 40)},
+        MixtureConfig(ratios={"raw": 1.0}, seq_len=300, packing="best_fit"),
+        128,
+        seed=0,
+    )
     row = plan_report(plan)["sources"]["raw"]
     pieces = np.concatenate([plan.block(number).pieces for number in range(plan.n_blocks)])
     assert row["split_documents"] == len(set(pieces[:, 1])) and row["split_short_documents"] == 0
     assert row["truncated"] == (pieces[:, 3] < 1000).sum()
     assert {300, 100} == set((pieces[:, 3] - pieces[:, 2]).tolist())
-    two_thirds = make_plan({"raw": Lengths([200] * 400)}, MixtureConfig(ratios={"raw": 1.0}, seq_len=300, packing="best_fit"), 128, seed=0)
+    two_thirds = make_plan(
+        {"raw": Lengths([200] * 400)},
+        MixtureConfig(ratios={"raw": 1.0}, seq_len=300, packing="best_fit"),
+        128,
+        seed=0,
+    )
     cut = plan_report(two_thirds)["sources"]["raw"]["split_short_documents"]
     assert 0.3 < cut / 190 < 0.4  # no two fit one sequence, so every third is cut in two
 
 
 def test_long_documents_do_not_all_come_first():
-    plan = make_plan({"raw": log_normal(4000, 200)}, MixtureConfig(ratios={"raw": 1.0}, seq_len=512, packing="best_fit"), 256, seed=0)
-    longest = [max(piece.end - piece.start for piece in plan.sequence(index)) for index in range(256)]
+    plan = make_plan(
+        {"raw": log_normal(4000, 200)},
+        MixtureConfig(ratios={"raw": 1.0}, seq_len=512, packing="best_fit"),
+        256,
+        seed=0,
+    )
+    longest = [
+        max(piece.end - piece.start for piece in plan.sequence(index)) for index in range(256)
+    ]
     first = [plan.sequence(index)[0].end - plan.sequence(index)[0].start for index in range(256)]
     assert abs(np.corrcoef(longest, np.arange(256))[0, 1]) < 0.2
     assert np.mean(np.equal(first, longest)) < 0.8
@@ -134,7 +185,10 @@ def test_long_documents_do_not_all_come_first():
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
 def test_a_schedule_is_followed(packing):
-    points = [SchedulePoint(0.0, {"raw": 0.7, "instruction": 0.3}), SchedulePoint(0.5, {"raw": 0.3, "instruction": 0.7})]
+    points = [
+        SchedulePoint(0.0, {"raw": 0.7, "instruction": 0.3}),
+        SchedulePoint(0.5, {"raw": 0.3, "instruction": 0.7}),
+    ]
     sources = {"raw": log_normal(3000, 100), "instruction": log_normal(3000, 100, seed=1)}
     plan = make_plan(sources, _config(schedule=points, packing=packing), 256 * 20, seed=0)
     half = plan.read_until(10)
@@ -142,12 +196,17 @@ def test_a_schedule_is_followed(packing):
     second = plan.read_until(20) - half
     assert second[1] / second.sum() == pytest.approx(0.7, abs=2e-3)
     report = plan_report(plan)
-    assert report["course"][49]["tokens"]["instruction"] / sum(report["course"][49]["tokens"].values()) == pytest.approx(0.3, abs=1e-4)
+    assert report["course"][49]["tokens"]["instruction"] / sum(
+        report["course"][49]["tokens"].values()
+    ) == pytest.approx(0.3, abs=1e-4)
     assert report["sources"]["instruction"]["requested"] == pytest.approx(0.5)
 
 
 def test_concat_follows_a_schedule_within_a_block_too():
-    points = [SchedulePoint(0.0, {"raw": 0.7, "instruction": 0.3}), SchedulePoint(0.5, {"raw": 0.0, "instruction": 1.0})]
+    points = [
+        SchedulePoint(0.0, {"raw": 0.7, "instruction": 0.3}),
+        SchedulePoint(0.5, {"raw": 0.0, "instruction": 1.0}),
+    ]
     sources = {"raw": Lengths([20] * 500), "instruction": Lengths([20] * 500)}
     plan = make_plan(sources, _config(schedule=points), 100, seed=0)
     assert plan.n_blocks == 1
@@ -160,17 +219,33 @@ def test_concat_follows_a_schedule_within_a_block_too():
 
 
 def test_repetition_caps():
-    sources = {"raw": Lengths([10] * 1000), "instruction": Lengths([10] * 100), "general": Lengths([10] * 1000)}
-    config = {"ratios": {"raw": 0.4, "instruction": 0.4, "general": 0.2}, "max_repeats": {"instruction": 2}, "seq_len": 100}
-    with pytest.raises(ValueError, match=r"mixture.max_repeats.instruction=2: this run would read source instruction 4.00 times"):
+    sources = {
+        "raw": Lengths([10] * 1000),
+        "instruction": Lengths([10] * 100),
+        "general": Lengths([10] * 1000),
+    }
+    config = {
+        "ratios": {"raw": 0.4, "instruction": 0.4, "general": 0.2},
+        "max_repeats": {"instruction": 2},
+        "seq_len": 100,
+    }
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"mixture.max_repeats.instruction=2: this run would read source instruction 4.00 times"
+        ),
+    ):
         make_plan(sources, MixtureConfig(**config), 100, 0)
     plan = make_plan(sources, MixtureConfig(**config, on_max_repeats="renormalise"), 100, 0)
     rows = plan_report(plan)["sources"]
-    assert {name: row["tokens"] for name, row in rows.items()} == pytest.approx({"raw": 5333, "instruction": 2000, "general": 2667}, abs=1)
+    assert {name: row["tokens"] for name, row in rows.items()} == pytest.approx(
+        {"raw": 5333, "instruction": 2000, "general": 2667}, abs=1
+    )
     assert rows["instruction"]["repeats"] == pytest.approx(2, abs=1e-3)
     assert rows["instruction"]["requested"] == pytest.approx(0.4)
     assert plan.notes == [
-        "instruction: 40.00% were asked for, 20.00% it gets: mixture.max_repeats.instruction=2; the others share the rest"
+        "instruction: 40.00% were asked for, 20.00% it gets: mixture.max_repeats.instruction=2; "
+        "the others share the rest"
     ]
     plan = make_plan(sources, MixtureConfig(**config, on_max_repeats="repeat"), 100, 0)
     assert plan_report(plan)["sources"]["instruction"]["repeats"] == pytest.approx(4)
@@ -186,21 +261,36 @@ def test_repeats_match_those_of_a_longer_run():
     for name in sources:
         assert short[name]["repeats"] == pytest.approx(long[name]["repeats"], rel=0.1)
         assert short[name]["documents"] == pytest.approx(len(sources[name]) / 10, rel=0.1)
-    assert plan.notes[0] == "raw: 10.00% of its documents are used, so that it repeats as in a run of 1,024,000 tokens"
-    shorter = make_plan(sources, _config(match_tokens=16), 1600, 0)  # a match with a shorter run uses all there is
+    assert plan.notes[0] == (
+        "raw: 10.00% of its documents are used, so that it repeats as in a run of 1,024,000 tokens"
+    )
+    shorter = make_plan(
+        sources, _config(match_tokens=16), 1600, 0
+    )  # a match with a shorter run uses all there is
     assert shorter.notes == []
-    one = plan_report(make_plan(sources, _config(subsample={"instruction": 0.5}), 160, 0))["sources"]
+    one = plan_report(make_plan(sources, _config(subsample={"instruction": 0.5}), 160, 0))[
+        "sources"
+    ]
     assert one["raw"]["documents"] == 20_000
     assert one["instruction"]["documents"] == pytest.approx(2000, rel=0.1)
 
 
 def test_shares_of_documents_become_shares_of_tokens():
     sources = {"raw": Lengths([30] * 500), "instruction": Lengths([10] * 500)}
-    plan = make_plan(sources, _config(ratios={"raw": 0.5, "instruction": 0.5}, unit="documents", seq_len=60), 100, 0)
+    plan = make_plan(
+        sources,
+        _config(ratios={"raw": 0.5, "instruction": 0.5}, unit="documents", seq_len=60),
+        100,
+        0,
+    )
     rows = plan_report(plan)["sources"]
     assert rows["raw"]["realised"] == pytest.approx(0.75)
     assert rows["raw"]["requested"] == pytest.approx(0.75)
-    assert rows["raw"]["requested_of_documents"] == rows["raw"]["realised_of_documents"] == pytest.approx(0.5)
+    assert (
+        rows["raw"]["requested_of_documents"]
+        == rows["raw"]["realised_of_documents"]
+        == pytest.approx(0.5)
+    )
     pieces = plan.block(0).pieces
     begun = pieces[pieces[:, 2] == 0, 0]
     assert (begun == 0).sum() == pytest.approx((begun == 1).sum(), abs=1)
@@ -209,7 +299,13 @@ def test_shares_of_documents_become_shares_of_tokens():
 def test_the_table_says_what_the_report_says():
     points = [SchedulePoint(0.0, {"raw": 1.0}), SchedulePoint(1.0, {"instruction": 1.0})]
     sources = {"raw": log_normal(3000, 100), "instruction": log_normal(300, 100, seed=1)}
-    config = _config(schedule=points, interpolation="linear", packing="best_fit", subsample={"raw": 0.5}, unit="documents")
+    config = _config(
+        schedule=points,
+        interpolation="linear",
+        packing="best_fit",
+        subsample={"raw": 0.5},
+        unit="documents",
+    )
     report = plan_report(make_plan(sources, config, 1000, 0))
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(mixture_table(report))
@@ -229,7 +325,9 @@ def test_cuts_of_a_long_run_are_estimated_and_said_to_be():
         patch.setattr("ipt.mixture.report.COUNTED", 70)
         estimated = plan_report(make_plan(sources, config, 256 * 80, 0))
     assert counted["exact_cuts"] and not estimated["exact_cuts"]
-    assert estimated["sources"]["raw"]["truncated"] == pytest.approx(counted["sources"]["raw"]["truncated"], rel=0.02)
+    assert estimated["sources"]["raw"]["truncated"] == pytest.approx(
+        counted["sources"]["raw"]["truncated"], rel=0.02
+    )
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(mixture_table(estimated))
     assert f"≈{estimated['sources']['raw']['truncated']:,}" in console.export_text()
@@ -249,7 +347,16 @@ def test_memory_does_not_grow_with_the_run():
 
 
 def test_a_source_without_tokens_is_told():
-    with pytest.raises(ValueError, match="source a has no tokens, but the mixture gives it a share"):
+    with pytest.raises(
+        ValueError, match="source a has no tokens, but the mixture gives it a share"
+    ):
         make_plan({"a": Lengths([0])}, MixtureConfig(ratios={"a": 1.0}, seq_len=8), 1, 0)
-    with pytest.raises(ValueError, match=r"source a has no tokens in the 0.01% of its documents that are used"):
-        make_plan({"a": Lengths([5])}, MixtureConfig(ratios={"a": 1.0}, seq_len=8, subsample={"a": 0.0001}), 1, 0)
+    with pytest.raises(
+        ValueError, match=r"source a has no tokens in the 0.01% of its documents that are used"
+    ):
+        make_plan(
+            {"a": Lengths([5])},
+            MixtureConfig(ratios={"a": 1.0}, seq_len=8, subsample={"a": 0.0001}),
+            1,
+            0,
+        )

@@ -31,11 +31,18 @@ def job(tmp_path_factory, tiny_model):
 
 
 def _rows(folder: Path) -> list[dict]:
-    return [row for path in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return [
+        row
+        for path in sorted(folder.glob("part-*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
 
 
 def _stages(folder: Path) -> dict[str, dict]:
-    return {row["name"]: row for row in json.loads((folder / "outputs" / "tiny" / "stages.json").read_text())}
+    return {
+        row["name"]: row
+        for row in json.loads((folder / "outputs" / "tiny" / "stages.json").read_text())
+    }
 
 
 def test_documents_flow_through_all_rooms_to_the_report(job):
@@ -50,17 +57,29 @@ def test_documents_flow_through_all_rooms_to_the_report(job):
     for row in pairs:
         assert any(row["text"].strip() in text["text"] for text in texts)
     assert stages["tokens raw"]["stats"]["documents"] == 12
-    arms = {name: job / "outputs" / "tiny" / "arms" / name for name in ("start", "vanilla", "instruct")}
-    summaries = {name: json.loads((arms[name] / "training" / "summary.json").read_text()) for name in ("vanilla", "instruct")}
-    assert summaries["vanilla"]["tokens"] == summaries["instruct"]["tokens"] == 6 * 2 * 256  # equal token budgets
+    arms = {
+        name: job / "outputs" / "tiny" / "arms" / name for name in ("start", "vanilla", "instruct")
+    }
+    summaries = {
+        name: json.loads((arms[name] / "training" / "summary.json").read_text())
+        for name in ("vanilla", "instruct")
+    }
+    assert (
+        summaries["vanilla"]["tokens"] == summaries["instruct"]["tokens"] == 6 * 2 * 256
+    )  # equal token budgets
     assert list(summaries["vanilla"]["sources"]) == ["raw"]
     assert list(summaries["instruct"]["sources"]) == ["instruction"]
-    results = {name: json.loads((folder / "evaluation" / "results.json").read_text()) for name, folder in arms.items()}
+    results = {
+        name: json.loads((folder / "evaluation" / "results.json").read_text())
+        for name, folder in arms.items()
+    }
     nll = {name: result["held_out_perplexity"]["nll"]["value"] for name, result in results.items()}
     assert nll["vanilla"] < nll["start"]  # six steps of training are seen
     page = (job / "outputs" / "tiny" / "report.html").read_text()
     assert "Nobody knows." in page
-    assert f"{abs(results['instruct']['definition_to_term_recall']['logprob']['value']):.3g}" in page
+    assert (
+        f"{abs(results['instruct']['definition_to_term_recall']['logprob']['value']):.3g}" in page
+    )
     with (job / "outputs" / "tiny" / "results.csv").open() as file:
         assert {row["arm"] for row in csv.DictReader(file)} == set(arms)
 
@@ -76,7 +95,13 @@ def test_run_again_nothing_is_done_twice(job):
 def test_killed_at_several_moments_it_goes_on_to_the_same_models(job, tmp_path):
     command = [sys.executable, "-m", "ipt", "reproduce", "experiment=tiny"]
     for begun in ("corpus-*", "synthesis-*", "training-*/metrics.jsonl"):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         while not list(tmp_path.glob(f"outputs/stages/{begun}")):
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
@@ -86,10 +111,19 @@ def test_killed_at_several_moments_it_goes_on_to_the_same_models(job, tmp_path):
     result = run_here("reproduce", "experiment=tiny", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     whole, killed = _stages(job), _stages(tmp_path)
-    for name in ("corpus", "synthesis", "rendering attached", "tokens raw", "tokens instruction attached"):
+    for name in (
+        "corpus",
+        "synthesis",
+        "rendering attached",
+        "tokens raw",
+        "tokens instruction attached",
+    ):
         assert killed[name]["digest"] == whole[name]["digest"], name
     for name in ("training vanilla", "training instruct"):
-        left, right = hash_folder(job / whole[name]["folder"] / "export"), hash_folder(tmp_path / killed[name]["folder"] / "export")
+        left, right = (
+            hash_folder(job / whole[name]["folder"] / "export"),
+            hash_folder(tmp_path / killed[name]["folder"] / "export"),
+        )
         assert left["model.safetensors"] == right["model.safetensors"]
 
 
@@ -99,19 +133,29 @@ def test_stages_by_hand_give_the_same_results_and_skip_what_is_finished(job, tmp
         pairs = run_here("synthesize", *recipe, f"output_dir={tmp_path / 'pairs'}", cwd=tmp_path)
         assert pairs.returncode == 0, pairs.stderr
     assert "reused" in pairs.stderr
-    assert _rows(tmp_path / "pairs" / "pairs") == _rows(job / _stages(job)["synthesis"]["folder"] / "pairs")
+    assert _rows(tmp_path / "pairs" / "pairs") == _rows(
+        job / _stages(job)["synthesis"]["folder"] / "pairs"
+    )
     training = ["mixture.ratios.instruction=1", f"output_dir={tmp_path / 'model'}"]
     result = run_here("train", *recipe, *training, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     arm = job / "outputs" / "tiny" / "arms" / "instruct"
-    exports = [hash_folder(folder / "export")["model.safetensors"] for folder in (arm / "training", tmp_path / "model")]
+    exports = [
+        hash_folder(folder / "export")["model.safetensors"]
+        for folder in (arm / "training", tmp_path / "model")
+    ]
     assert exports[0] == exports[1]
     model = [f"model={tmp_path / 'model' / 'export'}", f"output_dir={tmp_path / 'scores'}"]
     result = run_here("evaluate", *recipe, *model, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "scores", arm / "evaluation"))
+    ours, theirs = (
+        json.loads((folder / "results.json").read_text())
+        for folder in (tmp_path / "scores", arm / "evaluation")
+    )
     assert all(theirs[task].items() >= metrics.items() for task, metrics in ours.items())
-    more = {metric for task in theirs for metric in theirs[task].keys() - ours[task].keys()}  # the job knows the training data
+    more = {
+        metric for task in theirs for metric in theirs[task].keys() - ours[task].keys()
+    }  # the job knows the training data
     assert all(metric == "contaminated" or metric.endswith("_clean") for metric in more)
     other = run_here("train", *recipe, *training, "seed=1", cwd=tmp_path)
     assert other.returncode == 1
@@ -120,11 +164,19 @@ def test_stages_by_hand_give_the_same_results_and_skip_what_is_finished(job, tmp
 
 def test_an_arm_that_changes_an_earlier_stage_gets_its_own(job, tmp_path):
     arm = "+arms.one_shot={synthesis: {shots: 1}, mixture: {ratios: {raw: 0, instruction: 1}}}"
-    result = run_here("reproduce", "experiment=tiny", f"stages_dir={job / 'outputs' / 'stages'}", arm, cwd=tmp_path)
+    result = run_here(
+        "reproduce",
+        "experiment=tiny",
+        f"stages_dir={job / 'outputs' / 'stages'}",
+        arm,
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "outputs" / "tiny" / "stages.json").read_text())
     folders = [row["folder"] for row in rows if row["name"] == "synthesis"]
     assert len(set(folders)) == 2
     assert sum(row["name"] == "corpus" for row in rows) == 1
-    chained = [any(row["inherits_previous"] for row in _rows(Path(folder) / "pairs")) for folder in folders]
+    chained = [
+        any(row["inherits_previous"] for row in _rows(Path(folder) / "pairs")) for folder in folders
+    ]
     assert sorted(chained) == [False, True]

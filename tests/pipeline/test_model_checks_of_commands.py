@@ -40,7 +40,9 @@ def config(tiny_model, tmp_path) -> Config:
     return config
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "chat", "synthesize", "playground", "reproduce"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "chat", "synthesize", "playground", "reproduce"]
+)
 def test_every_command_checks_its_weights(command, config, half):
     if command == "reproduce":
         config.arms = {"raw": {}}
@@ -50,14 +52,18 @@ def test_every_command_checks_its_weights(command, config, half):
         config.synthesis.model = half
     else:
         config.model = half
-    with pytest.raises(UserError, match=r"weight model.layers.1.self_attn.q_proj.weight is missing"):
+    with pytest.raises(
+        UserError, match=r"weight model.layers.1.self_attn.q_proj.weight is missing"
+    ):
         check(config)
 
 
 def test_a_training_checks_its_synthesizer(config, half):
     config.mixture.ratios = {"raw": 0.5, "instruction": 0.5}
     config.synthesis.model = half
-    with pytest.raises(UserError, match=r"weight model.layers.1.self_attn.q_proj.weight is missing"):
+    with pytest.raises(
+        UserError, match=r"weight model.layers.1.self_attn.q_proj.weight is missing"
+    ):
         validation.check_train(config)
 
 

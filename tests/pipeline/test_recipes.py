@@ -22,7 +22,9 @@ from ipt.training.memory_estimate import world_size
 from tests.commands import ROOT, run, run_here
 
 RECIPES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
-PUBLISHED = {  # recipe: tokens of a step, steps, sequence length, peak learning rate, warm-up steps (paper, sections 1, 3 and 4)
+# recipe: tokens of a step, steps, sequence length, peak learning rate, warm-up steps (paper,
+# sections 1, 3 and 4)
+PUBLISHED = {
     "medicine_llama3_8b": (2**18, 4_000, 4096, 1e-5, 1000),
     "finance_llama3_8b": (2**18, 4_000, 4096, 1e-5, 1000),
     "general_500m": (2**19, 200_000, 2048, 3e-4, 2000),
@@ -36,7 +38,9 @@ TABLES = {  # recipe of a table of the paper: the recipe that it is built on
     "table3_finance": "finance_llama3_8b",
     "table4_ablation": "medicine_llama3_8b",
 }
-WITH_ARMS = [name for name in RECIPES if "arms:" in (conf_dir() / "experiment" / f"{name}.yaml").read_text()]
+WITH_ARMS = [
+    name for name in RECIPES if "arms:" in (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+]
 CONTINUAL, SCRATCH = ("medicine_llama3_8b", "finance_llama3_8b"), ("general_500m", "general_1b3")
 
 
@@ -52,7 +56,9 @@ def _composed(command: str, *overrides: str) -> Config:
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """In an empty folder, where every attempt to reach another machine is an error that no library could take for bad luck."""
+    """In an empty folder, where every attempt to reach another machine is an error that no library
+    could take for bad luck.
+    """
 
     def refuse(*arguments):
         raise AssertionError("a dry run reached for the network")
@@ -64,12 +70,22 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module", autouse=True)
 def _trainings_traced_once():
-    """Recipes share trainings, and arms of a recipe have the same one: what each needs is computed once for all tests."""
+    """Recipes share trainings, and arms of a recipe have the same one: what each needs is computed
+    once for all tests.
+    """
     known: dict[str, Needs] = {}
 
     def needs(config: Config) -> Needs:
         model = [config.model, config.architecture, asdict(config.lora), config.mixture.seq_len]
-        key = hash_json([asdict(config.trainer), asdict(config.optimizer), *model, config.dry_run_gpu, config.dry_run_mfu])
+        key = hash_json(
+            [
+                asdict(config.trainer),
+                asdict(config.optimizer),
+                *model,
+                config.dry_run_gpu,
+                config.dry_run_mfu,
+            ]
+        )
         if key not in known:
             known[key] = training_needs(config)
         return known[key]
@@ -93,7 +109,15 @@ def said(capsys) -> str:
 def test_every_recipe_dry_runs_and_leaves_nothing_behind(name, offline, capsys, tmp_path):
     dry_run(recipe(name))
     text = said(capsys)
-    for part in ("dry run of " + name, "What it reads", "Mixture", "FLOPs", "optimizer state", "activations", "fits"):
+    for part in (
+        "dry run of " + name,
+        "What it reads",
+        "Mixture",
+        "FLOPs",
+        "optimizer state",
+        "activations",
+        "fits",
+    ):
         assert part in text
     assert "does not fit" not in text
     assert list(tmp_path.iterdir()) == []
@@ -103,7 +127,9 @@ def test_every_recipe_dry_runs_and_leaves_nothing_behind(name, offline, capsys, 
 def test_every_recipe_with_arms_is_planned_without_a_network(name, offline, capsys, tmp_path):
     config = recipe(name, "seeds=[]", command="reproduce")
     labels = [step.label for step in plan_arms(config)]
-    assert [label for label in labels if label.startswith("training")] == [f"training {arm}" for arm in config.only or config.arms]
+    assert [label for label in labels if label.startswith("training")] == [
+        f"training {arm}" for arm in config.only or config.arms
+    ]
     assert ("evaluation start" in labels) == (not config.architecture)
     dry_run_arms(config)
     text = said(capsys)
@@ -137,7 +163,12 @@ def test_arms_of_mini_medicine_have_one_budget_and_change_what_they_are_named_fo
     arms = {arm: arm_config(config, changes) for arm, changes in config.arms.items()}
     assert set(config.only) <= set(arms)
     for arm in arms.values():
-        assert (arm.trainer, arm.schedule, arm.model, arm.corpus) == (config.trainer, config.schedule, config.model, config.corpus)
+        assert (arm.trainer, arm.schedule, arm.model, arm.corpus) == (
+            config.trainer,
+            config.schedule,
+            config.model,
+            config.corpus,
+        )
         assert sum(resolve_ratios(arm.mixture.ratios).values()) == pytest.approx(1)
     changed = {arm for arm, changes in arms.items() if changes.optimizer != config.optimizer}
     assert changed == {"vanilla_repeated_decay_1", "vanilla_repeated_decay_3"}
@@ -149,9 +180,21 @@ def test_arms_of_mini_medicine_have_one_budget_and_change_what_they_are_named_fo
 def test_the_published_numbers(name):
     config, (tokens_per_step, steps, seq_len, lr, warmup) = recipe(name), PUBLISHED[name]
     trainer = config.trainer
-    assert world_size(trainer) * trainer.micro_batch_size * trainer.accumulate * config.mixture.seq_len == tokens_per_step
-    assert (trainer.max_steps, config.mixture.seq_len, config.optimizer.lr, config.schedule.warmup_steps) == (steps, seq_len, lr, warmup)
-    assert (config.optimizer.betas, config.optimizer.weight_decay, trainer.gradient_clip) == ([0.9, 0.95], 0.1, 1.0)
+    assert (
+        world_size(trainer) * trainer.micro_batch_size * trainer.accumulate * config.mixture.seq_len
+        == tokens_per_step
+    )
+    assert (
+        trainer.max_steps,
+        config.mixture.seq_len,
+        config.optimizer.lr,
+        config.schedule.warmup_steps,
+    ) == (steps, seq_len, lr, warmup)
+    assert (config.optimizer.betas, config.optimizer.weight_decay, trainer.gradient_clip) == (
+        [0.9, 0.95],
+        0.1,
+        1.0,
+    )
     assert config.schedule.name == "cosine"
     needs = needs_of(name)
     assert (needs.tokens_per_step, needs.tokens) == (tokens_per_step, tokens_per_step * steps)
@@ -159,7 +202,12 @@ def test_the_published_numbers(name):
 
 
 def test_models_have_the_published_sizes():
-    sizes = {"general_500m": 567.9, "general_1b3": 1347.5, "medicine_llama3_8b": 8030.3, "synthesizer_mistral_7b": 7241.7}
+    sizes = {
+        "general_500m": 567.9,
+        "general_1b3": 1347.5,
+        "medicine_llama3_8b": 8030.3,
+        "synthesizer_mistral_7b": 7241.7,
+    }
     assert {name: round(needs_of(name).parameters / 1e6, 1) for name in sizes} == sizes
 
 
@@ -169,13 +217,25 @@ def test_arms_change_their_data_and_nothing_else(name):
     arms = {arm: arm_config(config, changes) for arm, changes in config.arms.items()}
     assert list(arms) == ["vanilla", "mix", "instruct", "without_corpora", "rule_based", "one_shot"]
     for arm in arms.values():
-        assert (arm.trainer, arm.optimizer, arm.schedule, arm.model) == (config.trainer, config.optimizer, config.schedule, config.model)
+        assert (arm.trainer, arm.optimizer, arm.schedule, arm.model) == (
+            config.trainer,
+            config.optimizer,
+            config.schedule,
+            config.model,
+        )
     assert set(used_sources(arms["vanilla"].mixture)) <= {"raw", "unconverted"}
     assert set(used_sources(arms["mix"].mixture)) <= {"raw", "unconverted", "collection"}
     assert arms["instruct"] == config
-    assert arms["without_corpora"].rendering.arrangement == "pairs_only" != config.rendering.arrangement
+    assert (
+        arms["without_corpora"].rendering.arrangement
+        == "pairs_only"
+        != config.rendering.arrangement
+    )
     assert (arms["rule_based"].synthesis.format, config.synthesis.format) == ("rule_based", "ipt")
-    assert (arms["one_shot"].synthesis.shots, config.synthesis.shots) == (1, 3 if name in CONTINUAL else 2)
+    assert (arms["one_shot"].synthesis.shots, config.synthesis.shots) == (
+        1,
+        3 if name in CONTINUAL else 2,
+    )
 
 
 def test_shares_of_the_domain_mixtures():
@@ -187,17 +247,26 @@ def test_shares_of_the_domain_mixtures():
 
 @pytest.mark.parametrize("name", SCRATCH)
 def test_shares_of_the_mixture_from_scratch(name):
-    """80 B raw tokens, 20 B with 10 B of pairs, and 0.2 B of tuning data four times, in a run of 104.86 B."""
+    """80 B raw tokens, 20 B with 10 B of pairs, and 0.2 B of tuning data four times, in a run of
+    104.86 B.
+    """
     config = recipe(name)
     tokens, shares = needs_of(name).tokens, resolve_ratios(config.mixture.ratios)
     assert shares["collection"] * tokens == pytest.approx(4 * 0.2e9, rel=1e-3)
     assert shares["unconverted"] / shares["instruction"] == pytest.approx(80 / 30, rel=1e-3)
-    vanilla, mix = (resolve_ratios(arm_config(config, config.arms[arm]).mixture.ratios) for arm in ("vanilla", "mix"))
+    vanilla, mix = (
+        resolve_ratios(arm_config(config, config.arms[arm]).mixture.ratios)
+        for arm in ("vanilla", "mix")
+    )
     assert mix["collection"] == pytest.approx(shares["collection"])
-    assert vanilla["unconverted"] / vanilla["raw"] == pytest.approx(mix["unconverted"] / mix["raw"], rel=1e-3)
+    assert vanilla["unconverted"] / vanilla["raw"] == pytest.approx(
+        mix["unconverted"] / mix["raw"], rel=1e-3
+    )
 
 
-@pytest.mark.parametrize(("command", "start"), [("train", run_here), ("reproduce", partial(run, "-m", "ipt"))])
+@pytest.mark.parametrize(
+    ("command", "start"), [("train", run_here), ("reproduce", partial(run, "-m", "ipt"))]
+)
 def test_from_the_command_line(command, start, tmp_path):
     result = start(command, "experiment=medicine_llama3_8b", "dry_run=true", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -207,7 +276,13 @@ def test_from_the_command_line(command, start, tmp_path):
 
 
 def test_what_does_not_fit_is_said_with_what_to_change(offline, capsys):
-    config = recipe("medicine_llama3_8b", "dry_run_gpu=RTX4090", "trainer.devices=1", "trainer.accumulate=64", "trainer.micro_batch_size=1")
+    config = recipe(
+        "medicine_llama3_8b",
+        "dry_run_gpu=RTX4090",
+        "trainer.devices=1",
+        "trainer.accumulate=64",
+        "trainer.micro_batch_size=1",
+    )
     dry_run(config)
     text = said(capsys)
     assert "does not fit:" in text and "What to change:" in text
@@ -215,18 +290,35 @@ def test_what_does_not_fit_is_said_with_what_to_change(offline, capsys):
     *others, (changes, needs) = remedies(config)
     assert needs.fits and not any(other.fits for _, other in others)
     assert needs.tokens_per_step == 2**18
-    changed = recipe("medicine_llama3_8b", "dry_run_gpu=RTX4090", "trainer.devices=1", "trainer.accumulate=64", *changes.split())
+    changed = recipe(
+        "medicine_llama3_8b",
+        "dry_run_gpu=RTX4090",
+        "trainer.devices=1",
+        "trainer.accumulate=64",
+        *changes.split(),
+    )
     assert training_needs(changed) == needs  # what is printed can be typed
 
 
 def test_what_fits_nowhere_is_said(offline, capsys):
-    smallest = ["trainer.activation_checkpointing=full", "optimizer=adamw_8bit", "trainer.micro_batch_size=1", "trainer.accumulate=1"]
+    smallest = [
+        "trainer.activation_checkpointing=full",
+        "optimizer=adamw_8bit",
+        "trainer.micro_batch_size=1",
+        "trainer.accumulate=1",
+    ]
     dry_run(recipe("general_500m", "mixture.seq_len=524288", *smallest, "dry_run_gpu=RTX4090"))
-    assert "a device with more memory, LoRA (lora.rank=16), shorter sequences or a smaller model" in said(capsys)
+    assert (
+        "a device with more memory, LoRA (lora.rank=16), shorter sequences or a smaller model"
+        in said(capsys)
+    )
 
 
 def test_lora_makes_an_8b_model_smaller():
-    whole, lora = (training_needs(recipe("medicine_llama3_8b", "trainer.devices=1", *more)) for more in ([], ["lora.rank=16"]))
+    whole, lora = (
+        training_needs(recipe("medicine_llama3_8b", "trainer.devices=1", *more))
+        for more in ([], ["lora.rank=16"])
+    )
     assert lora.trainable < 0.01 * lora.parameters
     assert lora.memory.optimizer < 0.01 * whole.memory.optimizer
     assert lora.flops_per_token < 0.75 * whole.flops_per_token
@@ -234,7 +326,9 @@ def test_lora_makes_an_8b_model_smaller():
 
 def test_time_is_flops_over_peak_and_mfu_and_unknown_says_unknown(offline, capsys):
     needs = needs_of("medicine_llama3_8b")
-    assert needs.seconds == pytest.approx(51.47e9 * 1.048576e9 / (4 * 312e12 * 0.5), rel=1e-3)  # a day on four A100, as published
+    assert needs.seconds == pytest.approx(
+        51.47e9 * 1.048576e9 / (4 * 312e12 * 0.5), rel=1e-3
+    )  # a day on four A100, as published
     dry_run(recipe("medicine_llama3_8b", "dry_run_gpu=MI300X"))
     text = said(capsys)
     assert "no peak rate is known of MI300X" in text
@@ -245,14 +339,23 @@ def test_time_is_flops_over_peak_and_mfu_and_unknown_says_unknown(offline, capsy
 
 def test_inputs_are_here_missing_or_to_be_fetched(offline, tmp_path, monkeypatch):
     states = {item.what: item for item in training_inputs(recipe("medicine_llama3_8b"))}
-    assert states["model"].state == states["source openorca"].state == states["synthesizer"].state == FETCHED
+    assert (
+        states["model"].state
+        == states["source openorca"].state
+        == states["synthesizer"].state
+        == FETCHED
+    )
     assert states["corpus"].state == MISSING and "data/pubmed_abstracts" in states["corpus"].problem
     (tmp_path / "data" / "pubmed_abstracts").mkdir(parents=True)
     (tmp_path / "data" / "pubmed_abstracts" / "0.jsonl").write_text('{"text": "An abstract."}\n')
-    assert {item.what: item for item in training_inputs(recipe("medicine_llama3_8b"))}["corpus"].state == HERE
+    assert {item.what: item for item in training_inputs(recipe("medicine_llama3_8b"))}[
+        "corpus"
+    ].state == HERE
     remote = recipe("medicine_llama3_8b", "corpus.path=https://example.org/abstracts.jsonl")
     assert {item.what: item for item in training_inputs(remote)}["corpus"].state == FETCHED
-    flan = {item.what: item for item in training_inputs(recipe("instruction_tuning"))}["source flan"]
+    flan = {item.what: item for item in training_inputs(recipe("instruction_tuning"))}[
+        "source flan"
+    ]
     assert flan.problem.startswith("mixture.sources.flan.path=data/flan: no such file")
     with pytest.raises(ValueError, match=r"mixture\.ratios\.web: no such source"):
         training_inputs(recipe("medicine_llama3_8b", "+mixture.ratios.web=1"))
@@ -263,21 +366,40 @@ def test_a_token_store_tells_its_tokens_and_repeats(offline, capsys, tmp_path):
 
     from ipt.tokens.store import EncodedDocument, write_store
 
-    write_store(tmp_path / "store", [EncodedDocument(np.arange(1000, dtype=np.uint32))], "fingerprint", 10_000)
+    write_store(
+        tmp_path / "store",
+        [EncodedDocument(np.arange(1000, dtype=np.uint32))],
+        "fingerprint",
+        10_000,
+    )
     store = ["+mixture.ratios.mine=1", "mixture.ratios.raw=0", "mixture.ratios.instruction=0"]
-    dry_run(recipe("tiny", *store, "+mixture.sources.mine.kind=store", f"+mixture.sources.mine.path={tmp_path / 'store'}"))
+    dry_run(
+        recipe(
+            "tiny",
+            *store,
+            "+mixture.sources.mine.kind=store",
+            f"+mixture.sources.mine.path={tmp_path / 'store'}",
+        )
+    )
     assert "│ mine │ 100.00% │ 3,072 │ 1,000 │ 3.07 │" in said(capsys)
 
 
 def test_other_commands_have_no_dry_run(tmp_path):
     result = run_here("evaluate", "dry_run=true", cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "error: dry_run=true describes a training: use it with train or reproduce, not with evaluate\n"
+    assert result.stderr == (
+        "error: dry_run=true describes a training: use it with train or reproduce, not with "
+        "evaluate\n"
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_hours_in_the_docs_are_those_of_the_dry_run(name):
-    row = next(line for line in (ROOT / "docs" / "recipes.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
+    row = next(
+        line
+        for line in (ROOT / "docs" / "recipes.md").read_text().splitlines()
+        if line.startswith(f"| `{name}`")
+    )
     config = recipe(name)
     needs = needs_of(name)
     assert needs.seconds is not None
@@ -299,7 +421,11 @@ def test_the_network_is_off_in_these_tests():
 
 def page_of(name: str) -> str:
     """The page that the recipe's row in docs/recipes.md leads to."""
-    row = next(line for line in (ROOT / "docs" / "recipes.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    row = next(
+        line
+        for line in (ROOT / "docs" / "recipes.md").read_text().splitlines()
+        if line.startswith(f"| `{name}` |")
+    )
     link = re.search(rf"\((recipes/\w+\.md)#{name}\)", row)
     assert link, f"the row of {name} leads to no section of a page"
     return (ROOT / "docs" / link[1]).read_text()

@@ -1,4 +1,6 @@
-"""Reproducing a recipe: a stage at a time, over seeds, with an arm that fails; its records, manifest, plan and checks."""
+"""Reproducing a recipe: a stage at a time, over seeds, with an arm that fails; its records,
+manifest, plan and checks.
+"""
 
 import csv
 import json
@@ -18,7 +20,10 @@ from ipt.pipeline.verify import verify
 from ipt.stage import load_stage, run_stage
 from ipt.tokens.store import TokenStore
 
-TEXT = "The {organ} is an organ of the body. It is found in animals and it does what a {organ} does. A {organ} can be examined by a doctor."
+TEXT = (
+    "The {organ} is an organ of the body. It is found in animals and it does what a {organ} does. "
+    "A {organ} can be examined by a doctor."
+)
 ORGANS = ("heart", "liver", "lung", "brain", "kidney", "stomach", "spleen", "skin")
 
 
@@ -26,7 +31,10 @@ def recipe(folder: Path, *overrides: str) -> Config:
     """Two arms on a handful of documents, pairs by rules, a random model."""
     documents = folder / "documents.jsonl"
     if not documents.exists():
-        rows = [{"chapter": organ[0], "text": " ".join([TEXT.format(organ=organ)] * 4)} for organ in ORGANS]
+        rows = [
+            {"chapter": organ[0], "text": " ".join([TEXT.format(organ=organ)] * 4)}
+            for organ in ORGANS
+        ]
         documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = [
         "experiment=tiny",
@@ -43,36 +51,51 @@ def recipe(folder: Path, *overrides: str) -> Config:
 
 
 def stages(folder: Path, name: str) -> list[Path]:
-    return sorted(path for path in (folder / "stages").glob(f"{name}-*") if (path / "manifest.json").exists())
+    return sorted(
+        path for path in (folder / "stages").glob(f"{name}-*") if (path / "manifest.json").exists()
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The folder of a run over two seeds, of which one arm fails. The text is too short for what its cap on repeats allows."""
+    """The folder of a run over two seeds, of which one arm fails. The text is too short for what
+    its cap on repeats allows.
+    """
     folder = tmp_path_factory.mktemp("reproduced")
     broken = "+arms.broken={mixture: {ratios: {raw: 1, instruction: 0}, max_repeats: {raw: 0.01}}}"
-    with pytest.raises(UserError, match=r"^2 not done: broken seed 0, broken seed 5: .*max_repeats"):
+    with pytest.raises(
+        UserError, match=r"^2 not done: broken seed 0, broken seed 5: .*max_repeats"
+    ):
         reproduce(recipe(folder, "seeds=[0,5]", broken))
     return folder
 
 
 @pytest.fixture(scope="module")
 def by_stages(tmp_path_factory) -> Path:
-    """The folder of a run that was asked for one stage after the other, and before that for stages that it was too early for."""
+    """The folder of a run that was asked for one stage after the other, and before that for stages
+    that it was too early for.
+    """
     folder = tmp_path_factory.mktemp("stages")
-    with pytest.raises(UserError, match=r"^2 not done: vanilla, instruct: corpus is not finished: run stages=\[synthesis\] first"):
+    with pytest.raises(
+        UserError,
+        match=r"^2 not done: vanilla, instruct: corpus is not finished: run stages=\[synthesis\] first",
+    ):
         reproduce(recipe(folder, "stages=[training]"))
     assert not (folder / "stages").exists()
     reproduce(recipe(folder, "stages=[synthesis]"))
     assert len(stages(folder, "synthesis")) == 1 and not stages(folder, "tokens")
-    with pytest.raises(UserError, match=r"instruct: rendering is not finished: run stages=\[tokens\] first"):
+    with pytest.raises(
+        UserError, match=r"instruct: rendering is not finished: run stages=\[tokens\] first"
+    ):
         reproduce(recipe(folder, "stages=[training]"))
     reproduce(recipe(folder, "stages=[tokens]"))
     assert len(stages(folder, "tokens")) == 2 and not stages(folder, "training")
     reproduce(recipe(folder, "stages=[training]", "only=[instruct]"))
     assert len(stages(folder, "training")) == 1
     reproduce(recipe(folder, "stages=[training]"))
-    with pytest.raises(UserError, match=r"start: evaluation is not finished: run stages=\[evaluation\] first"):
+    with pytest.raises(
+        UserError, match=r"start: evaluation is not finished: run stages=\[evaluation\] first"
+    ):
         reproduce(recipe(folder, "stages=[report]"))
     reproduce(recipe(folder, "stages=[evaluation]"))
     assert not (folder / "run" / "report.html").exists()
@@ -90,9 +113,15 @@ def test_seeds_vary_the_training_alone(finished):
     assert len(stages(finished, "tokens")) == 2
     assert len(stages(finished, "training")) == 4
     arm = finished / "run" / "arms" / "vanilla"
-    losses = [json.loads((arm / seed / "training" / "summary.json").read_text())["final_loss"] for seed in ("seed-0", "seed-5")]
+    losses = [
+        json.loads((arm / seed / "training" / "summary.json").read_text())["final_loss"]
+        for seed in ("seed-0", "seed-5")
+    ]
     assert losses[0] != losses[1]
-    assert [json.loads((arm / f"seed-{seed}" / "training" / "manifest.json").read_text())["seed"] for seed in (0, 5)] == [0, 5]
+    assert [
+        json.loads((arm / f"seed-{seed}" / "training" / "manifest.json").read_text())["seed"]
+        for seed in (0, 5)
+    ] == [0, 5]
 
 
 def test_the_seed_of_the_config_is_that_of_a_training_without_its_own(finished):
@@ -106,22 +135,36 @@ def test_an_arm_that_fails_is_named_and_the_others_are_done(finished):
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary["not_done"]) == {"broken seed 0", "broken seed 5"}
     assert "broken seed 0" in (run / "report.html").read_text()
-    assert {row["arm"] for row in csv.DictReader((run / "results.csv").open())} == {"start", "vanilla", "instruct"}
+    assert {row["arm"] for row in csv.DictReader((run / "results.csv").open())} == {
+        "start",
+        "vanilla",
+        "instruct",
+    }
 
 
 def test_the_record_of_an_arm_agrees_with_its_stores(finished):
     run = finished / "run"
     record = read_record(run / "arms" / "instruct" / "seed-5")
-    stores = {store.n_tokens for store in map(TokenStore.open, map(str, stages(finished, "tokens")))}
+    stores = {
+        store.n_tokens for store in map(TokenStore.open, map(str, stages(finished, "tokens")))
+    }
     source = record.sources["instruction"]
     assert source.unique_tokens in stores
     assert source.trained_tokens == record.trained_tokens == 2 * 2 * 64
     assert source.repeats == pytest.approx(source.trained_tokens / source.unique_tokens)
-    assert (record.arm, record.seed, record.generator_flops, record.gpu_seconds) == ("instruct", 5, 0, 0)
+    assert (record.arm, record.seed, record.generator_flops, record.gpu_seconds) == (
+        "instruct",
+        5,
+        0,
+        0,
+    )
     assert record.training_flops > 6 * 64 * 4
     rows = list(csv.DictReader((run / "record.csv").open()))
     assert [(row["arm"], row["seed"], row["source"]) for row in rows] == [
-        (arm, seed, name) for arm, source in (("vanilla", "raw"), ("instruct", "instruction")) for seed in "05" for name in (source, "")
+        (arm, seed, name)
+        for arm, source in (("vanilla", "raw"), ("instruct", "instruction"))
+        for seed in "05"
+        for name in (source, "")
     ]
     assert json.loads((run / "summary.json").read_text())["records"][-1] == record.as_dict()
 
@@ -132,7 +175,9 @@ def test_the_manifest_says_how_to_run_it_again(finished):
     assert set(manifest["lock_files"]) == {"cpu.txt", "gpu.txt"}
     assert manifest["data"]["corpus: documents.jsonl"]
     assert manifest["data"]["training: model"].startswith("embedded:tiny")
-    made = {json.loads((path / "manifest.json").read_text())["digest"] for path in stages(finished, "*")}
+    made = {
+        json.loads((path / "manifest.json").read_text())["digest"] for path in stages(finished, "*")
+    }
     assert made.isdisjoint(manifest["data"].values())
     assert {stage["digest"] for stage in manifest["stages"]} <= made
 
@@ -141,10 +186,18 @@ def test_the_plan_has_shared_stages_once_and_knows_what_is_finished(finished, tm
     steps = plan_arms(recipe(finished, "seeds=[0,5]"))
     assert {step.state for step in steps} == {FINISHED}
     planned = plan_arms(recipe(tmp_path, "seeds=[0,5]"))
-    assert [(step.name, step.arms) for step in planned] == [(step.name, step.arms) for step in steps]
+    assert [(step.name, step.arms) for step in planned] == [
+        (step.name, step.arms) for step in steps
+    ]
     assert {step.state for step in planned} == {TO_DO}
     corpus = next(step for step in planned if step.name == "corpus")
-    assert corpus.arms == ["vanilla seed 0", "vanilla seed 5", "instruct seed 0", "instruct seed 5", "start"]
+    assert corpus.arms == [
+        "vanilla seed 0",
+        "vanilla seed 5",
+        "instruct seed 0",
+        "instruct seed 5",
+        "start",
+    ]
     assert [step.tokens for step in planned if step.name == "training"] == [2 * 2 * 64] * 4
     assert not (tmp_path / "stages").exists()
 
@@ -158,11 +211,17 @@ def test_the_plan_names_an_input_that_is_not_here(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["stages=[train]"], r"stages=\[train\]: there is none of this name, only synthesis, tokens"),
+        (
+            ["stages=[train]"],
+            r"stages=\[train\]: there is none of this name, only synthesis, tokens",
+        ),
         (["only=[other]"], r"only=\[other\]: there is none of this name, only vanilla, instruct"),
         (["seeds=[1,1]"], "each seed once"),
         (["tasks=[]"], r"tasks=\[\]: name what to score"),
-        (["trainer.devices=2"], r"torchrun --nproc-per-node=2 -m ipt reproduce … stages=\[training\]"),
+        (
+            ["trainer.devices=2"],
+            r"torchrun --nproc-per-node=2 -m ipt reproduce … stages=\[training\]",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_done(overrides, message, tmp_path):
@@ -185,7 +244,9 @@ def test_verify_finds_a_changed_byte_and_a_missing_file(by_stages, tmp_path, cap
     reproduce(recipe(by_stages))  # which only writes the report if the stages are there
     run = by_stages / "run"
     checked = verify(run)
-    assert {found.folder for found in checked} == {path.resolve() for path in [run, *stages(by_stages, "*")]}
+    assert {found.folder for found in checked} == {
+        path.resolve() for path in [run, *stages(by_stages, "*")]
+    }
     assert all(found.whole and found.files for found in checked)
     tokens = next(stages(by_stages, "tokens")[0].rglob("tokens.bin"))
     _flip(tokens)
@@ -199,7 +260,9 @@ def test_verify_finds_a_changed_byte_and_a_missing_file(by_stages, tmp_path, cap
         verify_main([str(run)])
     assert ended.value.code == 1
     with pytest.raises(SystemExit) as ended:
-        verify_main([str(stages(by_stages, "synthesis")[0])])  # from a stage back to what it was made of
+        verify_main(
+            [str(stages(by_stages, "synthesis")[0])]
+        )  # from a stage back to what it was made of
     assert ended.value.code == 0
     assert "2 of 2 folders are whole" in capsys.readouterr().out
 
@@ -212,16 +275,29 @@ def test_verify_notices_a_manifest_that_was_made_to_fit(tmp_path):
     assert [found.changed for found in verify(path.parent)] == [["manifest.json or stats.json"]]
 
 
-def test_a_flipped_bit_anywhere_in_a_manifest_is_found_and_the_others_are_checked_all_the_same(tmp_path):
+def test_a_flipped_bit_anywhere_in_a_manifest_is_found_and_the_others_are_checked_all_the_same(
+    tmp_path,
+):
     stages = tmp_path / "stages"
     corpus = run_stage("corpus", None, _write_a_file, config={}, inputs={}, stages_dir=stages)
-    tokens = run_stage("tokens", None, _write_a_file, config={}, inputs={"corpus": corpus.digest}, stages_dir=stages)
+    tokens = run_stage(
+        "tokens",
+        None,
+        _write_a_file,
+        config={},
+        inputs={"corpus": corpus.digest},
+        stages_dir=stages,
+    )
     path = corpus.folder / "manifest.json"
     content = path.read_bytes()
     for place in range(len(content)):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :])
+        path.write_bytes(
+            content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :]
+        )
         found = {found.folder: found for found in verify(stages)}
-        assert not found[corpus.folder].whole, f"byte {place}: {path.read_bytes()[max(place - 20, 0) : place + 20]!r}"
+        assert not found[corpus.folder].whole, (
+            f"byte {place}: {path.read_bytes()[max(place - 20, 0) : place + 20]!r}"
+        )
         assert found[tokens.folder].whole
 
 
@@ -241,7 +317,9 @@ def test_a_stage_refuses_what_was_damaged_since_it_was_made(tmp_path):
 
 @pytest.mark.parametrize("name", ["stats.json", "manifest.json"])
 def test_what_a_stage_has_noted_of_itself_cannot_change_unseen(tmp_path, name):
-    stage = run_stage("some", tmp_path / "some", lambda folder: {"documents": 123}, config={"a": 1}, inputs={})
+    stage = run_stage(
+        "some", tmp_path / "some", lambda folder: {"documents": 123}, config={"a": 1}, inputs={}
+    )
     path = stage.folder / name
     path.write_text(path.read_text().replace("123", "124").replace('"cpus": ', '"cpus": 9'))
     key = json.loads((stage.folder / "manifest.json").read_text())["key"]
@@ -265,14 +343,20 @@ def test_runs_are_listed_with_their_state(finished, tmp_path):
     assert (training.kind, training.state, training.step) == ("training", "finished", "2 of 2")
     assert entries[finished / "run"].state == "finished in part"
     assert "held_out_perplexity" in entries[stages(finished, "evaluation")[0]].score
-    assert training.size == sum(path.stat().st_size for path in training.folder.rglob("*") if path.is_file())
+    assert training.size == sum(
+        path.stat().st_size for path in training.folder.rglob("*") if path.is_file()
+    )
 
     from filelock import FileLock
 
     begun = tmp_path / "training-1"
     begun.mkdir()
-    (begun / ".started.json").write_text(json.dumps({"stage": "training", "config": {"trainer": {"max_steps": 9}}}))
+    (begun / ".started.json").write_text(
+        json.dumps({"stage": "training", "config": {"trainer": {"max_steps": 9}}})
+    )
     (begun / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n')
-    assert [(entry.state, entry.step) for entry in list_runs(tmp_path)] == [("interrupted", "4 of 9")]
+    assert [(entry.state, entry.step) for entry in list_runs(tmp_path)] == [
+        ("interrupted", "4 of 9")
+    ]
     with FileLock(tmp_path / ".training-1.lock"):
         assert [entry.state for entry in list_runs(tmp_path)] == ["running"]

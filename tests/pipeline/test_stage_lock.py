@@ -32,7 +32,12 @@ print("reused" if stage.reused else "made", flush=True)
 def _worker(folder: Path, name: str) -> subprocess.Popen:
     command = [sys.executable, "-c", WORKER, name]
     return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
     )
 
 
@@ -82,7 +87,9 @@ def test_what_a_stage_has_held_goes_back(tmp_path):
 
     def work(folder):
         blocks = [bytearray(b"x" * 100_000) for _ in range(5000)]
-        last.append(bytearray(b"x" * 100_000))  # behind them: without a hint the C library keeps what is free before it
+        last.append(
+            bytearray(b"x" * 100_000)
+        )  # behind them: without a hint the C library keeps what is free before it
         held.append(process.memory_info().rss)
         return {"blocks": len(blocks)}
 

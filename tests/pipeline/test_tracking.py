@@ -25,14 +25,21 @@ def stages(tmp_path):
             return {}
 
         inputs = {source: made[source].digest} if source else {}
-        made[name] = run_stage(name, None, work, config={}, inputs=inputs, stages_dir=tmp_path / "stages")
+        made[name] = run_stage(
+            name, None, work, config={}, inputs=inputs, stages_dir=tmp_path / "stages"
+        )
     return made
 
 
 @pytest.fixture(params=[False, True], ids=["references", "upload"])
 def logged(request, stages, tmp_path):
-    """Whether data is uploaded, and all that an offline run of it holds, as `wandb leet inspect` reads it."""
-    config = Config(name="test", logger=LoggerConfig(name="wandb", offline=True, upload=request.param, tags=["first"]))
+    """Whether data is uploaded, and all that an offline run of it holds, as `wandb leet inspect`
+    reads it.
+    """
+    config = Config(
+        name="test",
+        logger=LoggerConfig(name="wandb", offline=True, upload=request.param, tags=["first"]),
+    )
     output = tmp_path / "run"
     output.mkdir()
     (logger,) = build_loggers(config, "training arm", output, None)
@@ -41,7 +48,9 @@ def logged(request, stages, tmp_path):
     log_training([logger], list(stages.values()), stages["training"], RECORD, request.param)
     (log,) = output.glob("wandb/offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    lines = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=True
+    ).stdout.splitlines()
     return request.param, [json.loads(line) for line in lines]
 
 
@@ -50,18 +59,34 @@ def test_an_offline_run_is_complete(logged, stages):
     of = lambda kind: [record[kind] for record in records if record["type"] == kind]  # noqa: E731
     (run,) = of("run")
     assert run["config"]["update"]["mixture"]["seq_len"] == Config().mixture.seq_len
-    assert run["job_type"] == "training" and run["run_group"] == "test" and run["display_name"] == "test training arm"
+    assert (
+        run["job_type"] == "training"
+        and run["run_group"] == "test"
+        and run["display_name"] == "test training arm"
+    )
     steps = [entry["item"] for entry in of("history")]
     assert [step["tokens"] for step in steps] == [2**24 + number for number in range(1, STEPS + 1)]
-    assert [step["loss/raw"] for step in steps] == pytest.approx([2 / number for number in range(1, STEPS + 1)])
+    assert [step["loss/raw"] for step in steps] == pytest.approx(
+        [2 / number for number in range(1, STEPS + 1)]
+    )
     summary = {name: value for entry in of("summary") for name, value in entry["update"].items()}
-    assert summary["record/sources/raw/repeats"] == 2.0 and summary["record/trained_tokens"] == 20 and summary["loss"] == 1 / STEPS
+    assert (
+        summary["record/sources/raw/repeats"] == 2.0
+        and summary["record/trained_tokens"] == 20
+        and summary["loss"] == 1 / STEPS
+    )
     assert of("exit")[0]["exit_code"] == 0
     artifacts = {entry["name"]: entry for entry in of("artifact")}
     names = {name: artifact_name(stage.folder) for name, stage in stages.items()}
     assert set(artifacts) == set(names.values())
-    made_from = {name: json.loads(artifacts[names[name]]["metadata"])["made_from"] for name in names}
-    assert made_from == {"corpus": [], "synthesis": [names["corpus"]], "training": [names["synthesis"]]}
+    made_from = {
+        name: json.loads(artifacts[names[name]]["metadata"])["made_from"] for name in names
+    }
+    assert made_from == {
+        "corpus": [],
+        "synthesis": [names["corpus"]],
+        "training": [names["synthesis"]],
+    }
     for name, stage in stages.items():
         artifact = artifacts[names[name]]
         assert json.loads(artifact["metadata"])["digest"] == stage.digest

@@ -13,7 +13,15 @@ FORMAT = RuleFormat()  # the published text format, without a vocabulary
 GOOD = "<QUE> What is it? <ANS> A pool. </END>"
 PIECES = st.lists(
     st.sampled_from(
-        [GOOD, "<QUE> Who? <ANS> Me. </END>", "<QUE> no answer </END>", "<QUE> a <ANS>  </END>", "\n\n", " half", "<QUE> x <ANS> y"]
+        [
+            GOOD,
+            "<QUE> Who? <ANS> Me. </END>",
+            "<QUE> no answer </END>",
+            "<QUE> a <ANS>  </END>",
+            "\n\n",
+            " half",
+            "<QUE> x <ANS> y",
+        ]
     ),
     max_size=8,
 ).map("\n".join)
@@ -31,7 +39,10 @@ def test_each_piece_is_a_pair_or_has_a_reason():
 
 def test_what_is_still_being_written_is_no_mistake():
     reading = read_output(f"{GOOD}\n\n<QUE> Why <ANS> be", FORMAT, ended=False)
-    assert reading.pieces == [Said(Pair("What is it?", "A pool."))] and reading.rest == "<QUE> Why <ANS> be"
+    assert (
+        reading.pieces == [Said(Pair("What is it?", "A pool."))]
+        and reading.rest == "<QUE> Why <ANS> be"
+    )
     assert read_output("", FORMAT, ended=False) == ([], "", "")
 
 
@@ -40,7 +51,11 @@ def test_the_parser_has_the_last_word(output, ended):
     reading, parsed = read_output(output, FORMAT, ended), parse(output)
     assert [said.pair for said in reading.pieces if said.pair] == parsed.pairs
     reasons = Counter(said.reason for said in reading.pieces if not said.pair)
-    assert reasons == (parsed.rejected if ended else parsed.rejected - Counter(truncated=parsed.rejected["truncated"]))
+    assert reasons == (
+        parsed.rejected
+        if ended
+        else parsed.rejected - Counter(truncated=parsed.rejected["truncated"])
+    )
 
 
 @pytest.mark.parametrize("cut", range(0, 130, 9))
@@ -49,7 +64,10 @@ def test_pairs_of_json_appear_one_by_one(cut, vocabulary):
     from ipt.synthesis.formats.chat import ChatFormat
 
     chat = ChatFormat(vocabulary, SynthesisConfig(format="chat", prompt="faq"))
-    output = '{"title": "T", "questions": [{"question": "A?", "answer": "1"}, {"question": "B?", "answer": "2"}]}'
+    output = (
+        '{"title": "T", "questions": [{"question": "A?", "answer": "1"}, {"question": "B?", '
+        '"answer": "2"}]}'
+    )
     reading = read_output(output[:cut], chat, ended=False)
     assert [said.pair for said in reading.pieces if said.pair] == chat.parse(output[:cut]).pairs
     assert not [said for said in reading.pieces if said.reason == "truncated"]
@@ -63,7 +81,8 @@ def test_pairs_of_a_draft_are_not_shown(vocabulary):
     draft, answer = (
         json.dumps(
             {
-                "questions": [{"question": f"{word}?", "answer": "1"}] * 2 + [{"question": "C?", "answer": "2"}],
+                "questions": [{"question": f"{word}?", "answer": "1"}] * 2
+                + [{"question": "C?", "answer": "2"}],
                 "choices": [],
                 "problems": [],
             }
@@ -73,4 +92,6 @@ def test_pairs_of_a_draft_are_not_shown(vocabulary):
     for before in ("", "<think>", "Well, "):
         output = f"{before}{draft}{'</think>' * (before == '<think>')} {answer}"
         shown = [said.pair for said in read_output(output, chat, ended=True).pieces if said.pair]
-        assert sorted(shown) == sorted(chat.parse(output).pairs) == [Pair("B?", "1"), Pair("C?", "2")]
+        assert (
+            sorted(shown) == sorted(chat.parse(output).pairs) == [Pair("B?", "1"), Pair("C?", "2")]
+        )

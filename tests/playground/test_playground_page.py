@@ -12,10 +12,20 @@ from pathlib import Path
 
 import pytest
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-EVIL = "The <script>window.broken = 1</script> heart ${window.broken = 2} {{value}} <img src=x onerror='window.broken = 3'> pumps."
-OPTIONS = ("synthesis.model=embedded:tiny-synthesizer", "model=embedded:tiny", "chat.max_new_tokens=12", "playground.max_characters=5000")
+EVIL = (
+    "The <script>window.broken = 1</script> heart ${window.broken = 2} {{value}} <img src=x "
+    "onerror='window.broken = 3'> pumps."
+)
+OPTIONS = (
+    "synthesis.model=embedded:tiny-synthesizer",
+    "model=embedded:tiny",
+    "chat.max_new_tokens=12",
+    "playground.max_characters=5000",
+)
 WAIT = 120_000  # milliseconds: the machine may be busy
 
 
@@ -61,7 +71,9 @@ def page(browser, address):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     opened, complaints, requests = context.new_page(), [], []
     opened.set_default_timeout(WAIT)
-    opened.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    opened.on(
+        "console", lambda message: message.type == "error" and complaints.append(message.text)
+    )
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("request", lambda request: requests.append(request.url))
     opened.goto(address)
@@ -69,7 +81,10 @@ def page(browser, address):
     yield opened
     assert opened.evaluate("window.broken") is None
     assert complaints == []
-    assert len(requests) > 10 and [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+    assert (
+        len(requests) > 10
+        and [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+    )
     context.close()
 
 
@@ -82,10 +97,16 @@ def write(page, text):
 
 def test_pairs_come_and_their_training_texts(page):
     write(page, "A tide pool stays filled with sea water when the tide goes out.")
-    assert page.locator("#pairs .answer").all_inner_texts() == ["A term and what belongs to it.", "Nobody knows."]
+    assert page.locator("#pairs .answer").all_inner_texts() == [
+        "A term and what belongs to it.",
+        "Nobody knows.",
+    ]
     assert page.locator("#draws .draw").count() == 3
     first = page.locator("#draws .text").first
-    assert first.locator(".document").inner_text() == "A tide pool stays filled with sea water when the tide goes out."
+    assert (
+        first.locator(".document").inner_text()
+        == "A tide pool stays filled with sea water when the tide goes out."
+    )
     assert "Seed 0" in page.inner_text("#draws")
     page.click("#others")
     page.wait_for_function("document.querySelector('#draws').innerText.includes('Seed 3')")
@@ -100,7 +121,9 @@ def test_an_example_adds_a_shot(page):
     page.wait_for_selector("#examples li")
     assert page.input_value("#text textarea") == ""
     write(page, "Two is another.")
-    assert "2 shots" in page.inner_text("#examples") and "2 shots" in page.inner_text("#draws .facts >> nth=0")
+    assert "2 shots" in page.inner_text("#examples") and "2 shots" in page.inner_text(
+        "#draws .facts >> nth=0"
+    )
     page.click("#forget")
     page.wait_for_function("!document.querySelector('#examples li')")
 
@@ -124,7 +147,10 @@ def test_a_conversation_remembers_and_begins_anew(page):
     for number in (1, 2):
         page.fill("#question textarea", f"Question {number}")
         page.press("#question textarea", "Enter")
-        answers = "[...document.querySelectorAll('#conversation .said')].filter(said => said.innerText.trim())"
+        answers = (
+            "[...document.querySelectorAll('#conversation .said')].filter(said => "
+            "said.innerText.trim())"
+        )
         page.wait_for_function(f"{answers}.length == {number}")
         page.wait_for_selector("#ask")
     assert page.locator("#conversation .asked").all_inner_texts() == ["Question 1", "Question 2"]
@@ -140,14 +166,18 @@ def test_exports_are_among_the_models(page):
 
 
 def test_a_dropped_file(page, tmp_path):
-    (tmp_path / "two.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("First text.", "Second text.")))
+    (tmp_path / "two.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("First text.", "Second text."))
+    )
     page.set_input_files("#file input[type=file]", tmp_path / "two.jsonl")
     page.wait_for_function("document.querySelector('#text textarea').value == 'First text.'")
     page.wait_for_selector("#document")
     assert "1 to 2" in page.inner_text("#document")
 
 
-@pytest.mark.parametrize(("text", "message"), [("   ", "the text is empty"), ("x" * 5001, "5,001 characters, more than")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("   ", "the text is empty"), ("x" * 5001, "5,001 characters, more than")]
+)
 def test_a_text_that_cannot_be_used(page, text, message):
     page.fill("#text textarea", text)
     page.click("#write")
@@ -173,7 +203,9 @@ def test_a_port_that_is_taken(tmp_path, address):
     port = address.rsplit(":", 1)[1].strip("/")
     process, line = start(tmp_path, f"playground.port={port}")
     assert process.wait(timeout=300) == 1
-    assert line.startswith(f"error: playground.port={port} is taken") and process.stderr.read() == ""
+    assert (
+        line.startswith(f"error: playground.port={port} is taken") and process.stderr.read() == ""
+    )
 
 
 def test_an_end_in_the_middle_of_an_answer(tmp_path, browser):

@@ -30,7 +30,10 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch):
 def test_checking_imports_nothing_heavy():
     import subprocess
 
-    code = "import sys, ipt.pipeline.validation; sys.exit(bool({'gradio', 'torch'} & set(sys.modules)))"
+    code = (
+        "import sys, ipt.pipeline.validation; sys.exit(bool({'gradio', 'torch'} & "
+        "set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 
@@ -61,4 +64,6 @@ def test_who_is_answered(listens, asked, status):
 
     asyncio.run(Guard(app, listens)({"type": "http", "headers": [(b"host", asked)]}, None, send))
     assert sent[0]["status"] == status
-    assert status != 200 or {(b"a", b"b"), (b"content-security-policy", POLICY.encode())} <= set(sent[0]["headers"])
+    assert status != 200 or {(b"a", b"b"), (b"content-security-policy", POLICY.encode())} <= set(
+        sent[0]["headers"]
+    )

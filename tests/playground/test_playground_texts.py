@@ -8,7 +8,9 @@ from ipt.playground.texts import check_text, read_texts
 def test_files_that_are_read(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffGrün.\n".encode())
     (tmp_path / "b.md").write_text("# Head\n\nBody")
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"body": text, "n": 1}) + "\n" for text in ("One", " ", "Two")))
+    (tmp_path / "c.jsonl").write_text(
+        "".join(json.dumps({"body": text, "n": 1}) + "\n" for text in ("One", " ", "Two"))
+    )
     assert read_texts(tmp_path / "a.txt", "text", 100) == ["Grün.\n"]
     assert read_texts(tmp_path / "b.md", "text", 100) == ["# Head\n\nBody"]
     assert read_texts(tmp_path / "c.jsonl", "body", 100) == ["One", "Two"]

@@ -18,13 +18,28 @@ from ipt.synthesis.formats.base import Prompt
 from ipt.synthesis.formats.tags import Pair, pairs_text, parse
 
 EVIL = "<script>alert(1)</script> ${1+1} {{value}} \"' & <b>bold</b>"
-PAIRS = [Pair(f"What {EVIL}?", EVIL), Pair("Which?\nOptions:\n- red\n- blue", "blue"), Pair("Which?\nOptions:\n- red\n- blue", "green")]
+PAIRS = [
+    Pair(f"What {EVIL}?", EVIL),
+    Pair("Which?\nOptions:\n- red\n- blue", "blue"),
+    Pair("Which?\nOptions:\n- red\n- blue", "green"),
+]
 
 
 def written(output, ended=True, finish_reason="stop", examples=0):
     """A text for which `output` has been written."""
-    rounds = [Round(0, Piece("text 1", EVIL, Prompt([1, 2]), 0), 2, Generation([5] * 4, output, finish_reason, 0), parse(output), False)]
-    return Writing(EVIL, examples, RuleFormat(), [*([None] * examples), *rounds], seconds=2.0, ended=ended)
+    rounds = [
+        Round(
+            0,
+            Piece("text 1", EVIL, Prompt([1, 2]), 0),
+            2,
+            Generation([5] * 4, output, finish_reason, 0),
+            parse(output),
+            False,
+        )
+    ]
+    return Writing(
+        EVIL, examples, RuleFormat(), [*([None] * examples), *rounds], seconds=2.0, ended=ended
+    )
 
 
 def plain(view):
@@ -37,8 +52,12 @@ def test_draws_are_the_training_texts_to_the_letter(arrangement, layout):
     config = RenderingConfig(arrangement=arrangement, layouts={layout: 1})
     row = ChainRow("text 1", EVIL, PAIRS)
     view = draws_view([Row(0, False, row)], config, 7)
-    shown = [plain(text) for text in re.findall(r'<pre class="text"[^>]*>(.*?)</pre>', view, re.DOTALL)]
-    assert shown == [text.text for seed in (7, 8, 9) for text in render_chain([row], Settings.of(config), seed)]
+    shown = [
+        plain(text) for text in re.findall(r'<pre class="text"[^>]*>(.*?)</pre>', view, re.DOTALL)
+    ]
+    assert shown == [
+        text.text for seed in (7, 8, 9) for text in render_chain([row], Settings.of(config), seed)
+    ]
 
 
 def test_nothing_that_is_said_is_markup():
@@ -46,7 +65,11 @@ def test_nothing_that_is_said_is_markup():
     views = [
         pairs_view(written(output)),
         pairs_view(written(f"<QUE> {EVIL}", ended=False, finish_reason=UNFINISHED)),
-        draws_view([Row(0, False, ChainRow("text 1", EVIL, PAIRS))], RenderingConfig(layouts={"classic": 1}), 0),
+        draws_view(
+            [Row(0, False, ChainRow("text 1", EVIL, PAIRS))],
+            RenderingConfig(layouts={"classic": 1}),
+            0,
+        ),
         examples_view([Example(EVIL, (), 1)]),
         conversation_view([Turn(EVIL, EVIL)]),
         notice(ValueError(EVIL), is_error=True),
@@ -57,9 +80,13 @@ def test_nothing_that_is_said_is_markup():
 
 def test_pairs_and_what_is_none_say_what_they_are():
     view = plain(pairs_view(written(pairs_text(PAIRS[1:2]) + " <QUE> no </END>")))
-    assert "multiple choice" in view and "No pair: no answer tag" in view and "<QUE> no </END>" in view
+    assert (
+        "multiple choice" in view and "No pair: no answer tag" in view and "<QUE> no </END>" in view
+    )
     assert "1 pair · 2 prompt tokens · 4 tokens written in 2.0 s · ended by itself" in view
-    assert "Not in the training text: answer not among options" in plain(pairs_view(written(pairs_text(PAIRS[2:]))))
+    assert "Not in the training text: answer not among options" in plain(
+        pairs_view(written(pairs_text(PAIRS[2:])))
+    )
     assert "wrote no pair" in plain(pairs_view(written("")))
 
 
@@ -68,11 +95,15 @@ def test_stages_of_writing():
     assert "Reading" in pairs_view(Writing("a", prompt_format=RuleFormat()))
     assert "Stopped" in pairs_view(Writing("a", prompt_format=RuleFormat(), ended=True))
     assert "cut at" in pairs_view(written("<QUE> a", finish_reason="length"))
-    assert "examples are not in this prompt" in pairs_view(written(pairs_text(PAIRS[:1]), examples=1))
+    assert "examples are not in this prompt" in pairs_view(
+        written(pairs_text(PAIRS[:1]), examples=1)
+    )
     assert "does not join the examples" in pairs_view(written("", examples=1))
 
 
 def test_rewrites_and_rows_without_pairs():
     row = Row(0, False, ChainRow("text 1", "A text.", [], "In other words."))
     assert "In other words." in draws_view([row], RenderingConfig(layouts={"classic": 1}), 0)
-    assert "Here you will see" in draws_view([Row(0, False, ChainRow("a", "A text.", []))], RenderingConfig(), 0)
+    assert "Here you will see" in draws_view(
+        [Row(0, False, ChainRow("a", "A text.", []))], RenderingConfig(), 0
+    )

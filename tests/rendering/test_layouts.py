@@ -25,7 +25,9 @@ def block(layout: str, items: list[Item], pools=POOLS, chain: str = "d") -> str:
 )
 def test_weights_are_the_published_ones(fewest_pairs: int, published: dict[str, float]):
     """Exactly: one fraction in the middle of each of 100 equal intervals."""
-    chosen = Counter(choose_layout(PAPER, fewest_pairs, (index + 0.5) / 100) for index in range(100))
+    chosen = Counter(
+        choose_layout(PAPER, fewest_pairs, (index + 0.5) / 100) for index in range(100)
+    )
     assert chosen == published
 
 
@@ -60,7 +62,10 @@ def test_order_of_questions_and_answers(layout: str, chain: str):
 
 def test_numbered_counts_questions_and_answers_alike_and_beyond_26():
     """Lists of labels end after 26 in the released code; ours do not."""
-    pools = replace(POOLS, numbered=tuple(style for style in POOLS.numbered if "letter" in style.question.fields))
+    pools = replace(
+        POOLS,
+        numbered=tuple(style for style in POOLS.numbered if "letter" in style.question.fields),
+    )
     items = [Item("plain", f"Question {index}?", f"answer {index}!") for index in range(60)]
     text = block("numbered", items, pools)
     for index, item in enumerate(items):
@@ -70,14 +75,38 @@ def test_numbered_counts_questions_and_answers_alike_and_beyond_26():
 
 
 def test_labels():
-    assert [labels(index)["letter"] for index in (0, 25, 26, 27, 51, 52, 701, 702)] == ["a", "z", "aa", "ab", "az", "ba", "zz", "aaa"]
-    assert [labels(index)["roman"] for index in (0, 3, 8, 39, 48, 93, 1993)] == ["i", "iv", "ix", "xl", "xlix", "xciv", "mcmxciv"]
-    assert labels(6) == {"number": "7", "letter": "g", "LETTER": "G", "roman": "vii", "ROMAN": "VII"}
+    assert [labels(index)["letter"] for index in (0, 25, 26, 27, 51, 52, 701, 702)] == [
+        "a",
+        "z",
+        "aa",
+        "ab",
+        "az",
+        "ba",
+        "zz",
+        "aaa",
+    ]
+    assert [labels(index)["roman"] for index in (0, 3, 8, 39, 48, 93, 1993)] == [
+        "i",
+        "iv",
+        "ix",
+        "xl",
+        "xlix",
+        "xciv",
+        "mcmxciv",
+    ]
+    assert labels(6) == {
+        "number": "7",
+        "letter": "g",
+        "LETTER": "G",
+        "roman": "vii",
+        "ROMAN": "VII",
+    }
     for name in labels(0):
         assert len({labels(index)[name] for index in range(2000)}) == 2000
 
 
-# Options -------------------------------------------------------------------------------------------------------------
+# Options
+# ----------------------------------------------------------------------------------------------
 
 
 def styled(item: str, answer: str, separator: str = "\n"):
@@ -102,8 +131,16 @@ def test_the_printed_label_is_that_of_the_right_option(size: int):
 
 def test_without_labels_the_option_itself_is_the_answer():
     options = ("red", "green", "blue")
-    [shown] = show([Item("options", "Which?", "green", options)], 0, Style(styled("- {option}", "{option}"), Draws(0, "d")))
-    assert shown.answer == "green" and sorted(shown.options.split("\n")) == ["- blue", "- green", "- red"]
+    [shown] = show(
+        [Item("options", "Which?", "green", options)],
+        0,
+        Style(styled("- {option}", "{option}"), Draws(0, "d")),
+    )
+    assert shown.answer == "green" and sorted(shown.options.split("\n")) == [
+        "- blue",
+        "- green",
+        "- red",
+    ]
 
 
 def test_each_order_of_options_is_as_likely_and_differs_within_a_text():
@@ -112,20 +149,28 @@ def test_each_order_of_options_is_as_likely_and_differs_within_a_text():
     orders = Counter()
     same = 0
     for chain in range(3000):
-        first, second = show([item, item], 0, Style(styled("{option}", "{option}"), Draws(1, str(chain))))
+        first, second = show(
+            [item, item], 0, Style(styled("{option}", "{option}"), Draws(1, str(chain)))
+        )
         orders[first.options] += 1
         same += first.options == second.options
-    assert len(orders) == 6 and max(orders.values()) < 600 and min(orders.values()) > 400  # 500 each; six standard deviations are 122
+    assert (
+        len(orders) == 6 and max(orders.values()) < 600 and min(orders.values()) > 400
+    )  # 500 each; six standard deviations are 122
     assert 380 < same < 620
 
 
-# Reasoning -----------------------------------------------------------------------------------------------------------
+# Reasoning
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_reasoning_stands_before_the_answer_and_in_worked_examples_behind_it(layout: str):
     pools = replace(POOLS, pairs={**POOLS.pairs, "reasoning": POOLS.pairs["reasoning"][:1]})
-    items = [Item("reasoning", f"Question {index}?", f"answer {index}", (), f"Thought {index}.") for index in range(2)]
+    items = [
+        Item("reasoning", f"Question {index}?", f"answer {index}", (), f"Thought {index}.")
+        for index in range(2)
+    ]
     text = block(layout, items, pools)
     for item in items:
         thought, answer = positions(text, [item.reasoning, item.answer])
@@ -133,5 +178,7 @@ def test_reasoning_stands_before_the_answer_and_in_worked_examples_behind_it(lay
 
 
 def test_worked_examples_without_reasoning_everywhere_keep_it_before_the_answer():
-    text = block("inline_few_shot", [Item("reasoning", "Why?", "so", (), "Because of this."), PLAIN[0]])
+    text = block(
+        "inline_few_shot", [Item("reasoning", "Why?", "so", (), "Because of this."), PLAIN[0]]
+    )
     assert text.index("Because of this.") < text.index("so", text.index("Because of this.") + 16)

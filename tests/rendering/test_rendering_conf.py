@@ -21,7 +21,13 @@ def test_recipes_compose_and_pass_the_check(name: str):
     config = composed(name)
     check_rendering(config)
     assert config.arrangement == {"paper": "attached"}.get(name, name)
-    assert config.layouts == {"classic": 80, "dialogue": 5, "numbered": 5, "inline_few_shot": 5, "next_turn": 5}
+    assert config.layouts == {
+        "classic": 80,
+        "dialogue": 5,
+        "numbered": 5,
+        "inline_few_shot": 5,
+        "next_turn": 5,
+    }
     assert config.inversion == 0.05
 
 

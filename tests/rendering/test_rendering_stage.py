@@ -38,14 +38,19 @@ ARRANGEMENTS = "attached", "pairs_first", "detached", "pairs_only", "stitched"
 
 
 def synthesized(chains: int = 120) -> list[dict]:
-    """Chains of up to three documents as synthesis writes them; every text names its own chain and document."""
+    """Chains of up to three documents as synthesis writes them; every text names its own chain and
+    document.
+    """
     chance = random.Random(0)
     rows = []
     for chain in range(chains):
         previous = False
         for place in range(chance.randint(1, 3)):
             mark = f"<{chain}.{place}>"
-            pairs = [{"question": f"Question {index} {mark}?", "answer": f"answer {index} {mark}"} for index in range(chance.randint(0, 4))]
+            pairs = [
+                {"question": f"Question {index} {mark}?", "answer": f"answer {index} {mark}"}
+                for index in range(chance.randint(0, 4))
+            ]
             if chance.random() < 0.3 and pairs:
                 pairs[0] = {
                     "question": f"Choose {mark}\nOptions:\n- yes {mark}\n- no {mark}",
@@ -70,7 +75,9 @@ def synthesized(chains: int = 120) -> list[dict]:
     return rows
 
 
-def run(folder: Path, rows: list[dict], rows_per_part: int = 50, seed: int = 0, **changes) -> tuple[dict, list[dict]]:
+def run(
+    folder: Path, rows: list[dict], rows_per_part: int = 50, seed: int = 0, **changes
+) -> tuple[dict, list[dict]]:
     write_parts(folder / "pairs", rows, PAIRS_SCHEMA, rows_per_part)
     config = RenderingConfig(**{"layouts": dict(EVEN), **changes})
     statistics = render(config, folder / "pairs", folder / "out", seed)
@@ -78,38 +85,66 @@ def run(folder: Path, rows: list[dict], rows_per_part: int = 50, seed: int = 0, 
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_nothing_leaks_into_another_chain_and_all_is_accounted_for(tmp_path: Path, arrangement: str):
+def test_nothing_leaks_into_another_chain_and_all_is_accounted_for(
+    tmp_path: Path, arrangement: str
+):
     rows = synthesized()
     statistics, texts = run(tmp_path, rows, arrangement=arrangement, inversion=0.3)
     assert pq.read_schema(tmp_path / "out/texts/part-00000.parquet").equals(SCHEMA)
     assert json.loads(json.dumps(statistics)) == statistics
 
-    groups = list(read_chains(Row(row["chain_id"], row["inherits_previous"], ChainRow(row["doc_id"], "", [])) for row in rows))
-    assert max(map(len, groups)) == 3 and min(map(len, groups)) == 1  # the fixture has chains that are joined and some that are not
+    groups = list(
+        read_chains(
+            Row(row["chain_id"], row["inherits_previous"], ChainRow(row["doc_id"], "", []))
+            for row in rows
+        )
+    )
+    assert (
+        max(map(len, groups)) == 3 and min(map(len, groups)) == 1
+    )  # the fixture has chains that are joined and some that are not
     group_of = {row.doc_id: index for index, group in enumerate(groups) for row in group}
     for text in texts:
-        marks = {f"doc-{mark.split('>')[0].replace('.', '#')}" for mark in text["text"].split("<")[1:] if ">" in mark and mark[0].isdigit()}
+        marks = {
+            f"doc-{mark.split('>')[0].replace('.', '#')}"
+            for mark in text["text"].split("<")[1:]
+            if ">" in mark and mark[0].isdigit()
+        }
         assert marks and len({group_of[mark] for mark in marks}) == 1, text
 
     read = sum(len(row["pairs"]) for row in rows)
     assert statistics["documents"] == len(rows) and statistics["pairs_read"] == read
     assert statistics["pairs_rendered"] + sum(statistics["dropped"].values()) == read
-    assert set(statistics["dropped"]) == {"answer_not_among_options"} and set(statistics["kinds"]) == {"plain", "options"}
-    assert sum(text["n_pairs"] for text in texts) == statistics["pairs_rendered"] == sum(statistics["kinds"].values())
+    assert set(statistics["dropped"]) == {"answer_not_among_options"} and set(
+        statistics["kinds"]
+    ) == {"plain", "options"}
+    assert (
+        sum(text["n_pairs"] for text in texts)
+        == statistics["pairs_rendered"]
+        == sum(statistics["kinds"].values())
+    )
     assert sum(text["n_shots"] for text in texts) == statistics["documents_with_pairs"]
-    assert sum(int(shots) * count for shots, count in statistics["shots"].items()) == statistics["documents_with_pairs"]
-    assert statistics["documents_with_pairs"] + statistics["documents_without_pairs"] + statistics["documents_blank"] == len(rows)
+    assert (
+        sum(int(shots) * count for shots, count in statistics["shots"].items())
+        == statistics["documents_with_pairs"]
+    )
+    assert statistics["documents_with_pairs"] + statistics["documents_without_pairs"] + statistics[
+        "documents_blank"
+    ] == len(rows)
     assert statistics["layouts"] == Counter(text["layout"] for text in texts)
     assert ({"stitched"} if arrangement == "stitched" else set(EVEN)) <= set(statistics["layouts"])
     assert (statistics["inverted"] > 0) == (arrangement == "attached")
-    raw = {"detached": len(rows), "pairs_only": 0}.get(arrangement, statistics["documents_without_pairs"])
+    raw = {"detached": len(rows), "pairs_only": 0}.get(
+        arrangement, statistics["documents_without_pairs"]
+    )
     assert statistics["layouts"].get("raw", 0) == raw and statistics["documents_without_pairs"] > 10
     assert len({text["id"] for text in texts}) == len(texts) == statistics["texts"]
     assert {text["source"] for text in texts} == {"instruction"}
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS[:4])
-def test_a_rewrite_is_a_text_of_its_own_and_stands_for_a_document_without_pairs(tmp_path: Path, arrangement: str):
+def test_a_rewrite_is_a_text_of_its_own_and_stands_for_a_document_without_pairs(
+    tmp_path: Path, arrangement: str
+):
     rows = synthesized(60)
     _, before = run(tmp_path / "before", rows, arrangement=arrangement, versions=2)
     rewritten = rows[::2]
@@ -119,19 +154,26 @@ def test_a_rewrite_is_a_text_of_its_own_and_stands_for_a_document_without_pairs(
 
     texts = [text for text in after if text["layout"] == "rewrite"]
     assert [
-        (text["id"], text["text"], text["source"], text["n_shots"], text["n_pairs"]) for text in sorted(texts, key=lambda t: t["id"])
+        (text["id"], text["text"], text["source"], text["n_shots"], text["n_pairs"])
+        for text in sorted(texts, key=lambda t: t["id"])
     ] == [
         (f"{doc_id}/{version}/rewrite", f"{doc_id} in other {{words}}.", "instruction", 0, 0)
         for doc_id in sorted(row["doc_id"] for row in rewritten)
         for version in range(2)
     ]
-    bare = {row["doc_id"] for row in rewritten if all(pair["answer"] == "maybe" for pair in row["pairs"])}  # no usable pair
+    bare = {
+        row["doc_id"]
+        for row in rewritten
+        if all(pair["answer"] == "maybe" for pair in row["pairs"])
+    }  # no usable pair
     replaced = {f"{doc_id}/{version}" for doc_id in bare for version in range(2)}
     assert bare and bare != {row["doc_id"] for row in rewritten}  # the fixture has both kinds
     assert [text for text in after if text["layout"] != "rewrite"] == [
         text for text in before if text["layout"] != "raw" or text["id"] not in replaced
     ]
-    assert statistics["rewrites"] == len(rewritten) and statistics["layouts"]["rewrite"] == len(texts)
+    assert statistics["rewrites"] == len(rewritten) and statistics["layouts"]["rewrite"] == len(
+        texts
+    )
     assert len({text["id"] for text in after}) == len(after) == statistics["texts"]
 
 
@@ -142,40 +184,67 @@ def test_any_order_and_any_parts_give_the_same_texts(tmp_path: Path):
     assert in_one_part == texts
     chains = [[row for row in rows if row["chain_id"] == chain] for chain in range(120)]
     random.Random(1).shuffle(chains)
-    _, shuffled = run(tmp_path / "c", [row for chain in chains for row in chain], inversion=0.3, versions=2)
-    assert shuffled != texts and sorted(shuffled, key=lambda text: text["id"]) == sorted(texts, key=lambda text: text["id"])
+    _, shuffled = run(
+        tmp_path / "c", [row for chain in chains for row in chain], inversion=0.3, versions=2
+    )
+    assert shuffled != texts and sorted(shuffled, key=lambda text: text["id"]) == sorted(
+        texts, key=lambda text: text["id"]
+    )
     _, other_seed = run(tmp_path / "d", rows, seed=1, inversion=0.3, versions=2)
     assert other_seed != texts
 
 
 def test_workers_and_chains_across_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Tasks begin in the middle of chains, parts too: each chain is rendered once, by the task that it begins in."""
+    """Tasks begin in the middle of chains, parts too: each chain is rendered once, by the task that
+    it begins in.
+    """
     rows = synthesized(1500)
     _, texts = run(tmp_path / "whole", rows, rows_per_part=100_000, inversion=0.3, workers=1)
     assert len(list((tmp_path / "whole/out/texts").iterdir())) == 1
     monkeypatch.setattr("ipt.rendering.run.TASK_ROWS", 200)
     parts = {}
     for workers in (1, 2, 3):
-        statistics, rendered = run(tmp_path / str(workers), rows, rows_per_part=77, inversion=0.3, workers=workers)
+        statistics, rendered = run(
+            tmp_path / str(workers), rows, rows_per_part=77, inversion=0.3, workers=workers
+        )
         assert rendered == texts
-        parts[workers] = [path.read_bytes() for path in sorted((tmp_path / str(workers) / "out/texts").iterdir())], statistics
+        parts[workers] = (
+            [
+                path.read_bytes()
+                for path in sorted((tmp_path / str(workers) / "out/texts").iterdir())
+            ],
+            statistics,
+        )
     assert parts[1] == parts[2] == parts[3] and len(parts[1][0]) > 10
 
 
-def test_a_task_holds_what_it_may_have_to_read_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Tasks are sent to workers: each with all the files would make work that grows with the square of their number."""
+def test_a_task_holds_what_it_may_have_to_read_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Tasks are sent to workers: each with all the files would make work that grows with the square
+    of their number.
+    """
     monkeypatch.setattr("ipt.rendering.run.TASK_ROWS", 20)
     write_parts(tmp_path / "pairs", synthesized(1000)[:1000], PAIRS_SCHEMA, 10)
     tasks = plan_tasks(tmp_path / "pairs")
     assert [task.own for task in tasks] == [2] * 50 and sum(task.rows for task in tasks) == 1000
-    assert {len(task.groups) for task in tasks[:40]} == {2 + 13}  # 13 groups hold the 127 rows that a chain may go on for
+    assert {len(task.groups) for task in tasks[:40]} == {
+        2 + 13
+    }  # 13 groups hold the 127 rows that a chain may go on for
     assert [task.is_last for task in tasks] == [False] * 43 + [True] * 7
 
 
-def test_a_chain_longer_than_any_task_reads_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_chain_longer_than_any_task_reads_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("ipt.rendering.run.TASK_ROWS", 20)
-    rows = [{**synthesized(1)[0], "inherits_previous": number > 0, "round": number % 128} for number in range(300)]
-    with pytest.raises(ValueError, match=r"part-\d+.parquet: a chain of more than 127 rows goes on here"):
+    rows = [
+        {**synthesized(1)[0], "inherits_previous": number > 0, "round": number % 128}
+        for number in range(300)
+    ]
+    with pytest.raises(
+        ValueError, match=r"part-\d+.parquet: a chain of more than 127 rows goes on here"
+    ):
         run(tmp_path, rows, rows_per_part=10, workers=1)
 
 
@@ -194,7 +263,8 @@ class Killer:
 def test_another_process_writes_the_same_bytes(tmp_path: Path):
     run(tmp_path, synthesized(30))
     code = (
-        "import sys; from pathlib import Path; from ipt.config import RenderingConfig; from ipt.rendering.run import render; "
+        "import sys; from pathlib import Path; from ipt.config import RenderingConfig; from "
+        "ipt.rendering.run import render; "
         f"render(RenderingConfig(layouts={EVEN!r}), Path(sys.argv[1]), Path(sys.argv[2]), 0); "
         "assert not {'torch', 'transformers', 'vllm', 'datasets'} & set(sys.modules)"
     )
@@ -214,7 +284,10 @@ def test_an_interrupted_run_is_overwritten(tmp_path: Path):
 def test_a_row_that_continues_no_chain_is_an_error(tmp_path: Path):
     rows = synthesized(10)
     rows[0]["inherits_previous"] = True
-    with pytest.raises(ValueError, match="document doc-0#0 of chain 0 inherits from the row before it, which is of chain None"):
+    with pytest.raises(
+        ValueError,
+        match="document doc-0#0 of chain 0 inherits from the row before it, which is of chain None",
+    ):
         run(tmp_path, rows)
 
 

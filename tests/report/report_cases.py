@@ -69,39 +69,72 @@ def choice_predictions(right: list[bool], margin: float) -> list[dict]:
     for number, is_right in enumerate(right):
         gold = -1.0 - 0.01 * number
         scores = [gold, gold - margin if is_right else gold + margin, -9.0, -9.0]
-        common = {"id": f"q{number}", "prompt_hash": str(number), "options": [" a", " b", " c", " d"], "gold": 0, "right": [0]}
-        figures = {"scores": scores, "published": scores, "sums": scores, "per_byte": [s / 2 for s in scores], "unconditional": None}
+        common = {
+            "id": f"q{number}",
+            "prompt_hash": str(number),
+            "options": [" a", " b", " c", " d"],
+            "gold": 0,
+            "right": [0],
+        }
+        figures = {
+            "scores": scores,
+            "published": scores,
+            "sums": scores,
+            "per_byte": [s / 2 for s in scores],
+            "unconditional": None,
+        }
         rows.append({**common, **figures, "group": None, "tokens": [1] * 4, "truncated": False})
     return rows
 
 
 def document_predictions(nll: float) -> list[dict]:
     return [
-        {"id": f"d{i}", "prompt_hash": str(i), "nll": (nll + 0.1 * (i % 3)) * 100, "tokens": 100, "bytes": 400, "windows": 1}
+        {
+            "id": f"d{i}",
+            "prompt_hash": str(i),
+            "nll": (nll + 0.1 * (i % 3)) * 100,
+            "tokens": 100,
+            "bytes": 400,
+            "windows": 1,
+        }
         for i in range(30)
     ]
 
 
 def evaluation(folder: Path, right: float, nll: float) -> Path:
-    """Recall depends on `right`; generalisation is the same for every arm; documents depend on `nll`."""
+    """Recall depends on `right`; generalisation is the same for every arm; documents depend on
+    `nll`.
+    """
     tasks = {
-        "definition_to_term_recall": (multiple_choice, choice_predictions([i < right * 40 for i in range(40)], margin=0.3)),
-        "definition_to_term_generalisation": (multiple_choice, choice_predictions([i % 2 == 0 for i in range(40)], margin=0.3)),
+        "definition_to_term_recall": (
+            multiple_choice,
+            choice_predictions([i < right * 40 for i in range(40)], margin=0.3),
+        ),
+        "definition_to_term_generalisation": (
+            multiple_choice,
+            choice_predictions([i % 2 == 0 for i in range(40)], margin=0.3),
+        ),
         "held_out_perplexity": (perplexity, document_predictions(nll)),
     }
     return write_evaluation(folder, tasks)
 
 
-def write_evaluation(folder: Path, tasks: dict[str, tuple], published: Mapping[str, dict[str, float]] | None = None) -> Path:
+def write_evaluation(
+    folder: Path, tasks: dict[str, tuple], published: Mapping[str, dict[str, float]] | None = None
+) -> Path:
     """A finished evaluation of these predictions: task -> (its kind, rows)."""
     results = {}
     for task, (kind, rows) in tasks.items():
         name = next(name for name, module in KINDS.items() if module is kind)
         definition = Task(task, name, published=(published or {}).get(task, {}))
-        results[task] = {measure: metric.as_dict() for measure, metric in kind.metrics(definition, rows).items()}
+        results[task] = {
+            measure: metric.as_dict() for measure, metric in kind.metrics(definition, rows).items()
+        }
         schema = kind.SCHEMA.with_metadata({"task": json.dumps(definition.definition)})
         (folder / "predictions").mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "predictions" / f"{task}.parquet")
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=schema), folder / "predictions" / f"{task}.parquet"
+        )
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 

@@ -7,7 +7,10 @@ from ipt.report.scores import Score, main_scores, measure_of
 
 
 def scores(**values):
-    return [Score("arm", "task", metric, value, None, None, None, 10, None) for metric, value in values.items()]
+    return [
+        Score("arm", "task", metric, value, None, None, None, 10, None)
+        for metric, value in values.items()
+    ]
 
 
 def chosen(**values):
@@ -23,7 +26,9 @@ def test_accuracy_goes_by_its_name_and_other_scores_as_what_is_correct():
 
 def test_how_metrics_read():
     assert measure_of("correct_clean").better == 1 and measure_of("paper").percent
-    assert measure_of("contaminated").better == 0 and measure_of("contaminated").show(0.125) == "12.5%"
+    assert (
+        measure_of("contaminated").better == 0 and measure_of("contaminated").show(0.125) == "12.5%"
+    )
 
 
 def test_one_figure_a_task_in_a_sweep(tmp_path):
@@ -34,4 +39,9 @@ def test_one_figure_a_task_in_a_sweep(tmp_path):
         "other": {"similarity": {"value": 0.1}},
     }
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert main_scores_of(tmp_path) == {"choice logprob": -1.0, "generation correct": 0.2, "perplexity nll": 2.0, "other similarity": 0.1}
+    assert main_scores_of(tmp_path) == {
+        "choice logprob": -1.0,
+        "generation correct": 0.2,
+        "perplexity nll": 2.0,
+        "other similarity": 0.1,
+    }

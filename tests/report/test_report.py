@@ -25,7 +25,8 @@ from tests.report.report_cases import Page, evaluation, training
 HOSTILE = "</p><script>alert('pair')</script><img src=x onerror=alert(1)>"
 
 
-# A small run that has everything -------------------------------------------------------------------------------------
+# A small run that has everything
+# ----------------------------------------------------------------------------------------------
 
 
 def stage_with_pairs(folder: Path) -> Path:
@@ -39,10 +40,19 @@ def stage_with_pairs(folder: Path) -> Path:
         "raw_output": "",
     }
     pair = {"question": f"What is a stroma? {HOSTILE}", "answer": f"A supporting tissue. {HOSTILE}"}
-    rows = [{**row, "doc_id": f"UBERON:{HOSTILE}", "text": f"The stroma {HOSTILE} " + "supports. " * 3000, "pairs": [pair]}]
+    rows = [
+        {
+            **row,
+            "doc_id": f"UBERON:{HOSTILE}",
+            "text": f"The stroma {HOSTILE} " + "supports. " * 3000,
+            "pairs": [pair],
+        }
+    ]
     rows += [{**row, "doc_id": "empty", "text": "No pairs came from here.", "pairs": []}]
     (folder / "pairs").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), folder / "pairs" / "part-00000.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), folder / "pairs" / "part-00000.parquet"
+    )
     return folder
 
 
@@ -56,7 +66,9 @@ def stage_with_texts(folder: Path) -> Path:
         "layout": "plain",
     }
     (folder / "texts").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist([row], schema=TEXT_SCHEMA), folder / "texts" / "part-00000.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([row], schema=TEXT_SCHEMA), folder / "texts" / "part-00000.parquet"
+    )
     return folder
 
 
@@ -65,7 +77,11 @@ def arms(tmp_path_factory) -> list[Arm]:
     folder = tmp_path_factory.mktemp("stages")
     return [
         Arm("start", None, evaluation(folder / "evaluation-start", 0.25, 3.0)),
-        Arm("vanilla", training(folder / "vanilla", {"raw": 1.0}), evaluation(folder / "evaluation-vanilla", 0.3, 2.0)),
+        Arm(
+            "vanilla",
+            training(folder / "vanilla", {"raw": 1.0}),
+            evaluation(folder / "evaluation-vanilla", 0.3, 2.0),
+        ),
         Arm(
             "instruct",
             training(folder / "instruct", {"raw": 0.5, "instruction": 0.5}),
@@ -83,10 +99,32 @@ QUALITY = {
     "rewrites": 0,
     "generator_flops": 1_234_567_890,
     "kinds": {"definition": 30, "yes_no": 10},
-    "histograms": {"question_words": {"edges": [0, 5, 6], "counts": [1, 0, 3]}, "pairs_per_row": {"edges": [0, 1], "counts": [2, 2]}},
-    "diversity": {"pairs_sampled": 40, "questions_compared": 40, "self_bleu": 0.25, "distinct_4grams": 0.5},
-    "judge": {"judged": 500, "failed": {}, "accuracy": 0.775, "accuracy_ci95": [0.7363, 0.8094], "relevance": None, "kinds_of_task": 49},
-    "overlap": {"is_a_recall": {"items": 100, "items_found": 2, "items_too_short_to_look_for": 5, "texts_that_overlap": 1}},
+    "histograms": {
+        "question_words": {"edges": [0, 5, 6], "counts": [1, 0, 3]},
+        "pairs_per_row": {"edges": [0, 1], "counts": [2, 2]},
+    },
+    "diversity": {
+        "pairs_sampled": 40,
+        "questions_compared": 40,
+        "self_bleu": 0.25,
+        "distinct_4grams": 0.5,
+    },
+    "judge": {
+        "judged": 500,
+        "failed": {},
+        "accuracy": 0.775,
+        "accuracy_ci95": [0.7363, 0.8094],
+        "relevance": None,
+        "kinds_of_task": 49,
+    },
+    "overlap": {
+        "is_a_recall": {
+            "items": 100,
+            "items_found": 2,
+            "items_too_short_to_look_for": 5,
+            "texts_that_overlap": 1,
+        }
+    },
 }
 
 
@@ -94,8 +132,20 @@ QUALITY = {
 def inputs(arms, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("inputs")
     stages = [
-        {"name": "corpus", "folder": "stages/corpus", "seconds": 3.25, "reused": True, "stats": {"documents": 2, "note": HOSTILE}},
-        {"name": "synthesis", "folder": "stages/synthesis", "seconds": 192.0, "reused": False, "stats": {}},
+        {
+            "name": "corpus",
+            "folder": "stages/corpus",
+            "seconds": 3.25,
+            "reused": True,
+            "stats": {"documents": 2, "note": HOSTILE},
+        },
+        {
+            "name": "synthesis",
+            "folder": "stages/synthesis",
+            "seconds": 192.0,
+            "reused": False,
+            "stats": {},
+        },
     ]
     return {
         "title": f"Tissues {HOSTILE}",
@@ -137,7 +187,8 @@ def table(output) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-# The page ------------------------------------------------------------------------------------------------------------
+# The page
+# ----------------------------------------------------------------------------------------------
 
 
 def test_tags_are_balanced_and_names_are_unique(page):
@@ -153,24 +204,40 @@ def test_tags_are_balanced_and_names_are_unique(page):
 def test_nothing_comes_from_the_network(page):
     assert "://" not in page.source
     assert not re.search(r"@import|url\((?!#)|//[a-z]+\.[a-z]", page.source.replace(HOSTILE, ""))
-    assert {tag for tag, _ in page.tags}.isdisjoint({"img", "iframe", "object", "embed", "base", "form"})
-    assert all(name not in attributes for _, attributes in page.tags for name in ("src", "srcset", "data", "action"))
+    assert {tag for tag, _ in page.tags}.isdisjoint(
+        {"img", "iframe", "object", "embed", "base", "form"}
+    )
+    assert all(
+        name not in attributes
+        for _, attributes in page.tags
+        for name in ("src", "srcset", "data", "action")
+    )
     assert [attributes["href"] for tag, attributes in page.tags if tag == "link"] == ["data:,"]
 
 
 def test_the_only_script_is_ours_and_the_policy_names_it(page):
     scripts = page.texts["script"]
-    assert len([tag for tag, _ in page.tags if tag == "script"]) == 1 and "aria-sort" in "".join(scripts)
-    policy = next(attributes["content"] for tag, attributes in page.tags if attributes.get("http-equiv") == "Content-Security-Policy")
+    assert len([tag for tag, _ in page.tags if tag == "script"]) == 1 and "aria-sort" in "".join(
+        scripts
+    )
+    policy = next(
+        attributes["content"]
+        for tag, attributes in page.tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
     digest = base64.b64encode(hashlib.sha256("".join(scripts).encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
 
 
 def test_model_output_is_shown_as_text(page):
-    """Where the parser sees the hostile string as text, it is inert; where it saw tags, the two tests above fail."""
+    """Where the parser sees the hostile string as text, it is inert; where it saw tags, the two
+    tests above fail.
+    """
     shown = page.text().count("<script>alert('pair')</script>")
-    assert shown >= 9  # title, command, document's name and text, question, answer, rendered text, frames, stage statistics, config
+    assert (
+        shown >= 9
+    )  # title, command, document's name and text, question, answer, rendered text, frames, stage statistics, config
     assert page.text("title").startswith("Tissues </p><script>")
 
 
@@ -179,17 +246,29 @@ def test_headings_tables_and_pictures_can_be_heard(page):
     assert levels.count(1) == 1 and all(below - above <= 1 for above, below in pairwise(levels))
     counts = {tag: [t for t, _ in page.tags].count(tag) for tag in ("table", "caption", "thead")}
     assert counts["table"] == counts["caption"] == counts["thead"] == 5
-    assert all(attributes.get("scope") in ("row", "col") for tag, attributes in page.tags if tag == "th")
-    pictures = [attributes for tag, attributes in page.tags if tag == "svg" and "aria-hidden" not in attributes]
-    assert len(pictures) == 7 and all(attributes["role"] == "img" and len(attributes["aria-label"]) > 30 for attributes in pictures)
-    assert any("instruct instruction 1,280 tokens" in attributes["aria-label"] for attributes in pictures)
+    assert all(
+        attributes.get("scope") in ("row", "col") for tag, attributes in page.tags if tag == "th"
+    )
+    pictures = [
+        attributes
+        for tag, attributes in page.tags
+        if tag == "svg" and "aria-hidden" not in attributes
+    ]
+    assert len(pictures) == 7 and all(
+        attributes["role"] == "img" and len(attributes["aria-label"]) > 30
+        for attributes in pictures
+    )
+    assert any(
+        "instruct instruction 1,280 tokens" in attributes["aria-label"] for attributes in pictures
+    )
 
 
 def test_figures_follow_the_readers_colours(page, output):
     figures = "".join(re.findall(r"<figure>.*?</figure>", page.source, flags=re.DOTALL))
-    assert {f"var(--{role})" for role in ("ink", "muted", "rule", "bar", "bar-pale", "arm-0", "arm-1", "arm-2")} <= set(
-        re.findall(r"var\([^)]*\)", figures)
-    )
+    assert {
+        f"var(--{role})"
+        for role in ("ink", "muted", "rule", "bar", "bar-pale", "arm-0", "arm-1", "arm-2")
+    } <= set(re.findall(r"var\([^)]*\)", figures))
     assert re.findall(r"(?:fill|stroke): #\w+", figures) == []
     for name in ("losses", "scores", "sources", "lengths", "kinds", "stages"):
         assert (output / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -197,27 +276,61 @@ def test_figures_follow_the_readers_colours(page, output):
 
 @pytest.mark.parametrize("mode", [0, 1])
 def test_colours_have_contrast(page, mode):
-    card, wash = (re.findall(rf"--{name}: (#\w{{6}})", page.source)[mode] for name in ("card", "wash"))
-    washes = [re.findall(rf"--{name}: (#\w{{6}})", page.source)[mode] for name in ("good", "good-wash", "bad", "bad-wash")]
-    inks = [colours[mode] for role, colours in PALETTE.items() if role in ("ink", "muted") or role.startswith("arm")]
+    card, wash = (
+        re.findall(rf"--{name}: (#\w{{6}})", page.source)[mode] for name in ("card", "wash")
+    )
+    washes = [
+        re.findall(rf"--{name}: (#\w{{6}})", page.source)[mode]
+        for name in ("good", "good-wash", "bad", "bad-wash")
+    ]
+    inks = [
+        colours[mode]
+        for role, colours in PALETTE.items()
+        if role in ("ink", "muted") or role.startswith("arm")
+    ]
     assert len(inks) == 9
-    for ink, ground in [*((ink, ground) for ink in inks for ground in (card, wash)), (washes[0], washes[1]), (washes[2], washes[3])]:
+    for ink, ground in [
+        *((ink, ground) for ink in inks for ground in (card, wash)),
+        (washes[0], washes[1]),
+        (washes[2], washes[3]),
+    ]:
         assert contrast(ink, ground) >= 4.5, (ink, ground)
 
 
-# Severe protanopia, deuteranopia and tritanopia in linear RGB (Machado, Oliveira and Fernandes 2009).
+# Severe protanopia, deuteranopia and tritanopia in linear RGB (Machado, Oliveira and Fernandes
+# 2009).
 BLINDNESS = {
     "none": np.eye(3),
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
 # Linear RGB to Oklab (Ottosson 2020): in that space distances are about as large as they look.
 CONES = np.array(
-    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]]
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
 )
 OKLAB = np.array(
-    [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]]
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
 )
 
 
@@ -226,14 +339,23 @@ OKLAB = np.array(
 def test_arms_can_be_told_apart(mode, blindness):
     arms = [linear(colours[mode]) for role, colours in PALETTE.items() if role.startswith("arm")]
     seen = [OKLAB @ np.cbrt(CONES @ np.clip(BLINDNESS[blindness] @ arm, 0, 1)) for arm in arms]
-    distances = {(i, j): float(np.linalg.norm(a - b)) for i, a in enumerate(seen) for j, b in enumerate(seen) if i < j}
+    distances = {
+        (i, j): float(np.linalg.norm(a - b))
+        for i, a in enumerate(seen)
+        for j, b in enumerate(seen)
+        if i < j
+    }
     assert len(distances) == 21 and min(distances.values()) > 0.07
-    assert min(distance for (_, j), distance in distances.items() if j < 4) > 0.12  # the start and three arms, the usual case
+    assert (
+        min(distance for (_, j), distance in distances.items() if j < 4) > 0.12
+    )  # the start and three arms, the usual case
 
 
 def contrast(a: str, b: str) -> float:
     """WCAG 2.2 contrast ratio of two colours."""
-    lighter, darker = sorted((float(linear(colour) @ [0.2126, 0.7152, 0.0722]) for colour in (a, b)), reverse=True)
+    lighter, darker = sorted(
+        (float(linear(colour) @ [0.2126, 0.7152, 0.0722]) for colour in (a, b)), reverse=True
+    )
     return (lighter + 0.05) / (darker + 0.05)
 
 
@@ -242,13 +364,21 @@ def linear(colour: str) -> np.ndarray:
     return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
-# The figures ---------------------------------------------------------------------------------------------------------
+# The figures
+# ----------------------------------------------------------------------------------------------
 
 
 def test_quality_figures_say_their_numbers(page):
-    labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
+    labels = [
+        attributes["aria-label"]
+        for tag, attributes in page.tags
+        if tag == "svg" and "aria-label" in attributes
+    ]
     assert "Pairs by kind of task: definition 30, yes no 10." in labels
-    assert "Lengths in words, and pairs of a document: question words: 0–4 25%, 6+ 75%; pairs per row: 0 50%, 1+ 50%." in labels
+    assert (
+        "Lengths in words, and pairs of a document: question words: 0–4 25%, 6+ 75%; pairs per "
+        "row: 0 50%, 1+ 50%." in labels
+    )
 
 
 def test_every_score_is_shown_as_it_was_measured(page, arms):
@@ -258,15 +388,20 @@ def test_every_score_is_shown_as_it_was_measured(page, arms):
         for task, metrics in json.loads((arm.evaluation / "results.json").read_text()).items():
             for metric, entry in metrics.items():
                 row = shown[(words(task), measure_of(metric).label, arm.name)]
-                assert float(row[3][1]) == entry["value"] and float(row[4][1]) == entry["ci95"][0] and int(row[5][1]) == entry["n"]
+                assert (
+                    float(row[3][1]) == entry["value"]
+                    and float(row[4][1]) == entry["ci95"][0]
+                    and int(row[5][1]) == entry["n"]
+                )
                 expected += 1
     assert len(shown) == expected == 57
 
 
 def words(task: str) -> str:
-    return {"definition_to_term_recall": "definition to term, recall", "held_out_perplexity": "held-out perplexity"}.get(
-        task, "definition to term, generalisation"
-    )
+    return {
+        "definition_to_term_recall": "definition to term, recall",
+        "held_out_perplexity": "held-out perplexity",
+    }.get(task, "definition to term, generalisation")
 
 
 def test_the_verdict_says_what_the_intervals_allow(page):
@@ -276,9 +411,14 @@ def test_the_verdict_says_what_the_intervals_allow(page):
     assert [float(cell[1]) for cell in recall[2:5]] == [0.25, 0.3, 0.9]
     assert "guessing: 25.0%" in recall[1][0]
     assert recall[5][0].startswith("+60.0 points") and recall[5][0].endswith("▲ better")
-    assert generalisation[5][0].startswith("+0.0 points") and generalisation[5][0].endswith("○ no difference shown")
+    assert generalisation[5][0].startswith("+0.0 points") and generalisation[5][0].endswith(
+        "○ no difference shown"
+    )
     assert documents[1][0].startswith("bits per byte") and documents[5][0].endswith("▼ worse")
-    assert "instruct against vanilla on 5 main measures: better on 1 , worse on 1 , no difference shown on 3 ." in spaced(page.text())
+    assert (
+        "instruct against vanilla on 5 main measures: better on 1 , worse on 1 , no difference "
+        "shown on 3 ." in spaced(page.text())
+    )
     assert "the differences are paired: both models answered" in page.text()
     assert "Better: definition to term, recall (accuracy +60.0 points)." in page.text()
 
@@ -288,42 +428,91 @@ def spaced(text: str) -> str:
 
 
 def test_a_difference_of_the_start_is_turned_around(page):
-    assert "vanilla against start on 5 main measures: better on 1 , no difference shown on 4 ." in spaced(page.text())
+    assert (
+        "vanilla against start on 5 main measures: better on 1 , no difference shown on 4 ."
+        in spaced(page.text())
+    )
 
 
 def test_results_csv_holds_full_precision_and_the_paired_differences(table, arms):
     by_name = {arm.name: arm for arm in arms}
-    results = {name: json.loads((arm.evaluation / "results.json").read_text()) for name, arm in by_name.items()}
+    results = {
+        name: json.loads((arm.evaluation / "results.json").read_text())
+        for name, arm in by_name.items()
+    }
     assert len(table) == 57
     for row in table:
         entry = results[row["arm"]][row["task"]][row["metric"]]
         assert [float(row["value"]), float(row["stderr"])] == [entry["value"], entry["stderr"]]
-        assert [float(row["ci95_low"]), float(row["ci95_high"])] == entry["ci95"] and int(row["n"]) == entry["n"]
+        assert [float(row["ci95_low"]), float(row["ci95_high"])] == entry["ci95"] and int(
+            row["n"]
+        ) == entry["n"]
         if row["arm"] == "vanilla":
             assert row["difference"] == row["baseline"] == ""
             continue
-        paired = compare(by_name[row["arm"]].evaluation, by_name["vanilla"].evaluation)[row["task"]][row["metric"]]
+        paired = compare(by_name[row["arm"]].evaluation, by_name["vanilla"].evaluation)[
+            row["task"]
+        ][row["metric"]]
         assert row["baseline"] == "vanilla" and float(row["difference_p"]) == paired["p"]
         assert float(row["difference"]) == paired["difference"]
-        assert float(row["difference"]) == pytest.approx(entry["value"] - results["vanilla"][row["task"]][row["metric"]]["value"])
-        assert [float(row["difference_ci95_low"]), float(row["difference_ci95_high"])] == paired["ci95"]
+        assert float(row["difference"]) == pytest.approx(
+            entry["value"] - results["vanilla"][row["task"]][row["metric"]]["value"]
+        )
+        assert [float(row["difference_ci95_low"]), float(row["difference_ci95_high"])] == paired[
+            "ci95"
+        ]
 
 
 def test_the_other_tables(page):
     sources = [[cell[0] for cell in row] for row in page.rows("Tokens per source")]
-    assert sources[2] == ["instruct", "instruction", "50.000%", "50.000%", "1,280", "1,000", "1.28", "3"]
-    training_table = {heading[0]: cell[0] for heading, cell in zip(*page.tables["Training runs"][:2], strict=True)}
-    assert training_table["Tokens per second, median"] == "120" and training_table["Time"] == "1 min 15 s"
-    assert training_table["Loss, first step"] == "3.975" and training_table["Loss, last step"] == "3.000"
+    assert sources[2] == [
+        "instruct",
+        "instruction",
+        "50.000%",
+        "50.000%",
+        "1,280",
+        "1,000",
+        "1.28",
+        "3",
+    ]
+    training_table = {
+        heading[0]: cell[0] for heading, cell in zip(*page.tables["Training runs"][:2], strict=True)
+    }
+    assert (
+        training_table["Tokens per second, median"] == "120"
+        and training_table["Time"] == "1 min 15 s"
+    )
+    assert (
+        training_table["Loss, first step"] == "3.975"
+        and training_table["Loss, last step"] == "3.000"
+    )
     assert "MFU, median" not in training_table  # no arm knows it
     quality = {row[0][0]: row[1][0] for row in page.rows("Synthesis quality")}
-    assert quality["Grounded answers at least four fifths of their words occur in the document"] == "92.5%"
-    assert quality["Rejected pieces of generations, by reason"] == "truncated: 7" and quality["Unheard of"] == "1,234"
-    assert quality["Generator FLOPs 2 x parameters x tokens computed, prompt tokens from the cache left out"] == "1.23e+09"
-    assert quality["Right answers as a judge model finds them, of a random sample"] == "77.5% (95%: 73.6% to 80.9%; 500 pairs)"
+    assert (
+        quality["Grounded answers at least four fifths of their words occur in the document"]
+        == "92.5%"
+    )
+    assert (
+        quality["Rejected pieces of generations, by reason"] == "truncated: 7"
+        and quality["Unheard of"] == "1,234"
+    )
+    assert (
+        quality[
+            "Generator FLOPs 2 x parameters x tokens computed, prompt tokens from the cache left "
+            "out"
+        ]
+        == "1.23e+09"
+    )
+    assert (
+        quality["Right answers as a judge model finds them, of a random sample"]
+        == "77.5% (95%: 73.6% to 80.9%; 500 pairs)"
+    )
     assert quality["Kinds of task that the judge told apart"] == "49"
     assert quality["Distinct 4-grams of all in the sampled pairs"] == "50.0%"
-    assert quality["Pairs that the filters took away by the first reason that applies"] == "grounded: 3"
+    assert (
+        quality["Pairs that the filters took away by the first reason that applies"]
+        == "grounded: 3"
+    )
     overlap = [name for name in quality if name.startswith("Overlap with is-a, recall")]
     assert quality[overlap[0]] == "2 of 100 items, in 1 pair" and "5 were too short" in overlap[0]
     assert not [name for name in quality if "rewrite" in name]  # there were none
@@ -336,14 +525,28 @@ def test_long_texts_are_folded_and_the_cut_is_counted(page):
     assert folded and left_out and shown
     visible = len(shown.group(1).replace("&lt;", "<").replace("&gt;", ">").replace("&#39;", "'"))
     total = len(f"The stroma {HOSTILE} " + "supports. " * 3000)
-    assert visible + int(folded.group(1).replace(",", "")) + int(left_out.group(1).replace(",", "")) == total
+    assert (
+        visible + int(folded.group(1).replace(",", "")) + int(left_out.group(1).replace(",", ""))
+        == total
+    )
 
 
-# What may be missing -------------------------------------------------------------------------------------------------
+# What may be missing
+# ----------------------------------------------------------------------------------------------
 
 
 def write_bare(output: Path, arms: list[Arm]) -> Page:
-    write_report(output, title="Bare", config_yaml="", arms=arms, pairs=None, texts=None, stages=[], quality={}, facts={})
+    write_report(
+        output,
+        title="Bare",
+        config_yaml="",
+        arms=arms,
+        pairs=None,
+        texts=None,
+        stages=[],
+        quality={},
+        facts={},
+    )
     return Page(output / "report.html")
 
 
@@ -361,17 +564,27 @@ def test_without_predictions_there_is_no_interval_of_a_difference(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         entry = {"value": value, "stderr": None, "ci95": [None, None], "n": 1}
-        (folder / "results.json").write_text(json.dumps({"quiz": {"accuracy": entry, "novelty": {**entry, "value": None}}}))
+        (folder / "results.json").write_text(
+            json.dumps({"quiz": {"accuracy": entry, "novelty": {**entry, "value": None}}})
+        )
         arms.append(Arm(name, None if name == "start" else tmp_path / "no-training-files", folder))
     page = write_bare(tmp_path / "report", arms)
     verdict = page.rows("Main measures")[0]
     assert verdict[5][0].startswith("+20.0 points") and verdict[5][0].endswith("no interval")
-    assert "paired:" not in page.text() and "▲" not in page.text() and "1 without a paired interval" in page.text()
+    assert (
+        "paired:" not in page.text()
+        and "▲" not in page.text()
+        and "1 without a paired interval" in page.text()
+    )
     assert "fewer than 30 items" in page.text()
 
 
 def test_without_a_vanilla_the_first_trained_arm_is_the_baseline(tmp_path, arms):
-    renamed = [arms[0], Arm("half", tmp_path, arms[2].evaluation), Arm("plain", tmp_path, arms[1].evaluation)]
+    renamed = [
+        arms[0],
+        Arm("half", tmp_path, arms[2].evaluation),
+        Arm("plain", tmp_path, arms[1].evaluation),
+    ]
     page = write_bare(tmp_path, renamed)
     assert "Every difference is measured against half." in page.text()
 
@@ -398,11 +611,14 @@ def test_statistics_count_what_was_written(written):
 def test_wrong_arms_are_refused_in_one_line(tmp_path, arms):
     with pytest.raises(ValueError, match=r"two arms have the same name and seed \(start, start\)"):
         write_bare(tmp_path, [arms[0], arms[0]])
-    with pytest.raises(FileNotFoundError, match=r"arm lost has no .*results.json: evaluate it first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"arm lost has no .*results.json: evaluate it first"
+    ):
         write_bare(tmp_path, [Arm("lost", None, tmp_path / "nowhere")])
 
 
-# Readings and numbers ------------------------------------------------------------------------------------------------
+# Readings and numbers
+# ----------------------------------------------------------------------------------------------
 
 
 @given(st.floats(-5, 5), st.floats(0, 5), st.sampled_from([-1, 0, 1]))
@@ -427,17 +643,37 @@ def test_readings_mirror_each_other_and_never_overclaim(value, half, better):
     ],
 )
 def test_values_read_as_their_measure(metric, value, shown, signed):
-    assert (measure_of(metric).show(value), measure_of(metric).show(value, signed=True)) == (shown, signed)
+    assert (measure_of(metric).show(value), measure_of(metric).show(value, signed=True)) == (
+        shown,
+        signed,
+    )
 
 
 def test_directions_of_measures():
-    directions = {name: measure_of(name).better for name in ("span_f1", "gold_logprob", "token_nll", "perplexity", "novelty")}
-    assert directions == {"span_f1": 1, "gold_logprob": 1, "token_nll": -1, "perplexity": -1, "novelty": 0}
+    directions = {
+        name: measure_of(name).better
+        for name in ("span_f1", "gold_logprob", "token_nll", "perplexity", "novelty")
+    }
+    assert directions == {
+        "span_f1": 1,
+        "gold_logprob": 1,
+        "token_nll": -1,
+        "perplexity": -1,
+        "novelty": 0,
+    }
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0, "0"), (0.44, "0.4 s"), (9.96, "10 s"), (42, "42 s"), (59.6, "1 min"), (192, "3 min 12 s"), (3900, "1 h 05 min")],
+    [
+        (0, "0"),
+        (0.44, "0.4 s"),
+        (9.96, "10 s"),
+        (42, "42 s"),
+        (59.6, "1 min"),
+        (192, "3 min 12 s"),
+        (3900, "1 h 05 min"),
+    ],
 )
 def test_durations(seconds, shown):
     assert duration(seconds) == shown

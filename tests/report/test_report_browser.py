@@ -13,11 +13,22 @@ from ipt.report.sweep_report import job_arms
 from tests.report.report_cases import choice_predictions, evaluation, training, write_evaluation
 from tests.sweeps.sweep_cases import sweep_jobs
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-HOSTILE = "</pre><script>window.broken = 1</script><img src=x onerror='window.broken = 2'><svg onload='window.broken = 3'>"
+CHROMIUM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
+HOSTILE = (
+    "</pre><script>window.broken = 1</script><img src=x onerror='window.broken = 2'><svg "
+    "onload='window.broken = 3'>"
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
-# Contrast of each text with what is behind it: colours as the browser has computed them, transparent layers laid over each other.
+# Contrast of each text with what is behind it: colours as the browser has computed them,
+# transparent layers laid over each other.
 CONTRASTS = """() => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
   const rgba = colour => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
@@ -50,8 +61,15 @@ def report(tmp_path_factory) -> str:
     tasks = dict.fromkeys(("pubmedqa", "chemprot", "rct", "mqp", "usmle"), (multiple_choice, rows))
     published = {task: {"Instruct PT-8B": 60.0 + place} for place, task in enumerate(tasks)}
     scored = write_evaluation(folder / "medicine", tasks, published)
-    instruct = Arm("instruct", training(folder / "instruct", {"raw": 0.5, "instruction": 0.5}), scored, published="Instruct PT-8B")
-    record = Record("instruct", 0, {"instruction": SourceRecord(1000, 1280, 1.28)}, 50, 5, 60, 1.5e9, None, 75.0)
+    instruct = Arm(
+        "instruct",
+        training(folder / "instruct", {"raw": 0.5, "instruction": 0.5}),
+        scored,
+        published="Instruct PT-8B",
+    )
+    record = Record(
+        "instruct", 0, {"instruction": SourceRecord(1000, 1280, 1.28)}, 50, 5, 60, 1.5e9, None, 75.0
+    )
     write_report(
         folder,
         title="A page to look at",
@@ -61,7 +79,10 @@ def report(tmp_path_factory) -> str:
         texts=None,
         stages=[{"name": "corpus", "seconds": 3.0, "reused": True, "stats": {"documents": 2}}],
         quality={"pairs": 3, "kinds": {"definition": 3}},
-        facts={"model": "embedded:tiny", "command": "python -m ipt reproduce " + "experiment=look " * 20},
+        facts={
+            "model": "embedded:tiny",
+            "command": "python -m ipt reproduce " + "experiment=look " * 20,
+        },
         jobs=jobs,
         over_ratios=True,
         records=[record],
@@ -81,7 +102,9 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, report):
-    """Opens the page; at the end of a test nothing may have been asked of the network, nor complained about."""
+    """Opens the page; at the end of a test nothing may have been asked of the network, nor
+    complained about.
+    """
     contexts, asked, said = [], [], []
 
     def open_(**settings):
@@ -100,7 +123,9 @@ def open_page(browser, report):
 
 
 def cells(page, label: str, column: int) -> list[str]:
-    return page.locator(f"[aria-label='{label}'] tbody tr :nth-child({column + 1}):is(td, th)").all_inner_texts()
+    return page.locator(
+        f"[aria-label='{label}'] tbody tr :nth-child({column + 1}):is(td, th)"
+    ).all_inner_texts()
 
 
 def test_a_click_on_a_heading_sorts_by_its_numbers(open_page):
@@ -109,11 +134,17 @@ def test_a_click_on_a_heading_sorts_by_its_numbers(open_page):
     before = cells(page, "Tokens per source", 4)
     heading.get_by_role("button").click()
     numbers = [int(text.replace(",", "")) for text in cells(page, "Tokens per source", 4)]
-    assert heading.get_attribute("aria-sort") == "ascending" and numbers == sorted(numbers) and len(set(numbers)) > 2
+    assert (
+        heading.get_attribute("aria-sort") == "ascending"
+        and numbers == sorted(numbers)
+        and len(set(numbers)) > 2
+    )
     heading.get_by_role("button").click()
     assert heading.get_attribute("aria-sort") == "descending"
     after = cells(page, "Tokens per source", 4)
-    assert after == [f"{number:,}" for number in reversed(numbers)] and sorted(after) == sorted(before)
+    assert after == [f"{number:,}" for number in reversed(numbers)] and sorted(after) == sorted(
+        before
+    )
 
 
 def test_what_a_config_says_is_never_markup(open_page):
@@ -153,23 +184,53 @@ def test_only_tables_and_figures_scroll_sideways(open_page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     regions = page.locator("[role=region]")
     assert regions.count() > 8
-    wide = [region for region in regions.all() if region.evaluate("region => region.scrollWidth > region.clientWidth")]
+    wide = [
+        region
+        for region in regions.all()
+        if region.evaluate("region => region.scrollWidth > region.clientWidth")
+    ]
     assert all(region.get_attribute("tabindex") == "0" for region in wide) and (wide or width > 390)
 
 
-def test_on_a_laptop_five_models_with_seeds_and_what_their_differences_say_need_no_scrolling(browser, tmp_path):
+def test_on_a_laptop_five_models_with_seeds_and_what_their_differences_say_need_no_scrolling(
+    browser, tmp_path
+):
     arms = [Arm("start", None, evaluation(tmp_path / "start", 0.25, 3.0))]
-    for name, right in {"vanilla": 0.3, "vanilla_repeated": 0.5, "instruct": 0.9, "detached": 0.3}.items():
+    for name, right in {
+        "vanilla": 0.3,
+        "vanilla_repeated": 0.5,
+        "instruct": 0.9,
+        "detached": 0.3,
+    }.items():
         for seed in (0, 1, 2):
             folder = tmp_path / f"{name}-{seed}"
-            arms.append(Arm(name, training(folder, {"raw": 1}), evaluation(folder, right + 0.025 * seed, 3.0), seed))
-    write_report(tmp_path, title="Five models", config_yaml="", arms=arms, pairs=None, texts=None, stages=[], quality={}, facts={})
+            arms.append(
+                Arm(
+                    name,
+                    training(folder, {"raw": 1}),
+                    evaluation(folder, right + 0.025 * seed, 3.0),
+                    seed,
+                )
+            )
+    write_report(
+        tmp_path,
+        title="Five models",
+        config_yaml="",
+        arms=arms,
+        pairs=None,
+        texts=None,
+        stages=[],
+        quality={},
+        facts={},
+    )
     page = browser.new_page(viewport={"width": 1280, "height": 844})
     page.goto((tmp_path / "report.html").as_uri())
     for label in ("Main measures", "All scores"):
         assert {"▲ better", "○ not shown"} <= set(cells(page, label, 10))
         region = page.locator(f"[aria-label='{label}']")
-        assert region.evaluate("region => region.scrollWidth") == region.evaluate("region => region.clientWidth")
+        assert region.evaluate("region => region.scrollWidth") == region.evaluate(
+            "region => region.clientWidth"
+        )
     page.close()
 
 
@@ -188,7 +249,8 @@ def test_a_screen_reader_finds_its_way(open_page):
         assert f"- {landmark}" in snapshot, landmark
     assert re.search(r'img "Scores against the ratio of instruction\. .*best at ', snapshot)
     nameless = page.locator("button, a, [role=img], [role=region]").evaluate_all(
-        "all => all.filter(one => !(one.getAttribute('aria-label') || one.textContent).trim()).length"
+        "all => all.filter(one => !(one.getAttribute('aria-label') || "
+        "one.textContent).trim()).length"
     )
     assert nameless == 0
 
@@ -197,10 +259,23 @@ def test_the_papers_figures_and_the_run_record_are_shown(open_page):
     page = open_page()
     row = page.locator("[aria-label='Beside the paper'] tbody tr")
     assert row.count() == 6
-    assert row.nth(5).inner_text().split()[:7] == ["average", "of", "medicine", "66.0%", "62.0%", "+4.0", "−0.2"]
-    assert "1.50e+09 unknown 1 min 15 s" in " ".join(page.locator("[aria-label='Run record'] tbody tr").first.inner_text().split())
+    assert row.nth(5).inner_text().split()[:7] == [
+        "average",
+        "of",
+        "medicine",
+        "66.0%",
+        "62.0%",
+        "+4.0",
+        "−0.2",
+    ]
+    assert "1.50e+09 unknown 1 min 15 s" in " ".join(
+        page.locator("[aria-label='Run record'] tbody tr").first.inner_text().split()
+    )
 
 
 def test_without_scripts_it_reads_the_same(open_page):
     page = open_page(java_script_enabled=False)
-    assert page.locator("h2").all_inner_texts()[0] == "Result" and page.locator("th button").count() == 0
+    assert (
+        page.locator("h2").all_inner_texts()[0] == "Result"
+        and page.locator("th button").count() == 0
+    )

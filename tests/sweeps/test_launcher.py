@@ -44,7 +44,11 @@ def test_jobs_take_whole_gpus_or_share_one_and_give_them_back():
     assert slots.take(2) == ["b", "c"]
 
 
-@given(st.lists(st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 1.0, 2.0]), max_size=12), st.integers(1, 4), st.integers(1, 6))
+@given(
+    st.lists(st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 1.0, 2.0]), max_size=12),
+    st.integers(1, 4),
+    st.integers(1, 6),
+)
 def test_no_gpu_is_given_away_twice_and_all_come_back(shares, gpus, jobs):
     slots = Slots(jobs, dict.fromkeys(map(str, range(gpus)), 1.0))
     taken = [(share, names) for share in shares if (names := slots.take(share)) is not None]
@@ -67,13 +71,25 @@ def test_the_gpus_of_a_job_are_those_of_the_sweep():
 
 def test_side_by_side_jobs_share_the_cores_unless_told_otherwise():
     assert "OMP_NUM_THREADS" not in job_environment({}, [], 1)
-    assert int(job_environment({}, [], 2)["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert int(job_environment({}, [], 2)["OMP_NUM_THREADS"]) == max(
+        1, len(os.sched_getaffinity(0)) // 2
+    )
     assert job_environment({"OMP_NUM_THREADS": "7"}, [], 2)["OMP_NUM_THREADS"] == "7"
-    assert job_environment({"SLURM_PROCID": "3", "SLURM_JOB_ID": "12"}, [], 1).keys() & {"SLURM_PROCID", "SLURM_JOB_ID"} == {"SLURM_JOB_ID"}
+    assert job_environment({"SLURM_PROCID": "3", "SLURM_JOB_ID": "12"}, [], 1).keys() & {
+        "SLURM_PROCID",
+        "SLURM_JOB_ID",
+    } == {"SLURM_JOB_ID"}
 
 
 def test_a_job_is_kept_as_it_is(tmp_path):
-    job = Job("seed=1", ("seed=1", "model=a"), "finished", training=tmp_path / "training", figures={"final loss": 2.5}, number=3)
+    job = Job(
+        "seed=1",
+        ("seed=1", "model=a"),
+        "finished",
+        training=tmp_path / "training",
+        figures={"final loss": 2.5},
+        number=3,
+    )
     save_job(tmp_path, job)
     assert load_job(tmp_path, 3) == job
     assert load_job(tmp_path, 4) is None
@@ -94,17 +110,21 @@ def test_the_last_metrics_of_a_job_are_read_while_they_are_written(tmp_path):
 def test_a_job_ends_when_its_launcher_is_killed_and_saves_first_if_it_can(saves, tmp_path):
     job = (
         "import signal, sys, time; from ipt.sweeps.job import obey_launcher\n"
-        f"if {saves}: signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w').close(), sys.exit()))\n"
+        f"if {saves}: signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w').close(), "
+        "sys.exit()))\n"
         "obey_launcher(); open('ready', 'w').close()\n"
         "while True: time.sleep(0.1)"
     )
     launcher = (
         "import os, subprocess, sys, time\n"
         "environment = {**os.environ, 'IPT_LAUNCHER': str(os.getpid())}\n"
-        f"process = subprocess.Popen([sys.executable, '-c', {job!r}], process_group=0, env=environment)\n"
+        f"process = subprocess.Popen([sys.executable, '-c', {job!r}], process_group=0, "
+        "env=environment)\n"
         "print(process.pid, flush=True); time.sleep(600)"
     )
-    process = subprocess.Popen([sys.executable, "-c", launcher], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", launcher], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     child = int(process.stdout.readline())
     _wait_until((tmp_path / "ready").exists)

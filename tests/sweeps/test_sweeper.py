@@ -1,4 +1,6 @@
-"""Searches by Optuna, with jobs that only compute a function; tests/sweeps/test_sweep.py has jobs that train."""
+"""Searches by Optuna, with jobs that only compute a function; tests/sweeps/test_sweep.py has jobs
+that train.
+"""
 
 import json
 import os
@@ -22,12 +24,22 @@ from ipt.sweeps.job import load_job, save_job  # noqa: E402
 from ipt.sweeps.sweep import name_sweep  # noqa: E402
 from ipt.sweeps.sweeper import SearchSettings, _distribution, figure, run_grid, run_search  # noqa: E402
 
-SETTINGS = SearchSettings(metric="bits per byte", direction="minimize", n_trials=8, n_jobs=3, sampler="tpe", seed=0, storage=None)
+SETTINGS = SearchSettings(
+    metric="bits per byte",
+    direction="minimize",
+    n_trials=8,
+    n_jobs=3,
+    sampler="tpe",
+    seed=0,
+    storage=None,
+)
 SPACE = ["experiment=tiny", "mixture.ratios.instruction=interval(0,1)", "seed=choice(1,2)"]
 
 
 class Parabola(Launcher):
-    """Jobs that have their best result at an instruction ratio of 0.3. What is to happen at a job, `events` says by its number."""
+    """Jobs that have their best result at an instruction ratio of 0.3. What is to happen at a job,
+    `events` says by its number.
+    """
 
     def __init__(self, folder: Path, events: dict[int, str]) -> None:
         self.folder, self.events, self.ratios = folder, events, []
@@ -37,7 +49,11 @@ class Parabola(Launcher):
 
     def launch(self, job_overrides, initial_job_idx):
         for number, overrides in enumerate(job_overrides, initial_job_idx):
-            ratio = float(next(text for text in overrides if text.startswith("mixture.ratios.instruction=")).partition("=")[2])
+            ratio = float(
+                next(
+                    text for text in overrides if text.startswith("mixture.ratios.instruction=")
+                ).partition("=")[2]
+            )
             self.ratios.append(ratio)
             event = self.events.pop(number, "")
             if event == "kill":
@@ -46,16 +62,26 @@ class Parabola(Launcher):
                 raise KeyboardInterrupt
             job = load_job(self.folder, number)
             figures = {} if event == "fail" else {"bits per byte": (ratio - 0.3) ** 2}
-            save_job(self.folder, replace(job, status="failed" if event == "fail" else "finished", figures=figures))
+            save_job(
+                self.folder,
+                replace(job, status="failed" if event == "fail" else "finished", figures=figures),
+            )
 
 
-def search(folder: Path, settings: SearchSettings = SETTINGS, events: dict[int, str] | None = None, space=SPACE) -> "optuna.Study":
+def search(
+    folder: Path,
+    settings: SearchSettings = SETTINGS,
+    events: dict[int, str] | None = None,
+    space=SPACE,
+) -> "optuna.Study":
     os.chdir(folder)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("train", ["hydra.mode=MULTIRUN"], return_hydra_config=True)
         config.hydra.job.config_name = "train"
         launcher = Parabola(name_sweep(config), events or {})
-        study = run_search(config, launcher, OverridesParser.create().parse_overrides(space), settings)
+        study = run_search(
+            config, launcher, OverridesParser.create().parse_overrides(space), settings
+        )
         study.set_user_attr("ratios", launcher.ratios)
         return study
 
@@ -87,15 +113,22 @@ def test_a_search_goes_on_where_it_was_stopped_and_counts_no_trial_twice(tmp_pat
     assert len(jobs) == 8
     assert {job["status"] for job in jobs} == {"finished"}
     first = [trial.params for trial in study.trials]
-    assert len({params["mixture.ratios.instruction"] for params in first}) == 8  # a new start draws nothing again
+    assert (
+        len({params["mixture.ratios.instruction"] for params in first}) == 8
+    )  # a new start draws nothing again
     assert search(tmp_path).user_attrs["ratios"] == []  # nothing is left to do
     assert len(search(tmp_path, replace(SETTINGS, n_trials=10)).user_attrs["ratios"]) == 2
 
 
 def test_a_killed_search_repeats_the_trials_that_were_running(tmp_path):
-    script = f"from tests.sweeps.test_sweeper import *; search(Path({str(tmp_path)!r}), events={{4: 'kill'}})"
+    script = (
+        f"from tests.sweeps.test_sweeper import *; search(Path({str(tmp_path)!r}), events={{4: "
+        f"'kill'}})"
+    )
     root = Path(__file__).resolve().parents[2]
-    killed = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=300)
+    killed = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=300
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     study = search(tmp_path)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
@@ -118,7 +151,9 @@ def test_failed_jobs_are_failed_trials_and_the_exit_tells(tmp_path):
 def test_a_grid_has_each_combination_once(tmp_path):
     space = ["experiment=tiny", "mixture.ratios.instruction=choice(0.1,0.3,0.6)", "seed=range(1,3)"]
     study = search(tmp_path, replace(SETTINGS, sampler="grid", n_trials=20), space=space)
-    found = sorted((trial.params["mixture.ratios.instruction"], trial.params["seed"]) for trial in study.trials)
+    found = sorted(
+        (trial.params["mixture.ratios.instruction"], trial.params["seed"]) for trial in study.trials
+    )
     assert found == [(ratio, seed) for ratio in ("0.1", "0.3", "0.6") for seed in ("1", "2")]
     assert study.best_params["mixture.ratios.instruction"] == "0.3"
 
@@ -127,7 +162,10 @@ def test_a_grid_has_each_combination_once(tmp_path):
     ("text", "expected"),
     [
         ("a=interval(0,1)", optuna.distributions.FloatDistribution(0, 1)),
-        ("a=tag(log,interval(1e-5,1e-2))", optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True)),
+        (
+            "a=tag(log,interval(1e-5,1e-2))",
+            optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True),
+        ),
         ("a=int(interval(1,8))", optuna.distributions.IntDistribution(1, 8)),
         ("a=range(1,10,2)", optuna.distributions.IntDistribution(1, 9, step=2)),
         ("a=x,y", optuna.distributions.CategoricalDistribution(["x", "y"])),
@@ -142,7 +180,12 @@ def test_hydras_syntax_describes_the_space(text, expected):
     [
         ({"sampler": "cma"}, SPACE, "hydra.sweeper.sampler=cma: must be one of tpe, random, grid"),
         ({"direction": "up"}, SPACE, "hydra.sweeper.direction=up"),
-        ({"metric": "accuracy"}, SPACE, "hydra.sweeper.metric=accuracy: the jobs report no such figure; they report bits_per_byte"),
+        (
+            {"metric": "accuracy"},
+            SPACE,
+            "hydra.sweeper.metric=accuracy: the jobs report no such figure; they report "
+            "bits_per_byte",
+        ),
         ({}, ["seed=1"], "nothing to search"),
         ({"sampler": "grid"}, SPACE, r"instruction=interval\(0,1\): .*grid needs values"),
         ({}, ["seed=tag(log,interval(0,1))"], "seed=tag"),
@@ -155,7 +198,13 @@ def test_mistakes_are_told_in_one_line(settings, space, message, tmp_path):
 
 
 def test_a_figure_is_found_whatever_its_signs():
-    assert figure({"final loss": 1.0, "held_out_perplexity bits_per_byte": 2.0}, "held_out_perplexity.bits_per_byte") == 2
+    assert (
+        figure(
+            {"final loss": 1.0, "held_out_perplexity bits_per_byte": 2.0},
+            "held_out_perplexity.bits_per_byte",
+        )
+        == 2
+    )
 
 
 def test_a_plain_grid_takes_no_interval(tmp_path):

@@ -1,4 +1,6 @@
-"""What the tests of quality, filters and judge share: a finished part with known pairs, and a judge behind a real HTTP server."""
+"""What the tests of quality, filters and judge share: a finished part with known pairs, and a judge
+behind a real HTTP server.
+"""
 
 import json
 import threading
@@ -15,24 +17,40 @@ HEART = "The heart pumps blood through the body."
 
 
 def write_chains(folder, chains, index=0, dropped=None, long_documents=None):
-    """A part as the synthesis stage writes it. `chains` holds lists of (doc_id, text, [(question, answer)]) or with a rewrite as fourth."""
+    """A part as the synthesis stage writes it. `chains` holds lists of (doc_id, text, [(question,
+    answer)]) or with a rewrite as fourth.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     documents = list(dict.fromkeys(row[0].partition("#")[0] for chain in chains for row in chain))
-    pieces = [[Piece(row[0], row[1], None, documents.index(row[0].partition("#")[0])) for row in chain] for chain in chains]
+    pieces = [
+        [Piece(row[0], row[1], None, documents.index(row[0].partition("#")[0])) for row in chain]
+        for chain in chains
+    ]
     dropped = Counter(dropped or {})
-    shard = Shard(folder, index, Plan(len(documents) + dropped.total(), pieces, dropped, Counter(long_documents or {})))
+    shard = Shard(
+        folder,
+        index,
+        Plan(len(documents) + dropped.total(), pieces, dropped, Counter(long_documents or {})),
+    )
     for number, chain in enumerate(chains):
         previous = False
         for place, (_, _, pairs, *rewrite) in enumerate(chain):
             parsed = Parsed([Pair(*pair) for pair in pairs], Counter(), *rewrite)
             generation = Generation([5] * 7, "written", "stop", 4)
-            shard.add(number, Round(place, pieces[number][place], 10, generation, parsed, previous and parsed.found))
+            shard.add(
+                number,
+                Round(
+                    place, pieces[number][place], 10, generation, parsed, previous and parsed.found
+                ),
+            )
             previous = parsed.found
     return folder
 
 
 def verdict(right=True, relevant=True, task="definition"):
-    return json.dumps({"reason": "seen", "about_document": relevant, "answer_is_right": right, "task": task})
+    return json.dumps(
+        {"reason": "seen", "about_document": relevant, "answer_is_right": right, "task": task}
+    )
 
 
 class JudgeServer:
@@ -79,7 +97,9 @@ class JudgeServer:
 @contextmanager
 def judge_server(reply):
     server = JudgeServer(reply)
-    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         yield server

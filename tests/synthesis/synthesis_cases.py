@@ -1,4 +1,6 @@
-"""What the tests of the synthesis room share: documents on disk, and an engine whose output is a pure function of the prompt."""
+"""What the tests of the synthesis room share: documents on disk, and an engine whose output is a
+pure function of the prompt.
+"""
 
 import asyncio
 import json
@@ -11,23 +13,32 @@ from ipt.stage import write_parts
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.formats.tags import Pair, pairs_text
 
-DOCUMENTS_SCHEMA = pa.schema([("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())])
+DOCUMENTS_SCHEMA = pa.schema(
+    [("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())]
+)
 
 
 def write_documents(folder: Path, texts: list[str]) -> Path:
-    rows = [{"doc_id": f"d{number}", "text": text, "source": "test", "meta": json.dumps({})} for number, text in enumerate(texts)]
+    rows = [
+        {"doc_id": f"d{number}", "text": text, "source": "test", "meta": json.dumps({})}
+        for number, text in enumerate(texts)
+    ]
     write_parts(folder, rows, DOCUMENTS_SCHEMA, rows_per_part=50)
     return folder
 
 
 class OracleEngine:
-    """Says something for each prompt that depends on nothing but the prompt: good pairs, none at all, repeated, broken and torn ones.
+    """Says something for each prompt that depends on nothing but the prompt: good pairs, none at
+    all, repeated, broken and torn ones.
 
-    It takes a random moment for it, so that chains overtake each other. `record` gets one line for each prompt it is asked.
-    With a `limit` it answers no more than that many prompts and then waits for its process to be killed.
+    It takes a random moment for it, so that chains overtake each other. `record` gets one line for
+    each prompt it is asked. With a `limit` it answers no more than that many prompts and then waits
+    for its process to be killed.
     """
 
-    def __init__(self, vocabulary, record: Path | None = None, delay: float = 0.0, limit: int | None = None) -> None:
+    def __init__(
+        self, vocabulary, record: Path | None = None, delay: float = 0.0, limit: int | None = None
+    ) -> None:
         self.prompts: list[list[int]] = []
         self.closed = False
         self._vocabulary, self._record, self._delay, self._limit = vocabulary, record, delay, limit
@@ -43,7 +54,9 @@ class OracleEngine:
         await asyncio.sleep(random.random() * self._delay)
         text, finish_reason = oracle_output(prompt_ids)
         ids = self._vocabulary.encode_continuation(text)
-        return Generation(ids + [eos] * (finish_reason == "stop"), text, finish_reason, len(prompt_ids) // 2)
+        return Generation(
+            ids + [eos] * (finish_reason == "stop"), text, finish_reason, len(prompt_ids) // 2
+        )
 
     def close(self) -> None:
         self.closed = True
@@ -52,7 +65,8 @@ class OracleEngine:
 def oracle_output(prompt_ids: list[int]) -> tuple[str, str]:
     choice = random.Random(str(prompt_ids))
     pairs = [
-        Pair(f"Question {choice.randrange(10**6)} of {number}?", f"Answer — {choice.random()}") for number in range(choice.randrange(4))
+        Pair(f"Question {choice.randrange(10**6)} of {number}?", f"Answer — {choice.random()}")
+        for number in range(choice.randrange(4))
     ]
     text = pairs_text(pairs)
     kind = choice.random()

@@ -14,7 +14,9 @@ HOSTILE = "````\n---\n# Not a heading {{ 7 * 7 }} | x |\n````"
 def output(tmp_path):
     pairs = [("What pumps blood?", "The heart"), (HOSTILE, "No | idea")]
     write_chains(
-        tmp_path / "pairs", [[("a", HEART, pairs), ("b", HEART, [])], [("c", HEART, [], "Blood is pumped.")]], dropped={"empty": 2}
+        tmp_path / "pairs",
+        [[("a", HEART, pairs), ("b", HEART, [])], [("c", HEART, [], "Blood is pumped.")]],
+        dropped={"empty": 2},
     )
     return tmp_path
 
@@ -28,7 +30,9 @@ def card(output, extra=None, **changes):
 def test_the_header_is_that_of_a_hub(output):
     text = card(output)
     start, header, body = text.split("---\n", 2)
-    assert start == "" and yaml.safe_load(header)["configs"] == [{"config_name": "default", "data_files": "pairs/part-*.parquet"}]
+    assert start == "" and yaml.safe_load(header)["configs"] == [
+        {"config_name": "default", "data_files": "pairs/part-*.parquet"}
+    ]
     assert yaml.safe_load(header)["size_categories"] == ["n<1K"] and body.startswith("# ")
 
 
@@ -57,13 +61,17 @@ def test_a_judge_is_quoted_with_its_intervals(output):
     judge = {"judged": 500, "accuracy": 0.775, "accuracy_ci95": [0.7363, 0.8094], "relevance": None}
     text = card(output, {"judge": judge})
     assert (
-        "| right answers | 77.5% | 95%: 73.6% to 80.9%, by a judge model, of 500 |" in text and "pairs about their document |" not in text
+        "| right answers | 77.5% | 95%: 73.6% to 80.9%, by a judge model, of 500 |" in text
+        and "pairs about their document |" not in text
     )
 
 
 def test_examples_are_shown_as_they_are_whatever_they_hold(output):
     text = card(output)
-    assert f"\n`````text\n{HEART}\n\nQ: What pumps blood?\nA: The heart\n\nQ: {HOSTILE}\nA: No | idea\n`````\n" in text
+    assert (
+        f"\n`````text\n{HEART}\n\nQ: What pumps blood?\nA: The heart\n\nQ: {HOSTILE}\nA: No | "
+        "idea\n`````\n" in text
+    )
     assert f"\n```text\n{HEART}\n\nBlood is pumped.\n```\n" in text
 
 
@@ -74,4 +82,8 @@ def test_the_same_pairs_have_the_same_card(output):
 
 def test_rules_are_named_where_no_model_wrote(output):
     text = card(output, format="rule_based")
-    assert "pairs that rules wrote about it" in text and "- Rules wrote the pairs" in text and "model" not in text.partition("## Limits")[2]
+    assert (
+        "pairs that rules wrote about it" in text
+        and "- Rules wrote the pairs" in text
+        and "model" not in text.partition("## Limits")[2]
+    )

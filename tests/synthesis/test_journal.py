@@ -56,4 +56,6 @@ def test_a_generation_with_a_changed_byte_is_not_taken_and_the_others_are(tmp_pa
     damaged = Journal(path)
     assert damaged.find(0, 0, Prompt([1])) is None
     assert damaged.find(0, 1, Prompt([2])) == GENERATION
-    assert "1 of 2 generations are damaged and made again" in " ".join(capfd.readouterr().err.split())
+    assert "1 of 2 generations are damaged and made again" in " ".join(
+        capfd.readouterr().err.split()
+    )

@@ -10,7 +10,10 @@ def count_characters(text):
     return len(text) + 5  # 5: tags
 
 
-SENTENCES = 'The heart pumps blood. It has four chambers! Does it rest? "Never." So e.g. valves (two of them) close.\nNew line here.  End'
+SENTENCES = (
+    'The heart pumps blood. It has four chambers! Does it rest? "Never." So e.g. valves (two of '
+    "them) close.\nNew line here.  End"
+)
 JAPANESE = "心臓は血液を送る。四つの部屋がある。休まない！なぜか？"
 TEXTS = st.text(alphabet=st.sampled_from("aB .。!\n\t—心🫀"), max_size=120)
 
@@ -25,7 +28,12 @@ def test_sentences_end_where_a_reader_would_say():
         "New line here.",
         "End",
     ]
-    assert sentences(JAPANESE) == ["心臓は血液を送る。", "四つの部屋がある。", "休まない！", "なぜか？"]
+    assert sentences(JAPANESE) == [
+        "心臓は血液を送る。",
+        "四つの部屋がある。",
+        "休まない！",
+        "なぜか？",
+    ]
 
 
 @given(TEXTS, st.integers(6, 60))
@@ -59,7 +67,10 @@ def test_truncation_keeps_a_beginning_that_fits(text, limit):
 
 
 @examples(25)
-@given(st.text(alphabet=st.sampled_from("ab .\n心🫀é"), min_size=60, max_size=200), st.sampled_from(["split", "truncate"]))
+@given(
+    st.text(alphabet=st.sampled_from("ab .\n心🫀é"), min_size=60, max_size=200),
+    st.sampled_from(["split", "truncate"]),
+)
 def test_real_tokens_whose_number_is_not_additive(vocabulary, text, mode):
     def count(piece):
         return len(vocabulary.encode(f" <CON> {piece} </CON>\n\n"))

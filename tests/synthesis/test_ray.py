@@ -16,9 +16,18 @@ from ipt.synthesis.run import synthesize
 
 pytest.importorskip("ray")
 CONFIG = SynthesisConfig(
-    model="embedded:tiny-synthesizer", engine="transformers", shots=2, max_model_len=512, max_new_tokens=64, shard_size=8, max_live_chains=4
+    model="embedded:tiny-synthesizer",
+    engine="transformers",
+    shots=2,
+    max_model_len=512,
+    max_new_tokens=64,
+    shard_size=8,
+    max_live_chains=4,
 )
-TEXTS = [f"Page {number} tells about thing {number * 7}. It has a second sentence." for number in range(64)]
+TEXTS = [
+    f"Page {number} tells about thing {number * 7}. It has a second sentence."
+    for number in range(64)
+]
 
 
 def test_a_worker_is_killed_and_others_do_its_shards(tmp_path):
@@ -48,7 +57,9 @@ def kill_a_worker(pairs):
 
 
 def stopped_in_a_shard(pairs):
-    """An actor that has a shard's journal open, stopped so that it still has it open when it is killed."""
+    """An actor that has a shard's journal open, stopped so that it still has it open when it is
+    killed.
+    """
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it has ended since
             if is_actor(process) and writes(process, pairs):

@@ -13,21 +13,33 @@ from ipt.synthesis import worker
 from ipt.synthesis.run import synthesize
 
 CONFIG = SynthesisConfig(
-    model="embedded:tiny", engine="transformers", shots=3, max_model_len=400, max_new_tokens=80, shard_size=25, max_live_chains=5
+    model="embedded:tiny",
+    engine="transformers",
+    shots=3,
+    max_model_len=400,
+    max_new_tokens=80,
+    shard_size=25,
+    max_live_chains=5,
 )
 KILLS = 20
 
 
-def work(vocabulary, documents: Path, output: Path, record: Path, delay: float, limit: int | None = None) -> None:
+def work(
+    vocabulary, documents: Path, output: Path, record: Path, delay: float, limit: int | None = None
+) -> None:
     worker.start_engine = lambda *_: OracleEngine(vocabulary, record, delay, limit)
     synthesize(CONFIG, documents, output, 0)
 
 
-def test_killed_at_random_moments_the_result_is_that_of_an_uninterrupted_run(tmp_path, vocabulary, tokenizer, monkeypatch):
+def test_killed_at_random_moments_the_result_is_that_of_an_uninterrupted_run(
+    tmp_path, vocabulary, tokenizer, monkeypatch
+):
     monkeypatch.setattr("ipt.models.load_tokenizer", lambda name: tokenizer)
     monkeypatch.setattr(worker, "start_engine", worker.start_engine)  # put back what `work` sets
     asyncio.run(asyncio.sleep(0))  # what a fork must not be the first to import
-    documents = write_documents(tmp_path / "documents", [f"Page {number}. It says {number**3}." for number in range(220)])
+    documents = write_documents(
+        tmp_path / "documents", [f"Page {number}. It says {number**3}." for number in range(220)]
+    )
     work(vocabulary, documents, tmp_path / "whole", tmp_path / "whole.txt", 0)
     expected = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "pairs").iterdir()}
     assert len(expected) == 9
@@ -37,7 +49,9 @@ def test_killed_at_random_moments_the_result_is_that_of_an_uninterrupted_run(tmp
     fork = multiprocessing.get_context("fork")
     for _ in range(KILLS):
         answers, seen = moments.randrange(2, 11), _lines(record)
-        process = fork.Process(target=work, args=(vocabulary, documents, output, record, 0.01, answers))
+        process = fork.Process(
+            target=work, args=(vocabulary, documents, output, record, 0.01, answers)
+        )
         process.start()
         while _lines(record) - seen < answers:
             assert process.is_alive(), "it ended before it could be killed"
@@ -49,7 +63,12 @@ def test_killed_at_random_moments_the_result_is_that_of_an_uninterrupted_run(tmp
     work(vocabulary, documents, output, record, 0)
     assert {path.name: path.read_bytes() for path in (output / "pairs").iterdir()} == expected
     # A kill costs at most the generations in flight, one for each live chain.
-    assert _lines(tmp_path / "whole.txt") == 220 <= _lines(record) <= 220 + KILLS * CONFIG.max_live_chains
+    assert (
+        _lines(tmp_path / "whole.txt")
+        == 220
+        <= _lines(record)
+        <= 220 + KILLS * CONFIG.max_live_chains
+    )
 
 
 def _lines(path: Path) -> int:

@@ -1,4 +1,6 @@
-"""The stage as a whole: with the oracle engine for exact expectations, and with plain transformers on a tiny model."""
+"""The stage as a whole: with the oracle engine for exact expectations, and with plain transformers
+on a tiny model.
+"""
 
 import shutil
 from dataclasses import replace
@@ -19,15 +21,26 @@ from ipt.synthesis.run import check_synthesis, synthesize
 from ipt.synthesis.shards import SCHEMA
 
 CONFIG = SynthesisConfig(
-    model="embedded:tiny", engine="transformers", shots=3, max_model_len=400, max_new_tokens=80, shard_size=10, max_live_chains=4
+    model="embedded:tiny",
+    engine="transformers",
+    shots=3,
+    max_model_len=400,
+    max_new_tokens=80,
+    shard_size=10,
+    max_live_chains=4,
 )
-TEXTS = [f"Document {number} tells about thing {number * 7}. It has a second sentence." for number in range(23)]
+TEXTS = [
+    f"Document {number} tells about thing {number * 7}. It has a second sentence."
+    for number in range(23)
+]
 
 
 @pytest.fixture
 def oracle(monkeypatch, vocabulary, tokenizer):
     engine = OracleEngine(vocabulary)
-    monkeypatch.setattr(worker, "start_engine", lambda config, model, vocabulary, prompt_format, seed: engine)
+    monkeypatch.setattr(
+        worker, "start_engine", lambda config, model, vocabulary, prompt_format, seed: engine
+    )
     monkeypatch.setattr("ipt.models.load_tokenizer", lambda name: tokenizer)
     return engine
 
@@ -39,16 +52,32 @@ def rows_of(output):
 def test_rows_are_complete_sorted_and_typed(oracle, tmp_path):
     stats = synthesize(CONFIG, write_documents(tmp_path / "documents", TEXTS), tmp_path / "out", 0)
     parts = sorted((tmp_path / "out" / "pairs").iterdir())
-    assert [path.name for path in parts] == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]  # and no journal
+    assert [path.name for path in parts] == [
+        "part-00000.parquet",
+        "part-00001.parquet",
+        "part-00002.parquet",
+    ]  # and no journal
     assert all(pq.read_schema(path).remove_metadata() == SCHEMA for path in parts)
     rows = rows_of(tmp_path / "out")
     assert sorted(row["doc_id"] for row in rows) == sorted(f"d{number}" for number in range(23))
-    assert {row["doc_id"]: row["text"] for row in rows} == {f"d{number}": text for number, text in enumerate(TEXTS)}
-    assert [(row["chain_id"], row["round"]) for row in rows] == sorted((row["chain_id"], row["round"]) for row in rows)
-    assert all([pair["question"] for pair in row["pairs"]] == [p.question for p in parse(row["raw_output"]).pairs] for row in rows)
+    assert {row["doc_id"]: row["text"] for row in rows} == {
+        f"d{number}": text for number, text in enumerate(TEXTS)
+    }
+    assert [(row["chain_id"], row["round"]) for row in rows] == sorted(
+        (row["chain_id"], row["round"]) for row in rows
+    )
+    assert all(
+        [pair["question"] for pair in row["pairs"]]
+        == [p.question for p in parse(row["raw_output"]).pairs]
+        for row in rows
+    )
     assert stats["rows"] == stats["documents"] == 23
     assert stats["documents_with_pairs"] == sum(bool(row["pairs"]) for row in rows) < 23
-    assert stats["prompt_tokens"] == sum(row["prompt_tokens"] for row in rows) == sum(map(len, oracle.prompts))
+    assert (
+        stats["prompt_tokens"]
+        == sum(row["prompt_tokens"] for row in rows)
+        == sum(map(len, oracle.prompts))
+    )
     assert stats["cached_tokens"] == sum(len(prompt) // 2 for prompt in oracle.prompts)
     assert stats["session"]["generations"] == 23
     assert oracle.closed
@@ -68,7 +97,10 @@ def test_inheritance_is_what_the_prompts_say(oracle, tmp_path, vocabulary):
         if previous is not None and not previous["pairs"]:
             assert not seen
         if seen:
-            assert all(f"<QUE> {pair['question']} <ANS> {pair['answer']} </END>" in text for pair in previous["pairs"])
+            assert all(
+                f"<QUE> {pair['question']} <ANS> {pair['answer']} </END>" in text
+                for pair in previous["pairs"]
+            )
 
 
 @pytest.mark.parametrize(("mode", "dropped", "long"), [
@@ -83,7 +115,11 @@ def test_every_document_is_accounted_for(oracle, tmp_path, mode, dropped, long):
     rows = rows_of(tmp_path / "out")
     assert stats["dropped"] == dropped
     assert {key: value for key, value in stats["long_documents"].items() if key != "pieces"} == long
-    assert stats["documents"] == 9 == stats["documents_with_pairs"] + stats["documents_without_pairs"] + sum(dropped.values())
+    assert (
+        stats["documents"]
+        == 9
+        == stats["documents_with_pairs"] + stats["documents_without_pairs"] + sum(dropped.values())
+    )
     pieces = {row["doc_id"]: row["text"] for row in rows if row["doc_id"].split("#")[0] == "d7"}
     assert all(row["prompt_tokens"] + config.max_new_tokens <= config.max_model_len for row in rows)
     if mode == "split":
@@ -95,18 +131,35 @@ def test_every_document_is_accounted_for(oracle, tmp_path, mode, dropped, long):
         assert not pieces
 
 
-def test_a_bound_on_documents_leaves_the_window_room_for_the_shots_before(oracle, tmp_path, capsys, vocabulary):
+def test_a_bound_on_documents_leaves_the_window_room_for_the_shots_before(
+    oracle, tmp_path, capsys, vocabulary
+):
     def continued(**changes):
         config = replace(CONFIG, **changes)
-        stats = synthesize(config, write_documents(tmp_path / "documents", [sentence * 100] * 4), tmp_path / str(changes), 0)
+        stats = synthesize(
+            config,
+            write_documents(tmp_path / "documents", [sentence * 100] * 4),
+            tmp_path / str(changes),
+            0,
+        )
         said = "".join(capsys.readouterr().err.split("\n"))
-        assert all(row["prompt_tokens"] + config.max_new_tokens <= config.max_model_len for row in rows_of(tmp_path / str(changes)))
-        return stats, [len(vocabulary.encode(row["text"])) for row in rows_of(tmp_path / str(changes))], said
+        assert all(
+            row["prompt_tokens"] + config.max_new_tokens <= config.max_model_len
+            for row in rows_of(tmp_path / str(changes))
+        )
+        return (
+            stats,
+            [len(vocabulary.encode(row["text"])) for row in rows_of(tmp_path / str(changes))],
+            said,
+        )
 
     sentence = "Thing 21 has many sentences. "
     alone, lengths, said = continued()
     assert alone["joined"] == 0 and max(lengths) > 250
-    assert f"synthesis.shots=3: 0 of {alone['rows'] * 2 // 3} later shots continue those before them" in said
+    assert (
+        f"synthesis.shots=3: 0 of {alone['rows'] * 2 // 3} later shots continue those before them"
+        in said
+    )
     assert "not all of it fits synthesis.max_model_len=400" in said
     bounded, lengths, said = continued(max_document_tokens=40)
     assert bounded["joined"] > bounded["rows"] / 3 and "later shots" not in said
@@ -114,7 +167,9 @@ def test_a_bound_on_documents_leaves_the_window_room_for_the_shots_before(oracle
     assert continued(max_document_tokens=10_000)[0]["rows"] == alone["rows"]
 
 
-def test_a_finished_run_starts_no_engine_and_a_missing_shard_is_the_only_one_redone(oracle, tmp_path):
+def test_a_finished_run_starts_no_engine_and_a_missing_shard_is_the_only_one_redone(
+    oracle, tmp_path
+):
     documents, output = write_documents(tmp_path / "documents", TEXTS), tmp_path / "out"
     first = synthesize(CONFIG, documents, output, 0)
     whole = {path.name: path.read_bytes() for path in (output / "pairs").iterdir()}
@@ -138,14 +193,26 @@ def test_a_refused_prompt_is_a_counted_failure(oracle, tmp_path, monkeypatch):
         return await generate(prompt, **options)
 
     monkeypatch.setattr(oracle, "generate", refuse_some)
-    stats = synthesize(replace(CONFIG, shots=1), write_documents(tmp_path / "documents", TEXTS[:6]), tmp_path / "out", 0)
+    stats = synthesize(
+        replace(CONFIG, shots=1),
+        write_documents(tmp_path / "documents", TEXTS[:6]),
+        tmp_path / "out",
+        0,
+    )
     refused = next(row for row in rows_of(tmp_path / "out") if row["doc_id"] == "d3")
-    assert (refused["pairs"], refused["finish_reason"], refused["output_tokens"], refused["raw_output"]) == ([], "error", 0, "")
+    assert (
+        refused["pairs"],
+        refused["finish_reason"],
+        refused["output_tokens"],
+        refused["raw_output"],
+    ) == ([], "error", 0, "")
     assert stats["finish_reasons"]["error"] == stats["session"]["generations_refused"] == 1
     assert stats["rows"] == 6
 
 
-def test_an_engine_that_dies_stops_the_run_and_what_is_finished_stays(oracle, tmp_path, monkeypatch):
+def test_an_engine_that_dies_stops_the_run_and_what_is_finished_stays(
+    oracle, tmp_path, monkeypatch
+):
     generate = oracle.generate
 
     async def die(prompt, **options):
@@ -188,33 +255,53 @@ def test_plain_transformers_on_a_tiny_model(tmp_path):
     rows = rows_of(tmp_path / "out")
     assert len(rows) == stats["rows"] == 12
     assert {row["round"] for row in rows} == {0, 1}
-    assert all(row["finish_reason"] == ("length" if row["output_tokens"] == 8 else "stop") for row in rows)
+    assert all(
+        row["finish_reason"] == ("length" if row["output_tokens"] == 8 else "stop") for row in rows
+    )
     assert stats["generated_tokens"] == sum(row["output_tokens"] for row in rows) > 12
-    single = synthesize(replace(config, max_live_chains=1), documents, tmp_path / "one_by_one", 0)  # padding changes no text
-    assert [row["raw_output"] for row in rows_of(tmp_path / "one_by_one")] == [row["raw_output"] for row in rows]
+    single = synthesize(
+        replace(config, max_live_chains=1), documents, tmp_path / "one_by_one", 0
+    )  # padding changes no text
+    assert [row["raw_output"] for row in rows_of(tmp_path / "one_by_one")] == [
+        row["raw_output"] for row in rows
+    ]
     assert single["session"]["engine_load_seconds"] >= 0
     warm = replace(config, temperature=1.0)
     texts = []
     for folder in ("a", "b"):
         synthesize(warm, documents, tmp_path / folder, 3)
         texts.append([row["raw_output"] for row in rows_of(tmp_path / folder)])
-    assert texts[0] == texts[1] != [row["raw_output"] for row in rows]  # sampled, and repeatable by its seed
+    assert (
+        texts[0] == texts[1] != [row["raw_output"] for row in rows]
+    )  # sampled, and repeatable by its seed
     synthesize(replace(warm, min_p=1.0), documents, tmp_path / "likeliest", 3)
-    assert [row["raw_output"] for row in rows_of(tmp_path / "likeliest")] == [row["raw_output"] for row in rows]
+    assert [row["raw_output"] for row in rows_of(tmp_path / "likeliest")] == [
+        row["raw_output"] for row in rows
+    ]
 
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"engine": "llama"}, "synthesis.engine=llama: must be one of vllm, openai, transformers"),
     ({"format": "chat2"}, "synthesis.format=chat2: must be one of ipt, chat, rule_based"),
-    ({"long_documents": "cut"}, "synthesis.long_documents=cut: must be one of split, truncate, skip"),
+    ({"long_documents": "cut"}, (
+        "synthesis.long_documents=cut: must be one of split, truncate, skip"
+    )),
     ({"dtype": "fp4"}, "synthesis.dtype=fp4: must be one of auto"),
     ({"shots": 0}, "synthesis.shots=0: must be at least 1"),
-    ({"max_document_tokens": 0}, "synthesis.max_document_tokens=0: must be at least 1, or null for what fits"),
-    ({"max_new_tokens": 400}, "synthesis.max_new_tokens=400: must be less than synthesis.max_model_len=400"),
-    ({"min_p": 0.1}, "synthesis.min_p=0.1: must be from 0 to 1, and needs synthesis.temperature above 0"),
+    ({"max_document_tokens": 0}, (
+        "synthesis.max_document_tokens=0: must be at least 1, or null for what fits"
+    )),
+    ({"max_new_tokens": 400}, (
+        "synthesis.max_new_tokens=400: must be less than synthesis.max_model_len=400"
+    )),
+    ({"min_p": 0.1}, (
+        "synthesis.min_p=0.1: must be from 0 to 1, and needs synthesis.temperature above 0"
+    )),
     ({"max_pairs": 0}, "synthesis.max_pairs=0: must be at least 1, or null for no grammar"),
     ({"max_pairs": 8, "format": "chat"}, "synthesis.max_pairs=8: a grammar of format=ipt"),
-    ({"temperature": 1.0, "lookup_tokens": 4}, "synthesis.lookup_tokens=4: needs synthesis.temperature=0"),
+    ({"temperature": 1.0, "lookup_tokens": 4}, (
+        "synthesis.lookup_tokens=4: needs synthesis.temperature=0"
+    )),
     ({"temperature": -0.1}, "synthesis.temperature=-0.1: must be 0"),
     ({"gpu_memory_utilization": 1.5}, "synthesis.gpu_memory_utilization=1.5"),
     ({"lookup_tokens": -1}, "synthesis.lookup_tokens=-1: must be 0 or more"),
@@ -240,9 +327,16 @@ def test_a_missing_engine_names_what_to_install(monkeypatch):
     ({"max_model_len": 8000}, "the model embedded:tiny was made for at most 4096 tokens"),
     ({"max_model_len": 85}, "leaves no room for a document"),
 ])  # fmt: skip
-def test_a_window_that_does_not_fit_the_model_stops_before_the_engine_starts(oracle, tmp_path, changes, message):
+def test_a_window_that_does_not_fit_the_model_stops_before_the_engine_starts(
+    oracle, tmp_path, changes, message
+):
     with pytest.raises(ValueError, match=message):
-        synthesize(replace(CONFIG, **changes), write_documents(tmp_path / "documents", TEXTS), tmp_path / "out", 0)
+        synthesize(
+            replace(CONFIG, **changes),
+            write_documents(tmp_path / "documents", TEXTS),
+            tmp_path / "out",
+            0,
+        )
     assert not oracle.prompts
 
 
@@ -255,7 +349,9 @@ def test_an_adapter_is_merged_into_the_model_once(tmp_path, tiny_model, monkeypa
     from peft import LoraConfig, get_peft_model  # slow to import
 
     base = load_model(tiny_model, torch.float32)
-    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
     adapted.save_pretrained(tmp_path / "adapter")
     ids = torch.arange(100, 120)[None]
     expected = adapted(ids).logits
@@ -263,7 +359,9 @@ def test_an_adapter_is_merged_into_the_model_once(tmp_path, tiny_model, monkeypa
         assert (adapted(ids).logits - expected).abs().max() > 0.2  # the case: the adapter matters
     monkeypatch.setenv("IPT_CACHE", str(tmp_path / "cache"))
     merged = resolve_model(tiny_model, str(tmp_path / "adapter"))
-    torch.testing.assert_close(load_model(merged, torch.float32)(ids).logits, expected, atol=2e-2, rtol=2e-2)  # merged weights are bfloat16
+    torch.testing.assert_close(
+        load_model(merged, torch.float32)(ids).logits, expected, atol=2e-2, rtol=2e-2
+    )  # merged weights are bfloat16
     made = (Path(merged) / "model.safetensors").stat().st_mtime_ns
     assert resolve_model(tiny_model, str(tmp_path / "adapter")) == merged
     assert (Path(merged) / "model.safetensors").stat().st_mtime_ns == made

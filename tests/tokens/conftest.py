@@ -20,14 +20,20 @@ MERGES = 2000
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_model, made_once) -> str:
-    """The tiny model with a smaller vocabulary: most tests load the tokenizer anew, and its size is most of the work."""
+    """The tiny model with a smaller vocabulary: most tests load the tokenizer anew, and its size is
+    most of the work.
+    """
 
     def make(folder: Path) -> None:
         shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         model = tokenizer["model"]
-        size = len(model["vocab"]) - len(model["merges"]) + MERGES  # tokens of merges come last, in the merges' order
-        model["vocab"] = {token: number for token, number in model["vocab"].items() if number < size}
+        size = (
+            len(model["vocab"]) - len(model["merges"]) + MERGES
+        )  # tokens of merges come last, in the merges' order
+        model["vocab"] = {
+            token: number for token, number in model["vocab"].items() if number < size
+        }
         model["merges"] = model["merges"][:MERGES]
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
 
@@ -50,9 +56,16 @@ def make_texts(tmp_path_factory) -> Callable[..., Path]:
 
     def make(documents: int, words: int = 60, row_group: int = 16, seed: int = 0) -> Path:
         folder, random_ = tmp_path_factory.mktemp("texts"), random.Random(seed)
-        rows = [{"id": str(i), "text": " ".join(random_.choices(WORDS, k=random_.randint(0, words)))} for i in range(documents)]
+        rows = [
+            {"id": str(i), "text": " ".join(random_.choices(WORDS, k=random_.randint(0, words)))}
+            for i in range(documents)
+        ]
         for part, some in enumerate((rows[: documents // 3], rows[documents // 3 :])):
-            pq.write_table(pa.Table.from_pylist(some), folder / f"part-{part:05d}.parquet", row_group_size=row_group)
+            pq.write_table(
+                pa.Table.from_pylist(some),
+                folder / f"part-{part:05d}.parquet",
+                row_group_size=row_group,
+            )
         return folder
 
     return make

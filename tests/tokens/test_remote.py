@@ -32,7 +32,9 @@ def folder(tmp_path) -> Path:
 
 
 class Server(SimpleHTTPRequestHandler):
-    """Sends files and counts what is asked for; it lists no folders, and no file may be read before it has its last byte."""
+    """Sends files and counts what is asked for; it lists no folders, and no file may be read before
+    it has its last byte.
+    """
 
     asked: list[str]
 
@@ -90,7 +92,11 @@ def test_the_same_store_as_in_the_folder_itself(folder, url):
 
 @pytest.mark.parametrize("prefix", ["", "file://", "local://"])
 def test_a_store_on_this_machine_is_not_copied(folder, cache, prefix):
-    assert all_tokens(TokenStore.open(f"{prefix}{folder}")) == all_tokens(TokenStore.open(folder)) == DOCUMENTS
+    assert (
+        all_tokens(TokenStore.open(f"{prefix}{folder}"))
+        == all_tokens(TokenStore.open(folder))
+        == DOCUMENTS
+    )
     assert not cache.exists()
 
 
@@ -106,7 +112,9 @@ def test_files_are_copied_once_and_only_when_needed(folder, cache):
         assert {path.rpartition("/")[2] for path in asked} == {"index.json"} and not cache.exists()
         asked.clear()
         store.positions(np.array([0, 30]))
-        assert sorted(asked) == sorted({"/store/shard-00000/offsets.npy", f"/store/{store.indices[-1].shard}/offsets.npy"})
+        assert sorted(asked) == sorted(
+            {"/store/shard-00000/offsets.npy", f"/store/{store.indices[-1].shard}/offsets.npy"}
+        )
         assert all_tokens(store) == DOCUMENTS
         assert len(asked) == len(set(asked)) == len(different_files(store))
         asked.clear()
@@ -131,7 +139,8 @@ def test_a_copy_that_was_cut_short_is_made_anew(url, cache):
     assert all_tokens(TokenStore.open(url)) == DOCUMENTS
 
 
-# Damage --------------------------------------------------------------------------------------------------------------
+# Damage
+# ----------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_shard_is_tried_twice_and_named(folder, cache):
@@ -139,18 +148,24 @@ def test_a_damaged_shard_is_tried_twice_and_named(folder, cache):
     path.write_bytes(bytes(path.stat().st_size))
     with serving(folder.parent) as (address, asked):
         store = TokenStore.open(f"{address}/store")
-        with pytest.raises(ValueError, match=r"http://.*/store/shard-00001/tokens\.bin has SHA-256 .*, 2 times") as caught:
+        with pytest.raises(
+            ValueError, match=r"http://.*/store/shard-00001/tokens\.bin has SHA-256 .*, 2 times"
+        ) as caught:
             all_tokens(store)
         assert asked.count("/store/shard-00001/tokens.bin") == 2 and "\n" not in str(caught.value)
         with pytest.raises(ValueError, match=r"not what was written: shard-00001/tokens\.bin;"):
             store.verify()
     index = store.indices[1].files["tokens.bin"]
-    assert index["sha256"] not in cached(cache) and not [name for name in cached(cache) if "unfinished" in name]
+    assert index["sha256"] not in cached(cache) and not [
+        name for name in cached(cache) if "unfinished" in name
+    ]
 
 
 def test_a_transfer_that_fails_once_is_repeated(url, monkeypatch):
     hash_file, failures = remote_module.hash_file, iter([True])
-    monkeypatch.setattr(remote_module, "hash_file", lambda path: "" if next(failures, False) else hash_file(path))
+    monkeypatch.setattr(
+        remote_module, "hash_file", lambda path: "" if next(failures, False) else hash_file(path)
+    )
     assert all_tokens(TokenStore.open(url)) == DOCUMENTS
 
 
@@ -158,7 +173,9 @@ def test_a_shard_that_is_not_there_is_named(folder):
     with serving(folder.parent) as (address, _):
         store = TokenStore.open(f"{address}/store")
         (folder / "shard-00001/tokens.bin").unlink()
-        with pytest.raises(ValueError, match=r"shard-00001/tokens\.bin cannot be read \(FileNotFoundError"):
+        with pytest.raises(
+            ValueError, match=r"shard-00001/tokens\.bin cannot be read \(FileNotFoundError"
+        ):
             all_tokens(store)
         with pytest.raises(ValueError, match=r"not what was written: shard-00001/tokens\.bin;"):
             store.verify()
@@ -166,9 +183,15 @@ def test_a_shard_that_is_not_there_is_named(folder):
 
 def test_a_store_whose_last_shards_are_missing_is_named(tmp_path):
     for part in range(2):
-        with ShardWriter(tmp_path / f"store/shard-{part:05d}", Origin("f", rows={"texts": "t", "part": part, "parts": 3})) as shard:
+        with ShardWriter(
+            tmp_path / f"store/shard-{part:05d}",
+            Origin("f", rows={"texts": "t", "part": part, "parts": 3}),
+        ) as shard:
             shard.write(EncodedDocument(np.array([part], np.uint32)))
-    with serving(tmp_path) as (address, _), pytest.raises(ValueError, match="shard-00002 is missing, the store is not finished"):
+    with (
+        serving(tmp_path) as (address, _),
+        pytest.raises(ValueError, match="shard-00002 is missing, the store is not finished"),
+    ):
         TokenStore.open(f"{address}/store")
 
 
@@ -187,7 +210,8 @@ def test_a_url_without_a_store_is_named(location, said):
     assert location in str(caught.value) and "\n" not in str(caught.value)
 
 
-# Cache ---------------------------------------------------------------------------------------------------------------
+# Cache
+# ----------------------------------------------------------------------------------------------
 
 
 def gib(size: int) -> float:
@@ -277,7 +301,10 @@ def test_several_processes_copy_each_file_once(folder):
     with serving(folder.parent) as (address, asked):
         context = multiprocessing.get_context("spawn")
         results, start = context.SimpleQueue(), context.Event()
-        processes = [context.Process(target=_read, args=(f"{address}/store", start, results)) for _ in range(2)]
+        processes = [
+            context.Process(target=_read, args=(f"{address}/store", start, results))
+            for _ in range(2)
+        ]
         for process in processes:
             process.start()
         start.set()

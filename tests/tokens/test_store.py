@@ -19,7 +19,9 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=20), max_size=
 
 @examples(30)
 @given(documents=DOCUMENTS, shard_tokens=st.integers(1, 40))
-def test_every_document_comes_back_from_any_number_of_shards(tmp_path_factory, documents, shard_tokens):
+def test_every_document_comes_back_from_any_number_of_shards(
+    tmp_path_factory, documents, shard_tokens
+):
     store = TokenStore(write(tmp_path_factory.mktemp("store"), documents, shard_tokens))
     assert len(store) == len(documents)
     assert store.n_tokens == sum(map(len, documents))
@@ -58,7 +60,10 @@ def test_a_store_with_an_empty_shard_in_it(tmp_path):
 
 
 def test_the_loss_mask_covers_documents_with_and_without_one(tmp_path):
-    plain, masked = EncodedDocument(np.array([4, 5], np.uint32)), EncodedDocument(np.array([1, 2, 3], np.uint32), np.array([0, 0, 1]))
+    plain, masked = (
+        EncodedDocument(np.array([4, 5], np.uint32)),
+        EncodedDocument(np.array([1, 2, 3], np.uint32), np.array([0, 0, 1])),
+    )
     write_store(tmp_path, [plain, masked, plain, plain], "f", 7)
     store = TokenStore(tmp_path)
     assert [index.has_loss_mask for index in store.indices] == [True, False]
@@ -83,7 +88,10 @@ def test_shards_are_read_by_number_when_their_names_grow_longer(tmp_path, monkey
         monkeypatch.setattr(module, "shard_name", "shard-{}".format)
     documents = [[i] for i in range(12)]
     store = TokenStore(write(tmp_path, documents, 1))
-    assert store.indices[-1].shard == "shard-11" and [store.tokens(i).tolist() for i in range(12)] == documents
+    assert (
+        store.indices[-1].shard == "shard-11"
+        and [store.tokens(i).tolist() for i in range(12)] == documents
+    )
 
 
 def test_another_process_gets_a_store_without_its_tokens(tmp_path):
@@ -95,11 +103,15 @@ def test_another_process_gets_a_store_without_its_tokens(tmp_path):
 
 
 def test_the_digest_says_what_is_in_the_store(tmp_path):
-    one, same, other = (TokenStore(write(tmp_path / str(i), [[1, 2], [3, tail]], 2)) for i, tail in enumerate((4, 4, 5)))
+    one, same, other = (
+        TokenStore(write(tmp_path / str(i), [[1, 2], [3, tail]], 2))
+        for i, tail in enumerate((4, 4, 5))
+    )
     assert one.digest == same.digest != other.digest
 
 
-# Damage --------------------------------------------------------------------------------------------------------------
+# Damage
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -130,7 +142,9 @@ def test_a_shard_cut_short_is_named(folder, name):
 
 def test_a_shard_of_another_tokenizer_is_named(folder):
     change(folder / "shard-00002/index.json", tokenizer="other")
-    assert "shard-00002 was made with another tokenizer (other) than the store (mine)" in said_of(folder)
+    assert "shard-00002 was made with another tokenizer (other) than the store (mine)" in said_of(
+        folder
+    )
 
 
 def test_a_shard_of_another_bos_rule_is_named(folder):

@@ -31,15 +31,30 @@ WORDS = [
 ]
 
 
-def write(folder: Path, documents: list[list[int]], shard_tokens: int, fingerprint: str = "f") -> Path:
-    write_store(folder, (EncodedDocument(np.array(tokens, np.uint32)) for tokens in documents), fingerprint, shard_tokens)
+def write(
+    folder: Path, documents: list[list[int]], shard_tokens: int, fingerprint: str = "f"
+) -> Path:
+    write_store(
+        folder,
+        (EncodedDocument(np.array(tokens, np.uint32)) for tokens in documents),
+        fingerprint,
+        shard_tokens,
+    )
     return folder
 
 
 def texts_of(folder: Path) -> list[str]:
-    return [text for path in sorted(folder.glob("*.parquet")) for text in pq.read_table(path)["text"].to_pylist()]
+    return [
+        text
+        for path in sorted(folder.glob("*.parquet"))
+        for text in pq.read_table(path)["text"].to_pylist()
+    ]
 
 
 def contents(store: Path) -> dict[str, bytes]:
     """Every file of a store by its name, those that are not part of it too."""
-    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file()
+    }

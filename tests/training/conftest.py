@@ -31,12 +31,19 @@ SETTINGS = [
 
 @pytest.fixture(scope="session")
 def stores(made_once):
-    """Two stores of short random documents over a few hundred tokens, so that a tiny model learns something in six steps."""
+    """Two stores of short random documents over a few hundred tokens, so that a tiny model learns
+    something in six steps.
+    """
 
     def write(folder: Path) -> None:
         random = np.random.default_rng(0)
         for source in ("raw", "instruction"):
-            documents = [EncodedDocument(random.integers(100, 300, random.integers(10, 50)).astype(np.uint32)) for _ in range(60)]
+            documents = [
+                EncodedDocument(
+                    random.integers(100, 300, random.integers(10, 50)).astype(np.uint32)
+                )
+                for _ in range(60)
+            ]
             write_store(folder / source, documents, "f", 10_000)
 
     folder = made_once("stores", write)
@@ -52,7 +59,10 @@ def small_model(made_once) -> str:
 @pytest.fixture(scope="session")
 def make_config(small_model):
     def make(*overrides: str) -> Config:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([f"model={small_model}", *SETTINGS, *overrides]))
+        merged = OmegaConf.merge(
+            OmegaConf.structured(Config),
+            OmegaConf.from_dotlist([f"model={small_model}", *SETTINGS, *overrides]),
+        )
         return OmegaConf.to_object(merged)
 
     return make
@@ -67,7 +77,9 @@ def _no_process_group_is_left():
 
 
 class Clock:
-    """Replaces the clock of step metrics: one second passes at each reading, and more only where a test calls `advance`."""
+    """Replaces the clock of step metrics: one second passes at each reading, and more only where a
+    test calls `advance`.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -104,40 +116,77 @@ def two_ranks(make_config):
 
 @pytest.fixture(scope="session")
 def tasks(made_once):
-    """Tasks of each kind that a live model answers: options in one row, documents, and generated text."""
+    """Tasks of each kind that a live model answers: options in one row, documents, and generated
+    text.
+    """
     folder = made_once("tasks", _write_tasks)
     return [str(folder / f"{name}.yaml") for name in ("choices", "texts", "answers")]
 
 
 def _write_tasks(folder: Path) -> None:
-    texts = ["The heart pumps blood through the body", "A femur is a long bone", "Nerves carry signals"]
+    texts = [
+        "The heart pumps blood through the body",
+        "A femur is a long bone",
+        "Nerves carry signals",
+    ]
     options = [" of the child", " and", " at night"]
-    choices = [{"prompt": text, "options": options[number:] + options[:number], "gold": 0} for number, text in enumerate(texts * 3)]
+    choices = [
+        {"prompt": text, "options": options[number:] + options[:number], "gold": 0}
+        for number, text in enumerate(texts * 3)
+    ]
     (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
-    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": f"{text}. " * 5}) + "\n" for text in texts))
+    (folder / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": f"{text}. " * 5}) + "\n" for text in texts)
+    )
     (folder / "choices.yaml").write_text("kind: choice\ndata: choices.jsonl\n")
     (folder / "texts.yaml").write_text("kind: perplexity\ndata: texts.jsonl\n")
-    (folder / "answers.yaml").write_text("kind: generation\ndata: texts.jsonl\nprompt: '{{ text }}'\nanswer: bone\nmax_new_tokens: 4\n")
+    (folder / "answers.yaml").write_text(
+        "kind: generation\ndata: texts.jsonl\nprompt: '{{ text }}'\nanswer: bone\nmax_new_tokens: "
+        "4\n"
+    )
 
 
 @pytest.fixture(scope="session")
 def during(tasks):
     """Settings of a run that is scored after every second step."""
-    return ["evaluation.during_training.steps=2", f"evaluation.during_training.tasks=[{','.join(tasks)}]"]
+    return [
+        "evaluation.during_training.steps=2",
+        f"evaluation.during_training.tasks=[{','.join(tasks)}]",
+    ]
 
 
 @pytest.fixture(scope="session")
 def runs_of_two(stores, two_ranks, make_config, during, made_once):
-    """Three runs of the same two processes under FSDP2: a whole one, one that is scored on the way, and one that stops because one
-    of the processes gets SIGTERM after step 3. The processes are started by the real torchrun."""
+    """Three runs of the same two processes under FSDP2: a whole one, one that is scored on the way,
+    and one that stops because one of the processes gets SIGTERM after step 3. The processes are
+    started by the real torchrun.
+    """
 
     def run(folder: Path) -> None:
         scored = make_config("trainer.devices=2", "trainer.micro_batch_size=1", *during)
-        jobs = [write_job(two_ranks, stores, folder / "two"), write_job(scored, stores, folder / "scored")]
+        jobs = [
+            write_job(two_ranks, stores, folder / "two"),
+            write_job(scored, stores, folder / "scored"),
+        ]
         jobs.append(write_job(two_ranks, stores, folder / "stopped", (3, 1, signal.SIGTERM)))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.training.jobs"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "tests.training.jobs",
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        result = subprocess.run([*command, *map(str, jobs)], capture_output=True, text=True, check=False, env=environment, timeout=600)
+        result = subprocess.run(
+            [*command, *map(str, jobs)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=600,
+        )
         assert f"exitcode  : {EXIT_CODE}" in result.stderr, result.stderr
 
     return made_once("two", run)

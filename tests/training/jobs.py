@@ -24,20 +24,31 @@ from ipt.training.train import train
 SOURCES = ("raw", "instruction")
 
 
-def write_job(config: Config, stores: dict, output: Path, signal: tuple | None = None, slow_from: int = 0) -> Path:
+def write_job(
+    config: Config, stores: dict, output: Path, signal: tuple | None = None, slow_from: int = 0
+) -> Path:
     """A file that tells `run_jobs` of a training.
 
-    `signal`: (step, rank, signal) that this rank gets after this step; `slow_from`: checkpoints of this step and later ones stay
-    unfinished for minutes."""
+    `signal`: (step, rank, signal) that this rank gets after this step; `slow_from`: checkpoints of
+    this step and later ones stay unfinished for minutes.
+    """
     folders = {name: str(folder) for name, folder in stores.items()}
-    job = {"config": asdict(config), "stores": folders, "output": str(output), "signal": signal, "slow_from": slow_from}
+    job = {
+        "config": asdict(config),
+        "stores": folders,
+        "output": str(output),
+        "signal": signal,
+        "slow_from": slow_from,
+    }
     path = output.with_suffix(f".{signal[0] if signal else 'end'}.json")
     path.write_text(json.dumps(job))
     return path
 
 
 def run_jobs(*paths: Path) -> None:
-    """The trainings of some files, one after the other. A stop ends that training, and the process if it is the last one."""
+    """The trainings of some files, one after the other. A stop ends that training, and the process
+    if it is the last one.
+    """
     tell, finish = StepMetrics.on_train_batch_end, storage._finish
 
     def signalling(self, trainer, *arguments):
@@ -56,8 +67,17 @@ def run_jobs(*paths: Path) -> None:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), job["config"]))
         try:
             output = Path(job["output"])
-            score = DuringTraining(config, None, output) if config.evaluation.during_training.steps else None
-            train(config, {name: Path(folder) for name, folder in job["stores"].items()}, output, score=score)
+            score = (
+                DuringTraining(config, None, output)
+                if config.evaluation.during_training.steps
+                else None
+            )
+            train(
+                config,
+                {name: Path(folder) for name, folder in job["stores"].items()},
+                output,
+                score=score,
+            )
         except Stopped:
             if path == paths[-1]:
                 raise
@@ -65,7 +85,9 @@ def run_jobs(*paths: Path) -> None:
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A port that no other process is given meanwhile: it is bound here, but nothing listens, so a server may still take it."""
+    """A port that no other process is given meanwhile: it is bound here, but nothing listens, so a
+    server may still take it.
+    """
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("localhost", 0))
@@ -78,8 +100,20 @@ def read_metrics(output: Path) -> list[dict]:
 
 def assert_same_steps(left: Path, right: Path, tolerance: float = 0.0) -> None:
     for one, other in zip(read_metrics(left), read_metrics(right), strict=True):
-        for name in ("step", "tokens", "loss", "grad_norm", "lr", "loss/raw", "tokens/raw", "tokens/instruction"):
-            assert one[name] == pytest.approx(other[name], rel=tolerance, abs=0), (one["step"], name)
+        for name in (
+            "step",
+            "tokens",
+            "loss",
+            "grad_norm",
+            "lr",
+            "loss/raw",
+            "tokens/raw",
+            "tokens/instruction",
+        ):
+            assert one[name] == pytest.approx(other[name], rel=tolerance, abs=0), (
+                one["step"],
+                name,
+            )
 
 
 def copy_run(output: Path, target: Path) -> Path:

@@ -1,4 +1,6 @@
-"""What several processes do together, for tests: `main` writes what each check found to FOLDER/found-RANK.json."""
+"""What several processes do together, for tests: `main` writes what each check found to
+FOLDER/found-RANK.json.
+"""
 
 import copy
 import json
@@ -67,11 +69,17 @@ def quantized_loss(config: Config, mesh: DeviceMesh) -> CausalLMLoss:
     loss = CausalLMLoss(model, config.trainer.loss_chunk)
     parallelize(loss, transformer_blocks(model), mesh, config.trainer)
     assert {isinstance(parameter, DTensor) for parameter in model.parameters()} == {True, False}
-    assert all(isinstance(parameter, DTensor) for parameter in model.parameters() if parameter.requires_grad)
+    assert all(
+        isinstance(parameter, DTensor)
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    )
     return loss
 
 
-def loaded_in_slices(folder: Path, mesh: DeviceMesh, lora: int = 0, quantize: str | None = None) -> dict:
+def loaded_in_slices(
+    folder: Path, mesh: DeviceMesh, lora: int = 0, quantize: str | None = None
+) -> dict:
     """Loss and gradients of a cut model against those of the whole one, tied and untied."""
     config = config_of(folder)
     config.lora.rank, config.lora.quantize = lora, quantize
@@ -87,13 +95,23 @@ def loaded_in_slices(folder: Path, mesh: DeviceMesh, lora: int = 0, quantize: st
         "names": all(one[0] == other[0] for one, other in pairs),
         "losses": values,
         "gradients": len([1 for _, (_, parameter) in pairs if parameter.grad is not None]),
-        "difference": max(float((whole(one.grad) - other.grad).abs().max()) for (_, one), (_, other) in pairs if other.grad is not None),
-        "largest": max(float(parameter.grad.abs().max()) for parameter in plain.parameters() if parameter.grad is not None),
+        "difference": max(
+            float((whole(one.grad) - other.grad).abs().max())
+            for (_, one), (_, other) in pairs
+            if other.grad is not None
+        ),
+        "largest": max(
+            float(parameter.grad.abs().max())
+            for parameter in plain.parameters()
+            if parameter.grad is not None
+        ),
     }
 
 
 def memory_of_loading(folder: Path, mesh: DeviceMesh) -> dict:
-    """Bytes that building and filling a cut model took at most, beyond what there was, of memory that is no file's."""
+    """Bytes that building and filling a cut model took at most, beyond what there was, of memory
+    that is no file's.
+    """
     before, most, done = anonymous_memory(), [0], threading.Event()
 
     def watch() -> None:
@@ -123,8 +141,17 @@ def reduced_once(folder: Path, mesh: DeviceMesh, no_sync: bool) -> dict:
         set_gradient_sync(loss, number == 2, config.trainer)
         with CommDebugMode() as communication:
             loss(batch_of(10 * number + dist.get_rank()), 1 / LENGTH, True)[0].backward()
-        counts.append(sum(count for name, count in communication.get_comm_counts().items() if "reduce_scatter" in str(name)))
-    return {"counts": counts, "norm": whole(nn.utils.clip_grad_norm_(loss.parameters(), 1e9)).item()}
+        counts.append(
+            sum(
+                count
+                for name, count in communication.get_comm_counts().items()
+                if "reduce_scatter" in str(name)
+            )
+        )
+    return {
+        "counts": counts,
+        "norm": whole(nn.utils.clip_grad_norm_(loss.parameters(), 1e9)).item(),
+    }
 
 
 def same_optimizer(name: str, dtype: torch.dtype, mesh: DeviceMesh) -> dict:
@@ -135,26 +162,46 @@ def same_optimizer(name: str, dtype: torch.dtype, mesh: DeviceMesh) -> dict:
     built = [build_optimizer(model, OptimizerConfig(name=name, lr=1e-2)) for model in (plain, cut)]
     for step in range(4):
         ids = torch.randint(0, 40, (8,), generator=torch.Generator().manual_seed(step))
-        before = [whole(tensor).clone() for tensor in _all_tensors(cut, built[1])] if step == 3 else []
+        before = (
+            [whole(tensor).clone() for tensor in _all_tensors(cut, built[1])] if step == 3 else []
+        )
         for model, optimizer in zip((plain, cut), built, strict=True):
             optimizer.zero_grad()
             model(ids).float().square().mean().backward()
             optimizer.found_inf = torch.tensor(float(step == 3))
             optimizer.step()
     parameters = zip(plain.parameters(), cut.parameters(), start.parameters(), strict=True)
-    triples = [(one.detach(), whole(other).detach(), before.detach()) for one, other, before in parameters]
+    triples = [
+        (one.detach(), whole(other).detach(), before.detach()) for one, other, before in parameters
+    ]
     return {
-        "apart": max(float((one - other).float().norm() / (one - before).float().norm()) for one, other, before in triples),
+        "apart": max(
+            float((one - other).float().norm() / (one - before).float().norm())
+            for one, other, before in triples
+        ),
         "moved": min(float((one - before).abs().max()) for one, _, before in triples),
-        "untouched": all(torch.equal(one, whole(other)) for one, other in zip(before, _all_tensors(cut, built[1]), strict=True)),
-        "cut": all(isinstance(value, DTensor) for state in built[1].state.values() for key, value in state.items() if key != "step"),
+        "untouched": all(
+            torch.equal(one, whole(other))
+            for one, other in zip(before, _all_tensors(cut, built[1]), strict=True)
+        ),
+        "cut": all(
+            isinstance(value, DTensor)
+            for state in built[1].state.values()
+            for key, value in state.items()
+            if key != "step"
+        ),
     }
 
 
 def same_in_pieces(name: str, mesh: DeviceMesh) -> bool:
-    """Whether a cut model in bf16 and its optimizer's state are to the bit what they are if slices are updated in one piece."""
+    """Whether a cut model in bf16 and its optimizer's state are to the bit what they are if slices
+    are updated in one piece.
+    """
     ended, whole_slices = [], optimizers.PIECE
-    for piece in (3 * 256, whole_slices):  # of slices of 2,800 numbers and more, but for one of 1,600
+    for piece in (
+        3 * 256,
+        whole_slices,
+    ):  # of slices of 2,800 numbers and more, but for one of 1,600
         optimizers.PIECE = piece
         model = _layers(torch.bfloat16)
         fully_shard(model, mesh=mesh)
@@ -168,7 +215,9 @@ def same_in_pieces(name: str, mesh: DeviceMesh) -> bool:
 
 
 def copies_round_alike() -> dict:
-    """Two copies of a model in bf16, each whole on its device (HSDP): their noise must be the same, or they drift apart."""
+    """Two copies of a model in bf16, each whole on its device (HSDP): their noise must be the same,
+    or they drift apart.
+    """
     torch.manual_seed(0)
     model = nn.Linear(64, 64).to(torch.bfloat16)
     start = model.weight.detach().clone()
@@ -185,11 +234,16 @@ def copies_round_alike() -> dict:
 
 def _layers(dtype: torch.dtype) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(40, 256), nn.Linear(256, 70), nn.Linear(70, 80), nn.Linear(80, 40, bias=False)).to(dtype)
+    return nn.Sequential(
+        nn.Embedding(40, 256), nn.Linear(256, 70), nn.Linear(70, 80), nn.Linear(80, 40, bias=False)
+    ).to(dtype)
 
 
 def _all_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
+    return [
+        *model.parameters(),
+        *(value for state in optimizer.state.values() for value in state.values()),
+    ]
 
 
 def main(folder: Path) -> None:

@@ -1,4 +1,6 @@
-"""A tiny random Llama whose vocabulary is as small as its sizes, so that reading and writing it takes no time."""
+"""A tiny random Llama whose vocabulary is as small as its sizes, so that reading and writing it
+takes no time.
+"""
 
 from pathlib import Path
 
@@ -7,15 +9,26 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 320
-WORDS = "The heart pumps blood through the body. A femur is a long bone, and nerves carry signals of the child at night."
+WORDS = (
+    "The heart pumps blood through the body. A femur is a long bone, and nerves carry signals of "
+    "the child at night."
+)
 
 
 def write_tokenizer(folder: Path) -> None:
     """A byte-level BPE of VOCABULARY tokens."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
     tokenizer.train_from_iterator([WORDS], trainer)
     ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends).save_pretrained(folder)

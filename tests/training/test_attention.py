@@ -1,4 +1,6 @@
-"""Every way to compute attention against transformers' sdpa with a block mask; and that a wish is met or refused."""
+"""Every way to compute attention against transformers' sdpa with a block mask; and that a wish is
+met or refused.
+"""
 
 import copy
 
@@ -14,7 +16,9 @@ from ipt.training.model import build_model
 from ipt.training.module import CausalLMLoss
 from tests.training.ranks import batch_of, config_of
 
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's and flash-attn's kernels need a GPU")
+on_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="torch's and flash-attn's kernels need a GPU"
+)
 
 
 def _batch() -> dict:
@@ -22,7 +26,11 @@ def _batch() -> dict:
     batch = batch_of(0)
     sizes = batch["document_sizes"]
     assert len(sizes) == 2
-    return {**batch, "cu_seq_lens": torch.tensor([0, sizes[0], sum(sizes)], dtype=torch.int32), "max_length": max(sizes)}
+    return {
+        **batch,
+        "cu_seq_lens": torch.tensor([0, sizes[0], sum(sizes)], dtype=torch.int32),
+        "max_length": max(sizes),
+    }
 
 
 def _losses_and_gradients(model, batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -37,8 +45,22 @@ def _with(model, name: str):
     return model.train()
 
 
-def _varlen_by_hand(query_THD, key_THD, value_THD, starts, starts_k, longest, longest_k, *, scale, window_size, enable_gqa):
-    """What torch's kernel computes, by its documentation: each document alone, from the left edge of the window to the token itself."""
+def _varlen_by_hand(
+    query_THD,
+    key_THD,
+    value_THD,
+    starts,
+    starts_k,
+    longest,
+    longest_k,
+    *,
+    scale,
+    window_size,
+    enable_gqa,
+):
+    """What torch's kernel computes, by its documentation: each document alone, from the left edge
+    of the window to the token itself.
+    """
     assert starts is starts_k
     assert longest == longest_k == int(starts.diff().max())
     assert window_size[1] == 0
@@ -46,7 +68,9 @@ def _varlen_by_hand(query_THD, key_THD, value_THD, starts, starts_k, longest, lo
     assert enable_gqa == (groups > 1)
     outputs = []
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        query, key, value = (tensor[start:end].transpose(0, 1) for tensor in (query_THD, key_THD, value_THD))
+        query, key, value = (
+            tensor[start:end].transpose(0, 1) for tensor in (query_THD, key_THD, value_THD)
+        )
         scores = query @ key.repeat_interleave(groups, 0).transpose(1, 2) * scale
         distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
         seen = (distance >= 0) & ((window_size[0] < 0) | (distance <= window_size[0]))
@@ -59,7 +83,9 @@ def _varlen_by_hand(query_THD, key_THD, value_THD, starts, starts_k, longest, lo
 @pytest.mark.parametrize("model", ["embedded:tiny", "embedded:tiny-synthesizer"])
 def test_values_and_gradients_are_those_of_the_masked_sdpa(name, model, monkeypatch):
     """The second model has a window of 16 tokens, and the documents are longer."""
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _varlen_by_hand)  # the kernel itself needs a GPU: below
+    monkeypatch.setattr(
+        "torch.nn.attention.varlen.varlen_attn", _varlen_by_hand
+    )  # the kernel itself needs a GPU: below
     plain = load_model(resolve_model(model), torch.float32, attn_implementation="sdpa")
     assert (getattr(plain.config, "sliding_window", None) == 16) == ("synthesizer" in model)
     expected = _losses_and_gradients(_with(plain, "sdpa"), _batch())
@@ -69,16 +95,25 @@ def test_values_and_gradients_are_those_of_the_masked_sdpa(name, model, monkeypa
 
 
 @on_gpu
-@pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"])
+@pytest.mark.parametrize(
+    "name", ["varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
+)
 def test_kernels_on_a_gpu_are_the_masked_sdpa(name, tiny_model):
-    config = config_of(tiny_model, accelerator="gpu", precision="bf16", weights="bf16", attention=name)
+    config = config_of(
+        tiny_model, accelerator="gpu", precision="bf16", weights="bf16", attention=name
+    )
     try:
         resolve_attention(config.trainer)
     except ValueError as error:
         pytest.skip(str(error))
     plain = build_model(config, "sdpa").cuda()
-    batch = {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in _batch().items()}
-    expected, losses = (_losses_and_gradients(_with(plain, chosen), batch)[0] for chosen in ("sdpa", name))
+    batch = {
+        key: value.cuda() if isinstance(value, torch.Tensor) else value
+        for key, value in _batch().items()
+    }
+    expected, losses = (
+        _losses_and_gradients(_with(plain, chosen), batch)[0] for chosen in ("sdpa", name)
+    )
     torch.testing.assert_close(losses, expected, rtol=2e-2, atol=2e-2)
 
 
@@ -86,10 +121,15 @@ def test_a_cpu_takes_packed_and_refuses_kernels_by_name(monkeypatch):
     assert resolve_attention(TrainerConfig(accelerator="cpu")) == "packed"
     assert resolve_attention(TrainerConfig(accelerator="cpu", attention="sdpa")) == "sdpa"
     assert resolve_attention(TrainerConfig(accelerator="cpu", compile=True)) == "sdpa"
-    with pytest.raises(ValueError, match=r"trainer.attention=packed: compiled blocks would be compiled anew for each batch"):
+    with pytest.raises(
+        ValueError,
+        match=r"trainer.attention=packed: compiled blocks would be compiled anew for each batch",
+    ):
         resolve_attention(TrainerConfig(accelerator="cpu", compile=True, attention="packed"))
     for name in ("varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"):
-        with pytest.raises(ValueError, match=f"trainer.attention={name}: it needs an NVIDIA GPU.*use packed"):
+        with pytest.raises(
+            ValueError, match=f"trainer.attention={name}: it needs an NVIDIA GPU.*use packed"
+        ):
             resolve_attention(TrainerConfig(accelerator="cpu", attention=name))
 
 
@@ -98,7 +138,11 @@ def _pretend_a_gpu(monkeypatch, capability: tuple[int, int], packages: set[str])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(attention, "_missing_package", lambda name, package: None if package.distribution in packages else "not installed")
+    monkeypatch.setattr(
+        attention,
+        "_missing_package",
+        lambda name, package: None if package.distribution in packages else "not installed",
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,20 +166,27 @@ def test_a_wish_that_cannot_be_met_says_what_is_missing(monkeypatch):
     with monkeypatch.context() as patched:
         _pretend_a_gpu(patched, (10, 0), {"flash-attn-3"})
         with pytest.raises(
-            ValueError, match=r"flash_attention_3: it is for GPUs of compute capability 8.0 to 9.x, and this is a GPU of .* 10.0"
+            ValueError,
+            match=r"flash_attention_3: it is for GPUs of compute capability 8.0 to 9.x, and this is a GPU of .* 10.0",
         ):
             resolve_attention(TrainerConfig(precision="bf16", attention="flash_attention_3"))
-        with pytest.raises(ValueError, match=r"varlen: its kernel computes in bf16 only, set trainer.precision=bf16"):
+        with pytest.raises(
+            ValueError,
+            match=r"varlen: its kernel computes in bf16 only, set trainer.precision=bf16",
+        ):
             resolve_attention(TrainerConfig(precision="fp32", attention="varlen"))
     missing = attention._missing_package("flash_attention_3", attention.FLASH["flash_attention_3"])
     assert missing == (
-        "the package flash-attn-3 is not installed: build it from the folder hopper/ of the flash-attention repository; "
+        "the package flash-attn-3 is not installed: build it from the folder hopper/ of the "
+        "flash-attention repository; "
         "or use varlen, which needs no package"
     )
 
 
 def _attention_by_hand(query, key, value, scaling, softcap, sinks, window):
-    """Causal attention [1, heads, T, head_dim] with all features, in the order of Gemma-2 and gpt-oss."""
+    """Causal attention [1, heads, T, head_dim] with all features, in the order of Gemma-2 and
+    gpt-oss.
+    """
     length, groups = query.shape[2], query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * scaling
@@ -156,29 +207,55 @@ def _attention_by_hand(query, key, value, scaling, softcap, sinks, window):
 def test_packed_attention_computes_soft_caps_sinks_and_windows(softcap, has_sinks, window):
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 4, 11, 8, generator=generator, requires_grad=True)
-    key, value = (torch.randn(1, 2, 11, 8, generator=generator, requires_grad=True) for _ in range(2))
+    key, value = (
+        torch.randn(1, 2, 11, 8, generator=generator, requires_grad=True) for _ in range(2)
+    )
     sinks = torch.randn(4, generator=generator, requires_grad=True) if has_sinks else None
     inputs = [tensor for tensor in (query, key, value, sinks) if tensor is not None]
     sizes = [7, 4]
-    options = {"scaling": 0.9, "softcap": softcap, "s_aux": sinks, "sliding_window": window, "document_sizes": sizes}
+    options = {
+        "scaling": 0.9,
+        "softcap": softcap,
+        "s_aux": sinks,
+        "sliding_window": window,
+        "document_sizes": sizes,
+    }
     output, _ = attention.packed_attention(torch.nn.Module(), query, key, value, None, **options)
     parts = zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
-    expected = torch.cat([_attention_by_hand(*part, 0.9, softcap, sinks, window) for part in parts], 2).transpose(1, 2)
+    expected = torch.cat(
+        [_attention_by_hand(*part, 0.9, softcap, sinks, window) for part in parts], 2
+    ).transpose(1, 2)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
     weights = torch.randn(output.shape, generator=generator)
     found = torch.autograd.grad((output * weights).sum(), inputs)
-    torch.testing.assert_close(found, torch.autograd.grad((expected * weights).sum(), inputs), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found, torch.autograd.grad((expected * weights).sum(), inputs), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_feature_that_a_kernel_ignores_is_an_error(monkeypatch):
     query = torch.randn(1, 2, 8, 4)
-    for options, feature in (({"softcap": 30.0}, "soft-capped"), ({"s_aux": torch.zeros(2)}, "sinks"), ({"dropout": 0.1}, "dropout")):
-        with pytest.raises(UserError, match=f"trainer.attention=varlen: varlen ignores the .*{feature}.*; use packed"):
+    for options, feature in (
+        ({"softcap": 30.0}, "soft-capped"),
+        ({"s_aux": torch.zeros(2)}, "sinks"),
+        ({"dropout": 0.1}, "dropout"),
+    ):
+        with pytest.raises(
+            UserError,
+            match=f"trainer.attention=varlen: varlen ignores the .*{feature}.*; use packed",
+        ):
             attention.varlen_attention(torch.nn.Module(), query, query, query, None, **options)
     _pretend_a_gpu(monkeypatch, (9, 0), {"flash-attn-3", "flash-attn-4"})
-    names = {feature: attention.candidates(TrainerConfig(precision="bf16"), [feature]) for feature in attention.FEATURES}
+    names = {
+        feature: attention.candidates(TrainerConfig(precision="bf16"), [feature])
+        for feature in attention.FEATURES
+    }
     assert names["softcap"][0] == "flash_attention_3"
     assert names["s_aux"][0] == "flash_attention_4"
     assert names["dropout"][0] == "packed"
-    with pytest.raises(UserError, match="flash_attention_3 ignores the attention dropout of this model"):
-        attention.candidates(TrainerConfig(precision="bf16", attention="flash_attention_3"), ["dropout"])
+    with pytest.raises(
+        UserError, match="flash_attention_3 ignores the attention dropout of this model"
+    ):
+        attention.candidates(
+            TrainerConfig(precision="bf16", attention="flash_attention_3"), ["dropout"]
+        )

@@ -1,4 +1,6 @@
-"""Runs that are scored on the way, against the same runs left alone, and their scores against those of what they export."""
+"""Runs that are scored on the way, against the same runs left alone, and their scores against those
+of what they export.
+"""
 
 import csv
 import signal
@@ -41,12 +43,17 @@ def train_scored(config, stores, output):
 
 def assert_same_run(left, right):
     assert_same_steps(left, right)
-    assert (left / "export" / "model.safetensors").read_bytes() == (right / "export" / "model.safetensors").read_bytes()
+    assert (left / "export" / "model.safetensors").read_bytes() == (
+        right / "export" / "model.safetensors"
+    ).read_bytes()
 
 
 def scores_of(output):
     """Step -> what stands in its record beside the training's own figures, but for times."""
-    records = {record["step"]: {key: value for key, value in record.items() if key.startswith("eval/")} for record in read_metrics(output)}
+    records = {
+        record["step"]: {key: value for key, value in record.items() if key.startswith("eval/")}
+        for record in read_metrics(output)
+    }
     return {step: scores for step, scores in records.items() if scores}
 
 
@@ -69,19 +76,31 @@ def test_two_processes_score_as_one(scored, scored_two):
 def test_the_last_scores_are_those_of_the_export(run, tasks, tmp_path, request):
     output = request.getfixturevalue(run)
     evaluate(EvaluationConfig(), str(output / "export"), tasks, None, tmp_path / "after")
-    found, expected = load_results(output / "scores" / "step-00000006"), load_results(tmp_path / "after")
+    found, expected = (
+        load_results(output / "scores" / "step-00000006"),
+        load_results(tmp_path / "after"),
+    )
     assert found.keys() == expected.keys() == {"choices", "texts", "answers"}
     for task, metrics in expected.items():
         for name, entry in metrics.items():
             assert found[task][name]["n"] == entry["n"]
-            assert found[task][name]["value"] == pytest.approx(entry["value"], rel=1e-4), (task, name)
+            assert found[task][name]["value"] == pytest.approx(entry["value"], rel=1e-4), (
+                task,
+                name,
+            )
             assert scores_of(output)[6][f"eval/{task}/{name}"] == found[task][name]["value"]
     first = load_results(output / "scores" / "step-00000002")
-    assert first["choices"]["logprob"]["value"] != pytest.approx(expected["choices"]["logprob"]["value"], rel=1e-3)  # of another model
+    assert first["choices"]["logprob"]["value"] != pytest.approx(
+        expected["choices"]["logprob"]["value"], rel=1e-3
+    )  # of another model
 
 
-def test_a_stopped_run_goes_on_with_the_same_scores(scored, stores, make_config, during, monkeypatch, tmp_path):
-    """Stopped after a step that was scored, whose scores are in the checkpoint, and with others to come."""
+def test_a_stopped_run_goes_on_with_the_same_scores(
+    scored, stores, make_config, during, monkeypatch, tmp_path
+):
+    """Stopped after a step that was scored, whose scores are in the checkpoint, and with others to
+    come.
+    """
     config = make_config(*during, "trainer.checkpoint_steps=null")
     with monkeypatch.context() as patches:
         stop_after(patches, 4)
@@ -115,7 +134,10 @@ def test_dropout_and_recomputed_blocks_go_on_as_before(stores, make_config, duri
 
 
 def test_a_model_in_inference_and_after(make_config):
-    module = PretrainingModule(make_config("lora.rank=2", "lora.dropout=0.5", "trainer.activation_checkpointing=full"), ["raw"])
+    module = PretrainingModule(
+        make_config("lora.rank=2", "lora.dropout=0.5", "trainer.activation_checkpointing=full"),
+        ["raw"],
+    )
     module.configure_model()
     module.model.base_model.model.model.embed_tokens.eval()  # somebody's wish, which is to be kept
     before = state_of(module)
@@ -136,19 +158,25 @@ def state_of(module):
     return modes, forwards, module.model.config._attn_implementation, random_state()
 
 
-def test_time_for_scores_counts_for_no_step_and_loggers_get_all_of_them(stores, make_config, tmp_path, clock):
+def test_time_for_scores_counts_for_no_step_and_loggers_get_all_of_them(
+    stores, make_config, tmp_path, clock
+):
     def slow(module, step):
         clock.advance(1000)
         return {"eval/pause/one": 1.0}
 
     config = make_config("trainer.max_steps=3", "trainer.log_every=2")
-    train(config, stores, tmp_path / "run", lambda: [CSVLogger(tmp_path, name="logged")], score=slow)
+    train(
+        config, stores, tmp_path / "run", lambda: [CSVLogger(tmp_path, name="logged")], score=slow
+    )
     steps = read_metrics(tmp_path / "run")
     with next(tmp_path.glob("logged/*/metrics.csv")).open() as file:
         assert [row["eval/pause/one"] for row in csv.DictReader(file)] == ["1.0"] * 3
     assert all(step["eval/pause/one"] == 1.0 for step in steps)
     for step in steps:
-        seconds = 128 / step["tokens_per_second"]  # 128 tokens a step; a second for each reading of the clock
+        seconds = (
+            128 / step["tokens_per_second"]
+        )  # 128 tokens a step; a second for each reading of the clock
         assert 0 < step["data_wait"] * seconds < seconds < 10
 
 
@@ -164,7 +192,10 @@ def test_late_scores_are_averaged(scored):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["evaluation.during_training.steps=0"], r"during_training.steps is 0, expected 1 or more, or null"),
+        (
+            ["evaluation.during_training.steps=0"],
+            r"during_training.steps is 0, expected 1 or more, or null",
+        ),
         (["evaluation.during_training.limit=0"], r"during_training.limit is 0"),
         (["evaluation.during_training.tasks=[]"], r"during_training.tasks=\[\]: name the tasks"),
         (["evaluation.during_training.tasks=[nothing]"], r"no task or group is called 'nothing'"),

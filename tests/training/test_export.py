@@ -22,20 +22,37 @@ IDS = torch.arange(100, 140)[None]
 
 def test_the_export_is_the_trained_model(uninterrupted, small_model):
     output, _ = uninterrupted
-    start, weights = load_model(small_model, torch.float32), load_file(output / "export" / "model.safetensors")
-    assert any((weights[name] != value).any() for name, value in start.state_dict().items() if name in weights)
+    start, weights = (
+        load_model(small_model, torch.float32),
+        load_file(output / "export" / "model.safetensors"),
+    )
+    assert any(
+        (weights[name] != value).any()
+        for name, value in start.state_dict().items()
+        if name in weights
+    )
     (checkpoint,) = whole_checkpoints(output / "checkpoints")
     start.load_state_dict(read_whole_tensors(checkpoint, "model.", torch.float32), strict=False)
     start.tie_weights()
     exported = load_model(str(output / "export"), torch.float32)
     assert exported.state_dict().keys() == start.state_dict().keys()
-    assert all(torch.equal(value, start.state_dict()[name]) for name, value in exported.state_dict().items())
-    torch.testing.assert_close(exported(IDS).logits, start(IDS).logits)  # not to the bit: how weights lie in memory may change a sum
-    assert load_tokenizer(str(output / "export"))("a heart")["input_ids"] == load_tokenizer(small_model)("a heart")["input_ids"]
+    assert all(
+        torch.equal(value, start.state_dict()[name])
+        for name, value in exported.state_dict().items()
+    )
+    torch.testing.assert_close(
+        exported(IDS).logits, start(IDS).logits
+    )  # not to the bit: how weights lie in memory may change a sum
+    assert (
+        load_tokenizer(str(output / "export"))("a heart")["input_ids"]
+        == load_tokenizer(small_model)("a heart")["input_ids"]
+    )
 
 
 def test_the_loss_of_the_export_is_that_of_the_next_step(stores, make_config, tmp_path):
-    """Trained weights as the run itself saw them: the loss on the batch of step 4, by the export after step 3."""
+    """Trained weights as the run itself saw them: the loss on the batch of step 4, by the export
+    after step 3.
+    """
     config = make_config("optimizer.lr=1e-2", "trainer.keep_last=9", "trainer.checkpoint_steps=3")
     train(config, stores, tmp_path / "run")
     export_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000003", tmp_path / "third")
@@ -52,15 +69,26 @@ def test_the_loss_of_the_export_is_that_of_the_next_step(stores, make_config, tm
 def test_a_checkpoint_exports_as_the_run_does(uninterrupted, tmp_path):
     output, _ = uninterrupted
     main([str(output), str(tmp_path / "export")])
-    for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md"):
-        assert (tmp_path / "export" / name).read_bytes() == (output / "export" / name).read_bytes(), name
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "README.md",
+    ):
+        assert (tmp_path / "export" / name).read_bytes() == (
+            output / "export" / name
+        ).read_bytes(), name
 
 
 def test_a_sharded_checkpoint_exports_in_one_process(uninterrupted_two, tmp_path):
     (checkpoint,) = whole_checkpoints(uninterrupted_two / "checkpoints")
     assert len({path.name.split("-")[1] for path in checkpoint.glob("shard-*")}) == 2
     export_checkpoint(checkpoint, tmp_path / "export")
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "export", uninterrupted_two / "export"))
+    ours, theirs = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "export", uninterrupted_two / "export")
+    )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -94,24 +122,41 @@ def test_lora_is_merged_and_written_apart(quantize, stores, make_config, tmp_pat
     start = load_model(small_model, torch.float32)
     for name, part in base.named_modules():
         if hasattr(part, "base_layer"):
-            start.get_submodule(name).weight.data = dequantize_module_weight(part.base_layer).detach().float()
-    # In float64 the kernels of the CPU play no part: what differs is that each merged weight was rounded to float32, a few times.
+            start.get_submodule(name).weight.data = (
+                dequantize_module_weight(part.base_layer).detach().float()
+            )
+    # In float64 the kernels of the CPU play no part: what differs is that each merged weight was
+    # rounded to float32, a few times.
     rounding = 100 * torch.finfo(torch.float32).eps
     apart = PeftModel.from_pretrained(start, tmp_path / "export" / "adapter").double()(IDS).logits
     together = load_model(str(tmp_path / "export"), torch.float32).double()(IDS).logits
     torch.testing.assert_close(together, apart, rtol=0, atol=rounding * apart.abs().max().item())
     plain = load_model(small_model, torch.float32).double()(IDS).logits
     assert (plain - apart).abs().max() > 1e-2
-    assert "quantization_config" not in json.loads((tmp_path / "export" / "config.json").read_text())
+    assert "quantization_config" not in json.loads(
+        (tmp_path / "export" / "config.json").read_text()
+    )
 
 
 def test_the_card_says_what_it_was_trained_on(uninterrupted):
     card = (uninterrupted[0] / "export" / "README.md").read_text()
     assert card.startswith("---\n")
-    for part in ("| raw |", "| instruction |", "6 of 6 steps, 768 tokens", "## Licence", "peak learning rate 0.05, cosine"):
+    for part in (
+        "| raw |",
+        "| instruction |",
+        "6 of 6 steps, 768 tokens",
+        "## Licence",
+        "peak learning rate 0.05, cosine",
+    ):
         assert part in card
-    targets = [row.split("|")[6].strip() for row in card.splitlines() if row.startswith(("| raw", "| instruction"))]
-    assert sum(int(count.replace(",", "")) for count in targets) == uninterrupted[1]["target_tokens"]
+    targets = [
+        row.split("|")[6].strip()
+        for row in card.splitlines()
+        if row.startswith(("| raw", "| instruction"))
+    ]
+    assert (
+        sum(int(count.replace(",", "")) for count in targets) == uninterrupted[1]["target_tokens"]
+    )
 
 
 def test_mistakes_are_told(uninterrupted, tmp_path, capsys, monkeypatch):

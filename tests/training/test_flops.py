@@ -1,4 +1,6 @@
-"""FLOPs against figures computed by hand and against torch's counter; peak rates by a device's name."""
+"""FLOPs against figures computed by hand and against torch's counter; peak rates by a device's
+name.
+"""
 
 import pytest
 import torch
@@ -34,7 +36,9 @@ def test_an_embedding_that_is_the_projection_too_counts():
 
 def test_all_weights_as_torch_counts_them():
     model = meta_model(Config(architecture=SMALL), attention="eager")
-    norms = sum(weight.numel() for weight in model.parameters() if weight.ndim == 1)  # counted by convention, but no matrix
+    norms = sum(
+        weight.numel() for weight in model.parameters() if weight.ndim == 1
+    )  # counted by convention, but no matrix
     assert _counted(model, 64) == 64 * (flops_per_token(model, 64) - 6 * norms)
 
 
@@ -42,7 +46,9 @@ def test_lora_as_torch_counts_it():
     config = Config(architecture=SMALL)
     config.lora.rank = 2
     model = meta_model(config, attention="eager")
-    assert _counted(model, 64) == pytest.approx(64 * flops_per_token(model, 64), rel=0.03)  # the first layer's inputs have no gradient
+    assert _counted(model, 64) == pytest.approx(
+        64 * flops_per_token(model, 64), rel=0.03
+    )  # the first layer's inputs have no gradient
     whole = meta_model(Config(architecture=SMALL))
     assert flops_per_token(model, 64) < flops_per_token(whole, 64)
 

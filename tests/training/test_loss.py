@@ -24,21 +24,31 @@ def test_value_and_gradients_equal_the_plain_loss(chunk):
 
 def test_bf16_inputs_give_the_fp32_loss():
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(64, 32, generator=generator), torch.randn(1000, 32, generator=generator)
+    hidden, weight = (
+        torch.randn(64, 32, generator=generator),
+        torch.randn(1000, 32, generator=generator),
+    )
     labels = torch.randint(0, 1000, (64,), generator=generator)
     rounded = hidden.bfloat16(), weight.bfloat16()
     exact = cross_entropy(rounded[0].double() @ rounded[1].double().T, labels)
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss, _ = chunked_cross_entropy(*rounded, labels, scale=1 / 64, chunk=16)
-        assert abs(loss.item() - exact.item()) < 1e-4  # torch's own bf16 product is off by 4e-3 here
+        assert (
+            abs(loss.item() - exact.item()) < 1e-4
+        )  # torch's own bf16 product is off by 4e-3 here
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_of_large_logits_against_fp64(dtype):
-    """Logits of up to a few hundred: nothing overflows, and rounding to the operands' type is all that is lost."""
+    """Logits of up to a few hundred: nothing overflows, and rounding to the operands' type is all
+    that is lost.
+    """
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = 10 * torch.randn(40, 32, generator=generator), torch.randn(500, 32, generator=generator)
+    hidden, weight = (
+        10 * torch.randn(40, 32, generator=generator),
+        torch.randn(500, 32, generator=generator),
+    )
     labels = torch.randint(0, 500, (40,), generator=generator)
     operands = [hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
     exact = [operand.detach().double().requires_grad_() for operand in operands]
@@ -65,7 +75,12 @@ def test_no_targets_and_frozen_weights():
     assert hidden.grad is not None
 
 
-TRANSFORMS = [LogitTransform(), LogitTransform(scale=0.3), LogitTransform(softcap=2.0), LogitTransform(scale=3.0, softcap=5.0)]
+TRANSFORMS = [
+    LogitTransform(),
+    LogitTransform(scale=0.3),
+    LogitTransform(softcap=2.0),
+    LogitTransform(scale=3.0, softcap=5.0),
+]
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -82,12 +97,20 @@ def test_what_a_model_does_to_its_logits_against_the_plain_computation_in_fp64(t
         operands = [None if value is None else value.to(dtype).requires_grad_() for value in exact]
         inputs = [value for value in operands if value is not None]
         hidden, weight, bias = operands
-        loss, losses = chunked_cross_entropy(hidden, weight, labels, 0.7, 7, bias_V=bias, transform=transform)
+        loss, losses = chunked_cross_entropy(
+            hidden, weight, labels, 0.7, 7, bias_V=bias, transform=transform
+        )
         found = torch.autograd.grad(2 * loss, inputs)
         plain = [None if value is None else value.requires_grad_() for value in exact]
         logits = plain[0] @ plain[1].T + (0 if bias is None else plain[2])
         expected = cross_entropy(transform(logits), labels, reduction="none")
-        gradients = torch.autograd.grad(2 * 0.7 * expected.sum(), [value for value in plain if value is not None])
-        torch.testing.assert_close(losses.double(), expected.detach(), rtol=tolerance, atol=tolerance)
+        gradients = torch.autograd.grad(
+            2 * 0.7 * expected.sum(), [value for value in plain if value is not None]
+        )
+        torch.testing.assert_close(
+            losses.double(), expected.detach(), rtol=tolerance, atol=tolerance
+        )
         for ours, other in zip(found, gradients, strict=True):
-            torch.testing.assert_close(ours.double(), other, rtol=tolerance, atol=tolerance * other.abs().max().item())
+            torch.testing.assert_close(
+                ours.double(), other, rtol=tolerance, atol=tolerance * other.abs().max().item()
+            )

@@ -1,4 +1,6 @@
-"""The memory model against what tensors, autograd and the allocator really hold, on models that are small but real."""
+"""The memory model against what tensors, autograd and the allocator really hold, on models that are
+small but real.
+"""
 
 import warnings
 
@@ -10,7 +12,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.profiler import ProfilerActivity, profile
 
 from ipt.config import Config
-from ipt.training.memory_estimate import memory_model, optimizer_bytes, quantized_bytes, sharded, training_memory
+from ipt.training.memory_estimate import (
+    memory_model,
+    optimizer_bytes,
+    quantized_bytes,
+    sharded,
+    training_memory,
+)
 from ipt.training.memory_trace import LiveBytes
 from ipt.training.model import build_model, transformer_blocks
 from ipt.training.module import CausalLMLoss
@@ -59,13 +67,17 @@ def made(config):
 
 
 def most_allocated(work) -> int:
-    """The most bytes that torch's CPU allocator held at once during `work`, beside those that were there before."""
+    """The most bytes that torch's CPU allocator held at once during `work`, beside those that were
+    there before.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
             work()
     now = peak = 0
-    for event in sorted(record.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+    for event in sorted(
+        record.profiler.kineto_results.events(), key=lambda event: event.start_ns()
+    ):
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
@@ -98,14 +110,22 @@ def test_what_lasts_is_exact(variant, optimizer, tied):
     state = [value for values in built.state.values() for value in values.values()]
     memory = predicted(config)
     assert memory.weights == sum(parameter.nbytes for parameter in parameters)
-    assert memory.gradients == sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None)
-    assert memory.optimizer == sum(value.nbytes for value in state if isinstance(value, torch.Tensor))
+    assert memory.gradients == sum(
+        parameter.grad.nbytes for parameter in parameters if parameter.grad is not None
+    )
+    assert memory.optimizer == sum(
+        value.nbytes for value in state if isinstance(value, torch.Tensor)
+    )
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "selective"])  # what that keeps, the hooks do not see
+@pytest.mark.parametrize(
+    "variant", [name for name in VARIANTS if name != "selective"]
+)  # what that keeps, the hooks do not see
 def test_activations_are_what_autograd_saves(variant):
-    """Within 1%, less what the loss saves, and with what lives without being saved: the decoder's output until the loss is done,
-    and, where blocks are checkpointed, the sines and cosines of the positions that each will be called with again."""
+    """Within 1%, less what the loss saves, and with what lives without being saved: the decoder's
+    output until the loss is done, and, where blocks are checkpointed, the sines and cosines of the
+    positions that each will be called with again.
+    """
     config = small_config(**VARIANTS[variant])
     loss = made(config)
     weights = {parameter.untyped_storage()._cdata for parameter in loss.parameters()}
@@ -120,7 +140,9 @@ def test_activations_are_what_autograd_saves(variant):
         value, _ = loss(batch(), 1.0, True)
     projection = config.architecture["vocab_size"] * 128 * 4 if not config.lora.rank else 0
     of_loss = 512 * 128 * 4 + projection  # gradients of hidden states and projection
-    alive = 512 * 128 * 4 + (2 * 512 * 32 * 4 if config.trainer.activation_checkpointing != "none" else 0)
+    alive = 512 * 128 * 4 + (
+        2 * 512 * 32 * 4 if config.trainer.activation_checkpointing != "none" else 0
+    )
     measured = sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) - of_loss + alive
     assert measured > 1 << 20
     assert predicted(config).moments[0].activations == pytest.approx(measured, rel=0.01)
@@ -129,10 +151,12 @@ def test_activations_are_what_autograd_saves(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_peak_is_the_allocators(variant):
-    """Within 4% of the most that torch's CPU allocator held at once over forward and backward pass, beside weights and gradients.
+    """Within 4% of the most that torch's CPU allocator held at once over forward and backward pass,
+    beside weights and gradients.
 
-    Where the loss is the peak it is within 0.2%. Under LoRA it is the backward pass, in which attention document by document holds
-    the gradients of documents and of all of them together for a moment, which the model leaves out.
+    Where the loss is the peak it is within 0.2%. Under LoRA it is the backward pass, in which
+    attention document by document holds the gradients of documents and of all of them together for
+    a moment, which the model leaves out.
     """
     config = small_config(**VARIANTS[variant])
     loss = made(config)
@@ -142,12 +166,18 @@ def test_the_peak_is_the_allocators(variant):
         data = batch()
         loss(data, 1.0, True)[0].backward()
 
-    assert max(moment.total for moment in predicted(config).moments) == pytest.approx(most_allocated(step), rel=0.04)
+    assert max(moment.total for moment in predicted(config).moments) == pytest.approx(
+        most_allocated(step), rel=0.04
+    )
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])  # bitsandbytes' kernels for a CPU take more than those for a GPU
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", "lion", "muon"]
+)  # bitsandbytes' kernels for a CPU take more than those for a GPU
 @pytest.mark.parametrize("weights", ["fp32", "bf16"])
-@pytest.mark.parametrize("piece", [1 << 14, 1 << 24])  # the largest weight is of 23 pieces and a rest, or a part of one
+@pytest.mark.parametrize(
+    "piece", [1 << 14, 1 << 24]
+)  # the largest weight is of 23 pieces and a rest, or a part of one
 def test_the_peak_of_an_update_is_the_allocators(weights, optimizer, piece, monkeypatch):
     monkeypatch.setattr("ipt.training.optim.optimizers.PIECE", piece)
     monkeypatch.setattr("ipt.training.memory_estimate.PIECE", piece)
@@ -185,7 +215,11 @@ def test_shards_are_those_of_fsdp():
 def test_llama_3_8b_on_one_gpu_as_computed_by_hand():
     """fp32 weights, gradients and two moments are 128.5 GB."""
     config = Config(model="meta-llama/Meta-Llama-3-8B")
-    config.trainer.accelerator, config.trainer.precision, config.trainer.activation_checkpointing = "gpu", "bf16", "full"
+    (
+        config.trainer.accelerator,
+        config.trainer.precision,
+        config.trainer.activation_checkpointing,
+    ) = "gpu", "bf16", "full"
     config.mixture.seq_len = 4096
     one = predicted(config)
     assert one.lasting / 1e9 == pytest.approx(128.5, abs=0.1)
@@ -216,25 +250,38 @@ def test_parts_of_tensors():
     assert sharded(torch.empty(10, 3), 4) == 9  # ceil(10 / 4) rows of 3
     assert sharded(torch.empty(()), 4) == 1
     assert optimizer_bytes(torch.empty(16, 256), 1, "adamw_8bit") == 4 + 2 * (4096 + 16 * 4)
-    assert optimizer_bytes(torch.empty(16, 256), 1, "paged_adamw_8bit") == 4 + 2 * 16 * 4  # its pages lie elsewhere
-    assert optimizer_bytes(torch.empty(4095), 1, "adamw_8bit") == 4 + 2 * 4 * 4095  # small tensors stay in fp32
+    assert (
+        optimizer_bytes(torch.empty(16, 256), 1, "paged_adamw_8bit") == 4 + 2 * 16 * 4
+    )  # its pages lie elsewhere
+    assert (
+        optimizer_bytes(torch.empty(4095), 1, "adamw_8bit") == 4 + 2 * 4 * 4095
+    )  # small tensors stay in fp32
 
 
 def test_quantised_weights_as_bitsandbytes_packs_them():
     from bitsandbytes.functional import quantize_4bit
 
-    packed, state = quantize_4bit(torch.randn(300, 128), blocksize=64, compress_statistics=True, quant_type="nf4")
-    assert quantized_bytes(300, 128, "4bit") == packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+    packed, state = quantize_4bit(
+        torch.randn(300, 128), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    assert (
+        quantized_bytes(300, 128, "4bit")
+        == packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+    )
     assert quantized_bytes(300, 128, "8bit") == 300 * 128 + 300 * 4
 
 
 def test_the_other_ways_to_save_activations():
-    budget, none, full = (predicted(small_config(checkpointing=value)).moments[0].activations for value in ("budget", "none", "full"))
+    budget, none, full = (
+        predicted(small_config(checkpointing=value)).moments[0].activations
+        for value in ("budget", "none", "full")
+    )
     assert budget == pytest.approx((none + full) / 2)
     masked = small_config()
     masked.trainer.attention = "sdpa"
     assert (
-        predicted(masked).moments[0].activations - none >= LAYERS * 2 * 256 * 256 * 4 - LAYERS * 512 * 128 * 4
+        predicted(masked).moments[0].activations - none
+        >= LAYERS * 2 * 256 * 256 * 4 - LAYERS * 512 * 128 * 4
     )  # a mask a layer, one output less
 
 
@@ -247,9 +294,11 @@ def test_copies_of_the_sharded_model_shard_it_less():
 
 
 def test_updates_that_need_room():
-    """torch's AdamW needs none; weights in bf16 are rounded, the largest one deciding; 8-bit moments are copied to go back to.
+    """torch's AdamW needs none; weights in bf16 are rounded, the largest one deciding; 8-bit
+    moments are copied to go back to.
 
-    Of a weight larger than a piece it is that of a piece."""
+    Of a weight larger than a piece it is that of a piece.
+    """
     update = {}
     for weights, optimizer in (("fp32", "adamw"), ("fp32", "adamw_8bit"), ("bf16", "adamw")):
         config = small_config(optimizer=optimizer)
@@ -260,5 +309,9 @@ def test_updates_that_need_room():
     assert update["fp32", "adamw_8bit"] == table * (4 + 2) + 4 + 2 * 4 * table // 256
     assert update["bf16", "adamw"] == table * (2 + 19 + 8) + 4
     config = Config(model="meta-llama/Meta-Llama-3-8B")
-    config.trainer.accelerator, config.trainer.precision, config.trainer.weights = "gpu", "bf16", "bf16"
+    config.trainer.accelerator, config.trainer.precision, config.trainer.weights = (
+        "gpu",
+        "bf16",
+        "bf16",
+    )
     assert predicted(config).moments[-1].temporary == pytest.approx(2**24 * (2 + 19 + 8), abs=4)

@@ -1,4 +1,6 @@
-"""Each supported architecture, tiny and random: train equals alone, export equals trained, resume equals uninterrupted."""
+"""Each supported architecture, tiny and random: train equals alone, export equals trained, resume
+equals uninterrupted.
+"""
 
 import shutil
 from itertools import pairwise
@@ -27,18 +29,24 @@ def _loss_alone(folder, stores, config, step: int) -> float:
     batch = sequences.batch(range(step * BATCH, (step + 1) * BATCH))
     model = load_case(folder)
     losses = []
-    for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
+    for ids, labels, positions in zip(
+        batch["input_ids"], batch["labels"], batch["position_ids"], strict=True
+    ):
         starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
         assert len(starts) > 2, "several documents must be packed"
         for start, end in pairwise(starts):
             logits = model(input_ids=ids[None, start:end], use_cache=False).logits[0].float()
             targets = labels[start:end] != IGNORE
-            losses.append(cross_entropy(logits[targets], labels[start:end][targets], reduction="none"))
+            losses.append(
+                cross_entropy(logits[targets], labels[start:end][targets], reduction="none")
+            )
     return float(torch.cat(losses).mean())
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_an_architecture_trains_exports_and_resumes(name, stores, make_config, small_model, tmp_path):
+def test_an_architecture_trains_exports_and_resumes(
+    name, stores, make_config, small_model, tmp_path
+):
     folder = write_case(name, tmp_path / "model", small_model)
     config = make_config(
         f"trainer.max_steps={STEPS}",
@@ -61,8 +69,12 @@ def test_an_architecture_trains_exports_and_resumes(name, stores, make_config, s
     # The checkpoint after two steps, exported, gives the loss of the third step.
     checkpoint = tmp_path / "whole" / "checkpoints" / "step-00000002"
     export_checkpoint(checkpoint, tmp_path / "exported")
-    assert cross_entropies[2] == pytest.approx(_loss_alone(tmp_path / "exported", stores, config, 2), abs=1e-3)
-    assert abs(cross_entropies[2] - _loss_alone(folder, stores, config, 2)) > 5e-3, "two steps must change the model"
+    assert cross_entropies[2] == pytest.approx(
+        _loss_alone(tmp_path / "exported", stores, config, 2), abs=1e-3
+    )
+    assert abs(cross_entropies[2] - _loss_alone(folder, stores, config, 2)) > 5e-3, (
+        "two steps must change the model"
+    )
 
     # The same run resumed from that checkpoint ends with the same weights.
     (tmp_path / "resumed").mkdir()

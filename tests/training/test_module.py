@@ -13,9 +13,13 @@ from ipt.training.module import CausalLMLoss, build_model
 
 def _batch(stores):
     opened = {name: TokenStore(folder) for name, folder in stores.items()}
-    plan = make_plan(opened, MixtureConfig(ratios={"raw": 0.5, "instruction": 0.5}, seq_len=64), 4, 0)
+    plan = make_plan(
+        opened, MixtureConfig(ratios={"raw": 0.5, "instruction": 0.5}, seq_len=64), 4, 0
+    )
     batch = PackedSequences(plan, [opened[name] for name in plan.sources]).batch(range(3))
-    assert ((batch["position_ids"] == 0).sum(dim=1) > 1).all()  # several documents are really packed
+    assert (
+        (batch["position_ids"] == 0).sum(dim=1) > 1
+    ).all()  # several documents are really packed
     return batch
 
 
@@ -23,12 +27,16 @@ def test_packed_documents_equal_documents_run_alone(stores, make_config, small_m
     batch = _batch(stores)
     plain = load_model(small_model, torch.float32)
     expected = []
-    for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
+    for ids, labels, positions in zip(
+        batch["input_ids"], batch["labels"], batch["position_ids"], strict=True
+    ):
         bounds = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
         for start, end in pairwise(bounds):
             logits = plain(ids[None, start:end]).logits[0]
             targets = labels[start:end] != IGNORE
-            expected.append(cross_entropy(logits[targets], labels[start:end][targets], reduction="none"))
+            expected.append(
+                cross_entropy(logits[targets], labels[start:end][targets], reduction="none")
+            )
     for attention in ("packed", "sdpa"):
         model = CausalLMLoss(build_model(make_config(f"trainer.attention={attention}")), chunk=17)
         _, losses = model(batch, 1.0, True)

@@ -48,11 +48,20 @@ def test_waiting_for_data_is_seen(stores, make_config, tmp_path, monkeypatch, cl
     for step in read_metrics(tmp_path / "run")[1:]:
         seconds = 64 * 2 * 2 / step["tokens_per_second"]
         waited = step["data_wait"] * seconds
-        assert 600 < waited < seconds < 610  # two batches, and a second for each reading of the clock
+        assert (
+            600 < waited < seconds < 610
+        )  # two batches, and a second for each reading of the clock
 
 
 def test_the_note_beside_the_bar():
-    record = {"loss": 2.1428, "tokens_per_second": 8512.3, "mfu": 0.514, "memory": 96.31, "data_wait": 0.01, "skipped": 0}
+    record = {
+        "loss": 2.1428,
+        "tokens_per_second": 8512.3,
+        "mfu": 0.514,
+        "memory": 96.31,
+        "data_wait": 0.01,
+        "skipped": 0,
+    }
     assert step_note(record, 8) == "loss 2.143  8 x 8,512 tokens/s  MFU 51%  96.3 GiB"
     slow = {**record, "mfu": None, "data_wait": 0.2, "skipped": 3}
     assert step_note(slow, 1) == "loss 2.143  8,512 tokens/s  96.3 GiB  data wait 20%  skipped 3"
@@ -60,7 +69,13 @@ def test_the_note_beside_the_bar():
 
 @pytest.mark.parametrize("steps", [1, 6, 12])
 def test_a_profile_is_written(steps, stores, make_config, tmp_path, capsys):
-    train(make_config("trainer.profiler=torch", f"trainer.max_steps={steps}", "trainer.keep_checkpoints=false"), stores, tmp_path / "run")
+    train(
+        make_config(
+            "trainer.profiler=torch", f"trainer.max_steps={steps}", "trainer.keep_checkpoints=false"
+        ),
+        stores,
+        tmp_path / "run",
+    )
     (trace,) = (tmp_path / "run" / "profile").iterdir()
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     taken = [event for event in events if str(event.get("name", "")).startswith("Optimizer.step#")]
@@ -69,7 +84,9 @@ def test_a_profile_is_written(steps, stores, make_config, tmp_path, capsys):
 
 
 def test_saving_by_time_and_keeping_for_good(stores, make_config, tmp_path, monkeypatch):
-    """The first step takes two minutes by the clock that checkpoints look at: twice before it, then again and again."""
+    """The first step takes two minutes by the clock that checkpoints look at: twice before it, then
+    again and again.
+    """
     now = iter([0.0, 0.0, *[120.0] * 100])
     monkeypatch.setattr("ipt.training.checkpoint.callback.monotonic", lambda: next(now))
     seen = []
@@ -80,7 +97,13 @@ def test_saving_by_time_and_keeping_for_good(stores, make_config, tmp_path, monk
         seen.append([path.name for path in whole_checkpoints(tmp_path / "run" / "checkpoints")])
 
     monkeypatch.setattr(StepMetrics, "on_train_batch_end", spy)
-    settings = ["checkpoint_steps=null", "checkpoint_minutes=1.5", "keep_every=3", "async_checkpoint=false", "keep_last=1"]
+    settings = [
+        "checkpoint_steps=null",
+        "checkpoint_minutes=1.5",
+        "keep_every=3",
+        "async_checkpoint=false",
+        "keep_last=1",
+    ]
     train(make_config(*[f"trainer.{setting}" for setting in settings]), stores, tmp_path / "run")
     assert seen[1] == ["step-00000001"]
     assert seen[-1] == ["step-00000003"]
@@ -90,7 +113,9 @@ def test_saving_by_time_and_keeping_for_good(stores, make_config, tmp_path, monk
 
 def test_a_copy_that_fails_is_told_and_does_not_end_the_run(stores, make_config, tmp_path, capsys):
     (tmp_path / "file").touch()
-    config = make_config(f"trainer.checkpoint_url=file://{tmp_path}/file")  # a file, where a folder would have to be
+    config = make_config(
+        f"trainer.checkpoint_url=file://{tmp_path}/file"
+    )  # a file, where a folder would have to be
     assert train(config, stores, tmp_path / "run")["steps"] == 6
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["failed_uploads"] > 0
     assert "step-00000006 was not copied" in capsys.readouterr().err
@@ -103,7 +128,9 @@ def test_wandb_goes_on_where_the_checkpoint_says(uninterrupted, tmp_path):
     moved = copy_run(uninterrupted[0], tmp_path / "moved")
     (checkpoint,) = whole_checkpoints(moved / "checkpoints")
     facts = read_facts(checkpoint)
-    facts = {name: value for name, value in facts.items() if name != "seal"} | {"about": {**facts["about"], "wandb_id": drawn}}
+    facts = {name: value for name, value in facts.items() if name != "seal"} | {
+        "about": {**facts["about"], "wandb_id": drawn}
+    }
     (checkpoint / "checkpoint.json").write_text(json.dumps(sealed(facts, {})))
     assert run_id(moved) == drawn
 
@@ -111,11 +138,21 @@ def test_wandb_goes_on_where_the_checkpoint_says(uninterrupted, tmp_path):
 def test_spreading_and_saving_do_not_make_another_run(make_config):
     one = make_config("trainer.micro_batch_size=2", "trainer.accumulate=4")
     two = make_config(
-        "trainer.devices=2", "trainer.accumulate=4", "trainer.micro_batch_size=1", "trainer.keep_last=7", "trainer.profiler=torch"
+        "trainer.devices=2",
+        "trainer.accumulate=4",
+        "trainer.micro_batch_size=1",
+        "trainer.keep_last=7",
+        "trainer.profiler=torch",
     )
     assert trainer_settings(one.trainer) == trainer_settings(two.trainer)
     assert run_key(one, {"raw": 1}) == run_key(two, {"raw": 1}) != run_key(one, {"raw": 2})
-    for change in ("trainer.max_steps=7", "trainer.accumulate=8", "optimizer.lr=1", "seed=1", "mixture.packing=best_fit"):
+    for change in (
+        "trainer.max_steps=7",
+        "trainer.accumulate=8",
+        "optimizer.lr=1",
+        "seed=1",
+        "mixture.packing=best_fit",
+    ):
         other = make_config("trainer.micro_batch_size=2", "trainer.accumulate=4", change)
         assert run_key(other, {"raw": 1}) != run_key(one, {"raw": 1}), change
 
@@ -155,12 +192,23 @@ STEP = {
     ("variables", "tasks"),
     [
         ({}, 1),
-        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "job"}, 1),  # of a batch script
+        (
+            {
+                "SLURM_JOB_ID": "1",
+                "SLURM_NTASKS": "2",
+                "SLURM_PROCID": "0",
+                "SLURM_JOB_NAME": "job",
+            },
+            1,
+        ),  # of a batch script
         (STEP, 4),
         (STEP | {"SLURM_STEP_NUM_TASKS": "1"}, 1),  # srun --ntasks=1 in an allocation for four
         (STEP | {"SLURM_JOB_NAME": "interactive"}, 4),  # srun in a shell of salloc
         (STEP | {"SLURM_JOB_NAME": "bash"}, 1),
-        (STEP | {"SLURM_JOB_NAME": "my-shell", "SLURM_PTY_PORT": "40000"}, 1),  # srun --pty my-shell
+        (
+            STEP | {"SLURM_JOB_NAME": "my-shell", "SLURM_PTY_PORT": "40000"},
+            1,
+        ),  # srun --pty my-shell
         ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "interactive"}, 1),
         (STEP | {"SLURM_STEP_ID": "4294967290"}, 1),  # the shell of salloc where it is a step
         (STEP | {"SLURM_STEP_ID": "4294967291"}, 1),  # a batch script where it is a step
@@ -175,22 +223,43 @@ def test_a_single_process_is_told_from_the_tasks_of_srun(monkeypatch, variables,
     assert slurm_tasks() == tasks
     check_launch(TrainerConfig(devices=tasks))
     environment = cluster_environment(TrainerConfig(devices=tasks))
-    assert type(environment).__name__ == ("LightningEnvironment" if tasks == 1 else "SLURMEnvironment")
+    assert type(environment).__name__ == (
+        "LightningEnvironment" if tasks == 1 else "SLURMEnvironment"
+    )
 
 
 @pytest.mark.parametrize(
-    "variables", [{"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "1"}, STEP | {"SLURM_JOB_NAME": "bash"}]
+    "variables",
+    [
+        {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "1"},
+        STEP | {"SLURM_JOB_NAME": "bash"},
+    ],
 )
 def test_lightning_takes_a_single_process_in_a_slurm_job(monkeypatch, variables):
     import lightning as L
 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    trainer = L.Trainer(accelerator="cpu", devices=1, plugins=cluster_environment(TrainerConfig()), logger=False, enable_progress_bar=False)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        plugins=cluster_environment(TrainerConfig()),
+        logger=False,
+        enable_progress_bar=False,
+    )
     assert trainer.world_size == 1 and trainer.is_global_zero
 
 
-@pytest.mark.parametrize("key", ["keep_last=0", "checkpoint_steps=0", "checkpoint_minutes=-1", "profiler=nsight", "export_dtype=fp8"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "keep_last=0",
+        "checkpoint_steps=0",
+        "checkpoint_minutes=-1",
+        "profiler=nsight",
+        "export_dtype=fp8",
+    ],
+)
 def test_values_that_no_run_could_use(key, make_config):
     with pytest.raises(ValueError, match=f"trainer.{key}"):
         check_training(make_config(f"trainer.{key}"))

@@ -1,4 +1,6 @@
-"""Several processes for real, over gloo, against one; and blocks that are recomputed or compiled against plain ones."""
+"""Several processes for real, over gloo, against one; and blocks that are recomputed or compiled
+against plain ones.
+"""
 
 import copy
 import json
@@ -31,14 +33,20 @@ LARGE = {**SHAPE, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_la
 
 def _save(folder: Path, shape: dict, tied: bool) -> None:
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied)).to(torch.bfloat16).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied)).to(
+        torch.bfloat16
+    ).save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    for name, shape, tied in (("tied", SHAPE, True), ("untied", SHAPE, False), ("large", LARGE, True)):
+    for name, shape, tied in (
+        ("tied", SHAPE, True),
+        ("untied", SHAPE, False),
+        ("large", LARGE, True),
+    ):
         _save(folder / name, shape, tied)
     return folder
 
@@ -76,7 +84,9 @@ def test_gradients_are_reduced_once_a_step_when_asked_for(found):
 
 @pytest.mark.parametrize("name", ranks.OPTIMIZERS)
 def test_optimizers_do_the_same_on_slices_and_skip_alike(found, name):
-    bound = {"adamw_8bit": 0.1, "lion_8bit": 0.3, "muon": 0.01}.get(name, 1e-6)  # other blocks of 8 bits; products in bf16
+    bound = {"adamw_8bit": 0.1, "lion_8bit": 0.3, "muon": 0.01}.get(
+        name, 1e-6
+    )  # other blocks of 8 bits; products in bf16
     for rank in found:
         result = rank["optimizers"][name]
         assert result["moved"] > 5e-3
@@ -101,23 +111,41 @@ def test_weights_in_bf16_are_rounded_alike_on_copies_of_a_slice(found):
 def test_copies_of_a_sharded_model_equal_one_process(stores, make_config, tmp_path):
     settings = ["trainer.max_steps=3", "trainer.checkpoint_steps=100"]
     train(make_config(*settings, "trainer.micro_batch_size=8"), stores, tmp_path / "one")
-    four = make_config(*settings, "trainer.micro_batch_size=1", "trainer.accumulate=2", "trainer.devices=4", "trainer.replicas=2")
+    four = make_config(
+        *settings,
+        "trainer.micro_batch_size=1",
+        "trainer.accumulate=2",
+        "trainer.devices=4",
+        "trainer.replicas=2",
+    )
     ended = run_ranks(run_jobs, write_job(four, stores, tmp_path / "four"), processes=4)
     assert ended.codes == [0, 0, 0, 0], ended.output
     assert_same_steps(tmp_path / "four", tmp_path / "one", tolerance=1e-3)
 
 
-def test_load_balancing_under_fsdp2_is_the_mean_over_micro_batches(stores, make_config, small_model, tmp_path):
+def test_load_balancing_under_fsdp2_is_the_mean_over_micro_batches(
+    stores, make_config, small_model, tmp_path
+):
     """Two ranks with a sequence each train as one process that accumulates over the two sequences."""
     folder = write_case("Mixtral", tmp_path / "model", small_model)
-    settings = ("trainer.max_steps=2", "trainer.micro_batch_size=1", "trainer.checkpoint_steps=9", "optimizer.lr=1e-2")
-    one, two = make_config(*settings, "trainer.accumulate=2"), make_config(*settings, "trainer.devices=2")
+    settings = (
+        "trainer.max_steps=2",
+        "trainer.micro_batch_size=1",
+        "trainer.checkpoint_steps=9",
+        "optimizer.lr=1e-2",
+    )
+    one, two = (
+        make_config(*settings, "trainer.accumulate=2"),
+        make_config(*settings, "trainer.devices=2"),
+    )
     one.model = two.model = folder
     train(one, stores, tmp_path / "one")
     ended = run_ranks(run_jobs, write_job(two, stores, tmp_path / "two"))
     assert ended.codes == [0, 0], ended.output[-2000:]
     assert_same_steps(tmp_path / "two", tmp_path / "one", tolerance=1e-3)
-    for ours, other in zip(read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), strict=True):
+    for ours, other in zip(
+        read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one"), strict=True
+    ):
         assert ours["aux_loss"] == pytest.approx(other["aux_loss"], rel=1e-3)
 
 

@@ -17,7 +17,14 @@ from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
 from ipt.training.metrics import StepMetrics
 from ipt.training.train import train
 from tests.processes import run_ranks, run_together, started
-from tests.training.jobs import assert_same_steps, copy_run, read_metrics, reserved_port, run_jobs, write_job
+from tests.training.jobs import (
+    assert_same_steps,
+    copy_run,
+    read_metrics,
+    reserved_port,
+    run_jobs,
+    write_job,
+)
 
 
 @pytest.fixture
@@ -40,24 +47,34 @@ def _signal_after(patches: pytest.MonkeyPatch, step: int, number: signal.Signals
 @pytest.fixture(scope="module")
 def whole_forty(stores, make_config, tmp_path_factory):
     """A run that is long enough to be killed, left alone, and its config."""
-    config, output = make_config("trainer.max_steps=40", "trainer.checkpoint_steps=3"), tmp_path_factory.mktemp("forty") / "whole"
+    config, output = (
+        make_config("trainer.max_steps=40", "trainer.checkpoint_steps=3"),
+        tmp_path_factory.mktemp("forty") / "whole",
+    )
     train(config, stores, output)
     return output, config
 
 
 def _same_weights(left: Path, right: Path) -> bool:
-    return (left / "export" / "model.safetensors").read_bytes() == (right / "export" / "model.safetensors").read_bytes()
+    return (left / "export" / "model.safetensors").read_bytes() == (
+        right / "export" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_two_ranks_under_fsdp2_equal_one_process(uninterrupted, uninterrupted_two):
     assert_same_steps(uninterrupted_two, uninterrupted[0], tolerance=1e-3)
-    one, two = (load_file(folder / "export" / "model.safetensors") for folder in (uninterrupted[0], uninterrupted_two))
+    one, two = (
+        load_file(folder / "export" / "model.safetensors")
+        for folder in (uninterrupted[0], uninterrupted_two)
+    )
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-2, atol=1e-3)
 
 
 def test_sigterm_to_one_of_two_stops_both_after_the_same_step(stopped_two):
-    assert [path.name for path in whole_checkpoints(stopped_two / "checkpoints")] == ["step-00000004"]
+    assert [path.name for path in whole_checkpoints(stopped_two / "checkpoints")] == [
+        "step-00000004"
+    ]
     assert len(read_metrics(stopped_two)) == 4
     assert not (stopped_two / "summary.json").exists()
 
@@ -65,11 +82,25 @@ def test_sigterm_to_one_of_two_stops_both_after_the_same_step(stopped_two):
 def test_two_go_on_as_two(stopped_two, uninterrupted_two, stores, two_ranks, tmp_path):
     """Started as `srun` starts them, with a process for each task and no torchrun."""
     output = copy_run(stopped_two, tmp_path / "run")
-    tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0"}
+    tasks = {
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NNODES": "1",
+        "SLURM_NODELIST": "localhost",
+        "SLURM_NODEID": "0",
+    }
     with reserved_port() as port:
-        shared = {**tasks, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7"}
+        shared = {
+            **tasks,
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+            "SLURM_JOB_NAME": "train",
+            "SLURM_JOB_ID": "7",
+        }
         environments = [{**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"]
-        ended = run_together(run_jobs, write_job(two_ranks, stores, output), environments=environments)
+        ended = run_together(
+            run_jobs, write_job(two_ranks, stores, output), environments=environments
+        )
     assert ended.codes == [0, 0], ended.output
     assert_same_steps(output, uninterrupted_two)
     assert _same_weights(output, uninterrupted_two)
@@ -84,7 +115,9 @@ def test_two_go_on_as_one(stopped_two, uninterrupted, stores, make_config, tmp_p
 
 @pytest.fixture(scope="module")
 def requeued(stores, make_config, tmp_path_factory):
-    """A run of one process that SLURM's signal before the time is up has ended after step 3, and what was asked of SLURM then."""
+    """A run of one process that SLURM's signal before the time is up has ended after step 3, and
+    what was asked of SLURM then.
+    """
     folder = tmp_path_factory.mktemp("requeued")
     output, record, scontrol = folder / "run", folder / "record", folder / "bin" / "scontrol"
     scontrol.parent.mkdir()
@@ -103,16 +136,27 @@ def requeued(stores, make_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def of_two_copies(make_config):
     """HSDP: each process has all weights, and one of the two writes each."""
-    return make_config("trainer.devices=2", "trainer.micro_batch_size=1", "trainer.replicas=2", "trainer.keep_every=4")
+    return make_config(
+        "trainer.devices=2",
+        "trainer.micro_batch_size=1",
+        "trainer.replicas=2",
+        "trainer.keep_every=4",
+    )
 
 
 @pytest.fixture(scope="module")
 def resumed_by_two(requeued, of_two_copies, stores, two_ranks, tmp_path_factory):
-    """A folder of what the same two processes ran: two copies of a model, whole and stopped and gone on with; a run of one process."""
+    """A folder of what the same two processes ran: two copies of a model, whole and stopped and
+    gone on with; a run of one process.
+    """
     folder = tmp_path_factory.mktemp("resumed")
     spread = copy_run(requeued[0], folder / "spread")
     stopped = write_job(of_two_copies, stores, folder / "again", (3, 1, signal.SIGTERM))
-    jobs = [write_job(of_two_copies, stores, folder / "whole"), stopped, write_job(of_two_copies, stores, folder / "again")]
+    jobs = [
+        write_job(of_two_copies, stores, folder / "whole"),
+        stopped,
+        write_job(of_two_copies, stores, folder / "again"),
+    ]
     ended = run_ranks(run_jobs, *jobs, write_job(two_ranks, stores, spread))
     assert ended.codes == [0, 0], ended.output
     assert "going on from step 4" in ended.output
@@ -127,11 +171,17 @@ def test_two_copies_go_on_as_two_and_as_one(resumed_by_two, stores, make_config,
     copy_run(checkpoint, one / "checkpoints" / checkpoint.name)
     summary = train(make_config(), stores, one)
     assert_same_steps(one, whole, tolerance=1e-3)
-    written = sum(tensor.nbytes for path in checkpoint.glob("shard-*") for tensor in load_file(path).values())
-    assert written == pytest.approx(summary["parameters"] * (4 + 8), rel=0.01)  # weights and two moments, once
+    written = sum(
+        tensor.nbytes for path in checkpoint.glob("shard-*") for tensor in load_file(path).values()
+    )
+    assert written == pytest.approx(
+        summary["parameters"] * (4 + 8), rel=0.01
+    )  # weights and two moments, once
 
 
-def test_one_goes_on_as_one_and_as_two(requeued, resumed_by_two, uninterrupted, stores, make_config, tmp_path):
+def test_one_goes_on_as_one_and_as_two(
+    requeued, resumed_by_two, uninterrupted, stores, make_config, tmp_path
+):
     """SLURM's signal before the time is up: saved, and back in the queue."""
     stopped, record = requeued
     assert record.read_text() == "requeue 17\n"
@@ -146,7 +196,9 @@ def test_one_goes_on_as_one_and_as_two(requeued, resumed_by_two, uninterrupted, 
 @pytest.mark.parametrize("moment", ["any time", "while it saves"])
 def test_killed_and_run_again_equals_uninterrupted(moment, whole_forty, stores, tmp_path):
     (whole, config), killed = whole_forty, tmp_path / "killed"
-    job = write_job(config, stores, killed, slow_from=30 if moment == "any time" else 6)  # which ends no run
+    job = write_job(
+        config, stores, killed, slow_from=30 if moment == "any time" else 6
+    )  # which ends no run
     wanted = "step-*" if moment == "any time" else ".step-00000006.partial/shard-*"
     with started(run_jobs, job, log=tmp_path / "log") as process:
         while not list((killed / "checkpoints").glob(wanted)):
@@ -157,7 +209,9 @@ def test_killed_and_run_again_equals_uninterrupted(moment, whole_forty, stores, 
         assert process.exitcode == -signal.SIGKILL
     assert not (killed / "summary.json").exists()
     if moment == "while it saves":
-        assert [path.name for path in whole_checkpoints(killed / "checkpoints")] == ["step-00000003"]
+        assert [path.name for path in whole_checkpoints(killed / "checkpoints")] == [
+            "step-00000003"
+        ]
     train(config, stores, killed)
     assert_same_steps(killed, whole)
     assert _same_weights(killed, whole)
@@ -166,7 +220,9 @@ def test_killed_and_run_again_equals_uninterrupted(moment, whole_forty, stores, 
 
 def test_ctrl_c_is_told_from_an_end(stores, make_config, signal_after, tmp_path):
     signal_after(2, signal.SIGINT)
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may have been told to ignore it
+    previous = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a process in the background may have been told to ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
             train(make_config(), stores, tmp_path / "run")
@@ -181,7 +237,9 @@ def test_a_checkpoint_of_other_settings_is_refused(uninterrupted, stores, make_c
         train(make_config("optimizer.lr=1e-3"), stores, output)
 
 
-def test_a_finished_run_goes_on_from_its_end_and_only_exports(uninterrupted, stores, make_config, tmp_path):
+def test_a_finished_run_goes_on_from_its_end_and_only_exports(
+    uninterrupted, stores, make_config, tmp_path
+):
     output = copy_run(uninterrupted[0], tmp_path / "run")
     train(make_config(), stores, output)
     assert_same_steps(output, uninterrupted[0])
@@ -204,7 +262,9 @@ def test_seconds_are_those_of_all_starts(stores, make_config, signal_after, monk
     assert summary["seconds"] < 2000
 
 
-def test_copies_elsewhere_are_gone_on_from(uninterrupted, stores, make_config, signal_after, monkeypatch, tmp_path):
+def test_copies_elsewhere_are_gone_on_from(
+    uninterrupted, stores, make_config, signal_after, monkeypatch, tmp_path
+):
     config = make_config("trainer.checkpoint_url=memory://copies", "trainer.async_checkpoint=false")
     with monkeypatch.context() as patches:
         signal_after(4, signal.SIGTERM)
@@ -217,7 +277,9 @@ def test_copies_elsewhere_are_gone_on_from(uninterrupted, stores, make_config, s
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "lion", "muon"])
-def test_other_optimizers_go_on_too(optimizer, stores, make_config, signal_after, monkeypatch, tmp_path):
+def test_other_optimizers_go_on_too(
+    optimizer, stores, make_config, signal_after, monkeypatch, tmp_path
+):
     config = make_config(f"optimizer.name={optimizer}", "optimizer.lr=1e-2")
     train(config, stores, tmp_path / "whole")
     with monkeypatch.context() as patches:
@@ -229,7 +291,9 @@ def test_other_optimizers_go_on_too(optimizer, stores, make_config, signal_after
     assert_same_steps(tmp_path / "run", tmp_path / "whole")
 
 
-def test_lora_checkpoints_hold_only_what_is_trained(stores, make_config, signal_after, monkeypatch, tmp_path):
+def test_lora_checkpoints_hold_only_what_is_trained(
+    stores, make_config, signal_after, monkeypatch, tmp_path
+):
     config = make_config("lora.rank=2", "lora.dropout=0.1")
     train(config, stores, tmp_path / "whole")
     with monkeypatch.context() as patches:

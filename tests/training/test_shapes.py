@@ -1,4 +1,6 @@
-"""Models without weights: known ones have the published numbers of parameters, folders and unknown names are treated as said."""
+"""Models without weights: known ones have the published numbers of parameters, folders and unknown
+names are treated as said.
+"""
 
 import pytest
 
@@ -24,7 +26,10 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_known_models_have_their_published_parameters(name):
-    assert sum(parameter.numel() for parameter in meta_model(Config(model=name)).parameters()) == PUBLISHED[name]
+    assert (
+        sum(parameter.numel() for parameter in meta_model(Config(model=name)).parameters())
+        == PUBLISHED[name]
+    )
 
 
 @pytest.mark.parametrize("name", ["embedded:tiny", "embedded:tiny-synthesizer"])
@@ -32,8 +37,12 @@ def test_embedded_models_are_what_is_said_of_them(name):
     import torch
 
     made = {key: value.shape for key, value in load_model(name, torch.float32).named_parameters()}
-    assert made == {key: value.shape for key, value in meta_model(Config(model=name)).named_parameters()}
-    assert {parameter.device.type for parameter in meta_model(Config(model=name)).parameters()} == {"meta"}
+    assert made == {
+        key: value.shape for key, value in meta_model(Config(model=name)).named_parameters()
+    }
+    assert {parameter.device.type for parameter in meta_model(Config(model=name)).parameters()} == {
+        "meta"
+    }
 
 
 def test_a_folder_says_itself_what_it_is(tiny_model, tmp_path, monkeypatch):
@@ -45,7 +54,9 @@ def test_a_folder_says_itself_what_it_is(tiny_model, tmp_path, monkeypatch):
 
 
 def test_what_is_not_known_is_one_line():
-    with pytest.raises(ValueError, match="model=owner/unheard-of: a dry run reaches no hub") as error:
+    with pytest.raises(
+        ValueError, match="model=owner/unheard-of: a dry run reaches no hub"
+    ) as error:
         model_config(Config(model="owner/unheard-of"))
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="architecture: "):

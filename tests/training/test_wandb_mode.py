@@ -1,4 +1,6 @@
-"""Who decides whether Weights & Biases is reached: the config, then W&B's variables and files, then whether there is a key."""
+"""Who decides whether Weights & Biases is reached: the config, then W&B's variables and files, then
+whether there is a key.
+"""
 
 import os
 import threading
@@ -12,12 +14,22 @@ from ipt.training.wandb_mode import DISABLED, OFFLINE, ONLINE, has_key, wandb_mo
 
 KEY = "0" * 40
 SERVICE = "WANDB_SERVICE"
-VARIABLES = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "NETRC")
+VARIABLES = (
+    "WANDB_MODE",
+    "WANDB_DISABLED",
+    "WANDB_API_KEY",
+    "WANDB_IDENTITY_TOKEN_FILE",
+    "WANDB_BASE_URL",
+    "WANDB_CONFIG_DIR",
+    "NETRC",
+)
 
 
 @pytest.fixture
 def home(monkeypatch, tmp_path):
-    """A home folder and a current folder without anything of W&B's. The environment is as before afterwards."""
+    """A home folder and a current folder without anything of W&B's. The environment is as before
+    afterwards.
+    """
     before = dict(os.environ)
     for name in (*VARIABLES, "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
@@ -52,7 +64,9 @@ def home(monkeypatch, tmp_path):
         ({"WANDB_IDENTITY_TOKEN_FILE": "/token"}, None, ONLINE),
     ],
 )
-def test_the_variables_decide_where_the_config_does_not(home, monkeypatch, variables, offline, mode):
+def test_the_variables_decide_where_the_config_does_not(
+    home, monkeypatch, variables, offline, mode
+):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert wandb_mode(offline).mode == mode
@@ -62,7 +76,12 @@ def test_the_variables_decide_where_the_config_does_not(home, monkeypatch, varia
 def test_settings_that_wandb_writes_decide_too(home, monkeypatch, place):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     (home / place).mkdir(parents=True)
-    for content, mode in {"mode = offline": OFFLINE, "disabled = true": OFFLINE, "mode = online": ONLINE, "entity = 100%": ONLINE}.items():
+    for content, mode in {
+        "mode = offline": OFFLINE,
+        "disabled = true": OFFLINE,
+        "mode = online": ONLINE,
+        "entity = 100%": ONLINE,
+    }.items():
         (home / place / "settings").write_text(f"[default]\n{content}\n")
         assert wandb_mode(None).mode == mode
 
@@ -135,7 +154,9 @@ def test_nothing_is_sent_and_one_line_says_why(home, monkeypatch, requests, case
     else:
         monkeypatch.setenv("WANDB_MODE", case)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    loggers = build_loggers(Config(logger=LoggerConfig(name="wandb", timeout=1)), "training", output, None)
+    loggers = build_loggers(
+        Config(logger=LoggerConfig(name="wandb", timeout=1)), "training", output, None
+    )
     for logger in loggers:
         logger.log_metrics({"loss": 1.0}, 1)
         logger.close()

@@ -17,7 +17,9 @@ CALLS = 2000
 
 @pytest.fixture
 def server(request, monkeypatch):
-    """A server that answers no request ("hang"), each with 500 ("fail"), or that is not there ("refuse")."""
+    """A server that answers no request ("hang"), each with 500 ("fail"), or that is not there
+    ("refuse").
+    """
     import wandb
 
     released = threading.Event()
@@ -58,7 +60,9 @@ def begun(make_config, tmp_path):
     (logger,) = build_loggers(config, "training", tmp_path / "run", None)
     logger.send(lambda run: None)
     assert logger._relay.wait(60)
-    children = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    children = [
+        child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE
+    ]
     (process,) = [child for child in children if child.name() == "wandb-core"]
     yield config, logger, process
     logger.close()
@@ -114,7 +118,9 @@ def test_logging_does_not_wait(trouble, begun, capfd):
         started = time.monotonic()
         logger.log_metrics(record, step)
         seconds.append(time.monotonic() - started)
-    assert sorted(seconds)[CALLS // 2] < 0.1  # a call that waited for W&B would take a second (logger.timeout)
+    assert (
+        sorted(seconds)[CALLS // 2] < 0.1
+    )  # a call that waited for W&B would take a second (logger.timeout)
     logger.close()
     assert "records are not in" in capfd.readouterr().err
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE

@@ -20,10 +20,19 @@ class Backend(Protocol):
         """The rows that score a question's options in order: one for all of them, or one for each."""
 
     def logprobs(self, rows: Sequence[Row], description: str) -> list[NDArray[np.float64]]:
-        """For each row the log-probability (nats) of each of its targets. `description` names the progress bar."""
+        """For each row the log-probability (nats) of each of its targets. `description` names the
+        progress bar.
+        """
 
-    def generate(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_new_tokens: int, description: str) -> list[Generation]:
-        """For each prompt (tokens) the greedy continuation before the first of the texts `stop`, EOS or `max_new_tokens`.
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        stop: Sequence[str],
+        max_new_tokens: int,
+        description: str,
+    ) -> list[Generation]:
+        """For each prompt (tokens) the greedy continuation before the first of the texts `stop`,
+        EOS or `max_new_tokens`.
 
         What a prompt is answered with does not depend on the prompts beside it.
         """

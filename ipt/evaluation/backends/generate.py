@@ -1,4 +1,6 @@
-"""Greedy generation with a Hugging Face model: each sequence stops on its own, and then leaves the batch."""
+"""Greedy generation with a Hugging Face model: each sequence stops on its own, and then leaves the
+batch.
+"""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -18,18 +20,30 @@ from ipt.training.model import base_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SHARED = 64  # tokens: a beginning that all prompts of a batch share is computed once if it is at least so long
+# tokens: a beginning that all prompts of a batch share is computed once if it is at least so long
+SHARED = 64
 
 
 class Greedy:
     """Continues prompts with the likeliest token at each step, in the model's dtype.
 
-    A sequence ends at a token that the model or its tokenizer names as an end, when its text contains one of `stop`, or after
-    `max_new_tokens`.
+    A sequence ends at a token that the model or its tokenizer names as an end, when its text
+    contains one of `stop`, or after `max_new_tokens`.
     """
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str], max_new_tokens: int) -> None:
-        self._model, self._tokenizer, self._stop, self._max_new_tokens = model, tokenizer, stop, max_new_tokens
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        stop: Sequence[str],
+        max_new_tokens: int,
+    ) -> None:
+        self._model, self._tokenizer, self._stop, self._max_new_tokens = (
+            model,
+            tokenizer,
+            stop,
+            max_new_tokens,
+        )
         inner = base_model(model)
         self._device = inner.get_input_embeddings().weight.device
         self._end = end_tokens(inner.generation_config, tokenizer)
@@ -37,12 +51,18 @@ class Greedy:
         self._takes = frozenset(known)
         attends = "past_key_values" in known
         self._cache_name = "past_key_values" if attends else "cache_params"
-        self._attends = full_attention_length(inner) if attends else 0  # texts of at most so many tokens are seen whole by every layer
+        self._attends = (
+            full_attention_length(inner) if attends else 0
+        )  # texts of at most so many tokens are seen whole by every layer
 
-    def run(self, prompts: Sequence[Sequence[int]], batch_tokens: int, description: str) -> list[Generation]:
-        """The continuation of each prompt; batches of similar length have at most `batch_tokens` with what is generated.
+    def run(
+        self, prompts: Sequence[Sequence[int]], batch_tokens: int, description: str
+    ) -> list[Generation]:
+        """The continuation of each prompt; batches of similar length have at most `batch_tokens`
+        with what is generated.
 
-        Processes that work together divide the batches, and each calls the model as often as every other, as a sharded one needs.
+        Processes that work together divide the batches, and each calls the model as often as every
+        other, as a sharded one needs.
         """
         found: dict[int, Generation] = {}
         rank, size = place()
@@ -57,24 +77,33 @@ class Greedy:
         return [found[index] for index in range(len(prompts))]
 
     def _batches(self, prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-        """Only layers that attend can leave out padding; for others the prompts of a batch have one length."""
+        """Only layers that attend can leave out padding; for others the prompts of a batch have one
+        length.
+        """
         groups: dict[int, list[int]] = {}
         for index, prompt in enumerate(prompts):
             groups.setdefault(0 if self._attends else len(prompt), []).append(index)
         for group in groups.values():
-            for batch in batches([len(prompts[index]) + self._max_new_tokens for index in group], batch_tokens):
+            for batch in batches(
+                [len(prompts[index]) + self._max_new_tokens for index in group], batch_tokens
+            ):
                 yield [group[place] for place in batch]
 
     @torch.no_grad()  # not inference_mode: what a live model gathers must stay fit for training
     def _continue(self, prompts: list[list[int]]) -> Iterator[tuple[int, Generation]]:
-        """The number of a prompt and its continuation, in the order in which they end. Padding goes to the left, between what all
-        prompts share and the rest, where no token sees it and no position counts it.
+        """The number of a prompt and its continuation, in the order in which they end. Padding goes
+        to the left, between what all prompts share and the rest, where no token sees it and no
+        position counts it.
         """
         cache, shared = self._shared_beginning(prompts)
         width = max(map(len, prompts), default=0)
         padding = [width - len(prompt) for prompt in prompts]
-        ids_BT = self._tensor([[0] * pad + prompt[shared:] for pad, prompt in zip(padding, prompts, strict=True)])
-        mask_BT = self._tensor([[1] * shared + [0] * pad + [1] * (width - shared - pad) for pad in padding])
+        ids_BT = self._tensor(
+            [[0] * pad + prompt[shared:] for pad, prompt in zip(padding, prompts, strict=True)]
+        )
+        mask_BT = self._tensor(
+            [[1] * shared + [0] * pad + [1] * (width - shared - pad) for pad in padding]
+        )
         live, new = list(range(len(prompts))), [list[int]() for _ in prompts]
         while self._anywhere(bool(live)):
             if not live:
@@ -98,7 +127,9 @@ class Greedy:
             mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
 
     def _shared_beginning(self, prompts: list[list[int]]) -> tuple[Any, int]:
-        """Keys and values of what all prompts begin with, computed once, and how many tokens that is; of each prompt one is left."""
+        """Keys and values of what all prompts begin with, computed once, and how many tokens that
+        is; of each prompt one is left.
+        """
         shared = common_prefix([prompt[:-1] for prompt in prompts])
         pays = len(prompts) > 1 and shared >= SHARED and self._attends >= max(map(len, prompts))
         if not pays:
@@ -123,27 +154,45 @@ class Greedy:
         """A call of the model beside those of the other processes."""
         self._model(input_ids=self._tensor([[0]]), use_cache=False)
 
-    def _step(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+    def _step(
+        self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, cache: Any
+    ) -> tuple[torch.Tensor, Any]:
         """The likeliest next token of each row, and the cache with these tokens."""
         position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-        inputs = {"input_ids": ids_BT, "position_ids": position_BT, "logits_to_keep": 1, "use_cache": True}
-        if self._attends:  # layers of other kinds have no padding to leave out, and some take the mask for that of their input alone
+        inputs = {
+            "input_ids": ids_BT,
+            "position_ids": position_BT,
+            "logits_to_keep": 1,
+            "use_cache": True,
+        }
+        # layers of other kinds have no padding to leave out, and some take the mask for that of
+        # their input alone
+        if self._attends:
             inputs["attention_mask"] = mask_BT
         known = {name: value for name, value in inputs.items() if name in self._takes}
         outputs = self._model(**known, **{self._cache_name: cache})
         best_B, token_B = outputs.logits[:, -1].max(-1)
         if not bool(best_B.isfinite().all()):
-            raise UserError("generation: the model's logits are not finite: its weights are broken, or training diverged")
+            raise UserError(
+                "generation: the model's logits are not finite: its weights are broken, or "
+                "training diverged"
+            )
         return token_B, outputs[self._cache_name]
 
     def _ended(self, ids: list[int]) -> Generation | None:
         """What was generated, if that is all."""
         if ids[-1] in self._end:
             return Generation(self._text(ids[:-1]), len(ids), "eos", tuple(ids))
-        text = str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))  # special tokens may be asked for in `stop`
+        text = str(
+            self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        )  # special tokens may be asked for in `stop`
         if any(mark in text for mark in self._stop):
             return Generation(cut(self._text(ids), self._stop), len(ids), "stop", tuple(ids))
-        return Generation(self._text(ids), len(ids), "length", tuple(ids)) if len(ids) == self._max_new_tokens else None
+        return (
+            Generation(self._text(ids), len(ids), "length", tuple(ids))
+            if len(ids) == self._max_new_tokens
+            else None
+        )
 
     def _text(self, ids: list[int]) -> str:
         return generated_text(self._tokenizer, ids)

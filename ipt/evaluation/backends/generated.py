@@ -18,7 +18,9 @@ class Generation(NamedTuple):
 
 def generated_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     """The text of generated tokens; special ones leave none."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return str(
+        tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    )
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

@@ -1,4 +1,6 @@
-"""Log-probabilities of tokens under a model: batches by length, tree masks, shared prefixes, and no more logits than are read."""
+"""Log-probabilities of tokens under a model: batches by length, tree masks, shared prefixes, and no
+more logits than are read.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,8 +15,20 @@ from ipt.config import EvaluationConfig
 from ipt.console import console, progress
 from ipt.distributed import gathered, place
 from ipt.errors import UserError
-from ipt.evaluation.backends.batching import UNLIMITED, batches, context_length, full_attention_length
-from ipt.evaluation.backends.encoding import Question, Row, check_chat, make_encoder, plain_rows, tree_row
+from ipt.evaluation.backends.batching import (
+    UNLIMITED,
+    batches,
+    context_length,
+    full_attention_length,
+)
+from ipt.evaluation.backends.encoding import (
+    Question,
+    Row,
+    check_chat,
+    make_encoder,
+    plain_rows,
+    tree_row,
+)
 from ipt.evaluation.backends.generate import Greedy
 from ipt.evaluation.backends.generated import Generation
 from ipt.evaluation.backends.prefixes import shared_prefixes
@@ -29,7 +43,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOGITS = 2**25  # of them at a time: 128 MiB in fp32
 # How far two ways of computing one log-probability may lie apart by rounding alone.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
-ROUNDED_TOLERANCE = 0.5  # of 8-bit weights, which round each batch's activations in a way of its own
+ROUNDED_TOLERANCE = (
+    0.5  # of 8-bit weights, which round each batch's activations in a way of its own
+)
 
 
 def load_scorer(config: EvaluationConfig, name: str) -> "Scorer":
@@ -38,8 +54,15 @@ def load_scorer(config: EvaluationConfig, name: str) -> "Scorer":
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "sharded" and place()[1] > 1:
-        raise UserError("evaluation.device=sharded spreads one model over all GPUs: start it without torchrun, or leave it out")
-    options: dict[str, Any] = {"device_map": "auto" if device == "sharded" else {"": device}} if _is_placed(config) else {}
+        raise UserError(
+            "evaluation.device=sharded spreads one model over all GPUs: start it without torchrun, "
+            "or leave it out"
+        )
+    options: dict[str, Any] = (
+        {"device_map": "auto" if device == "sharded" else {"": device}}
+        if _is_placed(config)
+        else {}
+    )
     if config.quantize:
         options["quantization_config"] = _quantization(config)
     tokenizer = load_tokenizer(name)
@@ -61,13 +84,20 @@ class Job(NamedTuple):
 class Scorer:
     """A model that scores rows of tokens.
 
-    Three short cuts are taken where the model gives the same figures with them as without (`scoring=auto` tries each once):
-    options share a row with their prompt, a prefix that many rows share is computed once, and only the outputs that are read are
-    projected to the vocabulary. The model may be one in training, LoRA layers and all. Processes that work together
-    (ipt.distributed) divide the batches, and each calls the model as often as every other, as a sharded one needs.
+    Three short cuts are taken where the model gives the same figures with them as without
+    (`scoring=auto` tries each once): options share a row with their prompt, a prefix that many rows
+    share is computed once, and only the outputs that are read are projected to the vocabulary. The
+    model may be one in training, LoRA layers and all. Processes that work together
+    (ipt.distributed) divide the batches, and each calls the model as often as every other, as a
+    sharded one needs.
     """
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", config: EvaluationConfig) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        config: EvaluationConfig,
+    ) -> None:
         self.model, self.batch_tokens = model, config.batch_tokens
         self.inner = base_model(model)
         self.vocabulary = int(self.inner.config.get_text_config().vocab_size)
@@ -76,9 +106,13 @@ class Scorer:
         self.encoder = make_encoder(tokenizer, config, limit)
         plain = config.scoring == "plain"
         self.projects_itself = plain  # the model computes its logits, all of them
-        self.tree_length = 0 if plain else full_attention_length(self.inner)  # questions of at most so many tokens take the tree
+        self.tree_length = (
+            0 if plain else full_attention_length(self.inner)
+        )  # questions of at most so many tokens take the tree
         self.prefix_length = self.tree_length  # and rows of at most so many take a shared prefix
-        self.dtype = self._idle().dtype  # of what is computed, which may be lower than that of the weights
+        self.dtype = (
+            self._idle().dtype
+        )  # of what is computed, which may be lower than that of the weights
         self.tolerance = ROUNDED_TOLERANCE if config.quantize == "8bit" else TOLERANCE[self.dtype]
         if config.scoring == "auto":
             self._probe()
@@ -89,14 +123,17 @@ class Scorer:
         return [tree_row(question)] if length <= self.tree_length else plain_rows(question)
 
     def logprobs(self, rows: Sequence[Row], description: str) -> list[NDArray[np.float64]]:
-        """For each row the log-probability (nats) of each of its targets. `description` names the progress bar."""
+        """For each row the log-probability (nats) of each of its targets. `description` names the
+        progress bar.
+        """
         found: dict[int, NDArray[np.float64]] = {}
         jobs = self._jobs(rows)
         with progress(description, len(rows), hidden=place()[0] > 0) as bar:
             for job, values, done in self._run(jobs):
                 if not np.isfinite(values).all():
                     raise UserError(
-                        f"{description}: the model's log-probabilities are not finite: its weights are broken, or training diverged"
+                        f"{description}: the model's log-probabilities are not finite: its weights "
+                        "are broken, or training diverged"
                     )
                 ends = np.cumsum([len(row.targets) for row in job.rows])
                 found |= zip(job.indices, np.split(values, ends[:-1]), strict=True)
@@ -104,16 +141,34 @@ class Scorer:
         found = gathered(found)
         return [found[index] for index in range(len(rows))]
 
-    def generate(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_new_tokens: int, description: str) -> list[Generation]:
-        return Greedy(self.model, self.encoder.tokenizer, stop, max_new_tokens).run(prompts, self.batch_tokens, description)
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        stop: Sequence[str],
+        max_new_tokens: int,
+        description: str,
+    ) -> list[Generation]:
+        return Greedy(self.model, self.encoder.tokenizer, stop, max_new_tokens).run(
+            prompts, self.batch_tokens, description
+        )
 
     def _jobs(self, rows: Sequence[Row]) -> list[Job]:
         """All rows in batches. A group that shares a prefix has batches of its own."""
-        groups = shared_prefixes([row.ids[: self._shareable(row)] for row in rows], self.batch_tokens)
+        groups = shared_prefixes(
+            [row.ids[: self._shareable(row)] for row in rows], self.batch_tokens
+        )
         grouped = {member for group in groups for member in group.members}
-        # Rows with branches apart from others: their mask replaces the model's own, which may be a sliding window.
-        rest = [[i for i, row in enumerate(rows) if i not in grouped and any(row.segments) is branching] for branching in (True, False)]
-        limit = min(self.batch_tokens, 4 * LOGITS // self.vocabulary) if self.projects_itself else self.batch_tokens
+        # Rows with branches apart from others: their mask replaces the model's own, which may be a
+        # sliding window.
+        rest = [
+            [i for i, row in enumerate(rows) if i not in grouped and any(row.segments) is branching]
+            for branching in (True, False)
+        ]
+        limit = (
+            min(self.batch_tokens, 4 * LOGITS // self.vocabulary)
+            if self.projects_itself
+            else self.batch_tokens
+        )
         return [
             Job(
                 rows[members[0]].ids[:length],
@@ -121,18 +176,24 @@ class Scorer:
                 [members[place] for place in batch],
             )
             for length, members in (*groups, *((0, members) for members in rest))
-            for batch in batches([len(rows[member].ids) - length for member in members], limit, length)
+            for batch in batches(
+                [len(rows[member].ids) - length for member in members], limit, length
+            )
         ]
 
     def _shareable(self, row: Row) -> int:
-        """How many tokens at its beginning a row may leave to others: none that is read from, none of a branch."""
+        """How many tokens at its beginning a row may leave to others: none that is read from, none
+        of a branch.
+        """
         if max(row.positions) >= self.prefix_length:
             return 0
         return min(*row.reads, row.segments.count(0))
 
     @torch.no_grad()  # not inference_mode: what a live model gathers must stay fit for training
     def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, NDArray[np.float64], int]]:
-        """This process's share of the jobs, the log-probabilities of all targets of each, and how many rows all processes did meanwhile."""
+        """This process's share of the jobs, the log-probabilities of all targets of each, and how
+        many rows all processes did meanwhile.
+        """
         rank, size = place()
         cache, held = None, [list[int]()] * size  # the prefix that each process holds
         for first in range(0, len(jobs), size):
@@ -152,7 +213,9 @@ class Scorer:
 
     @torch.no_grad()
     def _score(self, rows: list[Row], cache: Cache | None = None) -> NDArray[np.float64]:
-        """Log-probabilities of all targets of one batch, row after row, behind the prefix in `cache`."""
+        """Log-probabilities of all targets of one batch, row after row, behind the prefix in
+        `cache`.
+        """
         outputs_BTX = self._outputs(self._inputs(rows, cache))
         width = outputs_BTX.shape[1]
         reads = [index * width + read for index, row in enumerate(rows) for read in row.reads]
@@ -164,33 +227,55 @@ class Scorer:
     def _prefix(self, ids: list[int]) -> Cache:
         """Keys and values of a prefix."""
         cache = DynamicCache()
-        self.inner.base_model(input_ids=torch.tensor([ids], device=self.device), past_key_values=cache, use_cache=True)
+        self.inner.base_model(
+            input_ids=torch.tensor([ids], device=self.device), past_key_values=cache, use_cache=True
+        )
         return Cache(layers=[SharedLayer(layer) for layer in cache.layers])
 
     @torch.no_grad()
     def _idle(self) -> torch.Tensor:
         """A pass over one token, for the sake of other processes."""
-        return self._outputs({"input_ids": torch.zeros(1, 1, dtype=torch.long, device=self.device), "use_cache": False})
+        return self._outputs(
+            {
+                "input_ids": torch.zeros(1, 1, dtype=torch.long, device=self.device),
+                "use_cache": False,
+            }
+        )
 
     def _outputs(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Logits, or what is projected to them [batch, tokens, vocabulary or width]."""
-        return self.model(**inputs).logits if self.projects_itself else self.inner.base_model(**inputs).last_hidden_state
+        return (
+            self.model(**inputs).logits
+            if self.projects_itself
+            else self.inner.base_model(**inputs).last_hidden_state
+        )
 
     def _inputs(self, rows: list[Row], cache: Cache | None = None) -> dict[str, Any]:
         """Padding goes to the right, where no token that is read can see it."""
         width = max(len(row.ids) for row in rows)
         ids_BT, position_BT, segment_BT = (
-            torch.tensor([list(values) + [0] * (width - len(values)) for values in column], device=self.device)
-            for column in zip(*((row.ids, row.positions, row.segments) for row in rows), strict=True)
+            torch.tensor(
+                [list(values) + [0] * (width - len(values)) for values in column],
+                device=self.device,
+            )
+            for column in zip(
+                *((row.ids, row.positions, row.segments) for row in rows), strict=True
+            )
         )
         if cache is None and not segment_BT.any():  # no branches: the model's own causal attention
             return {"input_ids": ids_BT, "use_cache": False}
         mask = tree_mask(segment_BT, self.dtype, 0 if cache is None else cache.get_seq_length())
         inputs = {"input_ids": ids_BT, "position_ids": position_BT, "attention_mask": mask}
-        return inputs | ({"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True})
+        return inputs | (
+            {"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True}
+        )
 
-    def _read(self, outputs_NX: torch.Tensor, read_R: torch.Tensor, target_R: torch.Tensor) -> torch.Tensor:
-        """Log-probability of each target. An output that predicts several targets (the prompt's last) is projected once."""
+    def _read(
+        self, outputs_NX: torch.Tensor, read_R: torch.Tensor, target_R: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probability of each target. An output that predicts several targets (the prompt's
+        last) is projected once.
+        """
         read_U, unique_R = torch.unique(read_R, return_inverse=True)
         result_R = torch.empty(len(read_R), device=read_R.device)
         chunk = max(1, LOGITS // self.vocabulary)
@@ -210,8 +295,13 @@ class Scorer:
 
     def _probe(self) -> None:
         """Leave out a short cut that changes what the model says, or that it cannot take at all."""
-        first = self.vocabulary // 3  # ordinary tokens: on special ones a model may say anything, and not twice the same
-        prompt, *options = ([first + token for token in part] for part in ([1, 2, 3, 4, 5, 6], [7, 8, 9], [10, 8, 9, 11], [7, 8]))
+        first = (
+            self.vocabulary // 3
+        )  # ordinary tokens: on special ones a model may say anything, and not twice the same
+        prompt, *options = (
+            [first + token for token in part]
+            for part in ([1, 2, 3, 4, 5, 6], [7, 8, 9], [10, 8, 9, 11], [7, 8])
+        )
         question = Question(prompt, options, truncated=False)
         self.projects_itself = True
         expected = self._score(plain_rows(question))
@@ -222,25 +312,34 @@ class Scorer:
         if not self.tree_length or not self._agrees([tree_row(question)], expected, shared=4):
             self.prefix_length = 0
         if not self.tree_length and place()[0] == 0:
-            console.print("[dim]evaluation: this architecture takes no tree of options: each option is scored alone, which is slower")
+            console.print(
+                "[dim]evaluation: this architecture takes no tree of options: each option is "
+                "scored alone, which is slower"
+            )
 
     def _agrees(self, rows: list[Row], expected: NDArray[np.float64], shared: int = 0) -> bool:
         try:
             cache = self._prefix(rows[0].ids[:shared]) if shared else None
             found = self._score([without(row, shared) for row in rows], cache)
-        except Exception:  # whatever an architecture raises when it is called in a way that it does not know
+        except (
+            Exception
+        ):  # whatever an architecture raises when it is called in a way that it does not know
             return False
         return bool(np.abs(found - expected).max() <= self.tolerance)
 
 
 class SharedLayer(DynamicLayer):
-    """Keys and values [1, heads, prefix, width] that stand before those of every row of a batch. It keeps nothing of the batch."""
+    """Keys and values [1, heads, prefix, width] that stand before those of every row of a batch. It
+    keeps nothing of the batch.
+    """
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.keys, self.values, self.is_initialized = layer.keys, layer.values, True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.keys is not None and self.values is not None
         rows = len(key_states)
         keys = torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2)
@@ -250,13 +349,20 @@ class SharedLayer(DynamicLayer):
 def without(row: Row, length: int) -> Row:
     """The row behind its first `length` tokens."""
     reads = [read - length for read in row.reads]
-    return row._replace(ids=row.ids[length:], positions=row.positions[length:], segments=row.segments[length:], reads=reads)
+    return row._replace(
+        ids=row.ids[length:],
+        positions=row.positions[length:],
+        segments=row.segments[length:],
+        reads=reads,
+    )
 
 
 def tree_mask(segment_BT: torch.Tensor, dtype: torch.dtype, prefix: int = 0) -> torch.Tensor:
-    """(B, 1, T, prefix + T), added to attention scores: 0 where a token sees another, the lowest number elsewhere.
+    """(B, 1, T, prefix + T), added to attention scores: 0 where a token sees another, the lowest
+    number elsewhere.
 
-    A token sees a prefix that all rows share, and what lies before it in the trunk (segment 0) and in its own branch.
+    A token sees a prefix that all rows share, and what lies before it in the trunk (segment 0) and
+    in its own branch.
     """
     rows, width = segment_BT.shape
     causal_TT = torch.ones(width, width, dtype=torch.bool, device=segment_BT.device).tril()
@@ -268,7 +374,9 @@ def tree_mask(segment_BT: torch.Tensor, dtype: torch.dtype, prefix: int = 0) -> 
 
 
 def _is_placed(config: EvaluationConfig) -> bool:
-    """Whether weights are put where they belong as they are read: spread over devices, or quantised."""
+    """Whether weights are put where they belong as they are read: spread over devices, or
+    quantised.
+    """
     return config.device == "sharded" or config.quantize is not None
 
 
@@ -277,4 +385,6 @@ def _quantization(config: EvaluationConfig) -> Any:
 
     if config.quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[config.dtype])
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[config.dtype]
+    )

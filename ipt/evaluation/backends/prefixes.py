@@ -18,7 +18,9 @@ class Group(NamedTuple):
 
 @dataclass
 class _Run:
-    """Neighbours in sorted order that share `length` tokens, from `begin` on; and the best that is known for parts of them."""
+    """Neighbours in sorted order that share `length` tokens, from `begin` on; and the best that is
+    known for parts of them.
+    """
 
     length: int
     begin: int
@@ -27,12 +29,16 @@ class _Run:
 
 
 def shared_prefixes(rows: Sequence[Sequence[int]], overhead: int) -> list[Group]:
-    """Groups of rows, no row in two of them, that save the most tokens: each member but one saves the common prefix.
+    """Groups of rows, no row in two of them, that save the most tokens: each member but one saves
+    the common prefix.
 
-    A group costs `overhead` tokens, so one that saves no more is not made. Runs of sorted neighbours with a common prefix form a
-    tree, in which each run is taken whole or left to its parts, whichever saves more.
+    A group costs `overhead` tokens, so one that saves no more is not made. Runs of sorted
+    neighbours with a common prefix form a tree, in which each run is taken whole or left to its
+    parts, whichever saves more.
     """
-    keys = [np.asarray(row, dtype=">u4").tobytes() for row in rows]  # big-endian: bytes sort as tokens do
+    keys = [
+        np.asarray(row, dtype=">u4").tobytes() for row in rows
+    ]  # big-endian: bytes sort as tokens do
     order = sorted(range(len(keys)), key=keys.__getitem__)
     ids = [np.frombuffer(keys[index], dtype=">u4") for index in order]
     root = _Run(-1, 0)
@@ -49,7 +55,9 @@ def shared_prefixes(rows: Sequence[Sequence[int]], overhead: int) -> list[Group]
 
 
 def _resolved(run: _Run, last: _Run, end: int, overhead: int) -> _Run:
-    """The run that ends before `end`, `last` being its last part: as one group, or as its parts, whatever saves more."""
+    """The run that ends before `end`, `last` being its last part: as one group, or as its parts,
+    whatever saves more.
+    """
     parts = run.saved + last.saved
     whole = (end - run.begin - 1) * run.length - overhead
     if whole > parts:

@@ -1,4 +1,6 @@
-"""Special tokens that a text spells out: in documents and prompts they are text, in what a chat template writes they are tokens."""
+"""Special tokens that a text spells out: in documents and prompts they are text, in what a chat
+template writes they are tokens.
+"""
 
 import re
 from collections.abc import Iterable
@@ -7,8 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FENCE = "\ue0f7"  # of private use: stands on both sides of the number of a special token that is text
-ANCHOR = "\n"  # some tokenizers put a space before the first word of what they encode: see ipt.synthesis.formats.base.Vocabulary
+FENCE = (
+    "\ue0f7"  # of private use: stands on both sides of the number of a special token that is text
+)
+# some tokenizers put a space before the first word of what they encode: see
+# ipt.synthesis.formats.base.Vocabulary
+ANCHOR = "\n"
 
 
 class SpecialTokens:
@@ -16,7 +22,9 @@ class SpecialTokens:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
-        added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        added = (
+            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+        )
         longest_first = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self._texts = [*filter(None, longest_first), FENCE]
         self._pattern = re.compile("|".join(map(re.escape, self._texts)))
@@ -36,13 +44,20 @@ class SpecialTokens:
 
     def rendered_ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts in which special tokens are tokens, and fenced ones text."""
-        return [self._pieces(text) if FENCE in text else ids for text, ids in zip(texts, self._encode(texts, split=False), strict=True)]
+        return [
+            self._pieces(text) if FENCE in text else ids
+            for text, ids in zip(texts, self._encode(texts, split=False), strict=True)
+        ]
 
     def _pieces(self, text: str) -> list[int]:
         first, *rest = re.split(f"{FENCE}(\\d+){FENCE}", text)
         ids = self._encode([first], split=False)[0]
         for number, piece in zip(rest[::2], rest[1::2], strict=True):
-            ids = ids + self._continuation(self._texts[int(number)], split=True) + self._continuation(piece, split=False)
+            ids = (
+                ids
+                + self._continuation(self._texts[int(number)], split=True)
+                + self._continuation(piece, split=False)
+            )
         return ids
 
     def _continuation(self, text: str, split: bool) -> list[int]:
@@ -54,4 +69,6 @@ class SpecialTokens:
 
     def _encode(self, texts: list[str], split: bool) -> list[list[int]]:
         # verbose=False: transformers warns of long texts, which the encoder cuts itself
-        return self._tokenizer(texts, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
+        return self._tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=split, verbose=False
+        )["input_ids"]

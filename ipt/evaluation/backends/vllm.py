@@ -1,7 +1,8 @@
 """Scoring and generation with vLLM: `evaluation.backend=vllm`.
 
-Log-probabilities are those that vLLM gives for the tokens of a prompt, so each option is scored by a text of its own. vLLM forms the
-batches; its processes end with this one (ipt.synthesis.engines.keeper).
+Log-probabilities are those that vLLM gives for the tokens of a prompt, so each option is scored by
+a text of its own. vLLM forms the batches; its processes end with this one
+(ipt.synthesis.engines.keeper).
 """
 
 import logging
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-BEHIND = 2  # tokens behind the last one that an `Encoder` counts: a document's last target, and the one that vLLM must generate
+# tokens behind the last one that an `Encoder` counts: a document's last target, and the one that
+# vLLM must generate
+BEHIND = 2
 AS_FITS = -1  # the model's context, or as much of it as the cache of keys and values holds
 SEQUENCES = 256  # of them in one step
 
@@ -40,20 +43,37 @@ SEQUENCES = 256  # of them in one step
 def check_vllm(config: EvaluationConfig) -> None:
     """Raise UserError for what the config asks and vLLM cannot do; imports nothing heavy."""
     if find_spec("vllm") is None:
-        raise UserError(f"evaluation.backend=vllm: the package vllm is not installed: {ENGINES['vllm'][1]}, or set evaluation.backend=hf")
+        raise UserError(
+            f"evaluation.backend=vllm: the package vllm is not installed: {ENGINES['vllm'][1]}, or "
+            "set evaluation.backend=hf"
+        )
     if (launcher_number("WORLD_SIZE") or 1) > 1:
-        raise UserError("evaluation.backend=vllm starts its own processes: leave out torchrun; device=sharded takes all GPUs")
+        raise UserError(
+            "evaluation.backend=vllm starts its own processes: leave out torchrun; device=sharded "
+            "takes all GPUs"
+        )
     if config.quantize not in (None, "4bit"):
-        raise UserError(f"evaluation.quantize={config.quantize}: vLLM quantises while loading to 4bit only: set evaluation.backend=hf")
+        raise UserError(
+            f"evaluation.quantize={config.quantize}: vLLM quantises while loading to 4bit only: "
+            "set evaluation.backend=hf"
+        )
     if config.scoring == "tree":
-        raise UserError("evaluation.scoring=tree: vLLM scores each option by itself: set evaluation.scoring=plain or backend=hf")
+        raise UserError(
+            "evaluation.scoring=tree: vLLM scores each option by itself: set "
+            "evaluation.scoring=plain or backend=hf"
+        )
     if config.device not in ("auto", "cpu", "cuda", "sharded"):
-        raise UserError(f"evaluation.device={config.device}: vLLM chooses its device: leave it at auto, and set CUDA_VISIBLE_DEVICES")
+        raise UserError(
+            f"evaluation.device={config.device}: vLLM chooses its device: leave it at auto, and "
+            "set CUDA_VISIBLE_DEVICES"
+        )
 
 
 @contextmanager
 def open_vllm(config: EvaluationConfig, name: str) -> Iterator["VllmBackend"]:
-    """The model `name` in vLLM's engine, which ends with the context. Raises EngineDied if it does not start."""
+    """The model `name` in vLLM's engine, which ends with the context. Raises EngineDied if it does
+    not start.
+    """
     check_vllm(config)
     check_weights(resolve_model(name))  # vLLM leaves some missing weights as they are
     tokenizer = load_tokenizer(name)
@@ -66,14 +86,18 @@ def open_vllm(config: EvaluationConfig, name: str) -> Iterator["VllmBackend"]:
             engine = _start(config, name, log, quiet="VLLM_LOGGING_LEVEL" not in before)
         except Exception as error:
             message = f"{' '.join(str(error).split())} ({log.cause()})"
-            raise EngineDied(f"evaluation.backend=vllm did not start with model={name}: {message}") from error
+            raise EngineDied(
+                f"evaluation.backend=vllm did not start with model={name}: {message}"
+            ) from error
         yield VllmBackend(engine, tokenizer, config, _end_tokens(name, tokenizer))
     finally:
         if engine is not None:
             engine.engine_core.shutdown()
         keeper.close()
         log.close()
-        for key in set(os.environ) - set(before):  # library preloads and thread settings, which later stages would inherit
+        for key in set(os.environ) - set(
+            before
+        ):  # library preloads and thread settings, which later stages would inherit
             del os.environ[key]
         os.environ.update(before)
 
@@ -81,7 +105,13 @@ def open_vllm(config: EvaluationConfig, name: str) -> Iterator["VllmBackend"]:
 class VllmBackend:
     """vLLM's engine as a Backend."""
 
-    def __init__(self, engine: Any, tokenizer: "PreTrainedTokenizerBase", config: EvaluationConfig, end: frozenset[int]) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        tokenizer: "PreTrainedTokenizerBase",
+        config: EvaluationConfig,
+        end: frozenset[int],
+    ) -> None:
         self._engine, self._end = engine, end
         length = int(engine.model_config.max_model_len) - BEHIND
         self.encoder = make_encoder(tokenizer, config, length)
@@ -91,30 +121,53 @@ class VllmBackend:
         return plain_rows(question)
 
     def logprobs(self, rows: Sequence[Row], description: str) -> list[NDArray[np.float64]]:
-        """For each row the log-probability (nats) of each of its targets. `description` names the progress bar."""
+        """For each row the log-probability (nats) of each of its targets. `description` names the
+        progress bar.
+        """
         from vllm import SamplingParams
 
-        texts = [[*row.ids, row.targets[-1]] if row.reads[-1] == len(row.ids) - 1 else row.ids for row in rows]
+        texts = [
+            [*row.ids, row.targets[-1]] if row.reads[-1] == len(row.ids) - 1 else row.ids
+            for row in rows
+        ]
         sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         found: list[NDArray[np.float64]] = [np.empty(0)] * len(rows)
         for index, output in self._run(texts, sampling, description):
             row = rows[index]
             places = zip(row.reads, row.targets, strict=True)
-            found[index] = np.array([output.prompt_logprobs[read + 1][target].logprob for read, target in places])
+            found[index] = np.array(
+                [output.prompt_logprobs[read + 1][target].logprob for read, target in places]
+            )
             if not np.isfinite(found[index]).all():
                 raise UserError(
-                    f"{description}: the model's log-probabilities are not finite: its weights are broken, or training diverged"
+                    f"{description}: the model's log-probabilities are not finite: its weights are "
+                    "broken, or training diverged"
                 )
         return found
 
-    def generate(self, prompts: Sequence[Sequence[int]], stop: Sequence[str], max_new_tokens: int, description: str) -> list[Generation]:
-        """For each prompt (tokens) the greedy continuation before the first of the texts `stop`, EOS or `max_new_tokens`."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        stop: Sequence[str],
+        max_new_tokens: int,
+        description: str,
+    ) -> list[Generation]:
+        """For each prompt (tokens) the greedy continuation before the first of the texts `stop`,
+        EOS or `max_new_tokens`.
+        """
         from vllm import SamplingParams
 
         sampling = SamplingParams(
-            temperature=0, max_tokens=max_new_tokens, stop=list(stop), stop_token_ids=sorted(self._end), skip_special_tokens=False
+            temperature=0,
+            max_tokens=max_new_tokens,
+            stop=list(stop),
+            stop_token_ids=sorted(self._end),
+            skip_special_tokens=False,
         )
-        found = {index: self._generation(output.outputs[0], stop) for index, output in self._run(prompts, sampling, description)}
+        found = {
+            index: self._generation(output.outputs[0], stop)
+            for index, output in self._run(prompts, sampling, description)
+        }
         return [found[index] for index in range(len(prompts))]
 
     def _generation(self, completion: Any, stop: Sequence[str]) -> Generation:
@@ -129,7 +182,9 @@ class VllmBackend:
     def _text(self, ids: list[int]) -> str:
         return generated_text(self.encoder.tokenizer, ids)
 
-    def _run(self, prompts: Sequence[Sequence[int]], sampling: Any, description: str) -> Iterator[tuple[int, Any]]:
+    def _run(
+        self, prompts: Sequence[Sequence[int]], sampling: Any, description: str
+    ) -> Iterator[tuple[int, Any]]:
         """The number of each prompt and what vLLM says of it, in the order in which they finish."""
         from vllm import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -137,14 +192,18 @@ class VllmBackend:
         with progress(description, len(prompts)) as bar:
             try:
                 for index, ids in enumerate(prompts):
-                    self._engine.add_request(str(index), TokensPrompt(prompt_token_ids=list(ids)), sampling)
+                    self._engine.add_request(
+                        str(index), TokensPrompt(prompt_token_ids=list(ids)), sampling
+                    )
                 while self._engine.has_unfinished_requests():
                     for output in self._engine.step():
                         if output.finished:
                             yield int(output.request_id), output
                             bar.advance()
             except EngineDeadError as error:
-                raise EngineDied("evaluation.backend=vllm stopped in between: run the same command to go on") from error
+                raise EngineDied(
+                    "evaluation.backend=vllm stopped in between: run the same command to go on"
+                ) from error
 
 
 def _start(config: EvaluationConfig, name: str, log: EngineLog, quiet: bool) -> Any:

@@ -1,6 +1,8 @@
-"""What an answer in words says: numbers, entities, words. All of it is parsed, nothing is evaluated.
+"""What an answer in words says: numbers, entities, words. All of it is parsed, nothing is
+evaluated.
 
-`released_*` reads as the released scorer does, bit for bit (paper section 7.3); the others read what is meant.
+`released_*` reads as the released scorer does, bit for bit (paper section 7.3); the others read
+what is meant.
 """
 
 import math
@@ -12,26 +14,39 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import NamedTuple
 
-# Numbers, as the released scorer reads them ---------------------------------------------------------------------------
+# Numbers, as the released scorer reads them
+# ---------------------------------------------------------------------------
 
 RELEASED_NUMBER = re.compile(r"[-+]?\.?\d+(?:,\d\d\d)*\.?\d*(?:[eE][-+]?\d+)?%*")
-INTEGER = re.compile(r"[-+]?(?:0+|[1-9]\d*)", re.ASCII)  # as Python writes it: nothing but zeros begins with zero
+INTEGER = re.compile(
+    r"[-+]?(?:0+|[1-9]\d*)", re.ASCII
+)  # as Python writes it: nothing but zeros begins with zero
 FLOAT = re.compile(r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)", re.ASCII)
 
 
 def released_numbers(text: str) -> list[float]:
-    """The numbers of the first line; infinity for what looks like one and is none to Python (007, .5.5)."""
+    """The numbers of the first line; infinity for what looks like one and is none to Python (007,
+    .5.5).
+    """
     return [released_value(found) for found in RELEASED_NUMBER.findall(text.split("\n")[0].strip())]
 
 
 def released_value(number: str) -> float:
-    """What Python says of `number`, a match of RELEASED_NUMBER, with each % as /100 and no commas; infinity if it objects.
+    """What Python says of `number`, a match of RELEASED_NUMBER, with each % as /100 and no commas;
+    infinity if it objects.
 
-    The released scorer evaluates it. One difference: it crashes on a whole number beyond 1.8e308, which is infinity here.
+    The released scorer evaluates it. One difference: it crashes on a whole number beyond 1.8e308,
+    which is infinity here.
     """
     plain = number.rstrip("%").replace(",", "")
     try:
-        value = int(plain) if INTEGER.fullmatch(plain) else float(plain) if FLOAT.fullmatch(plain) else math.inf
+        value = (
+            int(plain)
+            if INTEGER.fullmatch(plain)
+            else float(plain)
+            if FLOAT.fullmatch(plain)
+            else math.inf
+        )
         for _ in range(number.count("%")):
             value = value / 100
         return float(value)
@@ -40,12 +55,17 @@ def released_value(number: str) -> float:
 
 
 def released_number_right(output: str, answer: str) -> bool:
-    """Is any number of the output's first line within 0.01 of the answer's first one? Infinity is equal to itself."""
+    """Is any number of the output's first line within 0.01 of the answer's first one? Infinity is
+    equal to itself.
+    """
     gold = released_numbers(answer)
-    return bool(gold) and any(math.isclose(number, gold[0], abs_tol=1e-2) for number in released_numbers(output))
+    return bool(gold) and any(
+        math.isclose(number, gold[0], abs_tol=1e-2) for number in released_numbers(output)
+    )
 
 
-# Numbers -------------------------------------------------------------------------------------------------------------
+# Numbers
+# ----------------------------------------------------------------------------------------------
 
 UNITS = {
     r"%|percent\b|percentage\b|per\s?cent\b|pct\b": Decimal("0.01"),
@@ -68,20 +88,27 @@ CURRENCY_CODES = (
     "AED|ARS|AUD|BGN|BRL|CAD|CHF|CLP|CNY|COP|CZK|DKK|EGP|EUR|GBP|HKD|HUF|IDR|ILS|INR|ISK|JPY|KES|KRW|MXN|MYR|NGN|NOK"
     "|NZD|PEN|PHP|PKR|PLN|RMB|RON|RUB|SAR|SEK|SGD|THB|TRY|TWD|UAH|USD|VND|ZAR|Rs\\.?|Fr\\.|kr\\.?|zł|Kč"
 )
-# US$, €, EUR: a code in its usual case only, as "try" and "all" are words. Letters of a longer word are no code.
+# US$, €, EUR: a code in its usual case only, as "try" and "all" are words. Letters of a longer word
+# are no code.
 CURRENCY = f"(?-i:(?<![A-Za-z])(?:[A-Z]{{1,3}})?[{CURRENCY_SIGNS}]|(?<![A-Za-z])(?:{CURRENCY_CODES})(?![A-Za-z]))"
-# Signs, currencies and opening brackets. A minus sign may have a space behind it; a hyphen with one is a bullet.
+# Signs, currencies and opening brackets. A minus sign may have a space behind it; a hyphen with one
+# is a bullet.
 BEFORE = rf"(?:[-–+]|−\s?|\(\s?|{CURRENCY}\s?|(?<![A-Za-z])(?:minus|negative)\s)"
 DIGITS = (
     r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)"  # 1,234,567; 12,34,567
-    r"|\d{1,3}(?:(?:[ \u00a0\u2007-\u200a\u202f]\d{3})+(?:,\d+)?|(?:['’]\d{3})+)(?!\d)"  # 1 234 567,8; 1'234'567
+    # 1 234 567,8; 1'234'567
+    r"|\d{1,3}(?:(?:[ \u00a0\u2007-\u200a\u202f]\d{3})+(?:,\d+)?|(?:['’]\d{3})+)(?!\d)"
     r"|0,\d+(?![.,]?\d)|\d{1,3},\d{1,2}(?![.,]?\d)"  # 1,5: too few digits for thousands
     r"|\d+)(?:\.\d+)?"
 )
 # 1/2, 2 1/2; 9/11/2001 and 2018/19 are none
 FRACTION = r"(?:(?<!\d{4})(?<![.,]\d)(?<![.,]\d\d)(?<![.,]\d{3})(?:\s(?P<above>\d{1,3}))?/(?P<below>[1-9]\d{0,2})(?![\d/.,]*\d))"
-MANY_DOTS = r"\d{1,3}(?:\.\d{3}){2,}(?![\d.])(?:,\d+)?"  # 1.234.567,8: two dots are no decimal points
-EXPONENT = r"[eE](?P<e>[-−+]?\d{1,3})\b|\s?[×x*·⋅]\s?10(?:\^|\*\*)[{(]?(?P<power>[-−+]?\d{1,3})[})]?"
+MANY_DOTS = (
+    r"\d{1,3}(?:\.\d{3}){2,}(?![\d.])(?:,\d+)?"  # 1.234.567,8: two dots are no decimal points
+)
+EXPONENT = (
+    r"[eE](?P<e>[-−+]?\d{1,3})\b|\s?[×x*·⋅]\s?10(?:\^|\*\*)[{(]?(?P<power>[-−+]?\d{1,3})[})]?"
+)
 RAISED = r"\s?[×x*·⋅]\s?10(?P<raised>[⁺⁻]?[⁰¹²³⁴-⁹]{1,3})"
 NUMBER = re.compile(
     rf"(?:(?P<before>{BEFORE}{{1,8}})|(?<![A-Za-z0-9])(?<![0-9][.,]))"
@@ -93,8 +120,12 @@ NUMBER = re.compile(
 DECIMAL_COMMA = re.compile(r"0,\d+|\d{1,3},\d{1,2}")
 SIGN_PLACE = re.compile(NO_WORD_BEFORE)
 # A date, a time, a range, a version: what stands together as no single number does.
-JOINED_NUMBERS = re.compile(rf"\d[\d.,]*(?:%?\s?(?:[{SIGNS}/:]|\bto\b)\s?[-−(]?(?:{CURRENCY}\s?)?\d[\d.,]*)*")
-GLUED = re.compile(r"(?:(?<=[a-z]{2})|(?<=\bFY))(?=\d)")  # "Answer5": read where there is no other number, while Q4 is a name
+JOINED_NUMBERS = re.compile(
+    rf"\d[\d.,]*(?:%?\s?(?:[{SIGNS}/:]|\bto\b)\s?[-−(]?(?:{CURRENCY}\s?)?\d[\d.,]*)*"
+)
+GLUED = re.compile(
+    r"(?:(?<=[a-z]{2})|(?<=\bFY))(?=\d)"
+)  # "Answer5": read where there is no other number, while Q4 is a name
 RELATIVE = Decimal("0.005")  # rounding to three digits changes a number by no more
 
 
@@ -103,11 +134,14 @@ class Number(NamedTuple):
 
     value: Decimal  # without its unit
     step: Decimal  # value of its last digit; 0 for a fraction
-    unit: Decimal | None  # what a percent sign or a word such as million makes of 1; None: nothing of the kind is said
+    unit: (
+        Decimal | None
+    )  # what a percent sign or a word such as million makes of 1; None: nothing of the kind is said
 
 
 def first_number(text: str) -> Number | None:
-    """The first number of a text: with sign or accountants' parentheses, currency, thousands separators and unit.
+    """The first number of a text: with sign or accountants' parentheses, currency, thousands
+    separators and unit.
 
     >>> first_number("a loss of US$-1,234.5 million").value
     Decimal('-1234.5')
@@ -115,9 +149,14 @@ def first_number(text: str) -> Number | None:
     found = _search(text)
     if found is None:
         return None
-    before, follows_word = found["before"] or "", SIGN_PLACE.match(found.string, found.start()) is None
+    before, follows_word = (
+        found["before"] or "",
+        SIGN_PLACE.match(found.string, found.start()) is None,
+    )
     minus = re.search(f"[{SIGNS}]|minus|negative", before, re.IGNORECASE) is not None
-    negative = (minus and not follows_word) or ("(" in before and found["close"] is not None)  # FY-18, 2018-19: no sign
+    negative = (minus and not follows_word) or (
+        "(" in before and found["close"] is not None
+    )  # FY-18, 2018-19: no sign
     digits = _digits(found)
     step = Decimal(0) if found["below"] else Decimal(1).scaleb(int(digits.as_tuple().exponent))
     return Number(-digits if negative else digits, step, _unit(found["inner"] or found["outer"]))
@@ -134,7 +173,9 @@ def _digits(found: re.Match[str]) -> Decimal:
         digits = digits.replace(".", "").replace(",", ".")
     elif re.search(r"\s", digits) or DECIMAL_COMMA.fullmatch(digits):
         digits = digits.replace(",", ".")
-    exponent = unicodedata.normalize("NFKC", found["e"] or found["power"] or found["raised"] or "0").replace("−", "-")
+    exponent = unicodedata.normalize(
+        "NFKC", found["e"] or found["power"] or found["raised"] or "0"
+    ).replace("−", "-")
     number = Decimal(re.sub(r"[^\d.]", "", digits) + "e" + exponent)
     if not found["below"]:
         return number
@@ -145,7 +186,11 @@ def _digits(found: re.Match[str]) -> Decimal:
 def _unit(said: str | None) -> Decimal | None:
     if said is None:
         return None
-    return next(factor for names, factor in UNITS.items() if re.fullmatch(names.replace(r"\b", ""), said, re.IGNORECASE))
+    return next(
+        factor
+        for names, factor in UNITS.items()
+        if re.fullmatch(names.replace(r"\b", ""), said, re.IGNORECASE)
+    )
 
 
 # Arabic signs within numbers, hyphens, and the slash of ½
@@ -154,7 +199,9 @@ FRACTION_SIGNS = "¼-¾⅐-⅞↉"
 
 
 def in_ascii(text: str) -> str:
-    """The text with digits of all scripts as 0 to 9, letters and signs of full width as usual ones, and no invisible marks."""
+    """The text with digits of all scripts as 0 to 9, letters and signs of full width as usual ones,
+    and no invisible marks.
+    """
     if text.isascii():
         return text
     text = re.sub(rf"(?<=\d)(?=[{FRACTION_SIGNS}])", " ", text)  # 1½
@@ -175,9 +222,10 @@ def _in_ascii(char: str) -> str:
 def number_right(output: str, answer: str) -> bool:
     """Is the first number of `output` the answer's?
 
-    It may be rounded as the answer is, or to three digits (0.5%); a whole answer without a unit is exact. Where only one of the two
-    says its unit, the other may have left it out (4.2 or 0.042 for 4.2%; 12.6 for $12.6 million). An answer without any number is
-    compared as text. A date, a time or a range is right if the output's first one is the same.
+    It may be rounded as the answer is, or to three digits (0.5%); a whole answer without a unit is
+    exact. Where only one of the two says its unit, the other may have left it out (4.2 or 0.042 for
+    4.2%; 12.6 for $12.6 million). An answer without any number is compared as text. A date, a time
+    or a range is right if the output's first one is the same.
     """
     several = _joined(answer)
     if several:
@@ -208,13 +256,17 @@ def _joined(text: str) -> str:
 
 def _close(value: Decimal, gold: Number, unit: Decimal) -> bool:
     exact = gold.unit is None and gold.step == 1
-    tolerance = Decimal(0) if exact else max(gold.step * unit / 2, abs(gold.value * unit) * RELATIVE)
+    tolerance = (
+        Decimal(0) if exact else max(gold.step * unit / 2, abs(gold.value * unit) * RELATIVE)
+    )
     return abs(value - gold.value * unit) <= tolerance
 
 
-# Entities ------------------------------------------------------------------------------------------------------------
+# Entities
+# ----------------------------------------------------------------------------------------------
 
-# The released scorer's (\S+\s*)\s\((\S+)\), which tries every beginning of a word anew; two patterns of one meaning do not.
+# The released scorer's (\S+\s*)\s\((\S+)\), which tries every beginning of a word anew; two
+# patterns of one meaning do not.
 RELEASED_ENTITY = re.compile(r"(\S++\s*)\s\((\S+)\)")
 RELEASED_ENTITY_AT_WORD = re.compile(r"(?<!\S)" + RELEASED_ENTITY.pattern)
 TYPE = re.compile(r"\(([A-Za-z][\w-]*)\)")
@@ -229,22 +281,29 @@ def released_entities(text: str) -> list[Entity]:
     """The word before each (TYPE), each pair of the two once."""
     found: dict[Entity, None] = {}
     place = 0
-    while match := RELEASED_ENTITY.match(text, place) or RELEASED_ENTITY_AT_WORD.search(text, place):
+    while match := RELEASED_ENTITY.match(text, place) or RELEASED_ENTITY_AT_WORD.search(
+        text, place
+    ):
         found[Entity(*match.groups())] = None
         place = match.end()
     return list(found)
 
 
 def released_entity_f1(output: str, answer: str) -> float:
-    """What nereval 0.2.5 makes of entities that all begin at 0: those of one type, and those of one name, overlap.
+    """What nereval 0.2.5 makes of entities that all begin at 0: those of one type, and those of one
+    name, overlap.
 
-    A point for an equal name, a point for an equal type; an entity of the answer takes those of the first in the output that has
-    either, which may serve several. So a perfect output with three persons has 2/3, and a wrong name of the right type has points.
+    A point for an equal name, a point for an equal type; an entity of the answer takes those of the
+    first in the output that has either, which may serve several. So a perfect output with three
+    persons has 2/3, and a wrong name of the right type has points.
     """
     gold, found = released_entities(answer), released_entities(output)
     points = 0
     for entity in gold:
-        first = next((other for other in found if other.name == entity.name or other.type == entity.type), None)
+        first = next(
+            (other for other in found if other.name == entity.name or other.type == entity.type),
+            None,
+        )
         if first is not None:
             points += (first.name == entity.name) + (first.type == entity.type)
     if not points:
@@ -256,11 +315,14 @@ def released_entity_f1(output: str, answer: str) -> float:
 def entities(text: str) -> list[Entity]:
     """Whole names with the types in parentheses behind them, as often as they are said.
 
-    A name is all that stands between two types but for separators. A name with a word in parentheses reads as two, in outputs and
-    answers alike.
+    A name is all that stands between two types but for separators. A name with a word in
+    parentheses reads as two, in outputs and answers alike.
     """
     pieces = TYPE.split(text)
-    return [Entity(" ".join(name.strip(" \t\n,;|").split()), kind) for name, kind in zip(pieces[::2], pieces[1::2], strict=False)]
+    return [
+        Entity(" ".join(name.strip(" \t\n,;|").split()), kind)
+        for name, kind in zip(pieces[::2], pieces[1::2], strict=False)
+    ]
 
 
 def entities_right(output: str, answer: str) -> int:
@@ -268,14 +330,17 @@ def entities_right(output: str, answer: str) -> int:
     return (Counter(entities(output)) & Counter(entities(answer))).total()
 
 
-# Words ---------------------------------------------------------------------------------------------------------------
+# Words
+# ----------------------------------------------------------------------------------------------
 
 ARTICLES = frozenset({"a", "an", "the"})
 LETTER = "\ue000"  # replaces an A that is a letter, not an article
 LETTERS = re.compile(r"(?<![\w'’-])A(?=[^\w\s'’+#-]|\s*$)")  # (A), "A. the heart", "Vitamin A"
 JOINED = re.compile(r"(?<=\d)\s+(?=%)|(?<=[<>≤≥])\s+(?=[-.$]?\d)")  # 5 %, < 5
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
-MINUS = re.compile(rf"{NO_WORD_BEFORE}[{SIGNS}](?=(?:{CURRENCY}\s?)?\.?\d)|(?<=\d)[{SIGNS}](?=\d)|−")
+MINUS = re.compile(
+    rf"{NO_WORD_BEFORE}[{SIGNS}](?=(?:{CURRENCY}\s?)?\.?\d)|(?<=\d)[{SIGNS}](?=\d)|−"
+)
 # Punctuation that makes another answer of one: -5, -x, 1.5, .5, 3:1, 5%, C++, C#, A+, O-, x^2, <5.
 MEANS_SOMETHING = (
     rf"{NO_WORD_BEFORE}-(?=(?:{CURRENCY}\s?|[^\w\s])?\.?\d|[a-zα-ω](?![\w'’-])|[∞√])"
@@ -283,15 +348,18 @@ MEANS_SOMETHING = (
     r"|(?:(?<=\b[A-Z])|(?<=\bAB))-(?![\w-])|[<>]=?(?=[-.$]*\d)"
 )
 PUNCTUATION = re.compile(rf"(?P<kept>{MEANS_SOMETHING})|(?P<other>[^\w\s]|_)")
-INSIDE_WORDS = frozenset("’‘‛ʼ‐‑·‧′″…")  # deleted as ASCII punctuation is; all other punctuation separates words
+INSIDE_WORDS = frozenset(
+    "’‘‛ʼ‐‑·‧′″…"
+)  # deleted as ASCII punctuation is; all other punctuation separates words
 WITHOUT_SPACES = re.compile(f"[{UNSPACED}]")  # each character is a word
 
 
 def words(text: str) -> list[str]:
-    """Words without case, punctuation and articles: SQuAD's normalisation, where it does not change what an answer says.
+    """Words without case, punctuation and articles: SQuAD's normalisation, where it does not change
+    what an answer says.
 
-    Signs, decimal points and such stay (-5, 1.5, 50%, C++), so does an A that is a letter, and a text of nothing but articles or
-    punctuation is not emptied.
+    Signs, decimal points and such stay (-5, 1.5, 50%, C++), so does an A that is a letter, and a
+    text of nothing but articles or punctuation is not emptied.
 
     >>> words("The heart, of course!"), words("-1,234.50"), words("A"), words("+")
     (['heart', 'of', 'course'], ['-1234.50'], ['a'], ['+'])
@@ -314,15 +382,21 @@ def word_f1(output: str, answer: str) -> float:
 
 
 def contains(output: str, answer: str) -> bool:
-    """Do the answer's words stand in the output, side by side? An answer of no words is in none but itself."""
+    """Do the answer's words stand in the output, side by side? An answer of no words is in none but
+    itself.
+    """
     found, gold = _both(output, answer)
     if not gold:
         return not found
-    return any(found[start : start + len(gold)] == gold for start in range(len(found) - len(gold) + 1))
+    return any(
+        found[start : start + len(gold)] == gold for start in range(len(found) - len(gold) + 1)
+    )
 
 
 def _both(output: str, answer: str) -> tuple[list[str], list[str]]:
-    """The words of both, read alike: what stays in the answer (an article, a sign) stays in the output too."""
+    """The words of both, read alike: what stays in the answer (an article, a sign) stays in the
+    output too.
+    """
     gold, every, found = words(answer), _all_words(answer), _all_words(output)
     if gold and not every:
         return _symbols(output), gold
@@ -360,7 +434,9 @@ def _punctuation(found: re.Match[str]) -> str:
 
 
 def _characters_apart(text: str) -> str:
-    """Spaces around each character of WITHOUT_SPACES; combining marks stay with the character that they belong to."""
+    """Spaces around each character of WITHOUT_SPACES; combining marks stay with the character that
+    they belong to.
+    """
     pieces, was_apart = list[str](), False
     for char in text:
         if not unicodedata.category(char).startswith("M"):
@@ -381,5 +457,7 @@ def _plain(found: Sequence[str]) -> list[str]:
 
 
 def _symbols(text: str) -> list[str]:
-    """The words of a text with all their signs, for answers that are nothing else; what ends a sentence is no part of them."""
+    """The words of a text with all their signs, for answers that are nothing else; what ends a
+    sentence is no part of them.
+    """
     return [word.rstrip(".,;:!?") or word for word in text.casefold().split()]

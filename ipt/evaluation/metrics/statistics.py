@@ -1,8 +1,9 @@
 """Figures with their uncertainty, and the difference between two models on the same items.
 
-Every metric here is a smooth function of means over items. It is kept with what each item adds to it (its influence: the
-linearised share of one item, with mean zero), because a paired difference needs nothing else: the standard error of
-`a - b` is that of the mean of the differences of influences (delta method, "infinitesimal jackknife").
+Every metric here is a smooth function of means over items. It is kept with what each item adds to
+it (its influence: the linearised share of one item, with mean zero), because a paired difference
+needs nothing else: the standard error of `a - b` is that of the mean of the differences of
+influences (delta method, "infinitesimal jackknife").
 """
 
 import math
@@ -19,7 +20,9 @@ Z95 = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Metric:
-    """A value over `n` items; `stderr` and `ci95` are NaN where one item alone says nothing about the spread."""
+    """A value over `n` items; `stderr` and `ci95` are NaN where one item alone says nothing about
+    the spread.
+    """
 
     value: float
     stderr: float
@@ -70,13 +73,24 @@ def proportion(right: ArrayLike) -> Metric:
     assert np.isin(x, (0, 1)).all(), "a proportion is taken of right and wrong items"
     share = float(x.mean())
     influence = x - share
-    return Metric(share, standard_error(influence), wilson(int(x.sum()), len(x)), len(x), influence, binary=True)
+    return Metric(
+        share,
+        standard_error(influence),
+        wilson(int(x.sum()), len(x)),
+        len(x),
+        influence,
+        binary=True,
+    )
 
 
 def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Metric:
-    """Sum of numerators over sum of denominators, items being the clusters: tokens of one document are not independent."""
+    """Sum of numerators over sum of denominators, items being the clusters: tokens of one document
+    are not independent.
+    """
     x, weight = _checked(numerators), _checked(denominators)
-    assert len(x) == len(weight) and weight.sum() > 0, "a ratio needs a positive denominator for its items"
+    assert len(x) == len(weight) and weight.sum() > 0, (
+        "a ratio needs a positive denominator for its items"
+    )
     value = float(x.sum() / weight.sum())
     return _normal(value, (x - value * weight) / weight.mean())
 
@@ -88,18 +102,26 @@ def ratio_or_nan(numerators: ArrayLike, denominators: ArrayLike) -> Metric:
 
 
 def f1(answers: ArrayLike, gold: ArrayLike, average: str) -> Metric:
-    """F1 of each class, averaged over the classes that occur: each the same (`macro`) or by its share of `gold` (`weighted`).
+    """F1 of each class, averaged over the classes that occur: each the same (`macro`) or by its
+    share of `gold` (`weighted`).
 
     One class (any number) for each item; the values are scikit-learn's f1_score.
     """
     assert average in ("macro", "weighted"), "an F1 of classes is averaged in one of two ways"
     answered, right = np.asarray(answers), np.asarray(gold)
     classes = np.union1d(answered, right)[:, None]
-    is_answer, is_gold = (answered == classes).astype(np.float64), (right == classes).astype(np.float64)  # (classes, n)
+    is_answer, is_gold = (
+        (answered == classes).astype(np.float64),
+        (right == classes).astype(np.float64),
+    )  # (classes, n)
     total = (is_answer + is_gold).mean(1, keepdims=True)
     values = 2 * (is_answer * is_gold).mean(1, keepdims=True) / total
     influence = (2 * is_answer * is_gold - values * (is_answer + is_gold)) / total
-    weights = is_gold.mean(1, keepdims=True) if average == "weighted" else np.full_like(values, 1 / len(classes))
+    weights = (
+        is_gold.mean(1, keepdims=True)
+        if average == "weighted"
+        else np.full_like(values, 1 / len(classes))
+    )
     combined = (weights * influence).sum(0)
     if average == "weighted":  # the weights are means over items too
         combined += ((is_gold - weights) * values).sum(0)
@@ -107,7 +129,9 @@ def f1(answers: ArrayLike, gold: ArrayLike, average: str) -> Metric:
 
 
 def mean_of_groups(groups: Sequence[Any], measure: Callable[[list[int]], Metric]) -> Metric:
-    """The unweighted mean of what `measure` gives for the items of each group, whose sizes are taken as given."""
+    """The unweighted mean of what `measure` gives for the items of each group, whose sizes are
+    taken as given.
+    """
     members: dict[Any, list[int]] = {}
     for item, group in enumerate(groups):
         members.setdefault(group, []).append(item)
@@ -130,8 +154,8 @@ def exponential(metric: Metric) -> Metric:
 def difference(a: Metric, b: Metric) -> Difference:
     """`a - b`, paired: item i of `a` is item i of `b`.
 
-    p is from the normal approximation; of two proportions it is the exact McNemar (sign) test on the items that only one
-    of the two got right.
+    p is from the normal approximation; of two proportions it is the exact McNemar (sign) test on
+    the items that only one of the two got right.
     """
     assert a.n == b.n, "paired metrics are of the same items"
     value = a.value - b.value
@@ -165,14 +189,18 @@ def normal_p(value: float, stderr: float) -> float:
 
 
 def standard_error(influence: NDArray[np.float64]) -> float:
-    """Standard error of a value whose items have this influence (n - 1 in the variance); NaN for one item."""
+    """Standard error of a value whose items have this influence (n - 1 in the variance); NaN for
+    one item.
+    """
     n = len(influence)
     return math.nan if n < 2 else float(np.sqrt((influence**2).sum() / (n * (n - 1))))
 
 
 def _normal(value: float, influence: NDArray[np.float64]) -> Metric:
     stderr = standard_error(influence)
-    return Metric(value, stderr, (value - Z95 * stderr, value + Z95 * stderr), len(influence), influence)
+    return Metric(
+        value, stderr, (value - Z95 * stderr, value + Z95 * stderr), len(influence), influence
+    )
 
 
 def _exact_p(a: Metric, b: Metric) -> float:

@@ -1,4 +1,6 @@
-"""Tasks of kind `generation`: the model writes the answer, and what it says there is read and compared."""
+"""Tasks of kind `generation`: the model writes the answer, and what it says there is read and
+compared.
+"""
 
 import json
 from collections.abc import Callable
@@ -29,9 +31,15 @@ SCHEMA = pa.schema(
         ("output", pa.string()),  # what the model has written
         ("parsed", pa.string()),  # what was read in it, as JSON; null: nothing
         ("tokens", pa.int32()),  # generated
-        ("finish", pa.string()),  # stop: a text that ends answers | eos: the model's own end | length: cut at max_new_tokens
+        (
+            "finish",
+            pa.string(),
+        ),  # stop: a text that ends answers | eos: the model's own end | length: cut at max_new_tokens
         ("truncated", pa.bool_()),  # the prompt did not fit and lost its beginning
-        ("published_output", pa.string()),  # behind the shorter prompt of the published scorer; null: its prompt is the same
+        (
+            "published_output",
+            pa.string(),
+        ),  # behind the shorter prompt of the published scorer; null: its prompt is the same
     ]
 )
 
@@ -54,9 +62,13 @@ class Item(NamedTuple):
 
 
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Item]:
-    """The items of a task; raises a one-line error that names the row. Rows that make none are put down in `odd`."""
+    """The items of a task; raises a one-line error that names the row. Rows that make none are put
+    down in `odd`.
+    """
     if task.parse not in PARSERS:
-        raise UserError(f"task {task.name}: parse is {task.parse!r}, expected {' or '.join(PARSERS)}")
+        raise UserError(
+            f"task {task.name}: parse is {task.parse!r}, expected {' or '.join(PARSERS)}"
+        )
     odd = OddRows() if odd is None else odd
     items = odd.kept(task, read_rows(task, corpus, odd), partial(_item, task))
     check_ids(task, items)
@@ -64,16 +76,29 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[It
 
 
 def _item(task: Task, row: Row) -> Item:
-    return Item(row_id(task, row), render_prompt(task, row), render(task, "answer", task.answer, row))
+    return Item(
+        row_id(task, row), render_prompt(task, row), render(task, "answer", task.answer, row)
+    )
 
 
 def score(task: Task, items: list[Item], backend: "Backend") -> list[dict[str, Any]]:
-    """One prediction for each item. Prompts longer than `published_length` are continued a second time, cut to that length."""
+    """One prediction for each item. Prompts longer than `published_length` are continued a second
+    time, cut to that length.
+    """
     prompts = [backend.encoder.prompt(item.prompt, task.max_new_tokens) for item in items]
-    generations = backend.generate([ids for ids, _ in prompts], task.stop, task.max_new_tokens, task.name)
-    cut = {index: _cut(ids, len(backend.encoder.start), task.published_length) for index, (ids, _) in enumerate(prompts)}
+    generations = backend.generate(
+        [ids for ids, _ in prompts], task.stop, task.max_new_tokens, task.name
+    )
+    cut = {
+        index: _cut(ids, len(backend.encoder.start), task.published_length)
+        for index, (ids, _) in enumerate(prompts)
+    }
     cut = {index: ids for index, ids in cut.items() if len(ids) < len(prompts[index][0])}
-    again = backend.generate(list(cut.values()), task.stop, task.max_new_tokens, f"{task.name}, cut") if cut else []
+    again = (
+        backend.generate(list(cut.values()), task.stop, task.max_new_tokens, f"{task.name}, cut")
+        if cut
+        else []
+    )
     published = dict(zip(cut, again, strict=True))
     return [
         {
@@ -87,7 +112,9 @@ def score(task: Task, items: list[Item], backend: "Backend") -> list[dict[str, A
             "truncated": truncated,
             "published_output": published[index].text if index in published else None,
         }
-        for index, (item, generation, (_, truncated)) in enumerate(zip(items, generations, prompts, strict=True))
+        for index, (item, generation, (_, truncated)) in enumerate(
+            zip(items, generations, prompts, strict=True)
+        )
     ]
 
 
@@ -103,22 +130,29 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     """What the predictions amount to.
 
-    `paper` is the published rule (section 7.3), `correct` the right one; both read the output up to `stop`. Where the published
-    scorer ran on in a batch, it read only the first line of numbers, and entities in batches of one, which end at their line's end.
+    `paper` is the published rule (section 7.3), `correct` the right one; both read the output up to
+    `stop`. Where the published scorer ran on in a batch, it read only the first line of numbers,
+    and entities in batches of one, which end at their line's end.
 
-    - number: `paper` is any number of the output within 0.01 of the answer's, `correct` the first number being the answer's
-    - entities: `paper` is the mean of nereval's F1 of each item, `correct` the F1 of all entities of all items, with
-      `precision` and `recall`
+    - number: `paper` is any number of the output within 0.01 of the answer's, `correct` the first
+      number being the answer's
+    - entities: `paper` is the mean of nereval's F1 of each item, `correct` the F1 of all entities
+      of all items, with `precision` and `recall`
     - text: `exact_match` (which is `paper` and `correct` too), `f1` of words, `contains`
     """
     found = [row["output"] for row in predictions]
-    published = [row["output"] if row["published_output"] is None else row["published_output"] for row in predictions]
+    published = [
+        row["output"] if row["published_output"] is None else row["published_output"]
+        for row in predictions
+    ]
     gold = [row["answer"] for row in predictions]
     return METRICS[task.parse](found, published, gold)
 
 
 def _cut(ids: list[int], start: int, length: int) -> list[int]:
-    """The last tokens of a prompt, `length` with the `start` first ones (BOS), which stay; all if `length` is 0."""
+    """The last tokens of a prompt, `length` with the `start` first ones (BOS), which stay; all if
+    `length` is 0.
+    """
     return ids[:start] + ids[start:][start - length :] if 0 < length < len(ids) else ids
 
 
@@ -134,7 +168,9 @@ def _entity_metrics(found: list[str], published: list[str], gold: list[str]) -> 
     said, wanted = ([len(answers.entities(text)) for text in texts] for texts in (found, gold))
     return {
         "paper": statistics.mean(_each(answers.released_entity_f1, published, gold)),
-        "correct": statistics.ratio_or_nan([2 * count for count in right], [a + b for a, b in zip(said, wanted, strict=True)]),
+        "correct": statistics.ratio_or_nan(
+            [2 * count for count in right], [a + b for a, b in zip(said, wanted, strict=True)]
+        ),
         "precision": statistics.ratio_or_nan(right, said),
         "recall": statistics.ratio_or_nan(right, wanted),
     }

@@ -1,7 +1,9 @@
-"""Tasks of kind `harness`: those of lm-evaluation-harness, asked and judged by it, run by our backend.
+"""Tasks of kind `harness`: those of lm-evaluation-harness, asked and judged by it, run by our
+backend.
 
-The harness reads the data, fills in prompts and says what an answer is worth. We run the model, choose items, and report: each metric
-becomes a mean over documents of one number, so that it has an interval and two models can be compared item by item.
+The harness reads the data, fills in prompts and says what an answer is worth. We run the model,
+choose items, and report: each metric becomes a mean over documents of one number, so that it has an
+interval and two models can be compared item by item.
 """
 
 import difflib
@@ -41,18 +43,35 @@ SCHEMA = pa.schema(
         ("prompt_hash", pa.string()),
         ("subtask", pa.string()),  # of the harness; the task itself where it is no group
         ("doc", pa.string()),  # JSON: the harness's document
-        ("outputs", pa.string()),  # JSON: what the model gave to each request: [log-probability, greedy or not], or a text
-        ("values", pa.list_(pa.struct([("metric", pa.string()), ("value", pa.float64()), ("weight", pa.float64())]))),
+        (
+            "outputs",
+            pa.string(),
+        ),  # JSON: what the model gave to each request: [log-probability, greedy or not], or a text
+        (
+            "values",
+            pa.list_(
+                pa.struct(
+                    [("metric", pa.string()), ("value", pa.float64()), ("weight", pa.float64())]
+                )
+            ),
+        ),
         ("truncated", pa.bool_()),  # a context did not fit and lost its beginning
     ]
 )
-MAIN = ("acc_norm", "acc", "exact_match", "f1")  # what stands for a task: the paper takes length-normalised accuracy where there is one
+MAIN = (
+    "acc_norm",
+    "acc",
+    "exact_match",
+    "f1",
+)  # what stands for a task: the paper takes length-normalised accuracy where there is one
 PARTS = 200  # of a jackknife
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document of a task of the harness. Its shots are not part of `prompt_hash`: they follow from those before it."""
+    """A document of a task of the harness. Its shots are not part of `prompt_hash`: they follow
+    from those before it.
+    """
 
     id: str
     prompt_hash: str
@@ -68,37 +87,56 @@ class Document:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A task or group of the harness: its leaves, and for a group with a rule how its metrics are put together."""
+    """A task or group of the harness: its leaves, and for a group with a rule how its metrics are
+    put together.
+    """
 
     leaves: "dict[str, ConfigurableTask]"
     group: "Group | None"
 
     def weighs_by_size(self, metric: str) -> bool | None:
-        """Whether documents (True) or subtasks (False) weigh the same; None where the group does not report the metric."""
+        """Whether documents (True) or subtasks (False) weigh the same; None where the group does
+        not report the metric.
+        """
         if self.group is None or not self.group.aggregate_metric_list:
             return False
         name, _, kind = metric.partition(",")
-        rules = [rule for rule in self.group.aggregate_metric_list if rule.metric == name and kind in (rule.filter_list or [kind])]
+        rules = [
+            rule
+            for rule in self.group.aggregate_metric_list
+            if rule.metric == name and kind in (rule.filter_list or [kind])
+        ]
         return rules[0].weight_by_size if rules else None
 
 
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Document]:
-    """The documents of a task of the harness, or of all subtasks of a group. The harness leaves none out.
+    """The documents of a task of the harness, or of all subtasks of a group. The harness leaves
+    none out.
 
-    Raises UserError or MissingFileError: no such task, its data cannot be had, the harness is not installed.
+    Raises UserError or MissingFileError: no such task, its data cannot be had, the harness is not
+    installed.
     """
     leaves = _load(task).leaves
     documents = []
     for subtask, source in leaves.items():
-        asked = [source.VERSION, source.config.num_fewshot, source.config.doc_to_text, source.config.doc_to_choice]
+        asked = [
+            source.VERSION,
+            source.config.num_fewshot,
+            source.config.doc_to_text,
+            source.config.doc_to_choice,
+        ]
         for number, doc in enumerate(source.eval_docs):
             name = f"{subtask}/{number}" if len(leaves) > 1 else str(number)
-            documents.append(Document(name, text_hash(_json([*map(str, asked), doc])), subtask, number, source))
+            documents.append(
+                Document(name, text_hash(_json([*map(str, asked), doc])), subtask, number, source)
+            )
     return documents
 
 
 def score(task: Task, documents: list[Document], backend: "Backend") -> list[dict[str, Any]]:
-    """One prediction for each document. Shots are drawn as the harness draws them, with its seed, one document after another."""
+    """One prediction for each document. Shots are drawn as the harness draws them, with its seed,
+    one document after another.
+    """
     from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.evaluator import evaluate
 
@@ -109,20 +147,38 @@ def score(task: Task, documents: list[Document], backend: "Backend") -> list[dic
         chosen[document.subtask].append(document.number)
     loaded = _load(task)
     leaves = {name: loaded.leaves[name] for name in chosen}
-    model = BackendLM(backend, task.name, {name for name, leaf in leaves.items() if _asks_for_greedy(leaf)})
+    model = BackendLM(
+        backend, task.name, {name for name, leaf in leaves.items() if _asks_for_greedy(leaf)}
+    )
     for leaf in leaves.values():
         leaf.set_fewshot_seed(DEFAULT_OTHER_SEED)
     found = evaluate(
         model,
         {"tasks": leaves},
-        samples={name: numbers for name, numbers in chosen.items() if len(numbers) < len(leaves[name].eval_docs)},
+        samples={
+            name: numbers
+            for name, numbers in chosen.items()
+            if len(numbers) < len(leaves[name].eval_docs)
+        },
         bootstrap_iters=0,
         apply_chat_template=backend.encoder.chat,
     )
-    answered = {(name, entry["doc_id"]): entry for name, entries in found["samples"].items() for entry in entries}
-    values = {name: _values(loaded, leaf, found["samples"][name], found["results"][name]) for name, leaf in leaves.items()}
+    answered = {
+        (name, entry["doc_id"]): entry
+        for name, entries in found["samples"].items()
+        for entry in entries
+    }
+    values = {
+        name: _values(loaded, leaf, found["samples"][name], found["results"][name])
+        for name, leaf in leaves.items()
+    }
     return [
-        _prediction(document, answered[document.subtask, document.number], values[document.subtask][document.number], model.cut)
+        _prediction(
+            document,
+            answered[document.subtask, document.number],
+            values[document.subtask][document.number],
+            model.cut,
+        )
         for document in documents
     ]
 
@@ -133,9 +189,11 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
-    """The harness's metrics under its names (behind a comma its filter, where it has several); a group's also for each subtask.
+    """The harness's metrics under its names (behind a comma its filter, where it has several); a
+    group's also for each subtask.
 
-    - paper: the task's key `metric`, else length-normalised accuracy where the task has it (paper section 7.1), else accuracy
+    - paper: the task's key `metric`, else length-normalised accuracy where the task has it (paper
+      section 7.1), else accuracy
     - correct: the same
     """
     entries: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
@@ -154,12 +212,16 @@ def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     return {"paper": main, "correct": main, **found, **parts}
 
 
-# From the harness ----------------------------------------------------------------------------------------------------
+# From the harness
+# ----------------------------------------------------------------------------------------------
 
 
 def _load(task: Task) -> Loaded:
     if find_spec("lm_eval") is None:
-        raise UserError(f"task {task.name} needs lm-evaluation-harness: install the extra lm-eval (pip install 'ipt[lm-eval]')")
+        raise UserError(
+            f"task {task.name} needs lm-evaluation-harness: install the extra lm-eval (pip install "
+            "'ipt[lm-eval]')"
+        )
     with _seeded():
         return _loaded(task.name, task.harness, task.path, task.shots.get("number"))
 
@@ -167,17 +229,24 @@ def _load(task: Task) -> Loaded:
 @lru_cache(maxsize=8)
 def _loaded(name: str, harness: str, folder: Path | None, shots: int | None) -> Loaded:
     if folder is not None and not folder.is_dir():
-        raise MissingFileError(f"task {name}: data is {folder}, expected a folder with task files of lm-evaluation-harness")
+        raise MissingFileError(
+            f"task {name}: data is {folder}, expected a folder with task files of "
+            "lm-evaluation-harness"
+        )
     manager = _manager(folder)
     if harness not in manager.all_tasks:
         nearest = difflib.get_close_matches(harness, manager.all_tasks, n=3)
         where = folder or "lm-evaluation-harness"
-        raise UserError(f"task {name}: {where} has no task {harness!r}{': did you mean ' + ' or '.join(nearest) + '?' if nearest else ''}")
+        raise UserError(
+            f"task {name}: {where} has no task "
+            f"{harness!r}{': did you mean ' + ' or '.join(nearest) + '?' if nearest else ''}"
+        )
     try:
         found = manager.load([harness])
     except (OSError, ValueError) as error:  # files, hubs and their formats
         raise UserError(
-            f"task {name}: lm-evaluation-harness cannot load {harness} or its data: {' '.join(str(error).split())}: "
+            f"task {name}: lm-evaluation-harness cannot load {harness} or its data: "
+            f"{' '.join(str(error).split())}: "
             "is the hub in reach, or the data set in its cache?"
         ) from None
     for leaf, source in found["tasks"].items():
@@ -187,10 +256,16 @@ def _loaded(name: str, harness: str, folder: Path | None, shots: int | None) -> 
 
 @lru_cache(maxsize=2)
 def _manager(folder: Path | None) -> "TaskManager":
-    """The index of the harness's own task files, which takes seconds to make, or of those in a folder."""
+    """The index of the harness's own task files, which takes seconds to make, or of those in a
+    folder.
+    """
     from lm_eval.tasks import TaskManager
 
-    return TaskManager() if folder is None else TaskManager(include_path=str(folder), include_defaults=False)
+    return (
+        TaskManager()
+        if folder is None
+        else TaskManager(include_path=str(folder), include_defaults=False)
+    )
 
 
 def _set_shots(name: str, leaf: str, source: "ConfigurableTask", shots: int | None) -> None:
@@ -204,7 +279,9 @@ def _set_shots(name: str, leaf: str, source: "ConfigurableTask", shots: int | No
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Some tasks shuffle while they are loaded; the harness's own command seeds them so. Leaves the generators as they were."""
+    """Some tasks shuffle while they are loaded; the harness's own command seeds them so. Leaves the
+    generators as they were.
+    """
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
     plain, numpy = random.getstate(), np.random.get_state()
@@ -235,23 +312,31 @@ def _text(source: "ConfigurableTask", doc: dict[str, Any]) -> str:
     return f"{question}{source.config.target_delimiter}{answer}"
 
 
-# Values and metrics --------------------------------------------------------------------------------------------------
+# Values and metrics
+# ----------------------------------------------------------------------------------------------
 
 
-def _prediction(document: Document, entry: dict[str, Any], values: list[dict[str, Any]], cut: set[str]) -> dict[str, Any]:
+def _prediction(
+    document: Document, entry: dict[str, Any], values: list[dict[str, Any]], cut: set[str]
+) -> dict[str, Any]:
     return {
         "id": document.id,
         "prompt_hash": document.prompt_hash,
         "subtask": document.subtask,
         "doc": _json(entry["doc"]),
-        "outputs": _json([answers[0] if len(answers) == 1 else answers for answers in entry["resps"]]),
+        "outputs": _json(
+            [answers[0] if len(answers) == 1 else answers for answers in entry["resps"]]
+        ),
         "values": values,
         "truncated": any(arguments[0] in cut for arguments in entry["arguments"]),
     }
 
 
 def _values(
-    loaded: Loaded, leaf: "ConfigurableTask", entries: Sequence[dict[str, Any]], results: dict[str, Any]
+    loaded: Loaded,
+    leaf: "ConfigurableTask",
+    entries: Sequence[dict[str, Any]],
+    results: dict[str, Any],
 ) -> dict[int, list[dict[str, Any]]]:
     """For each document (by its number) its value in each metric, and its weight there."""
     raw: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
@@ -264,7 +349,9 @@ def _values(
         if by_size is None:
             continue
         name = metric if kind == "none" else f"{metric},{kind}"
-        numbers = _numbers(list(of_document.values()), _aggregation(leaf, metric), results[f"{metric},{kind}"])
+        numbers = _numbers(
+            list(of_document.values()), _aggregation(leaf, metric), results[f"{metric},{kind}"]
+        )
         weight = 1.0 if by_size else 1 / len(of_document)
         for document, value in zip(of_document, numbers, strict=True):
             found[document].append({"metric": name, "value": value, "weight": weight})
@@ -272,53 +359,78 @@ def _values(
 
 
 def _aggregation(leaf: "ConfigurableTask", metric: str) -> Callable[[list[Any]], float] | None:
-    """What makes one figure of a metric's values; None for their mean, which is also what metrics without a rule get."""
+    """What makes one figure of a metric's values; None for their mean, which is also what metrics
+    without a rule get.
+    """
     from lm_eval.api.metrics import mean
 
     rule = leaf.aggregation().get(metric, mean)
     return None if rule is mean else rule
 
 
-def _numbers(values: list[Any], aggregation: Callable[[list[Any]], float] | None, total: float) -> list[float]:
+def _numbers(
+    values: list[Any], aggregation: Callable[[list[Any]], float] | None, total: float
+) -> list[float]:
     """One number for each document, the mean of which is `total`, the harness's figure.
 
-    Of a figure that is no mean (F1, perplexity) they are the pseudo-values of a jackknife: their spread gives its standard error.
-    Many documents are left out some at a time, in `PARTS` parts; each then stands for its part, scaled to the spread of one.
+    Of a figure that is no mean (F1, perplexity) they are the pseudo-values of a jackknife: their
+    spread gives its standard error. Many documents are left out some at a time, in `PARTS` parts;
+    each then stands for its part, scaled to the spread of one.
     """
     if aggregation is None:
         return [float(value) for value in values]
-    # Which document is in which part is drawn, as their order may have a pattern; it is the same for every model.
+    # Which document is in which part is drawn, as their order may have a pattern; it is the same
+    # for every model.
     parts, place = min(len(values), PARTS), np.random.default_rng(0).permutation(len(values))
     influence = np.zeros(len(values))
     for part in range(parts if len(values) > 1 else 0):
         inside = place % parts == part
         size, others = int(inside.sum()), [values[index] for index in np.flatnonzero(~inside)]
-        influence[inside] = np.sqrt(size) * (len(others) / size) * (total - float(aggregation(others)))
+        influence[inside] = (
+            np.sqrt(size) * (len(others) / size) * (total - float(aggregation(others)))
+        )
     return list(total + influence - influence.mean())
 
 
 def _metric(entries: Sequence[tuple[str, float, float]]) -> Metric:
-    """Of (subtask, value, weight): a share if all values are 0 or 1, else a mean; over several subtasks their weighted mean."""
-    values, weights = np.array([entry[1] for entry in entries]), np.array([entry[2] for entry in entries])
+    """Of (subtask, value, weight): a share if all values are 0 or 1, else a mean; over several
+    subtasks their weighted mean.
+    """
+    values, weights = (
+        np.array([entry[1] for entry in entries]),
+        np.array([entry[2] for entry in entries]),
+    )
     subtasks = np.array([entry[0] for entry in entries])
     if len(set(subtasks)) > 1:
         return _over_subtasks(values, weights, subtasks)
-    return statistics.proportion(values) if np.isin(values, (0, 1)).all() else statistics.mean(values)
+    return (
+        statistics.proportion(values) if np.isin(values, (0, 1)).all() else statistics.mean(values)
+    )
 
 
-def _over_subtasks(values: NDArray[np.float64], weights: NDArray[np.float64], subtasks: NDArray[Any]) -> Metric:
-    """Subtasks are given, not drawn: only the spread within each of them counts (as in the harness)."""
+def _over_subtasks(
+    values: NDArray[np.float64], weights: NDArray[np.float64], subtasks: NDArray[Any]
+) -> Metric:
+    """Subtasks are given, not drawn: only the spread within each of them counts (as in the
+    harness).
+    """
     centre = np.empty_like(values)
     for subtask in set(subtasks):
         centre[subtasks == subtask] = values[subtasks == subtask].mean()
-    return statistics.mean(np.average(values, weights=weights) + weights * (values - centre) / weights.mean())
+    return statistics.mean(
+        np.average(values, weights=weights) + weights * (values - centre) / weights.mean()
+    )
 
 
 def _main(task: Task, names: list[str]) -> str:
     wanted = MAIN if task.metric == Task("", "").metric else (task.metric,)
-    found = next((name for main in wanted for name in names if main in (name, name.partition(",")[0])), None)
+    found = next(
+        (name for main in wanted for name in names if main in (name, name.partition(",")[0])), None
+    )
     if found is None and len(wanted) == 1:
-        raise UserError(f"task {task.name}: metric is {task.metric!r}, but the harness gives {', '.join(names)}")
+        raise UserError(
+            f"task {task.name}: metric is {task.metric!r}, but the harness gives {', '.join(names)}"
+        )
     return found or names[0]
 
 

@@ -22,72 +22,120 @@ Pair = tuple[list[int], list[int]]  # tokens of a context, and of its continuati
 
 
 class BackendLM(LM):
-    """Answers as the harness's own model does, token for token, but with one pass for all continuations of a document.
+    """Answers as the harness's own model does, token for token, but with one pass for all
+    continuations of a document.
 
-    Whether a continuation is what the model would have said itself is found out for tasks of the names `greedy` only: it takes a
-    generation, and few metrics ask for it. `cut` keeps the contexts that lost their beginning.
+    Whether a continuation is what the model would have said itself is found out for tasks of the
+    names `greedy` only: it takes a generation, and few metrics ask for it. `cut` keeps the contexts
+    that lost their beginning.
     """
 
     def __init__(self, backend: "Backend", description: str, greedy: Collection[str]) -> None:
         super().__init__()
         self.backend, self.description, self.greedy = backend, description, greedy
-        self.tokenizer, self.start, self.max_length = backend.encoder.tokenizer, backend.encoder.start, backend.encoder.max_length
+        self.tokenizer, self.start, self.max_length = (
+            backend.encoder.tokenizer,
+            backend.encoder.start,
+            backend.encoder.max_length,
+        )
         self.cut: set[str] = set()
 
     def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
-        """For each (context, continuation): the continuation's log-probability, and whether it is the greedy one."""
+        """For each (context, continuation): the continuation's log-probability, and whether it is
+        the greedy one.
+        """
         pairs = [self._pair(*request.args) for request in requests]
-        documents = groupby(range(len(requests)), key=lambda index: (requests[index].task_name, requests[index].doc_id))
-        questions = [question for _, group in documents for question in _questions([pairs[index] for index in group])]
+        documents = groupby(
+            range(len(requests)),
+            key=lambda index: (requests[index].task_name, requests[index].doc_id),
+        )
+        questions = [
+            question
+            for _, group in documents
+            for question in _questions([pairs[index] for index in group])
+        ]
         rows = [row for question in questions for row in self.backend.option_rows(question)]
-        values = iter([value for scored in self.backend.logprobs(rows, self.description) for value in scored])
+        values = iter(
+            [value for scored in self.backend.logprobs(rows, self.description) for value in scored]
+        )
         sums = [sum(float(next(values)) for _ in continuation) for _, continuation in pairs]
-        asked = [index for index, request in enumerate(requests) if request.task_name in self.greedy]
+        asked = [
+            index for index, request in enumerate(requests) if request.task_name in self.greedy
+        ]
         said = dict(zip(asked, self._are_greedy([pairs[index] for index in asked]), strict=True))
         return [(total, said.get(index, False)) for index, total in enumerate(sums)]
 
     def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
-        """For each text the log-probability of all its tokens, read in windows behind BOS (or EOS) as the harness cuts them."""
+        """For each text the log-probability of all its tokens, read in windows behind BOS (or EOS)
+        as the harness cuts them.
+        """
         windows = [[*self._windows(request.args[0])] for request in requests]
         rows = [row for text in windows for window in text for row in plain_rows(window)]
         scored = iter(self.backend.logprobs(rows, self.description))
         return [float(sum(next(scored).sum() for _ in text)) for text in windows]
 
     def generate_until(self, requests: "list[Instance]") -> list[str]:
-        """For each (context, settings) the greedy continuation up to the first of the texts that end it."""
+        """For each (context, settings) the greedy continuation up to the first of the texts that
+        end it.
+        """
         kinds: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             settings = normalize_gen_kwargs(request.args[1])
             if settings.get("do_sample") or settings.get("temperature"):
-                raise UserError(f"task {request.task_name} samples its answers ({request.args[1]}), but evaluation is greedy: leave it out")
+                raise UserError(
+                    f"task {request.task_name} samples its answers ({request.args[1]}), but "
+                    "evaluation is greedy: leave it out"
+                )
             kinds[tuple(settings["until"]), settings["max_gen_toks"]].append(index)
         answers = [""] * len(requests)
         for (stop, room), group in kinds.items():
             prompts = [self._prompt(requests[index].args[0], room) for index in group]
-            for index, answer in zip(group, self.backend.generate(prompts, stop, room, self.description), strict=True):
+            for index, answer in zip(
+                group, self.backend.generate(prompts, stop, room, self.description), strict=True
+            ):
                 answers[index] = answer.text
         return answers
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         kwargs = self.backend.encoder.chat_template_kwargs
-        return render(self.tokenizer, chat_history, kwargs, add_generation_prompt, continue_final_message=not add_generation_prompt)
+        return render(
+            self.tokenizer,
+            chat_history,
+            kwargs,
+            add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
 
     @property
     def tokenizer_name(self) -> str:
         return str(self.tokenizer.name_or_path)
 
     def _pair(self, context: str, continuation: str) -> Pair:
-        """Spaces at a context's end belong to its continuation; what is longer than the model's context loses its beginning."""
+        """Spaces at a context's end belong to its continuation; what is longer than the model's
+        context loses its beginning.
+        """
         whole, border = self._encode(context + continuation), len(self._encode(context.rstrip()))
         begin, scored = whole[:border], whole[border:]
         if not begin:
             # A text that is nothing but its first token would leave nothing to score.
-            begin, scored = ([self._prefix], scored) if scored[:1] != [self._prefix] else (scored[:1], scored[1:])
+            begin, scored = (
+                ([self._prefix], scored)
+                if scored[:1] != [self._prefix]
+                else (scored[:1], scored[1:])
+            )
         if not scored:
-            raise UserError(f"{self.description}: the continuation {continuation!r} adds no token to its context: nothing can be scored")
+            raise UserError(
+                f"{self.description}: the continuation {continuation!r} adds no token to its "
+                "context: nothing can be scored"
+            )
         excess = len(begin) + len(scored) - self.max_length - 1  # the last token is not fed
         if excess >= len(begin):
-            raise UserError(f"{self.description}: a continuation of {len(scored)} tokens leaves no context in {self.max_length} tokens")
+            raise UserError(
+                f"{self.description}: a continuation of {len(scored)} tokens leaves no context in "
+                f"{self.max_length} tokens"
+            )
         if excess > 0:
             self.cut.add(context)
         return begin[max(0, excess) :], scored
@@ -95,7 +143,10 @@ class BackendLM(LM):
     def _prompt(self, context: str, room: int) -> list[int]:
         kept = self.max_length - room
         if kept < 1:
-            raise UserError(f"{self.description}: asks for {room} new tokens, but the model's context is {self.max_length}")
+            raise UserError(
+                f"{self.description}: asks for {room} new tokens, but the model's context is "
+                f"{self.max_length}"
+            )
         tokens = self._encode(context) or [self._prefix]
         if len(tokens) > kept:
             self.cut.add(context)
@@ -103,7 +154,9 @@ class BackendLM(LM):
 
     def _windows(self, text: str) -> Iterator[Question]:
         tokens = self._encode(text)
-        windows = get_rolling_token_windows(token_list=tokens, prefix_token=self._prefix, max_seq_len=self.max_length, context_len=1)
+        windows = get_rolling_token_windows(
+            token_list=tokens, prefix_token=self._prefix, max_seq_len=self.max_length, context_len=1
+        )
         for context, scored in map(make_disjoint_window, windows):
             yield Question(context, [scored], truncated=False)
 
@@ -114,14 +167,20 @@ class BackendLM(LM):
             lengths[len(continuation)].append(index)
         result = [False] * len(pairs)
         for length, group in lengths.items():
-            answers = self.backend.generate([pairs[index][0] for index in group], [], length, self.description)
+            answers = self.backend.generate(
+                [pairs[index][0] for index in group], [], length, self.description
+            )
             for index, answer in zip(group, answers, strict=True):
                 result[index] = list(answer.ids) == pairs[index][1]
         return result
 
     def _encode(self, text: str) -> list[int]:
-        """Tokens behind BOS where texts begin with it; one that a chat template has spelt out is not doubled."""
-        tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        """Tokens behind BOS where texts begin with it; one that a chat template has spelt out is
+        not doubled.
+        """
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         return tokens if self.start and tokens[:1] == self.start else self.start + tokens
 
     @property
@@ -132,10 +191,17 @@ class BackendLM(LM):
 
 
 def _questions(pairs: list[Pair]) -> Iterator[Question]:
-    """Continuations of a document as one tree; those without any token in common at the beginning are trees of their own."""
+    """Continuations of a document as one tree; those without any token in common at the beginning
+    are trees of their own.
+    """
     wholes = [context + continuation for context, continuation in pairs]
     trunk = min(common_prefix(wholes), *(len(context) for context, _ in pairs))
     if not trunk and len(pairs) > 1:
         yield from (question for pair in pairs for question in _questions([pair]))
         return
-    yield Question(wholes[0][:trunk], [whole[trunk:] for whole in wholes], truncated=False, scored=[len(scored) for _, scored in pairs])
+    yield Question(
+        wholes[0][:trunk],
+        [whole[trunk:] for whole in wholes],
+        truncated=False,
+        scored=[len(scored) for _, scored in pairs],
+    )

@@ -1,4 +1,6 @@
-"""Tasks of kind `choice`: which of several continuations of a prompt does the model find most likely?"""
+"""Tasks of kind `choice`: which of several continuations of a prompt does the model find most
+likely?
+"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +16,17 @@ from numpy.typing import NDArray
 
 from ipt.errors import UserError
 from ipt.evaluation.backends import encoding
-from ipt.evaluation.data import ENVIRONMENT, Row, check_ids, phrasing, read_rows, render, render_prompt, row_id, text_hash
+from ipt.evaluation.data import (
+    ENVIRONMENT,
+    Row,
+    check_ids,
+    phrasing,
+    read_rows,
+    render,
+    render_prompt,
+    row_id,
+    text_hash,
+)
 from ipt.evaluation.few_shot import with_shots
 from ipt.evaluation.metrics import statistics
 from ipt.evaluation.metrics.gold import Gold, gold_of, meaning, right_options
@@ -34,7 +46,10 @@ SCHEMA = pa.schema(
         ("right", pa.list_(pa.int32())),  # all right options
         ("group", pa.string()),  # of tasks with groups
         ("scores", pa.list_(pa.float64())),  # mean log-probability (nats) per token of each option
-        ("published", pa.list_(pa.float64())),  # the same over the tokens that the published scorer takes for the option's
+        (
+            "published",
+            pa.list_(pa.float64()),
+        ),  # the same over the tokens that the published scorer takes for the option's
         ("sums", pa.list_(pa.float64())),  # log-probability of each option
         ("per_byte", pa.list_(pa.float64())),  # log-probability per UTF-8 byte of each option
         (
@@ -52,7 +67,9 @@ METRICS = ("accuracy", "micro_f1", *F1S, "multi_label")
 
 
 class Question(NamedTuple):
-    """A text of the model's is `prompt`, what `contexts` has for the option if prompts differ by option, and the option."""
+    """A text of the model's is `prompt`, what `contexts` has for the option if prompts differ by
+    option, and the option.
+    """
 
     id: str
     prompt: str
@@ -67,7 +84,9 @@ class Question(NamedTuple):
     @property
     def text(self) -> str:
         """The question with its right option, without demonstrations."""
-        return (self.prompt + (self.contexts[self.gold] if self.contexts else ""))[self.shots :] + self.options[self.gold]
+        return (self.prompt + (self.contexts[self.gold] if self.contexts else ""))[
+            self.shots :
+        ] + self.options[self.gold]
 
     @property
     def prompts(self) -> str | list[str]:
@@ -82,12 +101,20 @@ class Question(NamedTuple):
 
 
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Question]:
-    """The questions of a task; raises a one-line error that names the row. Rows that make none are put down in `odd`."""
+    """The questions of a task; raises a one-line error that names the row. Rows that make none are
+    put down in `odd`.
+    """
     if task.metric not in METRICS:
-        raise UserError(f"task {task.name}: metric is {task.metric!r}, expected {' or '.join(METRICS)}")
+        raise UserError(
+            f"task {task.name}: metric is {task.metric!r}, expected {' or '.join(METRICS)}"
+        )
     odd = OddRows() if odd is None else odd
     drafts = _drafts(task, corpus, odd)
-    others = [] if task.gold_is or task.demonstrations is None else _drafts(task.demonstrations, corpus, OddRows())
+    others = (
+        []
+        if task.gold_is or task.demonstrations is None
+        else _drafts(task.demonstrations, corpus, OddRows())
+    )
     task = replace(task, gold_is=meaning(task, [draft.gold for draft in (*drafts, *others)]))
     questions = [_question(task, draft) for draft in drafts]
     if task.metric in F1S:
@@ -97,11 +124,14 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Qu
 
 
 def score(task: Task, questions: list[Question], backend: "Backend") -> list[dict[str, Any]]:
-    """One prediction for each question; all options of a question go through the model together where it allows that.
+    """One prediction for each question; all options of a question go through the model together
+    where it allows that.
 
     After the prompt that says nothing each different option is scored once.
     """
-    encoded = [backend.encoder.question(question.prompts, question.options) for question in questions]
+    encoded = [
+        backend.encoder.question(question.prompts, question.options) for question in questions
+    ]
     alone = {
         (question.unconditional, option): backend.encoder.question(question.unconditional, [option])
         for question in questions
@@ -109,12 +139,23 @@ def score(task: Task, questions: list[Question], backend: "Backend") -> list[dic
         for option in dict.fromkeys(question.options)
     }
     everything = [*encoded, *alone.values()]
-    logprobs = np.concatenate(backend.logprobs([row for one in everything for row in backend.option_rows(one)], task.name))
-    parts = iter(np.split(logprobs, np.cumsum([length for one in everything for length in one.lengths])[:-1]))
+    logprobs = np.concatenate(
+        backend.logprobs([row for one in everything for row in backend.option_rows(one)], task.name)
+    )
+    parts = iter(
+        np.split(logprobs, np.cumsum([length for one in everything for length in one.lengths])[:-1])
+    )
     scored = [[next(parts) for _ in one.options] for one in encoded]
-    unconditional: dict[tuple[str | None, str], float] = {pair: float(next(parts).sum()) for pair in alone}
+    unconditional: dict[tuple[str | None, str], float] = {
+        pair: float(next(parts).sum()) for pair in alone
+    }
     return [
-        _prediction(question, one, values, [unconditional[question.unconditional, option] for option in question.options if alone])
+        _prediction(
+            question,
+            one,
+            values,
+            [unconditional[question.unconditional, option] for option in question.options if alone],
+        )
         for question, one, values in zip(questions, encoded, scored, strict=True)
     ]
 
@@ -127,20 +168,31 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     """What the predictions amount to.
 
-    - paper: the task's metric as published: the option with the highest mean log-probability per token answers (paper section
-      7.3), and of several right options it need only be one
-    - correct: the same with all tokens that the option adds or changes scored; several right options by micro-F1
-    - accuracy, accuracy_sum, accuracy_bytes: a right option has the highest log-probability per token, in all, per byte
-    - accuracy_unconditional: it gains most over its log-probability after a prompt that says nothing
+    - paper: the task's metric as published: the option with the highest mean log-probability per
+      token answers (paper section 7.3), and of several right options it need only be one
+    - correct: the same with all tokens that the option adds or changes scored; several right
+      options by micro-F1
+    - accuracy, accuracy_sum, accuracy_bytes: a right option has the highest log-probability per
+      token, in all, per byte
+    - accuracy_unconditional: it gains most over its log-probability after a prompt that says
+      nothing
     - logprob: mean log-probability per token of the right options (nats)
-    - probability: of the right options, from a softmax over the options' mean log-probabilities per token
+    - probability: of the right options, from a softmax over the options' mean log-probabilities per
+      token
     - bits_per_byte: of the right options
     """
     right = [row["right"] for row in predictions]
-    answers = {key: [int(np.argmax(row[key])) for row in predictions] for key in ("scores", "published", "sums", "per_byte")}
+    answers = {
+        key: [int(np.argmax(row[key])) for row in predictions]
+        for key in ("scores", "published", "sums", "per_byte")
+    }
     found = {
-        "paper": _by_group(task, predictions, lambda rows: _published(task, answers["published"], right, rows)),
-        "correct": _by_group(task, predictions, lambda rows: _correct(task, answers["scores"], right, rows)),
+        "paper": _by_group(
+            task, predictions, lambda rows: _published(task, answers["published"], right, rows)
+        ),
+        "correct": _by_group(
+            task, predictions, lambda rows: _correct(task, answers["scores"], right, rows)
+        ),
         "accuracy": _share(answers["scores"], right),
         "accuracy_sum": _share(answers["sums"], right),
         "accuracy_bytes": _share(answers["per_byte"], right),
@@ -151,12 +203,17 @@ def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     scores = [np.array(row["scores"]) for row in predictions]
     per_byte = [np.array(row["per_byte"]) for row in predictions]
     found["logprob"] = statistics.mean([s[r].mean() for s, r in zip(scores, right, strict=True)])
-    found["probability"] = statistics.mean([_softmax(s)[r].sum() for s, r in zip(scores, right, strict=True)])
-    found["bits_per_byte"] = statistics.mean([-s[r].mean() / math.log(2) for s, r in zip(per_byte, right, strict=True)])
+    found["probability"] = statistics.mean(
+        [_softmax(s)[r].sum() for s, r in zip(scores, right, strict=True)]
+    )
+    found["bits_per_byte"] = statistics.mean(
+        [-s[r].mean() / math.log(2) for s, r in zip(per_byte, right, strict=True)]
+    )
     return found
 
 
-# What the predictions amount to --------------------------------------------------------------------------------------
+# What the predictions amount to
+# ----------------------------------------------------------------------------------------------
 
 Measure = Callable[[Sequence[int]], Metric]  # of the predictions of these indices
 
@@ -167,13 +224,21 @@ def _by_group(task: Task, predictions: list[dict[str, Any]], measure: Measure) -
     return statistics.mean_of_groups([row["group"] for row in predictions], measure)
 
 
-def _published(task: Task, answers: Sequence[int], right: Sequence[list[int]], rows: Sequence[int]) -> Metric:
+def _published(
+    task: Task, answers: Sequence[int], right: Sequence[list[int]], rows: Sequence[int]
+) -> Metric:
     if task.metric in F1S:
-        return statistics.f1([answers[row] for row in rows], [right[row][0] for row in rows], task.metric.removesuffix("_f1"))
+        return statistics.f1(
+            [answers[row] for row in rows],
+            [right[row][0] for row in rows],
+            task.metric.removesuffix("_f1"),
+        )
     return _share([answers[row] for row in rows], [right[row] for row in rows])
 
 
-def _correct(task: Task, answers: Sequence[int], right: Sequence[list[int]], rows: Sequence[int]) -> Metric:
+def _correct(
+    task: Task, answers: Sequence[int], right: Sequence[list[int]], rows: Sequence[int]
+) -> Metric:
     if task.metric != "multi_label":
         return _published(task, answers, right, rows)
     hits = [2.0 * (answers[row] in right[row]) for row in rows]
@@ -181,11 +246,16 @@ def _correct(task: Task, answers: Sequence[int], right: Sequence[list[int]], row
 
 
 def _share(answers: Iterable[int], right: Iterable[list[int]]) -> Metric:
-    return statistics.proportion([int(answer in allowed) for answer, allowed in zip(answers, right, strict=True)])
+    return statistics.proportion(
+        [int(answer in allowed) for answer, allowed in zip(answers, right, strict=True)]
+    )
 
 
 def _prediction(
-    question: Question, encoded: encoding.Question, logprobs: list[NDArray[np.float64]], unconditional: list[float]
+    question: Question,
+    encoded: encoding.Question,
+    logprobs: list[NDArray[np.float64]],
+    unconditional: list[float],
 ) -> dict[str, Any]:
     n_bytes = [len(option.encode()) for option in question.options]
     published = encoded.published or encoded.lengths
@@ -198,7 +268,9 @@ def _prediction(
         "right": list(question.right or [question.gold]),
         "group": question.group,
         "scores": [total / n for total, n in zip(sums, encoded.lengths, strict=True)],
-        "published": [float(values[-n:].mean()) for values, n in zip(logprobs, published, strict=True)],
+        "published": [
+            float(values[-n:].mean()) for values, n in zip(logprobs, published, strict=True)
+        ],
         "sums": sums,
         "per_byte": [total / n for total, n in zip(sums, n_bytes, strict=True)],
         "unconditional": unconditional or None,
@@ -212,7 +284,8 @@ def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return weights / weights.sum()
 
 
-# From a row to a question --------------------------------------------------------------------------------------------
+# From a row to a question
+# ----------------------------------------------------------------------------------------------
 
 
 class _Draft(NamedTuple):
@@ -233,14 +306,24 @@ def _drafts(task: Task, corpus: Path | None, odd: OddRows) -> list[_Draft]:
 def _draft(task: Task, row: Row) -> _Draft:
     raw = _raw_options(task, row)
     options = [render(task, "option", task.option, row, option=option) for option in raw]
-    contexts = [render_prompt(task, row, option=option) for option in raw] if _differs(task, row) else []
+    contexts = (
+        [render_prompt(task, row, option=option) for option in raw] if _differs(task, row) else []
+    )
     texts = set(zip(contexts, options, strict=True) if contexts else options)
     if len(options) < 2 or not all(map(str.strip, options)) or len(texts) < len(options):
-        raise OddRow(f"{row.where}: options are {options!r}, expected at least two different texts, none empty")
+        raise OddRow(
+            f"{row.where}: options are {options!r}, expected at least two different texts, none "
+            "empty"
+        )
     if task.group and row.fields.get(task.group) is None:
-        raise OddRow(f"{row.where}: there is no field {task.group}, which the task's key `group` names; there are {', '.join(row.fields)}")
+        raise OddRow(
+            f"{row.where}: there is no field {task.group}, which the task's key `group` names; "
+            f"there are {', '.join(row.fields)}"
+        )
     prompt = "" if contexts else render_prompt(task, row)
-    unconditional = render(task, "unconditional", task.unconditional, row) if task.unconditional else None
+    unconditional = (
+        render(task, "unconditional", task.unconditional, row) if task.unconditional else None
+    )
     return _Draft(row, prompt, options, contexts, unconditional, gold_of(task, row, raw))
 
 
@@ -259,13 +342,17 @@ def _question(task: Task, draft: _Draft) -> Question:
 
 
 def _differs(task: Task, row: Row) -> bool:
-    """Whether each option has its own prompt: the template speaks of `option`, and no field of the row is meant."""
+    """Whether each option has its own prompt: the template speaks of `option`, and no field of the
+    row is meant.
+    """
     return "option" not in row.fields and _speaks_of_option(phrasing(task, row_id(task, row)))
 
 
 @lru_cache
 def _speaks_of_option(template: str) -> bool:
-    return "option" in template and "option" in meta.find_undeclared_variables(ENVIRONMENT.parse(template))
+    return "option" in template and "option" in meta.find_undeclared_variables(
+        ENVIRONMENT.parse(template)
+    )
 
 
 def _check_classes(task: Task, questions: list[Question]) -> None:
@@ -274,10 +361,14 @@ def _check_classes(task: Task, questions: list[Question]) -> None:
         if question.options != questions[0].options:
             raise UserError(
                 f"task {task.name}: metric {task.metric} needs the same options for all items, "
-                f"but item {question.id} has {question.options!r} and the first one {questions[0].options!r}"
+                f"but item {question.id} has {question.options!r} and the first one "
+                f"{questions[0].options!r}"
             )
         if question.right:
-            raise UserError(f"task {task.name}: item {question.id} has several right options: use metric multi_label for {task.metric}")
+            raise UserError(
+                f"task {task.name}: item {question.id} has several right options: use metric "
+                f"multi_label for {task.metric}"
+            )
 
 
 def _raw_options(task: Task, row: Row) -> list[str]:
@@ -286,8 +377,14 @@ def _raw_options(task: Task, row: Row) -> list[str]:
     found = row.fields.get(task.options)
     if found is None:
         raise OddRow(
-            f"{row.where}: there is no field {task.options}, which the task's key `options` names; there are {', '.join(row.fields)}"
+            f"{row.where}: there is no field {task.options}, which the task's key `options` names; "
+            f"there are {', '.join(row.fields)}"
         )
-    if not isinstance(found, list) or not all(option is None or isinstance(option, str) for option in found):
-        raise OddRow(f"{row.where}: field {task.options} is {found!r}, expected a list of texts (the task's key `options` names the field)")
+    if not isinstance(found, list) or not all(
+        option is None or isinstance(option, str) for option in found
+    ):
+        raise OddRow(
+            f"{row.where}: field {task.options} is {found!r}, expected a list of texts (the task's "
+            "key `options` names the field)"
+        )
     return [option or "" for option in found]

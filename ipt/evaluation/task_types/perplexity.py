@@ -1,4 +1,6 @@
-"""Tasks of kind `perplexity`: how well does the model predict documents that it has not seen, or the end of a text?"""
+"""Tasks of kind `perplexity`: how well does the model predict documents that it has not seen, or
+the end of a text?
+"""
 
 import math
 from functools import partial
@@ -28,7 +30,10 @@ SCHEMA = pa.schema(
         ("bytes", pa.int64()),  # UTF-8 bytes of the scored text
         ("windows", pa.int32()),  # more than one: the document is longer than the model's context
         ("truncated", pa.bool_()),  # what stands before the text did not fit and lost its beginning
-        ("greedy", pa.bool_()),  # after the task's `context` each token of the text is the likeliest; null without one
+        (
+            "greedy",
+            pa.bool_(),
+        ),  # after the task's `context` each token of the text is the likeliest; null without one
     ]
 )
 
@@ -48,7 +53,9 @@ class Document(NamedTuple):
 
 
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Document]:
-    """The documents of a task; a row of the corpus stage is identified by its doc_id. Rows that make none are put down in `odd`."""
+    """The documents of a task; a row of the corpus stage is identified by its doc_id. Rows that
+    make none are put down in `odd`.
+    """
     odd = OddRows() if odd is None else odd
     documents = odd.kept(task, read_rows(task, corpus, odd), partial(_document, task))
     check_ids(task, documents)
@@ -64,9 +71,15 @@ def _document(task: Task, row: Row) -> Document:
 
 
 def score(task: Task, documents: list[Document], backend: "Backend") -> list[dict[str, Any]]:
-    """One prediction for each document; one of less than two tokens (BOS counts) has nothing to score: tokens = 0."""
+    """One prediction for each document; one of less than two tokens (BOS counts) has nothing to
+    score: tokens = 0.
+    """
     encoded = [_encode(backend.encoder, document) for document in documents]
-    logprobs = iter(backend.logprobs([window for document, _ in encoded for window in document.windows], task.name))
+    logprobs = iter(
+        backend.logprobs(
+            [window for document, _ in encoded for window in document.windows], task.name
+        )
+    )
     greedy = iter(_greedy(task, documents, backend) if task.context else [])
     predictions = []
     for document, ((windows, n_bytes), truncated) in zip(documents, encoded, strict=True):
@@ -84,7 +97,10 @@ def score(task: Task, documents: list[Document], backend: "Backend") -> list[dic
             }
         )
     if not any(row["tokens"] for row in predictions):
-        raise UserError(f"task {task.name}: none of its {len(documents)} documents has two tokens or more: there is nothing to score")
+        raise UserError(
+            f"task {task.name}: none of its {len(documents)} documents has two tokens or more: "
+            "there is nothing to score"
+        )
     return predictions
 
 
@@ -92,11 +108,16 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
     """Documents that were not scored as they stand, by reason."""
     windowed = sum(row["windows"] > 1 for row in predictions)
     empty = sum(not row["tokens"] for row in predictions)
-    return {"windowed_documents": windowed, "empty_documents": empty, "truncated_contexts": sum(row["truncated"] for row in predictions)}
+    return {
+        "windowed_documents": windowed,
+        "empty_documents": empty,
+        "truncated_contexts": sum(row["truncated"] for row in predictions),
+    }
 
 
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
-    """What the predictions amount to; documents are the clusters of the standard errors, and `n` counts them.
+    """What the predictions amount to; documents are the clusters of the standard errors, and `n`
+    counts them.
 
     - nll: negative log-likelihood per token (nats), every token weighing the same
     - perplexity: exp(nll)
@@ -123,16 +144,25 @@ def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
 
 
 def _encode(encoder: encoding.Encoder, document: Document) -> tuple[encoding.Document, bool]:
-    """The rows that score a document, and whether what stands before the scored text lost its beginning."""
+    """The rows that score a document, and whether what stands before the scored text lost its
+    beginning.
+    """
     if not document.begin:
         return encoder.document(document.text), False
     question = encoder.question(document.text[: document.begin], [document.scored])
-    return encoding.Document(encoding.plain_rows(question), len(document.scored.encode())), question.truncated
+    return encoding.Document(
+        encoding.plain_rows(question), len(document.scored.encode())
+    ), question.truncated
 
 
 def _greedy(task: Task, documents: list[Document], backend: "Backend") -> list[bool]:
-    """For each document whether every token that is scored after its context is the model's likeliest."""
-    questions = [backend.encoder.question(document.text[: document.begin], [document.scored]) for document in documents]
+    """For each document whether every token that is scored after its context is the model's
+    likeliest.
+    """
+    questions = [
+        backend.encoder.question(document.text[: document.begin], [document.scored])
+        for document in documents
+    ]
     room = max(len(question.options[0]) for question in questions)
     said = backend.generate([question.prompt for question in questions], [], room, task.name)
     expected = [tuple(question.options[0]) for question in questions]

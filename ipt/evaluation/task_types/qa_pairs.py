@@ -1,8 +1,10 @@
-"""Tasks of kind `pairs`: how well a model writes instruction-response pairs for contexts whose right pairs are known (the paper's Table 5).
+"""Tasks of kind `pairs`: how well a model writes instruction-response pairs for contexts whose
+right pairs are known (the paper's Table 5).
 
-`measure` says what it writes: `responses`, one to each right question (response accuracy), or `pairs`, all for a context (similarity to
-the right ones). It reads what a synthesizer reads, also where it is none: `shots` examples in `pair_format`, then the context.
-The paper's own formulas are not known; those of `metrics` are ours.
+`measure` says what it writes: `responses`, one to each right question (response accuracy), or
+`pairs`, all for a context (similarity to the right ones). It reads what a synthesizer reads, also
+where it is none: `shots` examples in `pair_format`, then the context. The paper's own formulas are
+not known; those of `metrics` are ours.
 """
 
 import json
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
     from ipt.evaluation.backends.generated import Generation
 
 PAIR_FORMATS = ("ipt", "chat")
-STOP = {"pairs": [CONTEXT_START], "responses": [END, QUESTION]}  # measure -> what a model that does not end its text begins to write
+STOP = {
+    "pairs": [CONTEXT_START],
+    "responses": [END, QUESTION],
+}  # measure -> what a model that does not end its text begins to write
 
 PAIRS = pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))
 SCHEMA = pa.schema(
@@ -46,7 +51,10 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("prompt_hash", pa.string()),
         ("gold", PAIRS),  # the right pairs
-        ("outputs", pa.list_(pa.string())),  # as written: a response for each right question, or one output with all pairs
+        (
+            "outputs",
+            pa.list_(pa.string()),
+        ),  # as written: a response for each right question, or one output with all pairs
         ("generated", PAIRS),  # the pairs read in it; null: responses were asked for
         ("rejected", pa.string()),  # what was written and is no pair, by reason, as JSON
         ("tokens", pa.int32()),  # generated
@@ -54,7 +62,10 @@ SCHEMA = pa.schema(
         ("demonstrations", pa.int32()),  # examples before the context: all that fit
         ("missing_demonstrations", pa.int32()),  # those that did not
         ("truncated", pa.bool_()),  # the context did not fit and lost its end
-        ("left_out", pa.string()),  # what the task's data has and no item has, by reason, as JSON: the same in all rows
+        (
+            "left_out",
+            pa.string(),
+        ),  # what the task's data has and no item has, by reason, as JSON: the same in all rows
     ]
 )
 
@@ -76,7 +87,9 @@ class Item(NamedTuple):
     @property
     def text(self) -> str:
         """The context with its right pairs."""
-        return "\n\n".join([self.context, *(f"{pair.question}\n{pair.answer}" for pair in self.gold)])
+        return "\n\n".join(
+            [self.context, *(f"{pair.question}\n{pair.answer}" for pair in self.gold)]
+        )
 
     @property
     def prompt_hash(self) -> str:
@@ -89,15 +102,30 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[It
 
     Rows that make none, as a field is missing, are put down in `odd`.
     """
-    for key, known in {"measure": tuple(STOP), "pair_format": PAIR_FORMATS, "reader": ("", *READERS)}.items():
+    for key, known in {
+        "measure": tuple(STOP),
+        "pair_format": PAIR_FORMATS,
+        "reader": ("", *READERS),
+    }.items():
         if getattr(task, key) not in known:
-            raise UserError(f"task {task.name}: {key} is {getattr(task, key)!r}, expected {' or '.join(filter(None, known))}")
+            raise UserError(
+                f"task {task.name}: {key} is {getattr(task, key)!r}, expected "
+                f"{' or '.join(filter(None, known))}"
+            )
     if task.pair_format != "ipt" and (task.measure == "responses" or task.shots):
-        what = "measure=responses is asked for" if task.measure == "responses" else "shots are shown"
-        raise UserError(f"task {task.name}: {what} in the synthesizer's own format only: leave out pair_format")
+        what = (
+            "measure=responses is asked for" if task.measure == "responses" else "shots are shown"
+        )
+        raise UserError(
+            f"task {task.name}: {what} in the synthesizer's own format only: leave out pair_format"
+        )
     items = _items(task, corpus, OddRows() if odd is None else odd)
     check_ids(task, items)
-    return items if task.demonstrations is None else list(_with_shots(task, items, _items(task.demonstrations, corpus, OddRows())))
+    return (
+        items
+        if task.demonstrations is None
+        else list(_with_shots(task, items, _items(task.demonstrations, corpus, OddRows())))
+    )
 
 
 def score(task: Task, items: list[Item], backend: "Backend") -> list[dict[str, Any]]:
@@ -121,38 +149,58 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
         "unfinished_outputs": sum(row["unfinished"] for row in predictions),
         "contexts_without_pairs": sum(row["generated"] == [] for row in predictions),
         **{f"rejected_{reason}": number for reason, number in sorted(rejected.items())},
-        **{f"left_out_{reason}": number for reason, number in sorted(json.loads(predictions[0]["left_out"]).items())},
+        **{
+            f"left_out_{reason}": number
+            for reason, number in sorted(json.loads(predictions[0]["left_out"]).items())
+        },
     }
 
 
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     """What the predictions amount to; contexts are the clusters of all errors, and n counts them.
 
-    - responses: `correct` is the mean over all questions of exact match where the question lists options, else of the F1 of words;
-      `exact_match`, `f1`, and `contains` of all questions. Of step-by-step answers the conclusions are compared.
-    - pairs: the written pairs of each context are matched one-to-one with the right ones so that the sum of similarities (`similarity`) is
-      largest. `precision` is this sum over all pairs written, `recall` over all right pairs, and `correct` their harmonic mean;
-      `pairs_per_context` is how many are written.
+    - responses: `correct` is the mean over all questions of exact match where the question lists
+      options, else of the F1 of words; `exact_match`, `f1`, and `contains` of all questions. Of
+      step-by-step answers the conclusions are compared.
+    - pairs: the written pairs of each context are matched one-to-one with the right ones so that
+      the sum of similarities (`similarity`) is largest. `precision` is this sum over all pairs
+      written, `recall` over all right pairs, and `correct` their harmonic mean; `pairs_per_context`
+      is how many are written.
     """
-    return _response_metrics(predictions) if task.measure == "responses" else _pair_metrics(predictions)
+    return (
+        _response_metrics(predictions)
+        if task.measure == "responses"
+        else _pair_metrics(predictions)
+    )
 
 
 def similarity(a: Mapping[str, str], b: Mapping[str, str]) -> float:
-    """How alike two pairs are, 0 to 1: the F1 of words of their questions, and of their answers, which weigh the same."""
-    return (answers.word_f1(a["question"], b["question"]) + answers.word_f1(a["answer"], b["answer"])) / 2
+    """How alike two pairs are, 0 to 1: the F1 of words of their questions, and of their answers,
+    which weigh the same.
+    """
+    return (
+        answers.word_f1(a["question"], b["question"]) + answers.word_f1(a["answer"], b["answer"])
+    ) / 2
 
 
 def best_matching(similarities: Sequence[Sequence[float]]) -> float:
-    """The largest sum of entries of a matrix of which no two share a row or a column; entries are not negative."""
+    """The largest sum of entries of a matrix of which no two share a row or a column; entries are
+    not negative.
+    """
     import networkx
 
     graph = networkx.Graph()
     for row, values in enumerate(similarities):
-        graph.add_weighted_edges_from((("row", row), ("column", column), value) for column, value in enumerate(values) if value > 0)
+        graph.add_weighted_edges_from(
+            (("row", row), ("column", column), value)
+            for column, value in enumerate(values)
+            if value > 0
+        )
     return float(sum(graph.edges[edge]["weight"] for edge in networkx.max_weight_matching(graph)))
 
 
-# What is asked -------------------------------------------------------------------------------------------------------
+# What is asked
+# ----------------------------------------------------------------------------------------------
 
 
 class Asked(NamedTuple):
@@ -164,15 +212,22 @@ class Asked(NamedTuple):
 
 
 class Writer:
-    """Prompts of a task in its format, for a model, none longer than what the model's context leaves to them."""
+    """Prompts of a task in its format, for a model, none longer than what the model's context
+    leaves to them.
+    """
 
     def __init__(self, task: Task, encoder: Encoder) -> None:
         self.vocabulary = Vocabulary(encoder.tokenizer)
-        settings = SynthesisConfig(format=task.pair_format, chat_template_kwargs=dict(encoder.chat_template_kwargs))
+        settings = SynthesisConfig(
+            format=task.pair_format, chat_template_kwargs=dict(encoder.chat_template_kwargs)
+        )
         self.format = FORMATS[task.pair_format](self.vocabulary, settings)
         self.measure, self._room = task.measure, encoder.max_length - task.max_new_tokens
         if self._room <= len(self.format.begin("").ids):
-            raise UserError(f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a context in {encoder.max_length}")
+            raise UserError(
+                f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a context "
+                f"in {encoder.max_length}"
+            )
 
     def prompts(self, item: Item) -> list[Asked]:
         """One for each right question, or one for all pairs."""
@@ -192,20 +247,34 @@ class Writer:
         if len(ids) <= room:
             return Asked(ids + end, 0, truncated=False)
         if len(self._after((), "")) > room:
-            raise UserError(f"item {item.id}: a question leaves no room for its context: raise evaluation.max_length")
-        return Asked(self._after((), truncate(item.context, room, lambda text: len(self._after((), text)))) + end, 0, truncated=True)
+            raise UserError(
+                f"item {item.id}: a question leaves no room for its context: raise "
+                "evaluation.max_length"
+            )
+        return Asked(
+            self._after((), truncate(item.context, room, lambda text: len(self._after((), text))))
+            + end,
+            0,
+            truncated=True,
+        )
 
     def _after(self, shots: Sequence[Shot], context: str) -> list[int]:
         history: Prompt | None = None
         for shot in shots:
-            history = self.format.finish(self._next(history, shot.context), [], "", Parsed(list(shot.pairs), Counter()))
+            history = self.format.finish(
+                self._next(history, shot.context), [], "", Parsed(list(shot.pairs), Counter())
+            )
         return self._next(history, context).ids
 
     def _next(self, history: Prompt | None, context: str) -> Prompt:
-        return self.format.begin(context) if history is None else self.format.follow(history, context)
+        return (
+            self.format.begin(context) if history is None else self.format.follow(history, context)
+        )
 
 
-def _prediction(writer: Writer, item: Item, prompts: Sequence[Asked], generations: Sequence["Generation"]) -> dict[str, Any]:
+def _prediction(
+    writer: Writer, item: Item, prompts: Sequence[Asked], generations: Sequence["Generation"]
+) -> dict[str, Any]:
     parsed = writer.format.parse(generations[0].text) if writer.measure == "pairs" else None
     return {
         "id": item.id,
@@ -223,28 +292,45 @@ def _prediction(writer: Writer, item: Item, prompts: Sequence[Asked], generation
     }
 
 
-# Items ---------------------------------------------------------------------------------------------------------------
+# Items
+# ----------------------------------------------------------------------------------------------
 
 
 def _items(task: Task, corpus: Path | None, odd: OddRows) -> list[Item]:
     left_out: Counter[str] = Counter()
-    examples = list(_tuning_examples(task, corpus, left_out) if task.reader else _row_examples(task, corpus, left_out, odd))
+    examples = list(
+        _tuning_examples(task, corpus, left_out)
+        if task.reader
+        else _row_examples(task, corpus, left_out, odd)
+    )
     if not examples:
-        raise UserError(f"task {task.name}: {task.data} holds no context with pairs: left out are {dict(left_out) or 'none'}")
+        raise UserError(
+            f"task {task.name}: {task.data} holds no context with pairs: left out are "
+            f"{dict(left_out) or 'none'}"
+        )
     counted = {reason: number for reason, number in left_out.items() if number}
-    return [Item(example.id, example.context, tuple(example.pairs), counted) for example in examples]
+    return [
+        Item(example.id, example.context, tuple(example.pairs), counted) for example in examples
+    ]
 
 
 def _tuning_examples(task: Task, corpus: Path | None, left_out: Counter[str]) -> Iterator[Example]:
     """As a synthesizer is tuned on them."""
     path = data_path(task, corpus)
     if path is None or path.is_dir():
-        raise UserError(f"task {task.name}: reader={task.reader} reads a file of this machine, and data is {task.data!r}")
+        raise UserError(
+            f"task {task.name}: reader={task.reader} reads a file of this machine, and data is "
+            f"{task.data!r}"
+        )
     for number, example in enumerate(read_examples(task.reader, path, random.Random(0), left_out)):
-        yield example._replace(id=f"{example.id}/{number}")  # what a reader calls an example need not be unique
+        yield example._replace(
+            id=f"{example.id}/{number}"
+        )  # what a reader calls an example need not be unique
 
 
-def _row_examples(task: Task, corpus: Path | None, left_out: Counter[str], odd: OddRows) -> Iterator[Example]:
+def _row_examples(
+    task: Task, corpus: Path | None, left_out: Counter[str], odd: OddRows
+) -> Iterator[Example]:
     """Rows with templates."""
     for example in odd.kept(task, read_rows(task, corpus, odd), partial(_row_example, task)):
         if pairs := distinct_pairs(example.pairs, left_out):
@@ -255,8 +341,15 @@ def _row_examples(task: Task, corpus: Path | None, left_out: Counter[str], odd: 
 
 def _row_example(task: Task, row: Row) -> Example:
     context = render(task, "context", task.context or "{{ context }}", row).strip()
-    sides = [(render(task, "question", task.question, one), render(task, "answer", task.answer, one)) for one in _entries(task, row)]
-    return Example(row_id(task, row), context, [Pair(question.strip(), answer.strip()) for question, answer in sides])
+    sides = [
+        (render(task, "question", task.question, one), render(task, "answer", task.answer, one))
+        for one in _entries(task, row)
+    ]
+    return Example(
+        row_id(task, row),
+        context,
+        [Pair(question.strip(), answer.strip()) for question, answer in sides],
+    )
 
 
 def _entries(task: Task, row: Row) -> list[Row]:
@@ -264,31 +357,45 @@ def _entries(task: Task, row: Row) -> list[Row]:
         return [row]
     entries = row.fields.get(task.pairs)
     if not isinstance(entries, list):
-        raise UserError(f"{row.where}: task {task.name} looks for a list in pairs={task.pairs!r}, found {str(entries)[:40]!r}")
+        raise UserError(
+            f"{row.where}: task {task.name} looks for a list in pairs={task.pairs!r}, found "
+            f"{str(entries)[:40]!r}"
+        )
     return [row._replace(fields={**row.fields, **as_fields(entry)}) for entry in entries]
 
 
 def _with_shots(task: Task, items: list[Item], demonstrations: list[Item]) -> Iterator[Item]:
-    """Every item with the same demonstrations before it, as the draw has them; one that is the item itself gives way to the next."""
+    """Every item with the same demonstrations before it, as the draw has them; one that is the item
+    itself gives way to the next.
+    """
     number = task.shots["number"]
     candidates: dict[str, Shot] = {}  # one more than wanted, each context once
     for index in draw(len(demonstrations), str(task.shots.get("seed", 0))):
         if len(candidates) <= number:
-            candidates.setdefault(demonstrations[index].context, Shot(demonstrations[index].context, demonstrations[index].gold))
+            candidates.setdefault(
+                demonstrations[index].context,
+                Shot(demonstrations[index].context, demonstrations[index].gold),
+            )
     for item in items:
         others = [shot for context, shot in candidates.items() if context != item.context][:number]
         if len(others) < number:
-            raise UserError(f"task {task.name}: {len(others)} demonstrations for item {item.id}, expected {number}")
+            raise UserError(
+                f"task {task.name}: {len(others)} demonstrations for item {item.id}, expected "
+                f"{number}"
+            )
         yield item._replace(shots=tuple(others))
 
 
-# Figures -------------------------------------------------------------------------------------------------------------
+# Figures
+# ----------------------------------------------------------------------------------------------
 
 
 def _response_metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     right = [len(row["gold"]) for row in predictions]
     return {
-        name: statistics.ratio([sum(rule(*response) for response in _responses(row)) for row in predictions], right)
+        name: statistics.ratio(
+            [sum(rule(*response) for response in _responses(row)) for row in predictions], right
+        )
         for name, rule in RULES.items()
     }
 
@@ -296,7 +403,11 @@ def _response_metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
 def _responses(row: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
     """Each response, the right one, and whether its question lists options."""
     for output, pair in zip(row["outputs"], row["gold"], strict=True):
-        yield _conclusion(output), _conclusion(pair["answer"]), OPTIONS.search(pair["question"]) is not None
+        yield (
+            _conclusion(output),
+            _conclusion(pair["answer"]),
+            OPTIONS.search(pair["question"]) is not None,
+        )
 
 
 def _conclusion(answer: str) -> str:
@@ -304,7 +415,9 @@ def _conclusion(answer: str) -> str:
 
 
 RULES: dict[str, Callable[[str, str, bool], float]] = {
-    "correct": lambda output, answer, has_options: (answers.exact_match if has_options else answers.word_f1)(output, answer),
+    "correct": lambda output, answer, has_options: (
+        answers.exact_match if has_options else answers.word_f1
+    )(output, answer),
     "exact_match": lambda output, answer, _: answers.exact_match(output, answer),
     "f1": lambda output, answer, _: answers.word_f1(output, answer),
     "contains": lambda output, answer, _: answers.contains(output, answer),
@@ -312,7 +425,12 @@ RULES: dict[str, Callable[[str, str, bool], float]] = {
 
 
 def _pair_metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
-    matched = [best_matching([[similarity(one, other) for other in row["gold"]] for one in row["generated"]]) for row in predictions]
+    matched = [
+        best_matching(
+            [[similarity(one, other) for other in row["gold"]] for one in row["generated"]]
+        )
+        for row in predictions
+    ]
     written, right = ([len(row[key]) for row in predictions] for key in ("generated", "gold"))
     both = [a + b for a, b in zip(written, right, strict=True)]
     return {

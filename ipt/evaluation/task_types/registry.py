@@ -1,4 +1,6 @@
-"""What a task's `kind` may be. A kind is a module that reads items, scores them and turns predictions into metrics."""
+"""What a task's `kind` may be. A kind is a module that reads items, scores them and turns
+predictions into metrics.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

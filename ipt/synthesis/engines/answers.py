@@ -36,7 +36,9 @@ BROKEN_OFF = frozenset(
         *("engine_error", "server_error", "insufficient_system_resource"),
     )
 )
-REFUSAL = re.compile("filter|safety|recitation|block|prohibited|spii|refus|sensitive|moderat|guardrail|flagged|policy|toxic")
+REFUSAL = re.compile(
+    "filter|safety|recitation|block|prohibited|spii|refus|sensitive|moderat|guardrail|flagged|policy|toxic"
+)
 NO_REASON = frozenset(("null", "none"))  # written as a text
 
 # HTTP statuses. 424 is how TGI reports a failed generation.
@@ -61,12 +63,17 @@ WORDS_OF_LENGTH = re.compile(
     r"|exceeds? the (available |maximum )?context",
     re.IGNORECASE,
 )
-WORDS_OF_SIZE = re.compile("request too large", re.IGNORECASE)  # OpenAI: more tokens than the limit of a minute
+WORDS_OF_SIZE = re.compile(
+    "request too large", re.IGNORECASE
+)  # OpenAI: more tokens than the limit of a minute
 WORDS_OF_POLICY = re.compile(
     r"\bflagged\b|content[_ ](filter|policy|management)|\bmoderation\b|safety (system|filter|policy)",
     re.IGNORECASE,
 )
-WORDS_OF_VALUE = re.compile(r"too (large|big|high|many|small)|at (most|least)|(less|greater) than|exceed|maximum", re.IGNORECASE)
+WORDS_OF_VALUE = re.compile(
+    r"too (large|big|high|many|small)|at (most|least)|(less|greater) than|exceed|maximum",
+    re.IGNORECASE,
+)
 WORDS_OF_UNKNOWN = re.compile(
     r"unsupported|unknown|unrecogni[sz]ed|unexpected|invalid (param|field|arg)|extra (input|field)"
     r"|not (be )?(supported|known|permitted|allowed|recogni[sz]ed)",
@@ -154,7 +161,10 @@ def read_answer(body: Any, streamed: bool = False) -> Answer:
     text = text or _texts(choice.get("text"))[0]
     ids = choice.get("token_ids")
     token_ids = tuple(ids) if isinstance(ids, list) else ()
-    named = [choice.get(key) for key in ("finish_reason", "stop_reason", "finish_details", "native_finish_reason")]
+    named = [
+        choice.get(key)
+        for key in ("finish_reason", "stop_reason", "finish_details", "native_finish_reason")
+    ]
     finish_reason = next(filter(None, map(_finish_reason, named)), "")
     return Answer(text, reasoning, token_ids, finish_reason, cached_tokens)
 
@@ -179,7 +189,8 @@ def end_of(answer: Answer) -> str:
     return "stop"
 
 
-# Faults --------------------------------------------------------------------------------------------------------------
+# Faults
+# ----------------------------------------------------------------------------------------------
 
 
 def fault_of_status(status: int, content: str, headers: Mapping[str, str]) -> Fault:
@@ -232,7 +243,9 @@ def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
 def line(text: str) -> str:
     """One line of bounded length; of an HTML page its text."""
     if re.search(r"<(!doctype|html|head|body|title)\b", text, re.IGNORECASE):
-        text = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL | re.IGNORECASE)
+        text = re.sub(
+            r"<(script|style)\b.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL | re.IGNORECASE
+        )
     return " ".join(text.split())[:LINE_LENGTH]
 
 
@@ -318,7 +331,8 @@ def _status_in(error: Any) -> int | None:
     return None
 
 
-# Answers -------------------------------------------------------------------------------------------------------------
+# Answers
+# ----------------------------------------------------------------------------------------------
 
 
 def _first_choice(body: Mapping[str, Any]) -> Mapping[str, Any] | None:

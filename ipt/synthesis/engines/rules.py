@@ -1,4 +1,6 @@
-"""No engine: pairs mined from the text by rules, for `synthesis.format=rule_based`. Nothing is loaded and nothing is generated."""
+"""No engine: pairs mined from the text by rules, for `synthesis.format=rule_based`. Nothing is
+loaded and nothing is generated.
+"""
 
 from typing import Any
 
@@ -9,7 +11,9 @@ from ipt.synthesis.formats.tags import END, Parsed, pairs_text, parse
 
 
 class RuleFormat:
-    """The prompt is the document; a shot sees nothing of the shots before it, but they are joined as those of a model are."""
+    """The prompt is the document; a shot sees nothing of the shots before it, but they are joined
+    as those of a model are.
+    """
 
     pair_end = END
     schema: dict[str, Any] | None = None
@@ -37,7 +41,9 @@ class RuleEngine:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    async def generate(self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None) -> Generation:
+    async def generate(
+        self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None
+    ) -> Generation:
         document = prompt.messages[0].content
         return Generation([], pairs_text(mine(document, self._seed)), "stop", 0)
 

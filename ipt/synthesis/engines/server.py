@@ -68,7 +68,13 @@ class Server:
     if the server does not list the model and has answered nothing.
     """
 
-    def __init__(self, config: "SynthesisConfig | JudgeConfig", section: str, probe: Request, unlisted: str = "") -> None:
+    def __init__(
+        self,
+        config: "SynthesisConfig | JudgeConfig",
+        section: str,
+        probe: Request,
+        unlisted: str = "",
+    ) -> None:
         import openai
 
         self._config, self._section, self._probe = config, section, probe
@@ -78,7 +84,8 @@ class Server:
             api_key=api_key(config, section),
             max_retries=0,  # counted here, together with those after errors inside answers
             timeout=config.timeout,
-            # The library's own closes itself when it is collected, in whatever event loop runs then.
+            # The library's own closes itself when it is collected, in whatever event loop runs
+            # then.
             http_client=openai.DefaultAsyncHttpxClient(timeout=config.timeout),
         )
         self._has_answered = False  # ever
@@ -146,12 +153,17 @@ class Server:
         end = end_of(answer)
         reason = answer.finish_reason
         if end == "stop" and reason and reason not in ENDS:
-            said = f"the server's finish_reason={line(reason)} is unknown and counts as a normal end"
+            said = (
+                f"the server's finish_reason={line(reason)} is unknown and counts as a normal end"
+            )
             self.say_once(said, "finish_reason")
         if not answer.text and not answer.token_ids:
             said = "the server returned empty content"
             if answer.reasoning:
-                said += ", the text is in its reasoning: disable that on the server or allow more tokens"
+                said += (
+                    ", the text is in its reasoning: disable that on the server or allow more "
+                    "tokens"
+                )
             self.say_once(said, "empty")
         return end
 
@@ -235,7 +247,8 @@ class Server:
             )
             return UserError(f"{server}: {remedy}; {KEPT}")
         return UserError(
-            f"{server} to every request, also to one with a short document: change the setting that it "
+            f"{server} to every request, also to one with a short document: change the setting "
+            "that it "
             f"names, or check {section}.model={config.model} and the key in {config.api_key_env}"
         )
 

@@ -1,4 +1,6 @@
-"""Where an engine's processes write: to a log of their own, so that the terminal shows the run and not its machinery."""
+"""Where an engine's processes write: to a log of their own, so that the terminal shows the run and
+not its machinery.
+"""
 
 import os
 import re
@@ -13,7 +15,9 @@ ERROR = re.compile(r"\b((?:[A-Z]\w*)?(?:Error|Exception): .*)")
 
 
 class EngineLog:
-    """A file for what child processes print. It is removed by `close` unless it was pointed to in an error."""
+    """A file for what child processes print. It is removed by `close` unless it was pointed to in
+    an error.
+    """
 
     def __init__(self) -> None:
         handle, name = tempfile.mkstemp(prefix="ipt-engine-", suffix=".log")
@@ -23,7 +27,9 @@ class EngineLog:
 
     @contextmanager
     def child_output(self) -> Iterator[None]:
-        """Processes that are started inside print to the log for as long as they live; this process prints where it did."""
+        """Processes that are started inside print to the log for as long as they live; this process
+        prints where it did.
+        """
         sys.stdout.flush()
         sys.stderr.flush()
         with ExitStack() as undo, self.path.open("ab") as log:
@@ -32,7 +38,9 @@ class EngineLog:
             yield
 
     def cause(self) -> str:
-        """The last error in the log that does not merely point to another one, and where to read more."""
+        """The last error in the log that does not merely point to another one, and where to read
+        more.
+        """
         if not self.path.exists():
             return "its log has been deleted"
         self._keep = True
@@ -57,6 +65,8 @@ def _moved(descriptor: int, stream: TextIO, log: int, undo: ExitStack) -> TextIO
             return stream  # a notebook's or a test's own stream
     except OSError:
         return stream
-    mine = os.fdopen(os.dup(original), "w", encoding=stream.encoding, errors=stream.errors, buffering=1)
+    mine = os.fdopen(
+        os.dup(original), "w", encoding=stream.encoding, errors=stream.errors, buffering=1
+    )
     undo.callback(mine.close)
     return mine

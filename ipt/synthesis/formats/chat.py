@@ -1,7 +1,8 @@
-"""Any instruction-tuned model as a synthesizer (`synthesis.format=chat`): prompt files, and their prompts through a model's chat template.
+"""Any instruction-tuned model as a synthesizer (`synthesis.format=chat`): prompt files, and their
+prompts through a model's chat template.
 
-A prompt file says in plain data what the model is told, which JSON it has to write, and how pairs or a rewritten text come out of
-that. Nothing in a file and nothing that a model says is ever run.
+A prompt file says in plain data what the model is told, which JSON it has to write, and how pairs
+or a rewritten text come out of that. Nothing in a file and nothing that a model says is ever run.
 """
 
 import json
@@ -28,7 +29,8 @@ SHIPPED = Path(__file__).parent / "chat_prompts"
 DOCUMENT = "{document}"
 KEYS = ("description", "language", "system", "user", "schema", "pairs", "rewrite")
 FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
-# A text, into which {fields} are put; several templates one after the other; or {each: LIST, text: TEMPLATE, join: TEXT}.
+# A text, into which {fields} are put; several templates one after the other; or {each: LIST, text:
+# TEMPLATE, join: TEXT}.
 Template = str | list[Any] | dict[str, Any]
 
 
@@ -46,7 +48,9 @@ class ChatPrompt:
 
     user: str  # holds {document} once
     system: str = ""
-    schema: dict[str, Any] | None = None  # without it the output is free text, and the whole of it the rewrite
+    schema: dict[str, Any] | None = (
+        None  # without it the output is free text, and the whole of it the rewrite
+    )
     pairs: tuple[PairTemplate, ...] = ()
     rewrite: Template | None = None
     description: str = ""
@@ -54,7 +58,8 @@ class ChatPrompt:
 
 
 class ChatFormat:
-    """Conversations in the model's own chat template: a turn with each document, and the model's answer to it before the next one.
+    """Conversations in the model's own chat template: a turn with each document, and the model's
+    answer to it before the next one.
 
     Raises UserError if the model has no chat template, or one that shows no conversation.
     """
@@ -66,10 +71,14 @@ class ChatFormat:
         self._prompt = load_prompt(config.prompt)
         self.schema = self._prompt.schema
         self._vocabulary = vocabulary
-        self._frame = frame = _frame(vocabulary.tokenizer, self._prompt, config.chat_template_kwargs)
+        self._frame = frame = _frame(
+            vocabulary.tokenizer, self._prompt, config.chat_template_kwargs
+        )
         self._begin = [_template_ids(vocabulary.tokenizer, text) for text in frame.first]
         self._follow = [_template_ids(vocabulary.tokenizer, text) for text in frame.later]
-        self.stop_ids = list(dict.fromkeys([*_end_of_turn(vocabulary, self._follow[0]), vocabulary.eos]))
+        self.stop_ids = list(
+            dict.fromkeys([*_end_of_turn(vocabulary, self._follow[0]), vocabulary.eos])
+        )
 
     def begin(self, document: str) -> Prompt:
         before, behind = self._begin
@@ -82,16 +91,20 @@ class ChatFormat:
         return Prompt(ids, (*history.messages, self._frame.turn(document)))
 
     def parse(self, output: str) -> Parsed:
-        """Pairs and rewrite of an output; one that was cut gives those of its items that are complete.
+        """Pairs and rewrite of an output; one that was cut gives those of its items that are
+        complete.
 
-        What is left out is counted: not_json, wrong_shape, truncated, empty_question, empty_answer, empty_rewrite, repeated_question.
+        What is left out is counted: not_json, wrong_shape, truncated, empty_question, empty_answer,
+        empty_rewrite, repeated_question.
         """
         return self._read(output)[0]
 
     def finish(self, prompt: Prompt, output_ids: list[int], output: str, parsed: Parsed) -> Prompt:
-        """The output's own ids where all of it was accepted, so that the engine finds them in its prefix cache.
+        """The output's own ids where all of it was accepted, so that the engine finds them in its
+        prefix cache.
 
-        Otherwise what was accepted is encoded anew. The token that ends the turn is left to `follow`, which has it from the template.
+        Otherwise what was accepted is encoded anew. The token that ends the turn is left to
+        `follow`, which has it from the template.
         """
         accepted = self._read(output)[1]
         ids = output_ids
@@ -115,11 +128,14 @@ class ChatFormat:
         return parsed, _encodable(json.dumps(found.value, ensure_ascii=False))
 
 
-# Prompt files --------------------------------------------------------------------------------------------------------
+# Prompt files
+# ----------------------------------------------------------------------------------------------
 
 
 def prompt_path(name: str) -> Path:
-    """The file of a prompt: `name` is a shipped one, or the path of a .yaml file. Raises a one-line error if there is none."""
+    """The file of a prompt: `name` is a shipped one, or the path of a .yaml file. Raises a one-line
+    error if there is none.
+    """
     if name.endswith(".yaml"):
         if not Path(name).is_file():
             raise MissingFileError(f"synthesis.prompt={name}: there is no such file")
@@ -127,12 +143,16 @@ def prompt_path(name: str) -> Path:
     path = SHIPPED / f"{name}.yaml"
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-        raise UserError(f"synthesis.prompt={name}: must be one of {shipped}, or the path of a .yaml file")
+        raise UserError(
+            f"synthesis.prompt={name}: must be one of {shipped}, or the path of a .yaml file"
+        )
     return path
 
 
 def load_prompt(name: str) -> ChatPrompt:
-    """Read and check the prompt `name`. Raises UserError, one line that names file and key, for one that cannot work."""
+    """Read and check the prompt `name`. Raises UserError, one line that names file and key, for one
+    that cannot work.
+    """
     path = prompt_path(name)
     try:
         return _checked(parse_yaml(path.read_bytes(), path))
@@ -160,21 +180,36 @@ def _checked(content: Any) -> ChatPrompt:
     if schema is None:
         if pairs != [] or rewrite is not None:
             raise _Mistake(
-                "pairs and rewrite are made of fields of the output: give it a schema (without one the whole output is the rewrite)"
+                "pairs and rewrite are made of fields of the output: give it a schema (without one "
+                "the whole output is the rewrite)"
             )
     else:
         fields = _properties(schema, "schema")
         if not isinstance(pairs, list) or not (pairs or rewrite):
             raise _Mistake("say what becomes of the output: pairs (a list), rewrite, or both")
-        pairs = [_checked_pair(pair, fields, f"pairs[{number}]") for number, pair in enumerate(pairs)]
+        pairs = [
+            _checked_pair(pair, fields, f"pairs[{number}]") for number, pair in enumerate(pairs)
+        ]
         if rewrite is not None:
             _check_template(rewrite, fields, "rewrite")
-    return ChatPrompt(schema=schema, pairs=tuple(pairs), rewrite=rewrite, **{key: text.strip() for key, text in texts.items()})
+    return ChatPrompt(
+        schema=schema,
+        pairs=tuple(pairs),
+        rewrite=rewrite,
+        **{key: text.strip() for key, text in texts.items()},
+    )
 
 
 def _checked_pair(pair: Any, fields: Mapping[str, Any], where: str) -> PairTemplate:
-    if not isinstance(pair, dict) or not {"question", "answer"} <= set(pair) <= {"question", "answer", "each"}:
-        raise _Mistake(f"{where}: expected question and answer, and each where there is one pair for each item of a list")
+    if not isinstance(pair, dict) or not {"question", "answer"} <= set(pair) <= {
+        "question",
+        "answer",
+        "each",
+    }:
+        raise _Mistake(
+            f"{where}: expected question and answer, and each where there is one pair for each "
+            "item of a list"
+        )
     if "each" in pair:
         fields = _fields_of_items(pair["each"], fields, f"{where}.each")
     for key in ("question", "answer"):
@@ -187,37 +222,67 @@ def _check_template(template: Any, fields: Mapping[str, Any], where: str) -> Non
     if isinstance(template, str):
         for name in FIELD.findall(template):
             if name not in fields:
-                raise _Mistake(f"{where}: {{{name}}} is no field here, there are {', '.join(fields)}")
+                raise _Mistake(
+                    f"{where}: {{{name}}} is no field here, there are {', '.join(fields)}"
+                )
             if fields[name].get("type") in ("array", "object"):
-                raise _Mistake(f"{where}: {{{name}}} is no text: write {{each: {name}, text: …, join: …}} for a list")
+                raise _Mistake(
+                    f"{where}: {{{name}}} is no text: write {{each: {name}, text: …, join: …}} for "
+                    "a list"
+                )
     elif isinstance(template, list):
         for part in template:
             _check_template(part, fields, where)
-    elif isinstance(template, dict) and {"each", "text"} <= set(template) <= {"each", "text", "join"}:
+    elif isinstance(template, dict) and {"each", "text"} <= set(template) <= {
+        "each",
+        "text",
+        "join",
+    }:
         if not isinstance(template.get("join", ""), str):
             raise _Mistake(f"{where}: join must be a text")
         _check_template(template["text"], _fields_of_items(template["each"], fields, where), where)
     else:
-        raise _Mistake(f"{where}: expected a text, a list of parts, or each, text and join, found {template!r}")
+        raise _Mistake(
+            f"{where}: expected a text, a list of parts, or each, text and join, found {template!r}"
+        )
 
 
 def _fields_of_items(name: Any, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What may stand in braces where `name`, a list, is gone through: the fields of its items, or {item}."""
+    """What may stand in braces where `name`, a list, is gone through: the fields of its items, or
+    {item}.
+    """
     field = fields.get(name) if isinstance(name, str) else None
     if field is None or field.get("type") != "array" or not isinstance(field.get("items"), dict):
-        raise _Mistake(f"{where}: {name} must be a list of the output: a field of type array, with items, in the schema")
+        raise _Mistake(
+            f"{where}: {name} must be a list of the output: a field of type array, with items, in "
+            "the schema"
+        )
     items = field["items"]
-    return {**fields, **(_properties(items, f"schema, items of {name}") if items.get("type") == "object" else {"item": items})}
+    return {
+        **fields,
+        **(
+            _properties(items, f"schema, items of {name}")
+            if items.get("type") == "object"
+            else {"item": items}
+        ),
+    }
 
 
 def _properties(schema: Any, where: str) -> dict[str, Any]:
-    properties = schema.get("properties") if isinstance(schema, dict) and schema.get("type") == "object" else None
-    if not isinstance(properties, dict) or not all(isinstance(field, dict) for field in properties.values()):
+    properties = (
+        schema.get("properties")
+        if isinstance(schema, dict) and schema.get("type") == "object"
+        else None
+    )
+    if not isinstance(properties, dict) or not all(
+        isinstance(field, dict) for field in properties.values()
+    ):
         raise _Mistake(f"{where}: expected type: object with properties")
     return properties
 
 
-# The model's chat template -------------------------------------------------------------------------------------------
+# The model's chat template
+# ----------------------------------------------------------------------------------------------
 
 # Put in place of document and answer where the template is asked for what it writes around them.
 PLACES = "ipt-first-document", "ipt-first-answer", "ipt-second-document"
@@ -235,11 +300,18 @@ class _Frame(NamedTuple):
         return Message("user", self.user[0] + document + self.user[1])
 
 
-def _frame(tokenizer: "PreTrainedTokenizerBase", prompt: ChatPrompt, kwargs: Mapping[str, Any]) -> _Frame:
-    """Ask the chat template. The system text goes into the user's turn where the template has no place for it."""
+def _frame(
+    tokenizer: "PreTrainedTokenizerBase", prompt: ChatPrompt, kwargs: Mapping[str, Any]
+) -> _Frame:
+    """Ask the chat template. The system text goes into the user's turn where the template has no
+    place for it.
+    """
     model = tokenizer.name_or_path
     if not tokenizer.chat_template:
-        raise UserError(f"synthesis.format=chat: the tokenizer of {model} has no chat template: take an instruction-tuned model")
+        raise UserError(
+            f"synthesis.format=chat: the tokenizer of {model} has no chat template: take an "
+            "instruction-tuned model"
+        )
     merged = "\n\n".join(text for text in (prompt.system, prompt.user) if text)
     for system, user in (((Message("system", prompt.system),), prompt.user), ((), merged)):
         if system and not prompt.system:
@@ -256,28 +328,51 @@ def _frame(tokenizer: "PreTrainedTokenizerBase", prompt: ChatPrompt, kwargs: Map
             between, _, end = history.partition(PLACES[1])[2].partition(PLACES[2])
             head, _, tail = user.partition(DOCUMENT)
             return _Frame((before, behind), (between, end), system, (head, tail))
-    raise UserError(f"synthesis.format=chat: the chat template of {model} cannot show a conversation of user and assistant: {reason}")
+    raise UserError(
+        f"synthesis.format=chat: the chat template of {model} cannot show a conversation of user "
+        f"and assistant: {reason}"
+    )
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", system: tuple[Message, ...], user: str, turns: int, kwargs: Mapping[str, Any]) -> str:
+def _render(
+    tokenizer: "PreTrainedTokenizerBase",
+    system: tuple[Message, ...],
+    user: str,
+    turns: int,
+    kwargs: Mapping[str, Any],
+) -> str:
     contents = user.replace(DOCUMENT, PLACES[0]), PLACES[1], user.replace(DOCUMENT, PLACES[2])
-    turn = [Message("assistant" if number % 2 else "user", content) for number, content in enumerate(contents)]
-    return render(tokenizer, [message._asdict() for message in (*system, *turn[: 2 * turns - 1])], kwargs)
+    turn = [
+        Message("assistant" if number % 2 else "user", content)
+        for number, content in enumerate(contents)
+    ]
+    return render(
+        tokenizer, [message._asdict() for message in (*system, *turn[: 2 * turns - 1])], kwargs
+    )
 
 
 def _template_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Token ids of what a template writes: special tokens that it spells out are such. See `Vocabulary` for the line break."""
-    anchor, anchored, alone = tokenizer(["\n", "\n" + text, text], add_special_tokens=False)["input_ids"]
+    """Token ids of what a template writes: special tokens that it spells out are such. See
+    `Vocabulary` for the line break.
+    """
+    anchor, anchored, alone = tokenizer(["\n", "\n" + text, text], add_special_tokens=False)[
+        "input_ids"
+    ]
     return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else alone
 
 
 def _end_of_turn(vocabulary: Vocabulary, between: Sequence[int]) -> list[int]:
     """The special token that the template puts behind the model's answer; empty if there is none."""
-    added = {token for token, content in vocabulary.tokenizer.added_tokens_decoder.items() if content.special}
+    added = {
+        token
+        for token, content in vocabulary.tokenizer.added_tokens_decoder.items()
+        if content.special
+    }
     return [token for token in between if token in added | vocabulary.special][:1]
 
 
-# Outputs -------------------------------------------------------------------------------------------------------------
+# Outputs
+# ----------------------------------------------------------------------------------------------
 
 
 def _read_text(output: str) -> tuple[Parsed, str]:
@@ -295,9 +390,11 @@ class _Blank(Exception):
 
 
 def fill(template: Template, fields: Mapping[str, Any], required: bool = False) -> str:
-    """Put `fields` into a checked template. Raises KeyError or TypeError for one that is missing or of another shape.
+    """Put `fields` into a checked template. Raises KeyError or TypeError for one that is missing or
+    of another shape.
 
-    Braces in a field stay as they are. With `required`, a field that is blank and a list without items raise _Blank.
+    Braces in a field stay as they are. With `required`, a field that is blank and a list without
+    items raise _Blank.
     """
     if isinstance(template, str):
         return FIELD.sub(lambda match: _field_text(fields[match[1]], required), template)
@@ -308,7 +405,9 @@ def fill(template: Template, fields: Mapping[str, Any], required: bool = False) 
         raise TypeError(f"{template['each']} is no list")
     if required and not items:
         raise _Blank
-    return template.get("join", "").join(fill(template["text"], _with_item(fields, item), required) for item in items)
+    return template.get("join", "").join(
+        fill(template["text"], _with_item(fields, item), required) for item in items
+    )
 
 
 def _field_text(value: Any, required: bool) -> str:
@@ -321,7 +420,9 @@ def _field_text(value: Any, required: bool) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Half a surrogate pair, which JSON can spell, is no text that a tokenizer or a file could take."""
+    """Half a surrogate pair, which JSON can spell, is no text that a tokenizer or a file could
+    take.
+    """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -329,8 +430,12 @@ def _with_item(fields: Mapping[str, Any], item: Any) -> dict[str, Any]:
     return {**fields, **(item if isinstance(item, dict) else {"item": item})}
 
 
-def _read_pairs(templates: Sequence[PairTemplate], found: Json, rejected: Counter[str]) -> list[Pair]:
-    """The pairs; what is rejected is counted, and taken out of `found.value` where it is an item of a list."""
+def _read_pairs(
+    templates: Sequence[PairTemplate], found: Json, rejected: Counter[str]
+) -> list[Pair]:
+    """The pairs; what is rejected is counted, and taken out of `found.value` where it is an item of
+    a list.
+    """
     output = Json(dict(found.value), found.whole)  # as it was, for further templates
     pairs: list[Pair] = []
     seen: set[str] = set()
@@ -352,7 +457,9 @@ def _read_pairs(templates: Sequence[PairTemplate], found: Json, rejected: Counte
 
 
 def _items(template: PairTemplate, found: Json, rejected: Counter[str]) -> list[Any]:
-    """What each of which gives a pair: the items of a list, or the whole output as long as that is whole."""
+    """What each of which gives a pair: the items of a list, or the whole output as long as that is
+    whole.
+    """
     if template.each is None:
         return [{}] if found.whole else []
     items = found.value.get(template.each)

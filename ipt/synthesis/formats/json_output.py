@@ -76,7 +76,8 @@ def after_reasoning(output: str) -> Answer:
 
 
 def read_json(output: str, schema: Mapping[str, Any] | None = None) -> Json:
-    """The JSON object in an output, also one that was cut; reasoning and text around it are ignored.
+    """The JSON object in an output, also one that was cut; reasoning and text around it are
+    ignored.
 
     Of several objects the last one that fits `schema` counts (see `fits`), or if none does the one
     that has most of its properties. An output that never closes its reasoning tag has an answer
@@ -192,7 +193,8 @@ def _read_at(output: str, start: int) -> Json:
 
 
 def _last_item(output: str, start: int) -> tuple[int, str]:
-    """Where the last complete item of an outermost list ends in a cut JSON object, and the brackets that are open there.
+    """Where the last complete item of an outermost list ends in a cut JSON object, and the brackets
+    that are open there.
 
     The end is `start` if there is no such item, and -1 if the output is no beginning of an object.
     """

@@ -1,9 +1,11 @@
-"""Pairs mined from a text by rules, without any model, after AdaptLLM (arXiv 2309.09530; patterns and wordings are our own).
+"""Pairs mined from a text by rules, without any model, after AdaptLLM (arXiv 2309.09530; patterns
+and wordings are our own).
 
-A connective says how two sentences belong together ("As a result, …"), so a text holds ready-made tasks of six types: inference (nli),
-reasoning on cause and effect, paraphrase, words to text, summary and completion. Each answer is a part of the text, its title, or one of
-the options of its question. Connectives are English; a text in another language gives completions, and words to text where its script
-has spaces between words.
+A connective says how two sentences belong together ("As a result, …"), so a text holds ready-made
+tasks of six types: inference (nli), reasoning on cause and effect, paraphrase, words to text,
+summary and completion. Each answer is a part of the text, its title, or one of the options of its
+question. Connectives are English; a text in another language gives completions, and words to text
+where its script has spaces between words.
 """
 
 import random
@@ -22,8 +24,13 @@ from ipt.synthesis.long_documents import sentences
 PER_RULE = 2  # examples of one rule in a text
 MIN_KEYWORD, MIN_SENTENCE, MAX_SENTENCE = 10, 50, 400  # characters
 MIN_CLAUSE = 20  # characters of a part of a sentence
-GENERATE = 0.2  # share of inference tasks that ask for the second sentence; the others ask how it is related to the first
-TITLE, COMPLETION = 0.8, 0.5  # a text with a title: summary only 0.4, completion only 0.1, both 0.4, neither 0.1
+# share of inference tasks that ask for the second sentence; the others ask how it is related to the
+# first
+GENERATE = 0.2
+TITLE, COMPLETION = (
+    0.8,
+    0.5,
+)  # a text with a title: summary only 0.4, completion only 0.1, both 0.4, neither 0.1
 
 TYPES = {
     "entailment": "nli",
@@ -51,7 +58,9 @@ class Sentence(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a rule found: what its wordings are filled with, the answer, and the numbers of the sentences that both are taken from."""
+    """What a rule found: what its wordings are filled with, the answer, and the numbers of the
+    sentences that both are taken from.
+    """
 
     fields: dict[str, str]
     answer: str
@@ -59,16 +68,22 @@ class Found(NamedTuple):
 
 
 def mine(text: str, seed: int, doc_id: str | None = None, title: str | None = None) -> list[Pair]:
-    """Pairs mined from `text`, at most two by each rule; the same for the same seed and `doc_id` (without one: the same text).
+    """Pairs mined from `text`, at most two by each rule; the same for the same seed and `doc_id`
+    (without one: the same text).
 
-    `title` is the text's title; without one, its first line where that looks like a title. The whole text is mined, however
-    long it is. No question comes twice, no side is empty or holds a tag of the format, and each pair follows its conventions.
+    `title` is the text's title; without one, its first line where that looks like a title. The
+    whole text is mined, however long it is. No question comes twice, no side is empty or holds a
+    tag of the format, and each pair follows its conventions.
     """
     return [pair for _, pair in mine_typed(text, seed, doc_id, title)]
 
 
-def mine_typed(text: str, seed: int, doc_id: str | None = None, title: str | None = None) -> list[tuple[str, Pair]]:
-    """As `mine`, with the type of task of each pair: nli, reasoning, paraphrase, word_to_text, summary or completion."""
+def mine_typed(
+    text: str, seed: int, doc_id: str | None = None, title: str | None = None
+) -> list[tuple[str, Pair]]:
+    """As `mine`, with the type of task of each pair: nli, reasoning, paraphrase, word_to_text,
+    summary or completion.
+    """
     random_ = random.Random(f"{seed}/{text if doc_id is None else doc_id}")
     lines = _lines(text)
     title = " ".join(title.split()) if title else _first_line_title(lines)
@@ -81,7 +96,9 @@ def mine_typed(text: str, seed: int, doc_id: str | None = None, title: str | Non
     seen: set[str] = set()
     result = []
     for rule, pair in mined:
-        if pair.question.lower() not in seen and not any(tag in side for tag in TAGS for side in pair):
+        if pair.question.lower() not in seen and not any(
+            tag in side for tag in TAGS for side in pair
+        ):
             seen.add(pair.question.lower())
             result.append((TYPES[rule], pair))
     return result
@@ -90,17 +107,25 @@ def mine_typed(text: str, seed: int, doc_id: str | None = None, title: str | Non
 def _mine_rules(parts: list[Sentence], random_: random.Random) -> Iterator[tuple[str, Pair]]:
     """Rules in random order, those that fit nearly any sentence last; no sentence serves twice."""
     found = {rule: list(find(parts)) for rule, find in RULES.items()}
-    order = random_.sample(list(RULES), len(RULES)) + ["keywords"] + ["completion"] * (random_.random() < COMPLETION)
+    order = (
+        random_.sample(list(RULES), len(RULES))
+        + ["keywords"]
+        + ["completion"] * (random_.random() < COMPLETION)
+    )
     used: set[int] = set()
     for rule in order:
         candidates = found[rule] if rule in found else list(ANYWHERE[rule](parts))
         taken = 0
         for candidate in random_.sample(candidates, len(candidates)):
-            if taken < (1 if rule == "completion" else PER_RULE) and used.isdisjoint(candidate.sentences):
+            if taken < (1 if rule == "completion" else PER_RULE) and used.isdisjoint(
+                candidate.sentences
+            ):
                 used.update(candidate.sentences)
                 taken += 1
                 if rule == "definition":  # only now: it looks through the whole text
-                    candidate = candidate._replace(fields={"term": _as_within(candidate.fields["term"], parts)})
+                    candidate = candidate._replace(
+                        fields={"term": _as_within(candidate.fields["term"], parts)}
+                    )
                 yield rule, _ask(rule, candidate, random_)
 
 
@@ -109,11 +134,15 @@ def _ask(rule: str, found: Found, random_: random.Random) -> Pair:
         wording = random_.choice(_wordings()["classify"])
         answer = wording["options"][INFERENCE.index(rule)]
         options = random_.sample(wording["options"], len(wording["options"]))
-        return Pair("\n- ".join([wording["question"].format(**found.fields) + "\nOptions:", *options]), answer)
+        return Pair(
+            "\n- ".join([wording["question"].format(**found.fields) + "\nOptions:", *options]),
+            answer,
+        )
     return Pair(random_.choice(_wordings()[rule]).format(**found.fields), found.answer)
 
 
-# Sentences ------------------------------------------------------------------------------------------------------------
+# Sentences
+# ----------------------------------------------------------------------------------------------
 
 TAGS = (CONTEXT_START, CONTEXT_END, QUESTION, ANSWER, END)
 ABBREVIATION = re.compile(
@@ -121,20 +150,27 @@ ABBREVIATION = re.compile(
     r"|(?:^|[ .(])[A-Z])\.$"
 )
 SENTENCE = re.compile(r"[\"'“‘(\[]?[^\W_].*[.!…。！｡।][\"'”’)\]]*")
-ODD = re.compile(r"https?:|www\.|[@|\\{}<>=•]|\b(?:Figure|Fig\.|Table|Exhibit|Equation|Chapter|Section|Link to)\b|\.\.\.|: [A-Z]")
+ODD = re.compile(
+    r"https?:|www\.|[@|\\{}<>=•]|\b(?:Figure|Fig\.|Table|Exhibit|Equation|Chapter|Section|Link to)\b|\.\.\.|: [A-Z]"
+)
 ABSTRACT = 400  # characters of the shortest abstract
 NO_TITLE = re.compile(  # what a sentence of prose has, and headings that say nothing of their text
     r"\"|“|\b(?:I|[Hh]e|[Ss]he|[Tt]hey|[Ww]e|[Hh]is|[Hh]er|[Hh]im|[Tt]hem|was|were|had|said|did|came|went)\b"
     r"|\b(?:a|an|the|of|in|to|and|for|that|with|by)$"
     r"|^(?:Abstract|Background|Introduction|Key Points|Key Terms|Learning Outcomes|Objectives?|Overview|Summary|Table of Contents)$"
 )
-SIGN, MAX_SIGNS = re.compile(r"[\d!-/:-@\[-`{-~]"), 0.2  # a sentence with more digits and signs is a table, a formula or a list
+SIGN, MAX_SIGNS = (
+    re.compile(r"[\d!-/:-@\[-`{-~]"),
+    0.2,
+)  # a sentence with more digits and signs is a table, a formula or a list
 BRACKETS = (("(", ")"), ("[", "]"), ("“", "”"))
 SENTENCE_SIGN = re.compile(r"[.!?:;,…。！？]$")
 
 
 def _lines(text: str) -> list[str]:
-    """Lines that are not empty, spaces squeezed; a line break within a sentence (the next line begins small) is a space."""
+    """Lines that are not empty, spaces squeezed; a line break within a sentence (the next line
+    begins small) is a space.
+    """
     lines: list[list[str]] = []
     is_open = False
     for line in (" ".join(line.split()) for line in text.splitlines()):
@@ -149,11 +185,14 @@ def _lines(text: str) -> list[str]:
 def _first_line_title(lines: list[str]) -> str | None:
     """The first line, where it is short, is no sentence, and is followed by much more.
 
-    A full stop at its end is taken as one of an abstract's title only if the rest of the text is one long line.
+    A full stop at its end is taken as one of an abstract's title only if the rest of the text is
+    one long line.
     """
     if len(lines) < 2 or not lines[0][0].isalnum() or NO_TITLE.search(lines[0]):
         return None
-    ends_like_a_sentence = SENTENCE_SIGN.search(lines[0]) and not (lines[0].endswith(".") and len(lines) == 2 and len(lines[1]) >= ABSTRACT)
+    ends_like_a_sentence = SENTENCE_SIGN.search(lines[0]) and not (
+        lines[0].endswith(".") and len(lines) == 2 and len(lines[1]) >= ABSTRACT
+    )
     fits = 2 <= len(lines[0].split()) <= 25 and 3 * len(lines[0]) <= sum(map(len, lines[1:]))
     return lines[0] if fits and not ends_like_a_sentence else None
 
@@ -174,25 +213,36 @@ def _sentences(lines: list[str]) -> list[Sentence]:
 def _is_usable(sentence: str) -> bool:
     if not MIN_SENTENCE <= _length(sentence) <= MAX_SENTENCE or sentence[0].islower():
         return False
-    if not SENTENCE.fullmatch(sentence) or ODD.search(sentence) or len(SIGN.findall(sentence)) > MAX_SIGNS * len(sentence):
+    if (
+        not SENTENCE.fullmatch(sentence)
+        or ODD.search(sentence)
+        or len(SIGN.findall(sentence)) > MAX_SIGNS * len(sentence)
+    ):
         return False
     return _is_balanced(sentence)
 
 
 def _is_balanced(text: str) -> bool:
-    return text.count('"') % 2 == 0 and all(text.count(opening) == text.count(closing) for opening, closing in BRACKETS)
+    return text.count('"') % 2 == 0 and all(
+        text.count(opening) == text.count(closing) for opening, closing in BRACKETS
+    )
 
 
 def _length(text: str) -> int:
     """Characters, of which those of East Asian scripts count as three."""
-    return len(text) if text.isascii() else len(text) + 2 * sum(character >= "\u2e80" for character in text)
+    return (
+        len(text)
+        if text.isascii()
+        else len(text) + 2 * sum(character >= "\u2e80" for character in text)
+    )
 
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-# Rules ----------------------------------------------------------------------------------------------------------------
+# Rules
+# ----------------------------------------------------------------------------------------------
 
 Rule = Callable[[list[Sentence]], Iterator[Found]]
 
@@ -216,8 +266,12 @@ BECAUSE = re.compile(
     r"(?P<effect>[^;:]+?),? (?P<cause>because (?!of (?:this|that|it)\b)[^;:]+"
     r"|(?:due|owing) to (?:(?! (?:is|are|was|were|has|have|can|may|will|should)\b)[^;:,])+)"
 )
-BECAUSE_FIRST = re.compile(r"(?P<cause>Because (?!of (?:this|that|it)\b)[^,;:]+), (?P<effect>[^,;:]+)")
-SO = re.compile(r"(?P<cause>[^;:]+), (?:and )?so (?P<effect>(?!that\b|far\b|as\b|much\b|many\b|long\b|on\b|forth\b|to\b|called\b)[^;:]+)")
+BECAUSE_FIRST = re.compile(
+    r"(?P<cause>Because (?!of (?:this|that|it)\b)[^,;:]+), (?P<effect>[^,;:]+)"
+)
+SO = re.compile(
+    r"(?P<cause>[^;:]+), (?:and )?so (?P<effect>(?!that\b|far\b|as\b|much\b|many\b|long\b|on\b|forth\b|to\b|called\b)[^;:]+)"
+)
 UNFINISHED = re.compile(
     r"\b(?:am|is|are|was|were|be|been|not|only|just|or|and|but|that|which|mainly|mostly|partly|largely|primarily|\w+ly)$"
 )
@@ -244,15 +298,28 @@ FINDING = re.compile(
 
 
 def _linked(connective: str, answer_first: bool = False) -> Rule:
-    """A rule for two neighbouring sentences of which the second begins with `connective`, which is taken away."""
+    """A rule for two neighbouring sentences of which the second begins with `connective`, which is
+    taken away.
+    """
     pattern = re.compile(rf"(?:{connective}) (?=\w)")
 
     def find(parts: list[Sentence]) -> Iterator[Found]:
         for number, (before, after) in enumerate(pairwise(parts)):
-            start = pattern.match(after.text) if after.usable and before.usable and before.line == after.line else None
+            start = (
+                pattern.match(after.text)
+                if after.usable and before.usable and before.line == after.line
+                else None
+            )
             if start and len(after.text) - start.end() >= MIN_SENTENCE:
-                first, second = _without_connective(before.text), _capital(after.text[start.end() :])
-                yield Found({"first": first, "second": second}, first if answer_first else second, (number, number + 1))
+                first, second = (
+                    _without_connective(before.text),
+                    _capital(after.text[start.end() :]),
+                )
+                yield Found(
+                    {"first": first, "second": second},
+                    first if answer_first else second,
+                    (number, number + 1),
+                )
 
     return find
 
@@ -269,7 +336,11 @@ def _clauses(pattern: re.Pattern[str], given: str, asked: str) -> Rule:
         for number, sentence in _usable(parts):
             said = pattern.fullmatch(sentence)
             if said and _are_clauses(said["effect"], said["cause"]):
-                yield Found({"first": _clause(_without_connective(said[given]))}, _clause(said[asked]), (number,))
+                yield Found(
+                    {"first": _clause(_without_connective(said[given]))},
+                    _clause(said[asked]),
+                    (number,),
+                )
 
     return find
 
@@ -303,7 +374,9 @@ def _naming(parts: list[Sentence]) -> Iterator[Found]:
 
 
 def _as_within(term: str, parts: list[Sentence]) -> str:
-    """The term as it stands within a sentence: with a small letter, unless the text only has it with a capital one."""
+    """The term as it stands within a sentence: with a small letter, unless the text only has it
+    with a capital one.
+    """
     small = term[0].lower() + term[1:]
     is_name = not re.match(r"(?:An?|The) ", term) and not any(small in part.text for part in parts)
     return term if is_name else small
@@ -317,7 +390,11 @@ def _conclusion(parts: list[Sentence]) -> Iterator[Found]:
 
 
 def _finding(parts: list[Sentence]) -> Iterator[Found]:
-    yield from (Found({}, sentence, (number,)) for number, sentence in _usable(parts) if FINDING.match(sentence))
+    yield from (
+        Found({}, sentence, (number,))
+        for number, sentence in _usable(parts)
+        if FINDING.match(sentence)
+    )
 
 
 def _keywords(parts: list[Sentence]) -> Iterator[Found]:
@@ -325,7 +402,13 @@ def _keywords(parts: list[Sentence]) -> Iterator[Found]:
     for number, sentence in _usable(parts):
         words = [word.strip(".,;:!?()[]\"'“”‘’") for word in sentence.split()]
         rare = list(
-            dict.fromkeys(word for word in words if len(word) >= MIN_KEYWORD and word.isalpha() and word.lower() not in _common_words())
+            dict.fromkeys(
+                word
+                for word in words
+                if len(word) >= MIN_KEYWORD
+                and word.isalpha()
+                and word.lower() not in _common_words()
+            )
         )
         if len(rare) >= 2 and len(words) >= 8:
             *others, last = rare[:3]
@@ -336,9 +419,15 @@ def _completion(parts: list[Sentence]) -> Iterator[Found]:
     """A sentence, and the next one or two of its line."""
     for number, (before, after) in enumerate(pairwise(parts)):
         if before.usable and after.usable and before.line == after.line:
-            further = [part for part in parts[number + 2 : number + 3] if part.usable and part.line == before.line]
+            further = [
+                part
+                for part in parts[number + 2 : number + 3]
+                if part.usable and part.line == before.line
+            ]
             answer = " ".join(part.text for part in (after, *further))
-            yield Found({"passage": before.text}, answer, tuple(range(number, number + 2 + len(further))))
+            yield Found(
+                {"passage": before.text}, answer, tuple(range(number, number + 2 + len(further)))
+            )
 
 
 def _usable(parts: list[Sentence]) -> Iterator[tuple[int, str]]:
@@ -350,7 +439,11 @@ RULES: dict[str, Rule] = {
     "neutral": _linked(NEUTRAL),
     "contrast": _linked(CONTRAST),
     "effect": _any_of(_linked(EFFECT), _clauses(SO, "cause", "effect")),
-    "cause": _any_of(_linked(CAUSE), _clauses(BECAUSE_FIRST, "effect", "cause"), _clauses(BECAUSE, "effect", "cause")),
+    "cause": _any_of(
+        _linked(CAUSE),
+        _clauses(BECAUSE_FIRST, "effect", "cause"),
+        _clauses(BECAUSE, "effect", "cause"),
+    ),
     "restatement": _linked(RESTATEMENT),
     "restated": _linked(RESTATEMENT, answer_first=True),
     "definition": _definition,

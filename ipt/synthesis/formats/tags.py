@@ -1,8 +1,10 @@
-"""The synthesizer's text format and its parser (paper section 3.1; data format of the released synthesizer).
+"""The synthesizer's text format and its parser (paper section 3.1; data format of the released
+synthesizer).
 
-One example is `<s> <CON> {context} </CON>\\n\\n<QUE> {question} <ANS> {answer} </END>\\n\\n<QUE> … </END></s>`, where `<s>` and
-`</s>` stand for the model's own BOS and EOS tokens. The tags are plain text, not added vocabulary. An M-shot prompt is
-M - 1 whole examples followed by the beginning of another one.
+One example is `<s> <CON> {context} </CON>\\n\\n<QUE> {question} <ANS> {answer} </END>\\n\\n<QUE> …
+</END></s>`, where `<s>` and `</s>` stand for the model's own BOS and EOS tokens. The tags are plain
+text, not added vocabulary. An M-shot prompt is M - 1 whole examples followed by the beginning of
+another one.
 """
 
 from collections import Counter
@@ -11,8 +13,8 @@ from typing import NamedTuple
 
 CONTEXT_START, CONTEXT_END, QUESTION, ANSWER, END = "<CON>", "</CON>", "<QUE>", "<ANS>", "</END>"
 
-# Reasons that the published rules do not have: they take an empty question, and a question or answer with another tag in it, of which
-# they take out question tags only.
+# Reasons that the published rules do not have: they take an empty question, and a question or
+# answer with another tag in it, of which they take out question tags only.
 STRICTER = ("empty_question", "tag_inside")
 
 _FIRST, _MIDDLE, _NEXT, _LAST = f"{QUESTION} ", f" {ANSWER} ", f" {END}\n\n{QUESTION} ", f" {END}"
@@ -29,7 +31,9 @@ class Parsed(NamedTuple):
 
     pairs: list[Pair]
     rejected: Counter[str]
-    rewrite: str = ""  # a text that was written in place of pairs or beside them, by formats that have such
+    rewrite: str = (
+        ""  # a text that was written in place of pairs or beside them, by formats that have such
+    )
 
     @property
     def found(self) -> bool:
@@ -48,24 +52,30 @@ def pairs_text(pairs: Iterable[Pair]) -> str:
 
 
 def grammar(max_pairs: int) -> str:
-    """The outputs of 1 to `max_pairs` pairs that `parse` takes whole, in xgrammar's EBNF. Questions and answers have no `<`."""
+    """The outputs of 1 to `max_pairs` pairs that `parse` takes whole, in xgrammar's EBNF. Questions
+    and answers have no `<`.
+    """
     return f"""root ::= pair ("\\n\\n" pair){{0,{max_pairs - 1}}}
 pair ::= "{QUESTION} " text " {ANSWER} " text " {END}"
 text ::= [^< \\n\\t] [^<]*"""
 
 
 def parse(output: str) -> Parsed:
-    """Read the pairs from a generation by the published rules, and reject what those would let into training texts.
+    """Read the pairs from a generation by the published rules, and reject what those would let into
+    training texts.
 
-    The output is cut at each end tag. A piece counts when it holds exactly one answer tag, begins with a question tag and
-    its answer is not empty. Of pairs with the same question, upper and lower case alike, the first is kept. A last piece
-    without its end tag is a truncated generation. Ours alone are the reasons in STRICTER.
+    The output is cut at each end tag. A piece counts when it holds exactly one answer tag, begins
+    with a question tag and its answer is not empty. Of pairs with the same question, upper and
+    lower case alike, the first is kept. A last piece without its end tag is a truncated generation.
+    Ours alone are the reasons in STRICTER.
     """
     return _parse_clean(output) or _parse_pieces(output)
 
 
 def _parse_clean(output: str) -> Parsed | None:
-    """The common case in a third of the time: an output that is `pairs_text` of different questions. None for any other."""
+    """The common case in a third of the time: an output that is `pairs_text` of different
+    questions. None for any other.
+    """
     if not (output.startswith(_FIRST) and output.endswith(_LAST)):
         return None
     pairs: list[Pair] = []
@@ -74,9 +84,13 @@ def _parse_clean(output: str) -> Parsed | None:
         question, _, answer = piece.partition(_MIDDLE)
         question, answer = question.strip(), answer.strip()
         if question and answer:
-            pairs.append(tuple.__new__(Pair, (question, answer)))  # without the detour of a named tuple's own
+            pairs.append(
+                tuple.__new__(Pair, (question, answer))
+            )  # without the detour of a named tuple's own
             seen.add(question.lower())
-    is_clean = len(seen) == len(pairs) and output.count("<") == 3 * len(pairs)  # no tag but those of the pairs
+    is_clean = len(seen) == len(pairs) and output.count("<") == 3 * len(
+        pairs
+    )  # no tag but those of the pairs
     return Parsed(pairs, _NOTHING) if is_clean else None
 
 
@@ -110,6 +124,10 @@ def _parse_piece(piece: str) -> tuple[str, Pair | None]:
         return "empty_answer", None
     if not question:
         return "empty_question", None
-    if any(tag in piece for tag in (CONTEXT_START, CONTEXT_END)) or QUESTION in question or QUESTION in answer:
+    if (
+        any(tag in piece for tag in (CONTEXT_START, CONTEXT_END))
+        or QUESTION in question
+        or QUESTION in answer
+    ):
         return "tag_inside", None
     return "", Pair(question, answer)

@@ -1,4 +1,6 @@
-"""Filters: which pairs of a synthesis stage go on to rendering. Documents all stay, with the pairs that are left to them."""
+"""Filters: which pairs of a synthesis stage go on to rendering. Documents all stay, with the pairs
+that are left to them.
+"""
 
 import json
 import re
@@ -16,7 +18,14 @@ from ipt.corpus.overlap import Overlap, OverlapCount
 from ipt.errors import UserError
 from ipt.stage import read_parts, write_parquet
 from ipt.synthesis.quality.judge import OPERATION, check_judge, judge_pairs
-from ipt.synthesis.quality.measures import PAIR_MEASURES, DocumentWords, PairWords, frame, read_document, read_pair
+from ipt.synthesis.quality.measures import (
+    PAIR_MEASURES,
+    DocumentWords,
+    PairWords,
+    frame,
+    read_document,
+    read_pair,
+)
 from ipt.synthesis.quality.statistics import statistics
 from ipt.synthesis.quality.streaming import FrequentCount, Seen
 from ipt.synthesis.shards import ACCOUNT, read_account
@@ -30,19 +39,26 @@ Row = dict[str, Any]
 Pairs = list[dict[str, str]]
 
 
-def filter_pairs(config: FilterConfig, pairs: Path, output: Path, seed: int, overlap: Overlap | None) -> dict[str, Any]:
-    """Write `pairs/part-*.parquet` to `output/pairs` without the pairs that `config` rules out, and return the statistics.
+def filter_pairs(
+    config: FilterConfig, pairs: Path, output: Path, seed: int, overlap: Overlap | None
+) -> dict[str, Any]:
+    """Write `pairs/part-*.parquet` to `output/pairs` without the pairs that `config` rules out, and
+    return the statistics.
 
-    Files, rows and columns are those of the synthesis stage; only `pairs` gets shorter, and `inherits_previous` is false where this
-    row or the one before has nothing left. What is removed is counted by reason, the first that applies, in `filtered`: a limit by
-    its measure, "overlap", "judge_failed". The judge sees what the other filters leave. The statistics are those of what is left
-    (`ipt.synthesis.quality.statistics.statistics`), with `pairs_before`, the judge's figures and, for each evaluation task, the overlap.
-    Memory does not grow with the corpus beyond 4 bytes a pair, and those only for the measure asked_before.
-    Raises as `check_filters` does.
+    Files, rows and columns are those of the synthesis stage; only `pairs` gets shorter, and
+    `inherits_previous` is false where this row or the one before has nothing left. What is removed
+    is counted by reason, the first that applies, in `filtered`: a limit by its measure, "overlap",
+    "judge_failed". The judge sees what the other filters leave. The statistics are those of what is
+    left (`ipt.synthesis.quality.statistics.statistics`), with `pairs_before`, the judge's figures
+    and, for each evaluation task, the overlap. Memory does not grow with the corpus beyond 4 bytes
+    a pair, and those only for the measure asked_before. Raises as `check_filters` does.
     """
     check_filters(config)
     if config.overlap and overlap is None:
-        raise UserError(f"filters.overlap={config.overlap}: there is no evaluation task to compare with: name some in tasks")
+        raise UserError(
+            f"filters.overlap={config.overlap}: there is no evaluation task to compare with: name "
+            "some in tasks"
+        )
     folder = output / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
     before = sum(len(row["pairs"]) for row in read_parts(pairs, ["pairs"]))
@@ -52,11 +68,15 @@ def filter_pairs(config: FilterConfig, pairs: Path, output: Path, seed: int, ove
     if config.judge.model is not None:
         judged["judge"] = judge_pairs(config.judge, folder, output, seed)
         if limits := _limits(config, JUDGE_MEASURES):
-            _rewrite(folder, folder, Verdicts(limits, output / "judgements").keep, "judge's filters")
+            _rewrite(
+                folder, folder, Verdicts(limits, output / "judgements").keep, "judge's filters"
+            )
     if rules.overlaps is not None:
         judged["overlap"] = rules.overlaps.report()
     of_generation = ("tokens_not_generated", "generator_flops")
-    figures = {name: value for name, value in statistics(folder).items() if name not in of_generation}
+    figures = {
+        name: value for name, value in statistics(folder).items() if name not in of_generation
+    }
     return {**figures, "pairs_before": before, **judged}
 
 
@@ -66,24 +86,38 @@ def check_filters(config: FilterConfig) -> None:
         if bounds is None:
             continue
         if len(bounds) != 2:
-            raise UserError(f"filters.limits.{name}={bounds}: must be [at least, at most], with null for no limit")
+            raise UserError(
+                f"filters.limits.{name}={bounds}: must be [at least, at most], with null for no "
+                "limit"
+            )
         if None not in bounds and bounds[0] > bounds[1]:
-            raise UserError(f"filters.limits.{name}={bounds}: no value is at least {bounds[0]} and at most {bounds[1]}")
+            raise UserError(
+                f"filters.limits.{name}={bounds}: no value is at least {bounds[0]} and at most "
+                f"{bounds[1]}"
+            )
     if config.overlap is not None and config.overlap not in OVERLAP_MODES:
-        raise UserError(f"filters.overlap={config.overlap}: must be one of {', '.join(OVERLAP_MODES)}, or null")
+        raise UserError(
+            f"filters.overlap={config.overlap}: must be one of {', '.join(OVERLAP_MODES)}, or null"
+        )
     check_judge(config.judge)
     judge_limits = ", ".join(_limits(config, JUDGE_MEASURES))
     if judge_limits and config.judge.model is None:
         raise UserError(f"filters.limits: {judge_limits} needs a judge: set filters.judge.model")
     if judge_limits and config.judge.sample is not None:
-        raise UserError(f"filters.limits: {judge_limits} needs every pair judged: set filters.judge.sample=null")
+        raise UserError(
+            f"filters.limits: {judge_limits} needs every pair judged: set filters.judge.sample=null"
+        )
 
 
 def filter_settings(config: FilterConfig) -> dict[str, Any]:
     """The settings that decide what the stage gives."""
     settings = asdict(config)
-    settings["limits"] = {name: bounds for name, bounds in settings["limits"].items() if bounds is not None}
-    settings["judge"] = {name: value for name, value in settings["judge"].items() if name not in OPERATION}
+    settings["limits"] = {
+        name: bounds for name, bounds in settings["limits"].items() if bounds is not None
+    }
+    settings["judge"] = {
+        name: value for name, value in settings["judge"].items() if name not in OPERATION
+    }
     return settings
 
 
@@ -92,7 +126,8 @@ def is_active(config: FilterConfig) -> bool:
     return bool(any(asdict(config.limits).values()) or config.overlap or config.judge.model)
 
 
-# What stays ----------------------------------------------------------------------------------------------------------
+# What stays
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -110,13 +145,18 @@ def _limits(config: FilterConfig, names: Iterable[str]) -> dict[str, Limit]:
 
 
 class Rules:
-    """The limits on pairs and documents, and the overlap with evaluation tasks; remembers what passed."""
+    """The limits on pairs and documents, and the overlap with evaluation tasks; remembers what
+    passed.
+    """
 
     def __init__(self, config: FilterConfig, pairs: int, overlap: Overlap | None) -> None:
         self._pair_limits = _limits(config, PAIR_MEASURES)
         self._stream_limits = _limits(config, STREAM_MEASURES)
         self._document_limits = _limits(config, DOCUMENT_MEASURES)
-        self._overlap, self._removes_overlap = overlap if config.overlap else None, config.overlap == "remove"
+        self._overlap, self._removes_overlap = (
+            overlap if config.overlap else None,
+            config.overlap == "remove",
+        )
         self.overlaps = OverlapCount(self._overlap) if self._overlap is not None else None
         self._asked = Seen(pairs if "asked_before" in self._stream_limits else 0)
         self._frames = FrequentCount()
@@ -155,18 +195,29 @@ class Rules:
                 return "overlap"
         return self._stream_reason(pair, words, document)
 
-    def _stream_reason(self, pair: dict[str, str], words: PairWords, document: DocumentWords) -> str:
-        """These come last: a pair that something else rules out is no reason to leave out another one."""
-        asked, frames = self._stream_limits.get("asked_before"), self._stream_limits.get("same_frame")
+    def _stream_reason(
+        self, pair: dict[str, str], words: PairWords, document: DocumentWords
+    ) -> str:
+        """These come last: a pair that something else rules out is no reason to leave out another
+        one.
+        """
+        asked, frames = (
+            self._stream_limits.get("asked_before"),
+            self._stream_limits.get("same_frame"),
+        )
         if asked is not None and not asked.allows(self._asked.add(pair["question"].lower())):
             return "asked_before"
-        if frames is not None and not frames.allows(self._frames.add(frame(words.question, document.known))):
+        if frames is not None and not frames.allows(
+            self._frames.add(frame(words.question, document.known))
+        ):
             return "same_frame"
         return ""
 
 
 class Verdicts:
-    """The limits on what the judge says; takes the rows in the order in which their pairs were judged."""
+    """The limits on what the judge says; takes the rows in the order in which their pairs were
+    judged.
+    """
 
     def __init__(self, limits: dict[str, Limit], judgements: Path) -> None:
         self._limits = limits
@@ -186,14 +237,22 @@ class Verdicts:
         assert judgement["question"] == pair["question"], "verdicts are in the order of the pairs"
         if judgement["failure"]:
             return "judge_failed"
-        values = {"judge_accuracy": judgement["answer_is_right"], "judge_relevance": judgement["about_document"]}
-        return next((name for name, limit in self._limits.items() if not limit.allows(values[name])), "")
+        values = {
+            "judge_accuracy": judgement["answer_is_right"],
+            "judge_relevance": judgement["about_document"],
+        }
+        return next(
+            (name for name, limit in self._limits.items() if not limit.allows(values[name])), ""
+        )
 
 
-# Files ---------------------------------------------------------------------------------------------------------------
+# Files
+# ----------------------------------------------------------------------------------------------
 
 
-def _rewrite(source: Path, target: Path, keep: Callable[[Row], tuple[Pairs, Counter[str]]], label: str) -> None:
+def _rewrite(
+    source: Path, target: Path, keep: Callable[[Row], tuple[Pairs, Counter[str]]], label: str
+) -> None:
     """Write each part of `source` to `target`, with the pairs that `keep` keeps."""
     for torn in target.glob(".part-*"):  # a kill while a part was being written
         torn.unlink()
@@ -203,7 +262,9 @@ def _rewrite(source: Path, target: Path, keep: Callable[[Row], tuple[Pairs, Coun
             _rewrite_part(part, target / part.name, keep, bar)
 
 
-def _rewrite_part(source: Path, target: Path, keep: Callable[[Row], tuple[Pairs, Counter[str]]], bar: Bar) -> None:
+def _rewrite_part(
+    source: Path, target: Path, keep: Callable[[Row], tuple[Pairs, Counter[str]]], bar: Bar
+) -> None:
     account = read_account(source)
     table = pq.read_table(source)
     removed: Counter[str] = Counter(account.get("filtered", {}))
@@ -217,7 +278,11 @@ def _rewrite_part(source: Path, target: Path, keep: Callable[[Row], tuple[Pairs,
     split = account["long_documents"].get("split", 0) > 0
     with_pairs = {_document(row["doc_id"], split) for row in rows if row["pairs"]}
     account |= {"documents_with_pairs": len(with_pairs), "filtered": dict(removed)}
-    write_parquet(target, rows, table.schema.with_metadata({ACCOUNT: json.dumps(account, sort_keys=True).encode()}))
+    write_parquet(
+        target,
+        rows,
+        table.schema.with_metadata({ACCOUNT: json.dumps(account, sort_keys=True).encode()}),
+    )
 
 
 def _rows(table: Any) -> Iterator[Row]:

@@ -1,4 +1,6 @@
-"""A judge: a model behind an OpenAI-compatible server that says of each pair whether it is right (measures of the paper's Table 6)."""
+"""A judge: a model behind an OpenAI-compatible server that says of each pair whether it is right
+(measures of the paper's Table 6).
+"""
 
 import asyncio
 import json
@@ -42,7 +44,13 @@ SCHEMA = pa.schema(
     ]
 )
 Verdict = dict[str, Any]  # the fields of a reply, and its failure
-OPERATION = ("base_url", "api_key_env", "concurrency", "max_retries", "timeout")  # settings that do not decide what the verdicts are
+OPERATION = (
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "max_retries",
+    "timeout",
+)  # settings that do not decide what the verdicts are
 FAILURES = ("malformed", "refused", "unavailable")
 FIELDS = {"reason": str, "about_document": bool, "answer_is_right": bool, "task": str}
 TYPES, WORDS = {str: "string", bool: "boolean"}, {str: "text", bool: "true or false"}
@@ -53,13 +61,16 @@ SHOWN_REFUSALS = 20
 
 
 def judge_pairs(config: JudgeConfig, pairs: Path, output: Path, seed: int) -> dict[str, Any]:
-    """Judge a sample of the pairs in `pairs/part-*.parquet`, write `output/judgements/part-*.parquet` and return the figures.
+    """Judge a sample of the pairs in `pairs/part-*.parquet`, write
+    `output/judgements/part-*.parquet` and return the figures.
 
-    accuracy: the answer is right, given the document and the question; relevance: the pair is about its document; each with its 95%
-    interval (Wilson). `kinds_of_task` is how many different kinds the judge named, `tasks` the most frequent ones. Pairs on which
-    the judge failed are in `failed` by reason and in none of the shares: malformed (the reply is no verdict), refused (the server
-    rejects the request), unavailable (it answers with errors only). Verdicts are kept as they come: the same call goes on from there.
-    Raises UserError where the server wants another key, model or address, EngineDied if it cannot be reached or never answers.
+    accuracy: the answer is right, given the document and the question; relevance: the pair is about
+    its document; each with its 95% interval (Wilson). `kinds_of_task` is how many different kinds
+    the judge named, `tasks` the most frequent ones. Pairs on which the judge failed are in `failed`
+    by reason and in none of the shares: malformed (the reply is no verdict), refused (the server
+    rejects the request), unavailable (it answers with errors only). Verdicts are kept as they come:
+    the same call goes on from there. Raises UserError where the server wants another key, model or
+    address, EngineDied if it cannot be reached or never answers.
     """
     number, cases = sample_cases(pairs, config.sample, seed)
     folder = output / "judgements"
@@ -79,7 +90,8 @@ def check_judge(config: JudgeConfig) -> None:
         raise UserError(f"filters.judge.timeout={config.timeout}: must be more than 0")
 
 
-# Asking --------------------------------------------------------------------------------------------------------------
+# Asking
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -98,9 +110,15 @@ class Case:
 
 
 def sample_cases(pairs: Path, sample: int | None, seed: int) -> tuple[int, Iterator[Case]]:
-    """How many pairs of `pairs/part-*.parquet` are to be judged, and these in order: `sample` of them drawn by `seed`, or all."""
+    """How many pairs of `pairs/part-*.parquet` are to be judged, and these in order: `sample` of
+    them drawn by `seed`, or all.
+    """
     total = sum(len(row["pairs"]) for row in read_parts(pairs, ["pairs"]))
-    chosen = None if sample is None or sample >= total else set(random.Random(seed).sample(range(total), sample))
+    chosen = (
+        None
+        if sample is None or sample >= total
+        else set(random.Random(seed).sample(range(total), sample))
+    )
     return total if chosen is None else len(chosen), _cases(pairs, chosen)
 
 
@@ -123,7 +141,9 @@ async def _work_off(config: JudgeConfig, cases: Iterator[Case], folder: Path, ba
 
 
 class Judge:
-    """Works off pairs part by part. Parts that are there are not asked for again, nor are verdicts in the journal of an unfinished one."""
+    """Works off pairs part by part. Parts that are there are not asked for again, nor are verdicts
+    in the journal of an unfinished one.
+    """
 
     def __init__(self, config: JudgeConfig, server: Server, folder: Path, bar: Bar) -> None:
         self._config, self._server, self._folder, self._bar = config, server, folder, bar
@@ -138,7 +158,9 @@ class Judge:
                 self._bar.advance(len(block))
             else:
                 verdicts = await self._judge_block(block)
-                write_parquet(path, [verdict_row(case, verdicts[case.key]) for case in block], SCHEMA)
+                write_parquet(
+                    path, [verdict_row(case, verdicts[case.key]) for case in block], SCHEMA
+                )
                 self._journal.unlink()
             part += 1
         if not part:  # no pairs, no verdicts, but a file that says so
@@ -162,9 +184,13 @@ class Judge:
 
     async def _ask(self, case: Case) -> Verdict:
         try:
-            content = await self._server.ask(Request(CHAT, _request(self._config, case)), self._send)
+            content = await self._server.ask(
+                Request(CHAT, _request(self._config, case)), self._send
+            )
         except PromptRefused as refusal:
-            self._server.say_once(f"the server refuses a pair; further ones are only counted: {refusal}", "refused")
+            self._server.say_once(
+                f"the server refuses a pair; further ones are only counted: {refusal}", "refused"
+            )
             return {**failure("refused"), "reason": str(refusal)}
         except ServerFails as error:
             self._last_error = error
@@ -181,9 +207,15 @@ class Judge:
         failures = Counter(verdict["failure"] for verdict in verdicts)
         if failures.keys() <= {"refused"} and not any(self._folder.glob("part-*.parquet")):
             self._journal.unlink()  # else the next run would refuse them again without a request
-            raise EngineDied(f"judge: {self._config.base_url} refuses all of {len(verdicts)} requests: {verdicts[0]['reason']}")
+            raise EngineDied(
+                f"judge: {self._config.base_url} refuses all of {len(verdicts)} requests: "
+                f"{verdicts[0]['reason']}"
+            )
         if failures.keys() <= {"refused", "unavailable"} and failures["unavailable"]:
-            raise EngineDied(f"judge: {self._config.base_url} answered none of {len(verdicts)} requests: {self._last_error}")
+            raise EngineDied(
+                f"judge: {self._config.base_url} answered none of {len(verdicts)} requests: "
+                f"{self._last_error}"
+            )
 
 
 def _request(config: JudgeConfig, case: Case) -> dict[str, Any]:
@@ -208,15 +240,28 @@ def messages(case: Case) -> list[dict[str, str]]:
 
 
 def spelled_out(case: Case) -> str:
-    """All of the prompt as one text, for a model that is not held to the schema of the reply: the fields are told in words."""
-    fields = [f"- {name} ({WORDS[kind]}): {' '.join(_prompt()['fields'][name].split())}" for name, kind in FIELDS.items()]
+    """All of the prompt as one text, for a model that is not held to the schema of the reply: the
+    fields are told in words.
+    """
+    fields = [
+        f"- {name} ({WORDS[kind]}): {' '.join(_prompt()['fields'][name].split())}"
+        for name, kind in FIELDS.items()
+    ]
     texts = [message["content"] for message in messages(case)]
     return "\n\n".join([*texts, "\n".join([_prompt()["reply"], *fields])])
 
 
 def _reply_schema() -> dict[str, Any]:
-    fields = {name: {"type": TYPES[kind], "description": _prompt()["fields"][name]} for name, kind in FIELDS.items()}
-    return {"type": "object", "properties": fields, "required": list(FIELDS), "additionalProperties": False}
+    fields = {
+        name: {"type": TYPES[kind], "description": _prompt()["fields"][name]}
+        for name, kind in FIELDS.items()
+    }
+    return {
+        "type": "object",
+        "properties": fields,
+        "required": list(FIELDS),
+        "additionalProperties": False,
+    }
 
 
 def read_reply(content: str) -> Verdict:
@@ -227,7 +272,9 @@ def read_reply(content: str) -> Verdict:
 
 def read_verdict(reply: Any) -> Verdict:
     """The verdict in a reply's JSON."""
-    if not isinstance(reply, dict) or not all(isinstance(reply.get(name), kind) for name, kind in FIELDS.items()):
+    if not isinstance(reply, dict) or not all(
+        isinstance(reply.get(name), kind) for name, kind in FIELDS.items()
+    ):
         return failure("malformed")
     task = " ".join(words_of(reply["task"]))
     return {**{name: reply[name] for name in FIELDS}, "task": task, "failure": ""}
@@ -240,7 +287,13 @@ def failure(reason: str) -> Verdict:
 
 def verdict_row(case: Case, verdict: Verdict) -> dict[str, Any]:
     """A row of SCHEMA."""
-    return {"number": case.number, "doc_id": case.doc_id, "question": case.question, "answer": case.answer, **verdict}
+    return {
+        "number": case.number,
+        "doc_id": case.doc_id,
+        "question": case.question,
+        "answer": case.answer,
+        **verdict,
+    }
 
 
 def _read_journal(path: Path) -> dict[str, Verdict]:
@@ -255,7 +308,9 @@ def _read_journal(path: Path) -> dict[str, Verdict]:
         entries = [json.loads(line) for line in whole.splitlines()]
         return {entry["key"]: entry["verdict"] for entry in entries}
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise UserError(f"{path} is damaged: remove it, and what it held is asked for again") from None
+        raise UserError(
+            f"{path} is damaged: remove it, and what it held is asked for again"
+        ) from None
 
 
 @cache
@@ -265,7 +320,8 @@ def _prompt() -> dict[str, Any]:
     return prompt
 
 
-# Figures -------------------------------------------------------------------------------------------------------------
+# Figures
+# ----------------------------------------------------------------------------------------------
 
 
 def figures(folder: Path) -> dict[str, Any]:

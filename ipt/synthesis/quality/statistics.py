@@ -1,4 +1,5 @@
-"""What the pairs are like: counts and rates over the finished parts of a synthesis stage, and examples to look at.
+"""What the pairs are like: counts and rates over the finished parts of a synthesis stage, and
+examples to look at.
 
 One pass over the rows in bounded memory; what is exact only up to a size says so.
 """
@@ -18,7 +19,10 @@ from ipt.synthesis.quality.task_types import kind_of
 from ipt.synthesis.shards import most_frequent, read_account
 
 FRAMES = 10  # how many of the most frequent question frames count as stock questions
-SAMPLED_PAIRS, COMPARED_QUESTIONS = 1000, 100  # for diversity, which depends on how many are compared
+SAMPLED_PAIRS, COMPARED_QUESTIONS = (
+    1000,
+    100,
+)  # for diversity, which depends on how many are compared
 NGRAM = 4
 EDGES = {
     "pairs_per_row": range(13),
@@ -26,36 +30,58 @@ EDGES = {
     "answer_words": (0, 1, 2, 4, 8, 16, 32, 64, 128, 256),
     "document_words": (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400),
 }
-COLUMNS = ["text", "pairs", "inherits_previous", "finish_reason", "prompt_tokens", "output_tokens", "rewrite"]
+COLUMNS = [
+    "text",
+    "pairs",
+    "inherits_previous",
+    "finish_reason",
+    "prompt_tokens",
+    "output_tokens",
+    "rewrite",
+]
 
 
-def statistics(pairs_folder: Path, *, max_new_tokens: int | None = None, parameters: int | None = None) -> dict[str, Any]:
-    """Statistics of `pairs_folder/part-*.parquet`. Rates are shares from 0 to 1; None where there is nothing to divide by.
+def statistics(
+    pairs_folder: Path, *, max_new_tokens: int | None = None, parameters: int | None = None
+) -> dict[str, Any]:
+    """Statistics of `pairs_folder/part-*.parquet`. Rates are shares from 0 to 1; None where there
+    is nothing to divide by.
 
-    - documents = documents_with_pairs + documents_without_pairs + those in `dropped` (by reason). A document in pieces has pairs
-      if one of its pieces has. `long_documents`: documents that were split (into so many pieces) or truncated.
-    - rows: generations asked for, one per document or piece. `joined`: rows that continue the text of the row before them.
-    - well_formed_rate: of all rows, those whose generation was not cut, gave something, and of which the parser rejected nothing
-      but repeated questions. `rejected`: pieces by reason. `filtered`: pairs that filters took away, by reason.
-      `refused`: prompts that the engine or server refused, by its words; their rows have finish_reason error.
-    - rewrites: rows with a text that the model wrote in place of pairs; rewrite_words: their mean length.
-    - distinct_question_rate: different questions of all documents' pairs, upper and lower case alike, by all of them; exact up to
-      a million different ones, an estimate beyond (DistinctCount).
-    - repeated_question_rate: of all questions written, those that the parser rejected because their document had them before.
+    - documents = documents_with_pairs + documents_without_pairs + those in `dropped` (by reason). A
+      document in pieces has pairs if one of its pieces has. `long_documents`: documents that were
+      split (into so many pieces) or truncated.
+    - rows: generations asked for, one per document or piece. `joined`: rows that continue the text
+      of the row before them.
+    - well_formed_rate: of all rows, those whose generation was not cut, gave something, and of
+      which the parser rejected nothing but repeated questions. `rejected`: pieces by reason.
+      `filtered`: pairs that filters took away, by reason. `refused`: prompts that the engine or
+      server refused, by its words; their rows have finish_reason error.
+    - rewrites: rows with a text that the model wrote in place of pairs; rewrite_words: their mean
+      length.
+    - distinct_question_rate: different questions of all documents' pairs, upper and lower case
+      alike, by all of them; exact up to a million different ones, an estimate beyond
+      (DistinctCount).
+    - repeated_question_rate: of all questions written, those that the parser rejected because their
+      document had them before.
     - what_is_share: questions that begin with "What is" or "What are".
-    - stock_question_share: questions with one of the ten most frequent frames. A frame is the question in lower case with each run
-      of words that also occur in its document, function words aside, replaced by "_"; `frames` lists the ten with their counts.
-      Exact up to 200,000 different frames, lower bounds beyond (FrequentCount).
-    - grounded_rate: answers of which at least four fifths of the words occur in their document, in any order; verbatim_rate:
-      answers that stand there word for word.
+    - stock_question_share: questions with one of the ten most frequent frames. A frame is the
+      question in lower case with each run of words that also occur in its document, function words
+      aside, replaced by "_"; `frames` lists the ten with their counts. Exact up to 200,000
+      different frames, lower bounds beyond (FrequentCount).
+    - grounded_rate: answers of which at least four fifths of the words occur in their document, in
+      any order; verbatim_rate: answers that stand there word for word.
     - kinds: pairs by kind of task, told by the rules of ipt.synthesis.quality.task_types.
-    - diversity, of a sample that is the same in each run: self_bleu (how much of a question's 1- to 4-grams stands in the other
-      questions, 0 to 1) of `questions_compared`, distinct_4grams of `pairs_sampled`. Comparable between samples of one size only.
-    - question_words, answer_words: mean lengths; `histograms` has the lengths, and pairs per row, by bins [edge, next edge).
-    - Token counts are sums; cached_tokens is the part of prompt_tokens that the engine had in its prefix cache.
-      tokens_not_generated: what stopping at a repetition saved at most, each such generation taken to go on to `max_new_tokens`.
-    - generator_flops: 2 x `parameters` x (prompt tokens that were not cached + generated tokens): a multiplication and an addition
-      for each parameter and token, attention left out. None where `parameters` is None.
+    - diversity, of a sample that is the same in each run: self_bleu (how much of a question's 1- to
+      4-grams stands in the other questions, 0 to 1) of `questions_compared`, distinct_4grams of
+      `pairs_sampled`. Comparable between samples of one size only.
+    - question_words, answer_words: mean lengths; `histograms` has the lengths, and pairs per row,
+      by bins [edge, next edge).
+    - Token counts are sums; cached_tokens is the part of prompt_tokens that the engine had in its
+      prefix cache. tokens_not_generated: what stopping at a repetition saved at most, each such
+      generation taken to go on to `max_new_tokens`.
+    - generator_flops: 2 x `parameters` x (prompt tokens that were not cached + generated tokens): a
+      multiplication and an addition for each parameter and token, attention left out. None where
+      `parameters` is None.
     """
     tally = Tally(max_new_tokens)
     parts = sorted(pairs_folder.glob("part-*.parquet"))
@@ -70,10 +96,11 @@ def statistics(pairs_folder: Path, *, max_new_tokens: int | None = None, paramet
 
 
 def examples(pairs_folder: Path, n: int, seed: int) -> list[dict[str, Any]]:
-    """`n` random documents (or pieces) that have pairs or a rewrite, or all if there are fewer, in the order of the corpus.
+    """`n` random documents (or pieces) that have pairs or a rewrite, or all if there are fewer, in
+    the order of the corpus.
 
-    Each is {"doc_id", "text", "pairs": [{"question", "answer"}], "rewrite"}. One pass, in bounded memory; the choice depends on
-    `seed` only.
+    Each is {"doc_id", "text", "pairs": [{"question", "answer"}], "rewrite"}. One pass, in bounded
+    memory; the choice depends on `seed` only.
     """
     sample: Sample[tuple[int, dict[str, Any]]] = Sample(n, seed)
     for number, row in enumerate(read_parts(pairs_folder, ["doc_id", "text", "pairs", "rewrite"])):
@@ -147,19 +174,29 @@ class Tally:
             "diversity": diversity(self._sample.items),
             "question_words": share(counts["question_words"], pairs),
             "answer_words": share(counts["answer_words"], pairs),
-            "histograms": {name: histogram.result() for name, histogram in self._histograms.items()},
+            "histograms": {
+                name: histogram.result() for name, histogram in self._histograms.items()
+            },
             "prompt_tokens": counts["prompt_tokens"],
             "generated_tokens": counts["generated_tokens"],
-            "tokens_not_generated": None if self._max_new_tokens is None else counts["tokens_not_generated"],
+            "tokens_not_generated": None
+            if self._max_new_tokens is None
+            else counts["tokens_not_generated"],
             "finish_reasons": dict(self._finish_reasons),
         }
 
 
 def diversity(pairs: list[tuple[list[str], list[str]]]) -> dict[str, Any]:
-    """Self-BLEU of the first questions, and the share of distinct 4-grams in all questions and answers; words of (question, answer)."""
+    """Self-BLEU of the first questions, and the share of distinct 4-grams in all questions and
+    answers; words of (question, answer).
+    """
     questions = [" ".join(question) for question, _ in pairs[:COMPARED_QUESTIONS]]
     texts = [text for pair in pairs for text in pair]
-    ngrams = [tuple(text[start : start + NGRAM]) for text in texts for start in range(len(text) - NGRAM + 1)]
+    ngrams = [
+        tuple(text[start : start + NGRAM])
+        for text in texts
+        for start in range(len(text) - NGRAM + 1)
+    ]
     return {
         "pairs_sampled": len(pairs),
         "questions_compared": len(questions),
@@ -169,13 +206,18 @@ def diversity(pairs: list[tuple[list[str], list[str]]]) -> dict[str, Any]:
 
 
 def self_bleu(texts: list[str]) -> float | None:
-    """Mean BLEU-4 of each text against all the others, 0 to 1: 1 if all say the same (Zhu et al. 2018). None for fewer than two."""
+    """Mean BLEU-4 of each text against all the others, 0 to 1: 1 if all say the same (Zhu et al.
+    2018). None for fewer than two.
+    """
     if len(texts) < 2:
         return None
     from sacrebleu.metrics import BLEU
 
     bleu = BLEU(tokenize="none", effective_order=True)
-    scores = [bleu.sentence_score(text, texts[:place] + texts[place + 1 :]).score for place, text in enumerate(texts)]
+    scores = [
+        bleu.sentence_score(text, texts[:place] + texts[place + 1 :]).score
+        for place, text in enumerate(texts)
+    ]
     return round(sum(scores) / len(scores) / 100, 4)
 
 
@@ -186,7 +228,8 @@ def add_accounts(accounts: list[dict[str, Any]]) -> dict[str, Any]:
         for name in ("dropped", "long_documents", "rejected", "filtered", "refused")
     )
     documents, with_pairs, well_formed, cached_tokens = (
-        sum(account[name] for account in accounts) for name in ("documents", "documents_with_pairs", "well_formed", "cached_tokens")
+        sum(account[name] for account in accounts)
+        for name in ("documents", "documents_with_pairs", "well_formed", "cached_tokens")
     )
     return {
         "documents": documents,
@@ -202,9 +245,14 @@ def add_accounts(accounts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _rates(accounts: dict[str, Any], counts: Counter[str], parameters: int | None) -> dict[str, Any]:
+def _rates(
+    accounts: dict[str, Any], counts: Counter[str], parameters: int | None
+) -> dict[str, Any]:
     """Figures of rows and accounts together."""
-    repeated, filtered = accounts["rejected"].get("repeated_question", 0), sum(accounts["filtered"].values())
+    repeated, filtered = (
+        accounts["rejected"].get("repeated_question", 0),
+        sum(accounts["filtered"].values()),
+    )
     computed = counts["prompt_tokens"] - accounts["cached_tokens"] + counts["generated_tokens"]
     return {
         "well_formed_rate": share(accounts["well_formed"], counts["rows"]),

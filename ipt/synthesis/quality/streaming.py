@@ -1,4 +1,6 @@
-"""Figures of streams of any length, in bounded memory: exact as long as the stream is small, and estimates in a stated way beyond."""
+"""Figures of streams of any length, in bounded memory: exact as long as the stream is small, and
+estimates in a stated way beyond.
+"""
 
 import random
 from bisect import bisect_right
@@ -14,7 +16,8 @@ HASHES = 2**64
 
 
 class DistinctCount:
-    """How many different texts there were. Exact up to `kept` of them, then an unbiased estimate (off by 0.1% with a million kept).
+    """How many different texts there were. Exact up to `kept` of them, then an unbiased estimate
+    (off by 0.1% with a million kept).
 
     Hashes below a threshold are kept; whenever there are too many the threshold is halved.
     """
@@ -36,10 +39,11 @@ class DistinctCount:
 
 
 class FrequentCount:
-    """How often each text came, for the frequent ones. Exact as long as there are at most `kept` different texts.
+    """How often each text came, for the frequent ones. Exact as long as there are at most `kept`
+    different texts.
 
-    Beyond that the rarer half is forgotten, and a text of it that comes again starts from one: counts are then lower bounds, close
-    for texts that are much more frequent than those forgotten.
+    Beyond that the rarer half is forgotten, and a text of it that comes again starts from one:
+    counts are then lower bounds, close for texts that are much more frequent than those forgotten.
     """
 
     def __init__(self, kept: int = 200_000) -> None:
@@ -59,10 +63,11 @@ class FrequentCount:
 
 
 class Seen:
-    """Whether a text came before: a Bloom filter of 2 to 4 bytes for each of `capacity` texts, at most 1 GiB.
+    """Whether a text came before: a Bloom filter of 2 to 4 bytes for each of `capacity` texts, at
+    most 1 GiB.
 
-    A text that came before is always known. A new one is taken for known in fewer than one of 1,000 cases up to `capacity`, or up
-    to 500 million texts.
+    A text that came before is always known. A new one is taken for known in fewer than one of 1,000
+    cases up to `capacity`, or up to 500 million texts.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -81,7 +86,9 @@ class Seen:
 
 
 class Sample(Generic[T]):
-    """`size` random items of a stream, the same ones for the same stream and seed; all of them if there are fewer."""
+    """`size` random items of a stream, the same ones for the same stream and seed; all of them if
+    there are fewer.
+    """
 
     def __init__(self, size: int, seed: int = 0) -> None:
         self.items: list[T] = []
@@ -96,7 +103,9 @@ class Sample(Generic[T]):
 
 
 class Histogram:
-    """Counts by bins [edges[i], edges[i + 1]); the last one has no upper end. No value may be less than edges[0]."""
+    """Counts by bins [edges[i], edges[i + 1]); the last one has no upper end. No value may be less
+    than edges[0].
+    """
 
     def __init__(self, edges: Sequence[int]) -> None:
         self._edges, self._counts = edges, [0] * len(edges)
@@ -114,7 +123,9 @@ def share(part: float, whole: float) -> float | None:
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float] | None:
-    """The 95% interval of a share (Wilson 1927), which holds for few trials and for shares near 0 and 1; None without trials."""
+    """The 95% interval of a share (Wilson 1927), which holds for few trials and for shares near 0
+    and 1; None without trials.
+    """
     if not n:
         return None
     rate, spread = successes / n, z * z / n

@@ -1,14 +1,16 @@
 """Which kind of task a pair is, told by rules.
 
-The rules look at the question, and where it helps at the answer. They know English; of pairs in other languages only those that
-follow the conventions for options and step-by-step reasoning are told apart, and the rest is `other`.
+The rules look at the question, and where it helps at the answer. They know English; of pairs in
+other languages only those that follow the conventions for options and step-by-step reasoning are
+told apart, and the rest is `other`.
 """
 
 import re
 
 from ipt.corpus.words import words_of
 
-# Kind -> words in a row that make a question one of it; "^" is its beginning, "$" its end. The first kind that applies is taken.
+# Kind -> words in a row that make a question one of it; "^" is its beginning, "$" its end. The
+# first kind that applies is taken.
 CUES: dict[str, tuple[str, ...]] = {
     "true_false": ("true or false", "is it true", "is this true", "is the statement"),
     "inference": ("premise", "hypothesis", "entail", "entails", "can we conclude", "can it be concluded", "can be inferred", "follow from"),
@@ -53,14 +55,24 @@ KINDS = ("step_by_step", "multiple_choice", "yes_no", *CUES, "fact", "instructio
 
 OPTIONS = re.compile(r"\n(?:Options:\n|\(?[Aa1][.):] )")
 STEP_BY_STEP, CONCLUSION = "think step by step", "\nTherefore, the answer is "
-AUXILIARIES = frozenset(words_of("am are can could did do does had has have is may might must shall should was were will would"))
+AUXILIARIES = frozenset(
+    words_of(
+        "am are can could did do does had has have is may might must shall should was were will "
+        "would"
+    )
+)
 QUESTION_WORDS = frozenset(["what", "which"])
 COPULAS = frozenset(["is", "are", "was", "were"])
-LONGEST_TERM = 6  # words: "What is a rare disease?" asks for a definition, unless one of these shows that it asks about something
-LINKS = frozenset(words_of("about at between by during for from in of on that the to which who whose with"))
+# words: "What is a rare disease?" asks for a definition, unless one of these shows that it asks
+# about something
+LONGEST_TERM = 6
+LINKS = frozenset(
+    words_of("about at between by during for from in of on that the to which who whose with")
+)
 COMMANDS = frozenset(
     words_of(
-        "analyze analyse answer choose compose create determine discuss elaborate explain find generate give identify illustrate indicate "
+        "analyze analyse answer choose compose create determine discuss elaborate explain find "
+        "generate give identify illustrate indicate "
         "mention outline predict provide select show state suggest tell use write"
     )
 )
@@ -78,7 +90,9 @@ def kind_of(question: str, answer: str, question_words: list[str], answer_words:
     if answer_words in (["true"], ["false"]):
         return "true_false"
     kind = _by_cues(question_words)
-    is_closed = answer_words in (["yes"], ["no"]) or (first in AUXILIARIES and "or" not in question_words)
+    is_closed = answer_words in (["yes"], ["no"]) or (
+        first in AUXILIARIES and "or" not in question_words
+    )
     if is_closed and kind not in ("true_false", "inference"):
         return "yes_no"
     if kind:
@@ -93,7 +107,9 @@ def kind_of(question: str, answer: str, question_words: list[str], answer_words:
 def _by_cues(question_words: list[str]) -> str:
     line = f"^ {' '.join(question_words)} $ "
     rank, kind = len(CUES), ""
-    for word in dict.fromkeys(question_words):  # each once: a word that is repeated would make the time quadratic
+    for word in dict.fromkeys(
+        question_words
+    ):  # each once: a word that is repeated would make the time quadratic
         for cue_rank, cue_kind, cue in _CUES_BY_WORD.get(word, ()):
             if cue_rank < rank and cue in line:
                 rank, kind = cue_rank, cue_kind
@@ -102,9 +118,17 @@ def _by_cues(question_words: list[str]) -> str:
 
 def _asks_for_definition(question_words: list[str]) -> bool:
     """What is a (rare) heart?"""
-    if question_words[:1] != ["what"] or question_words[1:2] == [] or question_words[1] not in COPULAS:
+    if (
+        question_words[:1] != ["what"]
+        or question_words[1:2] == []
+        or question_words[1] not in COPULAS
+    ):
         return False
-    term = question_words[3:] if question_words[2:3] in (["a"], ["an"], ["the"]) else question_words[2:]
+    term = (
+        question_words[3:]
+        if question_words[2:3] in (["a"], ["an"], ["the"])
+        else question_words[2:]
+    )
     return 0 < len(term) <= LONGEST_TERM and LINKS.isdisjoint(term)
 
 
@@ -114,7 +138,9 @@ def _cues_by_word() -> dict[str, list[tuple[int, str, str]]]:
     for rank, (kind, cues) in enumerate(CUES.items()):
         for cue in cues:
             first = cue.removeprefix("^ ").split()[0]
-            found.setdefault(first, []).append((rank, kind, f"{cue} " if cue.startswith("^") else f" {cue} "))
+            found.setdefault(first, []).append(
+                (rank, kind, f"{cue} " if cue.startswith("^") else f" {cue} ")
+            )
     return found
 
 

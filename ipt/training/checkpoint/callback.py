@@ -41,22 +41,32 @@ TIMEOUT = timedelta(hours=2)  # that processes wait for the slowest one to write
 
 
 class EpochLoop(_TrainingEpochLoop):
-    """Lightning's, without its exchange of SIGTERM before each micro-batch, for which all devices wait; here there is one a step."""
+    """Lightning's, without its exchange of SIGTERM before each micro-batch, for which all devices
+    wait; here there is one a step.
+    """
 
     def _broadcast_sigterm_tensor(self) -> None:
         pass
 
 
 class Checkpoints(Callback):
-    """Saves by steps and by time, after the last step, and when a signal stops the run; before the first step, goes on from the newest
-    whole checkpoint. After the last step it always saves: an export that fails then costs no steps.
+    """Saves by steps and by time, after the last step, and when a signal stops the run; before the
+    first step, goes on from the newest whole checkpoint. After the last step it always saves: an
+    export that fails then costs no steps.
 
-    At most one checkpoint is being written at a time: the next one waits for it, and so does the end of the run. `run` says whose
-    checkpoints these are, as `ipt.training.checkpoint.storage.run_key` does, and `about` is kept in them for exports.
+    At most one checkpoint is being written at a time: the next one waits for it, and so does the
+    end of the run. `run` says whose checkpoints these are, as
+    `ipt.training.checkpoint.storage.run_key` does, and `about` is kept in them for exports.
     """
 
     def __init__(self, output: Path, run: str, about: dict[str, Any], remote: str | None) -> None:
-        self.folder, self.metrics, self.run, self.about, self.remote = output / "checkpoints", output / METRICS, run, about, remote
+        self.folder, self.metrics, self.run, self.about, self.remote = (
+            output / "checkpoints",
+            output / METRICS,
+            run,
+            about,
+            remote,
+        )
         self.stopped_by: str | None = None
         self.failed_uploads = 0
         self.sequences = 0  # that all processes together have been through
@@ -67,7 +77,9 @@ class Checkpoints(Callback):
         self._random: dict[str, Any] | None = None  # states to go on with
 
     def seconds(self) -> float:
-        """Of training so far, loading and saving included: of this start, and of earlier ones as far as it goes on from them."""
+        """Of training so far, loading and saving included: of this start, and of earlier ones as
+        far as it goes on from them.
+        """
         return self._earlier_seconds + monotonic() - self._started
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -78,18 +90,28 @@ class Checkpoints(Callback):
         self._uploads = ThreadPoolExecutor(1, "upload")
         self._writing: Future[None] | None = None
         self._sending: Future[None] | None = None
-        # Groups of their own, on the host: writing goes on in another thread, and neither may meet the training's collectives.
-        groups = [dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.is_initialized() else None for _ in range(2)]
-        self._group, self._agreement = groups[0], Agreement(groups[1] if trainer.world_size > 1 else None)
+        # Groups of their own, on the host: writing goes on in another thread, and neither may meet
+        # the training's collectives.
+        groups = [
+            dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.is_initialized() else None
+            for _ in range(2)
+        ]
+        self._group, self._agreement = (
+            groups[0],
+            Agreement(groups[1] if trainer.world_size > 1 else None),
+        )
 
-    # Going on from a checkpoint -------------------------------------------------------------------------------------
+    # Going on from a checkpoint
+    # ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Everything is built now; the loader is asked for next."""
         assert isinstance(module, PretrainingModule)
         self._config = module.config
         from_scratch = bool(module.config.architecture)
-        self._state = TrainingState(module, module.model, trainer.optimizers[0], frozen=from_scratch)
+        self._state = TrainingState(
+            module, module.model, trainer.optimizers[0], frozen=from_scratch
+        )
         pinned = module.device.type == "cuda"
         self._stager = DefaultStager(StagingOptions(pinned, False, False, pinned))
         if trainer.is_global_zero:
@@ -103,7 +125,10 @@ class Checkpoints(Callback):
     def _resume(self, trainer: L.Trainer, checkpoint: Path) -> None:
         facts = read_facts(checkpoint)
         if facts["run"] != self.run:
-            raise UserError(f"{checkpoint} is of a run with other data or settings: choose another output_dir, or remove its checkpoints")
+            raise UserError(
+                f"{checkpoint} is of a run with other data or settings: choose another output_dir, "
+                "or remove its checkpoints"
+            )
         check_files(checkpoint, self._group)
         self._state.prepare()
         tensors = self._state.tensors()
@@ -115,31 +140,50 @@ class Checkpoints(Callback):
             group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], torch.Tensor) else rate
         self._step = self._saved = facts["step"]
         self.sequences = facts["sequences"]
-        self._earlier_seconds = facts.get("seconds", 0.0)  # the first checkpoints of this format have none
+        self._earlier_seconds = facts.get(
+            "seconds", 0.0
+        )  # the first checkpoints of this format have none
         loop = trainer.fit_loop.epoch_loop
-        loop.automatic_optimization.optim_progress.optimizer.step.total.completed = self._step  # what trainer.global_step reads
+        loop.automatic_optimization.optim_progress.optimizer.step.total.completed = (
+            self._step
+        )  # what trainer.global_step reads
         loop._batches_that_stepped = self._step
         if facts["processes"] == trainer.world_size:
             self._random = read_random(checkpoint, trainer.global_rank)
         else:  # there is no state for each process: new ones from seed, step and process
-            L.seed_everything((self._config.seed * 1_000_003 + self._step * 1009 + trainer.global_rank) % 2**32, verbose=False)
+            L.seed_everything(
+                (self._config.seed * 1_000_003 + self._step * 1009 + trainer.global_rank) % 2**32,
+                verbose=False,
+            )
         if trainer.is_global_zero:
             self.metrics.write_bytes((checkpoint / METRICS).read_bytes())
             console.print(f"going on from step {self._step}: {checkpoint}")
 
-    # Saving ---------------------------------------------------------------------------------------------------------
+    # Saving
+    # ----------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._step = trainer.global_step
         self._clock = monotonic()
         self._signals.install()  # after Lightning has installed its own
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._random is not None:  # only now: the loader has drawn a seed, which the run that was left alone did at its start
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if (
+            self._random is not None
+        ):  # only now: the loader has drawn a seed, which the run that was left alone did at its start
             set_random_state(self._random)
             self._random = None
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         if trainer.global_step == self._step:
             return  # within an accumulation
         self._step = trainer.global_step
@@ -159,7 +203,9 @@ class Checkpoints(Callback):
         self.wait()
         self._signals.restore()
 
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
+    ) -> None:
         self._signals.restore()
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -167,7 +213,9 @@ class Checkpoints(Callback):
             thread.shutdown(wait=False)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Copy the run's state to host memory, then write it, in the background if the config says so. All processes call it."""
+        """Copy the run's state to host memory, then write it, in the background if the config says
+        so. All processes call it.
+        """
         self._wait_for_writing()
         tensors = self._state.tensors()
         facts = {
@@ -177,7 +225,11 @@ class Checkpoints(Callback):
             "sequences": self.sequences,
             "seconds": self.seconds(),
             "processes": trainer.world_size,
-            "schedule": {name: value for name, value in trainer.lr_scheduler_configs[0].scheduler.state_dict().items() if _is_plain(value)},
+            "schedule": {
+                name: value
+                for name, value in trainer.lr_scheduler_configs[0].scheduler.state_dict().items()
+                if _is_plain(value)
+            },
             "lr": [float(group["lr"]) for group in trainer.optimizers[0].param_groups],
             "config": asdict(self._config),
             "about": self.about,
@@ -186,7 +238,9 @@ class Checkpoints(Callback):
         }
         metrics = self.metrics.read_bytes() if trainer.is_global_zero else b""
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # state that lies in host memory (paged) is not copied behind the step, as what is on the GPU is
+            # state that lies in host memory (paged) is not copied behind the step, as what is on
+            # the GPU is
+            torch.cuda.synchronize()
         staged = self._stager.stage(tensors)
         assert isinstance(staged, dict)  # not a promise: it was not asked to copy in the background
         snapshot = Snapshot(staged, random_state(), facts, metrics)
@@ -196,7 +250,9 @@ class Checkpoints(Callback):
             self._wait_for_writing()
 
     def _save_last(self, trainer: L.Trainer) -> None:
-        """Save the last step. Without room for it the export, which is smaller, may still have room."""
+        """Save the last step. Without room for it the export, which is smaller, may still have
+        room.
+        """
         self._wait_for_writing()
         saved = self._saved
         try:
@@ -204,11 +260,16 @@ class Checkpoints(Callback):
             self._wait_for_writing()
         except OSError as error:
             self._saved = saved
-            message = f"step {self._step} could not be saved ({error}); the model is exported all the same"
+            message = (
+                f"step {self._step} could not be saved ({error}); the model is exported all the "
+                "same"
+            )
             console.print(message, style="yellow", markup=False)
 
     def wait(self) -> None:
-        """Until what is being written is there, and the newest checkpoint is copied. Raises what went wrong with the writing."""
+        """Until what is being written is there, and the newest checkpoint is copied. Raises what
+        went wrong with the writing.
+        """
         self._wait_for_writing()
         if self._sending is not None:
             self._sending.result()
@@ -231,7 +292,9 @@ class Checkpoints(Callback):
             upload(checkpoint, url, self._config.trainer)
         except UserError as error:
             self.failed_uploads += 1
-            console.print(f"{checkpoint.name} was not copied: {error}", style="yellow", markup=False)
+            console.print(
+                f"{checkpoint.name} was not copied: {error}", style="yellow", markup=False
+            )
 
     def _wait_for_writing(self) -> None:
         if self._writing is not None:
@@ -246,7 +309,10 @@ class Checkpoints(Callback):
 
     def _is_due(self) -> bool:
         config = self._config.trainer
-        return any(steps and self._step % steps == 0 for steps in (config.checkpoint_steps, config.keep_every))
+        return any(
+            steps and self._step % steps == 0
+            for steps in (config.checkpoint_steps, config.keep_every)
+        )
 
     def _time_is_up(self) -> bool:
         """Told once; with several processes it takes a step until all know."""

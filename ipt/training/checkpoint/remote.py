@@ -1,4 +1,5 @@
-"""Copies of checkpoints in a folder behind an fsspec URL: made in the background, and fetched where there is none on this machine.
+"""Copies of checkpoints in a folder behind an fsspec URL: made in the background, and fetched where
+there is none on this machine.
 
 A copy is whole once it has its `checkpoint.json`, which is copied last and removed first.
 """
@@ -13,16 +14,28 @@ from ipt.config import TrainerConfig
 from ipt.console import console
 from ipt.errors import UserError
 from ipt.tokens.remote import reaching
-from ipt.training.checkpoint.storage import FACTS, NAME, checkpoint_step, is_whole, remove, superseded, whole_checkpoints
+from ipt.training.checkpoint.storage import (
+    FACTS,
+    NAME,
+    checkpoint_step,
+    is_whole,
+    remove,
+    superseded,
+    whole_checkpoints,
+)
 
 
 def upload(checkpoint: Path, url: str, config: TrainerConfig) -> None:
-    """Copy a whole checkpoint below `url` and remove older copies beyond those that the config keeps. Raises UserError."""
+    """Copy a whole checkpoint below `url` and remove older copies beyond those that the config
+    keeps. Raises UserError.
+    """
     with reaching(f"checkpoint_url {url}"):
         system, root = _find(url)
         target = f"{root}/{checkpoint.name}"
         system.makedirs(target, exist_ok=True)
-        if system.exists(f"{target}/{FACTS}"):  # of the same step, from before the run went on from an earlier one
+        if system.exists(
+            f"{target}/{FACTS}"
+        ):  # of the same step, from before the run went on from an earlier one
             system.rm_file(f"{target}/{FACTS}")
         for path in sorted(checkpoint.iterdir(), key=lambda path: path.name == FACTS):
             system.put_file(str(path), f"{target}/{path.name}")
@@ -32,7 +45,9 @@ def upload(checkpoint: Path, url: str, config: TrainerConfig) -> None:
 
 
 def fetch(url: str, folder: Path) -> None:
-    """Copy the newest checkpoint below `url` into `folder`, unless that has one of its own or there is none. Raises UserError."""
+    """Copy the newest checkpoint below `url` into `folder`, unless that has one of its own or there
+    is none. Raises UserError.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".fetch.lock"):  # processes of one machine all come here
         if whole_checkpoints(folder):
@@ -43,7 +58,10 @@ def fetch(url: str, folder: Path) -> None:
             if names:
                 _download(system, f"{root}/{names[-1]}", folder / names[-1])
         if names and not is_whole(folder / names[-1]):
-            raise UserError(f"checkpoint_url {url}: the files of {names[-1]} do not have the sizes that its {FACTS} says: remove it there")
+            raise UserError(
+                f"checkpoint_url {url}: the files of {names[-1]} do not have the sizes that its "
+                f"{FACTS} says: remove it there"
+            )
 
 
 def _download(system: Any, source: str, checkpoint: Path) -> None:
@@ -63,7 +81,9 @@ def _whole(system: Any, root: str) -> list[str]:
     if not system.exists(root):
         return []
     names = [Path(path.rstrip("/")).name for path in system.ls(root, detail=False)]
-    whole = [name for name in names if NAME.fullmatch(name) and system.exists(f"{root}/{name}/{FACTS}")]
+    whole = [
+        name for name in names if NAME.fullmatch(name) and system.exists(f"{root}/{name}/{FACTS}")
+    ]
     return sorted(whole, key=checkpoint_step)
 
 

@@ -14,7 +14,9 @@ from torch import distributed as dist
 
 from ipt.console import console
 
-EXIT_CODE = 75  # sysexits.h: EX_TEMPFAIL, "try again later"; what a queue that can requeue by exit code is told to look for
+# sysexits.h: EX_TEMPFAIL, "try again later"; what a queue that can requeue by exit code is told to
+# look for
+EXIT_CODE = 75
 REQUEUE = signal.SIGUSR1  # what `sbatch --signal=USR1@300` sends before a job's time is up
 
 
@@ -34,7 +36,9 @@ class StopSignals:
 
     def install(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, REQUEUE)}
+            self._previous = {
+                number: signal.signal(number, self._note) for number in (signal.SIGTERM, REQUEUE)
+            }
 
     def restore(self) -> None:
         for number, handler in self._previous.items():
@@ -46,9 +50,11 @@ class StopSignals:
 
 
 class Agreement:
-    """Numbers of which each process tells its own after each step, and all learn the greatest at the same step.
+    """Numbers of which each process tells its own after each step, and all learn the greatest at
+    the same step.
 
-    Nobody waits for anybody in the step: with a `group` (gloo, so that no device is involved) the answer is of the step before.
+    Nobody waits for anybody in the step: with a `group` (gloo, so that no device is involved) the
+    answer is of the step before.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -74,15 +80,25 @@ class Agreement:
 
 
 def requeue_job() -> None:
-    """Put the SLURM job that this process belongs to back into the queue; does nothing outside of SLURM."""
+    """Put the SLURM job that this process belongs to back into the queue; does nothing outside of
+    SLURM.
+    """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if shutil.which("scontrol") is None:
-        console.print(f"[yellow]there is no scontrol here: put job {job} back into the queue yourself")
+        console.print(
+            f"[yellow]there is no scontrol here: put job {job} back into the queue yourself"
+        )
         return
-    result = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8", check=False)
-    outcome = "is in the queue again" if result.returncode == 0 else f"was not requeued: {result.stderr.strip()}"
+    result = subprocess.run(
+        ["scontrol", "requeue", job], capture_output=True, encoding="utf-8", check=False
+    )
+    outcome = (
+        "is in the queue again"
+        if result.returncode == 0
+        else f"was not requeued: {result.stderr.strip()}"
+    )
     console.print(f"job {job} {outcome}")

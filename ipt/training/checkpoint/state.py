@@ -1,7 +1,9 @@
-"""The state of a training run: named tensors that are read and written in place, and the random states of a process.
+"""The state of a training run: named tensors that are read and written in place, and the random
+states of a process.
 
-Weights are called `model.` and their name in the Hugging Face model, other tensors of the LightningModule, such as a guard's
-statistics, `module.`, and the optimizer's state `optimizer.`, the weight's name and the state's.
+Weights are called `model.` and their name in the Hugging Face model, other tensors of the
+LightningModule, such as a guard's statistics, `module.`, and the optimizer's state `optimizer.`,
+the weight's name and the state's.
 """
 
 import random
@@ -18,18 +20,30 @@ from torch.optim import Optimizer
 
 from ipt.training.checkpoint.storage import own_name
 
-WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # of torch.compile and of activation checkpointing
+WRAPPERS = (
+    "_orig_mod.",
+    "_checkpoint_wrapped_module.",
+)  # of torch.compile and of activation checkpointing
 MODEL = "model."
 
 
 class TrainingState:
-    """The tensors of a module and its optimizer by name, the same names whatever wraps the module and however it is sharded."""
+    """The tensors of a module and its optimizer by name, the same names whatever wraps the module
+    and however it is sharded.
+    """
 
-    def __init__(self, module: L.LightningModule, model: nn.Module, optimizer: Optimizer, frozen: bool) -> None:
-        """With `frozen`, weights that are not trained are in it too: they need not be where they are read from a model's folder."""
+    def __init__(
+        self, module: L.LightningModule, model: nn.Module, optimizer: Optimizer, frozen: bool
+    ) -> None:
+        """With `frozen`, weights that are not trained are in it too: they need not be where they
+        are read from a model's folder.
+        """
         self.module, self.optimizer, self.frozen = module, optimizer, frozen
         self._prefix = next(name for name, part in module.named_modules() if part is model) + "."
-        self._names = {id(parameter): self._name(plain_name(name)) for name, parameter in module.named_parameters()}
+        self._names = {
+            id(parameter): self._name(plain_name(name))
+            for name, parameter in module.named_parameters()
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors; they share memory with the run, but for those that stand for a number."""
@@ -40,8 +54,12 @@ class TrainingState:
         }
 
     def prepare(self) -> None:
-        """Let the optimizer make its state, as its first step does, so that there is something to read a checkpoint into."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        """Let the optimizer make its state, as its first step does, so that there is something to
+        read a checkpoint into.
+        """
+        parameters = [
+            parameter for group in self.optimizer.param_groups for parameter in group["params"]
+        ]
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
@@ -59,23 +77,39 @@ class TrainingState:
                 state[key] = type(state[key])(tensors[name].item())
 
     def _optimizer_state(self) -> Iterator[tuple[str, dict[str, Any], str, Tensor]]:
-        """Name, where it is, and a tensor of each entry. A tensor of a process's own, with a slice's scales, has the process's name."""
+        """Name, where it is, and a tensor of each entry. A tensor of a process's own, with a
+        slice's scales, has the process's name.
+        """
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():
                 name = f"optimizer.{self._names[id(parameter)]}.{key}"
                 if isinstance(value, int | float):
                     yield name, state, key, torch.tensor(value, dtype=torch.float64)
                 elif isinstance(value, Tensor):
-                    whole = not isinstance(parameter, DTensor) or isinstance(value, DTensor) or value.numel() == 1
+                    whole = (
+                        not isinstance(parameter, DTensor)
+                        or isinstance(value, DTensor)
+                        or value.numel() == 1
+                    )
                     yield name if whole else own_name(name), state, key, value
 
     def _name(self, name: str) -> str:
-        return MODEL + name.removeprefix(self._prefix) if name.startswith(self._prefix) else f"module.{name}"
+        return (
+            MODEL + name.removeprefix(self._prefix)
+            if name.startswith(self._prefix)
+            else f"module.{name}"
+        )
 
 
 def trained_tensors(module: nn.Module, frozen: bool) -> dict[str, Tensor]:
-    """Weights and persistent buffers by their plain names, tied ones once; frozen weights only if asked, without what quantises them."""
-    names = {plain_name(name) for name, parameter in module.named_parameters() if parameter.requires_grad or frozen}
+    """Weights and persistent buffers by their plain names, tied ones once; frozen weights only if
+    asked, without what quantises them.
+    """
+    names = {
+        plain_name(name)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad or frozen
+    }
     names |= {plain_name(name) for name, _ in module.named_buffers()}
     state = {plain_name(name): value for name, value in module.state_dict().items()}
     return {name: value.detach() for name, value in state.items() if name in names}
@@ -88,7 +122,8 @@ def plain_name(name: str) -> str:
     return name
 
 
-# Random states -------------------------------------------------------------------------------------------------------
+# Random states
+# ----------------------------------------------------------------------------------------------
 
 
 def random_state() -> dict[str, Any]:
@@ -100,12 +135,16 @@ def random_state() -> dict[str, Any]:
         "python": [version, list(numbers), gauss],
         "numpy": [kind, keys.tolist(), *rest],
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
-        "cuda": torch.cuda.get_rng_state().numpy().tobytes().hex() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state().numpy().tobytes().hex()
+        if torch.cuda.is_available()
+        else None,
     }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Undo what happened to the generators since `random_state` gave `state`; a GPU's only where there was one, and is one."""
+    """Undo what happened to the generators since `random_state` gave `state`; a GPU's only where
+    there was one, and is one.
+    """
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = state["numpy"]

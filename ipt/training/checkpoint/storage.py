@@ -1,13 +1,13 @@
 """Checkpoints on disk: folders of safetensors files that appear whole or not at all.
 
-    checkpoints/step-00000400/
-        shard-*.safetensors   weights and optimizer state, each process its slice (torch.distributed.checkpoint)
-        rng-00000.json        random states of a process, one file for each
-        metrics.jsonl         the metrics of the steps so far
-        checkpoint.json       everything else, and sizes and SHA-256 of all files; written last
+    checkpoints/step-00000400/ shard-*.safetensors   weights and optimizer state, each process its
+        slice (torch.distributed.checkpoint) rng-00000.json        random states of a process, one
+        file for each metrics.jsonl         the metrics of the steps so far checkpoint.json
+        everything else, and sizes and SHA-256 of all files; written last
 
-A folder gets its name only when all of it is on the disk, and loses it before anything of it is removed. Nothing in it is a pickle, so
-reading a checkpoint of unknown origin runs no code of its author.
+A folder gets its name only when all of it is on the disk, and loses it before anything of it is
+removed. Nothing in it is a pickle, so reading a checkpoint of unknown origin runs no code of its
+author.
 """
 
 import json
@@ -23,7 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import (
+    CheckpointException,
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint import load as load_sharded
 from torch.distributed.checkpoint import save as save_sharded
 from torch.distributed.tensor import DTensor
@@ -35,15 +39,22 @@ from ipt.stage import has_seal, hash_file, read_json, sealed
 FORMAT = 1
 FACTS, METRICS = "checkpoint.json", "metrics.jsonl"
 NAME = re.compile(r"step-(\d{8,})")
-OF_BLOCKS = (".absmax1", ".absmax2")  # scales of 8-bit states, of which there may be one for each block of a slice
-FILE_BYTES = 1 << 30  # a process writes about so much into one file, which is put together in memory
+OF_BLOCKS = (
+    ".absmax1",
+    ".absmax2",
+)  # scales of 8-bit states, of which there may be one for each block of a slice
+FILE_BYTES = (
+    1 << 30
+)  # a process writes about so much into one file, which is put together in memory
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """What is saved of a run at the end of a step, in host memory."""
 
-    tensors: dict[str, Tensor]  # in all processes under the same names, or under names that begin with `own_name`
+    tensors: dict[
+        str, Tensor
+    ]  # in all processes under the same names, or under names that begin with `own_name`
     random: dict[str, Any]  # of this process
     facts: dict[str, Any]  # JSON-able, the same in all processes
     metrics: bytes  # metrics.jsonl so far; of the first process
@@ -60,16 +71,20 @@ def checkpoint_step(name: str) -> int:
 
 
 def own_name(name: str) -> str:
-    """Name of a tensor that each process has its own one of, as the scales of an 8-bit optimizer's slice."""
+    """Name of a tensor that each process has its own one of, as the scales of an 8-bit optimizer's
+    slice.
+    """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return f"process-{rank}-of-{world}.{name}"
 
 
-# Writing -------------------------------------------------------------------------------------------------------------
+# Writing
+# ----------------------------------------------------------------------------------------------
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | None) -> None:
-    """Write `folder`. All processes call it, with a gloo `group` where there are several; when it returns, the folder is whole.
+    """Write `folder`. All processes call it, with a gloo `group` where there are several; when it
+    returns, the folder is whole.
 
     Raises OSError in all processes if one of them cannot write.
     """
@@ -82,14 +97,22 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup 
     with _together(group):
         _write_file(temporary / f"rng-{rank:05d}.json", json.dumps(snapshot.random).encode())
     try:
-        writer = HuggingFaceStorageWriter(str(temporary), _files_of(snapshot.tensors), save_distributed=True)
-        save_sharded(snapshot.tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+        writer = HuggingFaceStorageWriter(
+            str(temporary), _files_of(snapshot.tensors), save_distributed=True
+        )
+        save_sharded(
+            snapshot.tensors, storage_writer=writer, process_group=group, no_dist=group is None
+        )
     except CheckpointException as error:  # in all processes if one of them fails
         raise _first_failure(error) from error
-    hashes = _gathered(lambda names: {name: hash_file(temporary / name) for name in names}, temporary, group)
+    hashes = _gathered(
+        lambda names: {name: hash_file(temporary / name) for name in names}, temporary, group
+    )
     with _together(group):
         if first:
-            _finish(temporary, folder, replace(snapshot, facts={**snapshot.facts, "sha256": hashes}))
+            _finish(
+                temporary, folder, replace(snapshot, facts={**snapshot.facts, "sha256": hashes})
+            )
 
 
 def prune(folder: Path, config: TrainerConfig, spared: Path | None = None) -> None:
@@ -102,7 +125,11 @@ def prune(folder: Path, config: TrainerConfig, spared: Path | None = None) -> No
 def superseded(names: list[str], config: TrainerConfig) -> list[str]:
     """Of checkpoints, oldest first, those that neither `keep_last` nor `keep_every` keeps."""
     older = names[: max(0, len(names) - config.keep_last)]
-    return [name for name in older if not (config.keep_every and checkpoint_step(name) % config.keep_every == 0)]
+    return [
+        name
+        for name in older
+        if not (config.keep_every and checkpoint_step(name) % config.keep_every == 0)
+    ]
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -128,13 +155,19 @@ def _finish(temporary: Path, folder: Path, snapshot: Snapshot) -> None:
     facts = sealed({**snapshot.facts, "files": files, "sha256": hashes}, {})
     _write_file(temporary / FACTS, (json.dumps(facts, indent=2, default=str) + "\n").encode())
     _sync_folder(temporary)
-    remove(folder)  # one of the same step that is not whole, or that a run which went on from an earlier one overtakes
+    remove(
+        folder
+    )  # one of the same step that is not whole, or that a run which went on from an earlier one overtakes
     temporary.rename(folder)
     _sync_folder(folder.parent)
 
 
-def _gathered(work: Callable[[list[str]], dict[str, str]], folder: Path, group: dist.ProcessGroup | None) -> dict[str, str]:
-    """What `work` makes of the names of the files in a folder; each process does a share of them, and all get the whole."""
+def _gathered(
+    work: Callable[[list[str]], dict[str, str]], folder: Path, group: dist.ProcessGroup | None
+) -> dict[str, str]:
+    """What `work` makes of the names of the files in a folder; each process does a share of them,
+    and all get the whole.
+    """
     world, rank = (dist.get_world_size(group), dist.get_rank(group)) if group else (1, 0)
     own: dict[str, str] = {}
     with _together(group):
@@ -164,7 +197,9 @@ def _together(group: dist.ProcessGroup | None) -> Iterator[None]:
 
 
 def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Which file of a process each tensor goes to. The first process decides for all, so it names the other processes' own ones too."""
+    """Which file of a process each tensor goes to. The first process decides for all, so it names
+    the other processes' own ones too.
+    """
     files, file, size = {}, 1, 0
     world = dist.get_world_size() if dist.is_initialized() else 1
     own = own_name("")
@@ -174,7 +209,11 @@ def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
             file, size = file + 1, 0
         size += local.nbytes
         for process in range(world) if name.startswith(own) else (None,):
-            files[name if process is None else f"process-{process}-of-{world}.{name.removeprefix(own)}"] = file
+            files[
+                name
+                if process is None
+                else f"process-{process}-of-{world}.{name.removeprefix(own)}"
+            ] = file
     return files
 
 
@@ -199,56 +238,84 @@ def _first_failure(error: CheckpointException) -> BaseException:
     return failure if isinstance(failure, OSError) else error
 
 
-# Reading -------------------------------------------------------------------------------------------------------------
+# Reading
+# ----------------------------------------------------------------------------------------------
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in a folder, oldest first."""
-    return sorted((path for path in folder.glob("step-*") if is_whole(path)), key=lambda path: checkpoint_step(path.name))
+    return sorted(
+        (path for path in folder.glob("step-*") if is_whole(path)),
+        key=lambda path: checkpoint_step(path.name),
+    )
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The checkpoint that a folder is, or the newest of those in it or in its `checkpoints`. Raises MissingFileError."""
+    """The checkpoint that a folder is, or the newest of those in it or in its `checkpoints`. Raises
+    MissingFileError.
+    """
     if (folder / FACTS).exists():
         return folder
     for place in (folder / "checkpoints", folder):
         if whole := whole_checkpoints(place):
             return whole[-1]
-    raise MissingFileError(f"{folder} is no checkpoint (it has no {FACTS}) and holds none that is whole")
+    raise MissingFileError(
+        f"{folder} is no checkpoint (it has no {FACTS}) and holds none that is whole"
+    )
 
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether a folder is a checkpoint with all its files in their full size."""
     try:
         files = read_facts(checkpoint)["files"]
-        return NAME.fullmatch(checkpoint.name) is not None and all((checkpoint / name).stat().st_size == files[name] for name in files)
+        return NAME.fullmatch(checkpoint.name) is not None and all(
+            (checkpoint / name).stat().st_size == files[name] for name in files
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """`checkpoint.json`. Raises MissingFileError if the folder has none, and UserError if it is none of ours."""
+    """`checkpoint.json`. Raises MissingFileError if the folder has none, and UserError if it is
+    none of ours.
+    """
     path = checkpoint / FACTS
     if not path.exists():
         raise MissingFileError(f"{checkpoint} is no checkpoint: it has no {FACTS}")
     facts = read_json(path)
     if facts.get("format") != FORMAT:
-        raise UserError(f"{path}: not a checkpoint of format {FORMAT}, which this version of ipt reads")
+        raise UserError(
+            f"{path}: not a checkpoint of format {FORMAT}, which this version of ipt reads"
+        )
     if not has_seal(facts, {}):
         raise UserError(f"{path} is not what was written: remove the checkpoint")
     return facts
 
 
 def check_files(checkpoint: Path, group: dist.ProcessGroup | None) -> None:
-    """Read all files, each process a share. Raises UserError in all of them, naming those that are not what was written."""
-    written = read_facts(checkpoint).get("sha256", {})  # the first checkpoints of this format have none
+    """Read all files, each process a share. Raises UserError in all of them, naming those that are
+    not what was written.
+    """
+    written = read_facts(checkpoint).get(
+        "sha256", {}
+    )  # the first checkpoints of this format have none
 
     def changed(names: list[str]) -> dict[str, str]:
-        return {name: "" for name in names if name in written and hash_file(checkpoint / name) != written[name]}
+        return {
+            name: ""
+            for name in names
+            if name in written and hash_file(checkpoint / name) != written[name]
+        }
 
     if broken := sorted(_gathered(changed, checkpoint, group)):
-        remedy = "remove this checkpoint, then the same command goes on from the one before it, or else from the beginning"
-        raise UserError(f"{checkpoint / broken[0]} is not what was written ({len(broken)} of {len(written)} files): {remedy}")
+        remedy = (
+            "remove this checkpoint, then the same command goes on from the one before it, or else "
+            "from the beginning"
+        )
+        raise UserError(
+            f"{checkpoint / broken[0]} is not what was written ({len(broken)} of {len(written)} "
+            f"files): {remedy}"
+        )
 
 
 def read_random(checkpoint: Path, rank: int) -> dict[str, Any]:
@@ -256,8 +323,11 @@ def read_random(checkpoint: Path, rank: int) -> dict[str, Any]:
     return json.loads((checkpoint / f"rng-{rank:05d}.json").read_text(encoding="utf-8"))
 
 
-def read_tensors(checkpoint: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
-    """Fill `tensors` in place with those of their names; DTensors with their slices, whatever the slices were when they were written.
+def read_tensors(
+    checkpoint: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None
+) -> None:
+    """Fill `tensors` in place with those of their names; DTensors with their slices, whatever the
+    slices were when they were written.
 
     Raises UserError if the checkpoint has no tensor of a name, or has it in another shape.
     """
@@ -269,22 +339,38 @@ def read_tensors(checkpoint: Path, tensors: dict[str, Tensor], group: dist.Proce
             raise UserError(f"{checkpoint} does not hold {name}: {_why_not(name, facts)}")
         if saved[name] != list(tensor.shape):
             shapes = f"{saved[name]}, here {list(tensor.shape)}"
-            raise UserError(f"{checkpoint} holds {name} in the shape {shapes}: {_why_not(name, facts)}")
+            raise UserError(
+                f"{checkpoint} holds {name} in the shape {shapes}: {_why_not(name, facts)}"
+            )
     load_sharded(tensors, storage_reader=there, process_group=group, no_dist=group is None)
 
 
 def read_whole_tensors(checkpoint: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All tensors whose name begins with `prefix`, without it, put together in one process; floating-point ones as `dtype`."""
+    """All tensors whose name begins with `prefix`, without it, put together in one process;
+    floating-point ones as `dtype`.
+    """
     check_files(checkpoint, None)
-    shapes = {name: shape for name, shape in read_facts(checkpoint)["tensors"].items() if name.startswith(prefix)}
-    saved: dict[str, Any] = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+    shapes = {
+        name: shape
+        for name, shape in read_facts(checkpoint)["tensors"].items()
+        if name.startswith(prefix)
+    }
+    saved: dict[str, Any] = (
+        HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+    )
     kinds = {name: saved[name].properties.dtype for name in shapes}
-    tensors = {name: torch.empty(shape, dtype=dtype if kinds[name].is_floating_point else kinds[name]) for name, shape in shapes.items()}
+    tensors = {
+        name: torch.empty(shape, dtype=dtype if kinds[name].is_floating_point else kinds[name])
+        for name, shape in shapes.items()
+    }
     load_sharded(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _why_not(name: str, facts: Mapping[str, Any]) -> str:
     if name.startswith("process-") or name.endswith(OF_BLOCKS):
-        return f"this optimizer keeps its state in blocks of each process, so go on with {facts['processes']} of them, as before"
+        return (
+            "this optimizer keeps its state in blocks of each process, so go on with "
+            f"{facts['processes']} of them, as before"
+        )
     return "it is the checkpoint of another model"

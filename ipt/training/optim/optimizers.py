@@ -1,11 +1,14 @@
 """Optimizers that update one parameter at a time, on the slice of it that this device holds.
 
-Beside what torch has, they can do three things. They take a step or leave everything as it is by `found_inf`, a tensor on the device, as
-torch's fused AdamW does, so that nobody waits for the device. Weights in bf16 are updated in fp32 and rounded stochastically: a change
-smaller than half a unit in the last place is then right on average, where rounding to the nearest would lose it each time. And their
-state is cut like the weights (DTensor), so that checkpoints can be read by another number of devices.
+Beside what torch has, they can do three things. They take a step or leave everything as it is by
+`found_inf`, a tensor on the device, as torch's fused AdamW does, so that nobody waits for the
+device. Weights in bf16 are updated in fp32 and rounded stochastically: a change smaller than half a
+unit in the last place is then right on average, where rounding to the nearest would lose it each
+time. And their state is cut like the weights (DTensor), so that checkpoints can be read by another
+number of devices.
 
-A slice is updated a piece at a time: what is in fp32 for the update alone, the noise, and the copies to go back to, are of a piece.
+A slice is updated a piece at a time: what is in fp32 for the update alone, the noise, and the
+copies to go back to, are of a piece.
 """
 
 from abc import abstractmethod
@@ -20,16 +23,27 @@ from torch.optim.adamw import adamw
 
 from ipt.training.optim.dtensor import like, local, rows, slice_count, slice_number
 
-BLOCK, MIN_8BIT = 256, 4096  # bitsandbytes: numbers that share a scale; smaller tensors keep their state in fp32
-PIECE = 1 << 24  # numbers that are updated at a time: whole blocks, and enough of them to keep a GPU busy
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Keller Jordan's coefficients: five rounds bring singular values to between 0.7 and 1.2
+BLOCK, MIN_8BIT = (
+    256,
+    4096,
+)  # bitsandbytes: numbers that share a scale; smaller tensors keep their state in fp32
+PIECE = (
+    1 << 24
+)  # numbers that are updated at a time: whole blocks, and enough of them to keep a GPU busy
+NEWTON_SCHULZ = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # Keller Jordan's coefficients: five rounds bring singular values to between 0.7 and 1.2
 
 Group = dict[str, Any]
 State = dict[str, Tensor]
 
 
 class SlicedOptimizer(Optimizer):
-    """Base: `_start` makes a parameter's state, `_update` changes a piece of the weight, in fp32, and of the state, in place."""
+    """Base: `_start` makes a parameter's state, `_update` changes a piece of the weight, in fp32,
+    and of the state, in place.
+    """
 
     found_inf: Tensor | None = None  # 0-dimensional; not 0: leave weights and state as they are
 
@@ -48,7 +62,10 @@ class SlicedOptimizer(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and not self.state[parameter]:
-                    self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **self._start(parameter, group)}
+                    self.state[parameter] = {
+                        "step": torch.zeros((), device=parameter.device),
+                        **self._start(parameter, group),
+                    }
         if not self.state:  # no gradients
             return loss
         step = self._steps.read(self.state) + 1
@@ -67,26 +84,48 @@ class SlicedOptimizer(Optimizer):
 
     @abstractmethod
     def _update(self, weight: Tensor, grad: Tensor, state: State, group: Group, step: int) -> None:
-        """Update a piece of `weight` and `state`, all flat, in place, but for `state["step"]`: the steps before this one."""
+        """Update a piece of `weight` and `state`, all flat, in place, but for `state["step"]`: the
+        steps before this one.
+        """
 
     def _update_or_leave(self, parameter: Tensor, group: Group, step: int, number: int) -> None:
         grad = self._gradient(parameter, group).reshape(-1)
-        weight, state = local(parameter), {name: local(value) for name, value in self.state[parameter].items()}
+        weight, state = (
+            local(parameter),
+            {name: local(value) for name, value in self.state[parameter].items()},
+        )
         noise = self._generator(parameter, step, number)
         for start in range(0, weight.numel(), PIECE):
             stop = min(start + PIECE, weight.numel())
             piece = {name: _cut(name, value, start, stop) for name, value in state.items()}
-            self._update_piece(_cut("weight", weight, start, stop), grad[start:stop].float(), piece, group, step, noise)
+            self._update_piece(
+                _cut("weight", weight, start, stop),
+                grad[start:stop].float(),
+                piece,
+                group,
+                step,
+                noise,
+            )
         state["step"] += 1 if self.found_inf is None else self.found_inf == 0
 
-    def _update_piece(self, weight: Tensor, grad: Tensor, state: State, group: Group, step: int, noise: torch.Generator) -> None:
+    def _update_piece(
+        self,
+        weight: Tensor,
+        grad: Tensor,
+        state: State,
+        group: Group,
+        step: int,
+        noise: torch.Generator,
+    ) -> None:
         updated = weight.float() if weight.dtype != torch.float32 else weight
         changed = [weight, *(value for name, value in state.items() if name != "step")]
         kept = [tensor.clone() for tensor in changed] if self.found_inf is not None else []
         self._update(updated, grad, state, group, step)
         if updated is not weight:
             weight.copy_(round_stochastically(updated, noise))
-        for tensor, before in zip(changed, kept, strict=False):  # none are kept where nothing is to be left
+        for tensor, before in zip(
+            changed, kept, strict=False
+        ):  # none are kept where nothing is to be left
             self._leave(tensor, before)
 
     def _leave(self, tensor: Tensor, before: Tensor) -> None:
@@ -100,13 +139,19 @@ class SlicedOptimizer(Optimizer):
         return local(parameter.grad)
 
     def _generator(self, parameter: Tensor, step: int, number: int) -> torch.Generator:
-        """Noise by seed, step, parameter and slice, drawn piece by piece: a resumed run draws it again, as do copies of a slice."""
+        """Noise by seed, step, parameter and slice, drawn piece by piece: a resumed run draws it
+        again, as do copies of a slice.
+        """
         generator = self._noise.setdefault(parameter.device, torch.Generator(parameter.device))
-        return generator.manual_seed(hash((self.seed, step, number, slice_number(parameter))) & (2**63 - 1))
+        return generator.manual_seed(
+            hash((self.seed, step, number, slice_number(parameter))) & (2**63 - 1)
+        )
 
 
 class AdamW(SlicedOptimizer):
-    """AdamW with moments in fp32, for weights in bf16; for weights in fp32 torch's fused one does the same."""
+    """AdamW with moments in fp32, for weights in bf16; for weights in fp32 torch's fused one does
+    the same.
+    """
 
     def _start(self, parameter: Tensor, group: Group) -> State:
         return {"exp_avg": zero_moment(parameter), "exp_avg_sq": zero_moment(parameter)}
@@ -116,9 +161,13 @@ class AdamW(SlicedOptimizer):
 
 
 class AdamW8bit(SlicedOptimizer):
-    """bitsandbytes' AdamW with moments in 8 bits, a scale for each block of 256; `paged`: those may move to host memory."""
+    """bitsandbytes' AdamW with moments in 8 bits, a scale for each block of 256; `paged`: those may
+    move to host memory.
+    """
 
-    def __init__(self, groups: Iterable[Group], defaults: Group, seed: int, paged: bool = False) -> None:
+    def __init__(
+        self, groups: Iterable[Group], defaults: Group, seed: int, paged: bool = False
+    ) -> None:
         super().__init__(groups, defaults, seed)
         self.paged = paged
         self._maps: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -126,7 +175,9 @@ class AdamW8bit(SlicedOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         if not self.paged or closure is None:
             return super().step(closure)
-        with torch.enable_grad():  # paged memory cannot be chosen between on the device: the host must know
+        with (
+            torch.enable_grad()
+        ):  # paged memory cannot be chosen between on the device: the host must know
             loss = closure()
         if self.found_inf is None or not self.found_inf.item():
             self.found_inf = None
@@ -155,20 +206,29 @@ class AdamW8bit(SlicedOptimizer):
         from bitsandbytes.functional import create_dynamic_map
 
         if device not in self._maps:
-            self._maps[device] = create_dynamic_map(signed=True).to(device), create_dynamic_map(signed=False).to(device)
+            self._maps[device] = (
+                create_dynamic_map(signed=True).to(device),
+                create_dynamic_map(signed=False).to(device),
+            )
         return self._maps[device]
 
     def _paged_codes(self, parameter: Tensor) -> Tensor:
-        """Codes in memory that the driver moves between host and device. Not cut like the weights: read back by as many devices only."""
+        """Codes in memory that the driver moves between host and device. Not cut like the weights:
+        read back by as many devices only.
+        """
         from bitsandbytes import functional
 
-        codes = functional.get_paged(*local(parameter).shape, dtype=torch.uint8, device=parameter.device)
+        codes = functional.get_paged(
+            *local(parameter).shape, dtype=torch.uint8, device=parameter.device
+        )
         functional.fill(codes, 0)
         return codes
 
 
 class Lion(SlicedOptimizer):
-    """Lion (arXiv 2302.06675): the sign of a mix of momentum and gradient, as long as the rate says."""
+    """Lion (arXiv 2302.06675): the sign of a mix of momentum and gradient, as long as the rate
+    says.
+    """
 
     def _start(self, parameter: Tensor, group: Group) -> State:
         return {"exp_avg": zero_moment(parameter)}
@@ -193,9 +253,11 @@ class Lion8bit(AdamW8bit):
 
 
 class Muon(SlicedOptimizer):
-    """Muon for groups with `orthogonal`, AdamW for the others; rates are as AdamW's (arXiv 2502.16982 matches the size of its updates).
+    """Muon for groups with `orthogonal`, AdamW for the others; rates are as AdamW's (arXiv
+    2502.16982 matches the size of its updates).
 
-    A sharded matrix is orthogonalised as a whole: its update is gathered once, in bf16, and each device keeps its slice.
+    A sharded matrix is orthogonalised as a whole: its update is gathered once, in bf16, and each
+    device keeps its slice.
     """
 
     def _start(self, parameter: Tensor, group: Group) -> State:
@@ -204,16 +266,24 @@ class Muon(SlicedOptimizer):
         return {"exp_avg": zero_moment(parameter), "exp_avg_sq": zero_moment(parameter)}
 
     def _gradient(self, parameter: Tensor, group: Group) -> Tensor:
-        """For Muon the slice of the orthogonal update, as long as AdamW's are; it takes all slices, so momentum is advanced here."""
+        """For Muon the slice of the orthogonal update, as long as AdamW's are; it takes all slices,
+        so momentum is advanced here.
+        """
         grad = super()._gradient(parameter, group)
         if not group["orthogonal"]:
             return grad
-        update = like(parameter, self._advance(local(self.state[parameter]["momentum_buffer"]), grad.float(), group), parameter.shape)
+        update = like(
+            parameter,
+            self._advance(local(self.state[parameter]["momentum_buffer"]), grad.float(), group),
+            parameter.shape,
+        )
         whole = orthogonalised(update.full_tensor() if isinstance(update, DTensor) else update)
         return whole[slice(*rows(parameter))].float().mul_(0.2 * max(parameter.shape) ** 0.5)
 
     def _advance(self, momentum: Tensor, grad: Tensor, group: Group) -> Tensor:
-        """Move the momentum on, if this step is to be taken; gives the mix of it and the gradient (Nesterov), in bf16."""
+        """Move the momentum on, if this step is to be taken; gives the mix of it and the gradient
+        (Nesterov), in bf16.
+        """
         before = momentum.clone() if self.found_inf is not None else None
         momentum.lerp_(grad, 1 - group["momentum"])
         update = grad.lerp(momentum, group["momentum"]).bfloat16()
@@ -230,9 +300,11 @@ class Muon(SlicedOptimizer):
 
 
 class StepCount:
-    """The number of steps taken, on the host, where some kernels want it, without waiting for the step that is on its way.
+    """The number of steps taken, on the host, where some kernels want it, without waiting for the
+    step that is on its way.
 
-    Whether a step was taken is known on the device alone. Its count is copied here behind each step, and read at the next one.
+    Whether a step was taken is known on the device alone. Its count is copied here behind each
+    step, and read at the next one.
     """
 
     def __init__(self) -> None:
@@ -243,7 +315,9 @@ class StepCount:
 
     def read(self, states: dict[Tensor, State]) -> int:
         count = _any_count(states)
-        if self._copy is None or count is not self._count or count._version != self._version:  # a checkpoint has been read
+        if (
+            self._copy is None or count is not self._count or count._version != self._version
+        ):  # a checkpoint has been read
             self.write(states)
         if self._copied is not None:
             self._copied.synchronize()
@@ -264,18 +338,25 @@ def _any_count(states: dict[Tensor, State]) -> Tensor:
     return next(state["step"] for state in states.values())
 
 
-# What optimizers do to a slice -----------------------------------------------------------------------------------------
+# What optimizers do to a slice
+# ----------------------------------------------------------------------------------------------
 
 
 def round_stochastically(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """fp32 -> bf16, up or down with the probability that makes it right on average; numbers that bf16 has stay as they are."""
-    noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
+    """fp32 -> bf16, up or down with the probability that makes it right on average; numbers that
+    bf16 has stay as they are.
+    """
+    noise = torch.randint(
+        0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator
+    )
     rounded = noise.add_(values.view(torch.int32)).bitwise_and_(-(1 << 16)).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values).bfloat16()
 
 
 def orthogonalised(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """The nearest matrix with all singular values about 1, by Newton and Schulz's iteration, in the matrix's type."""
+    """The nearest matrix with all singular values about 1, by Newton and Schulz's iteration, in the
+    matrix's type.
+    """
     a, b, c = NEWTON_SCHULZ
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp_min(1e-7)
@@ -312,7 +393,15 @@ def _lion(weight: Tensor, grad: Tensor, state: State, group: Group) -> None:
     state["exp_avg"].lerp_(grad, 1 - beta2)
 
 
-def _update_8bit(name: str, weight: Tensor, grad: Tensor, state: State, group: Group, step: int, maps: tuple[Tensor, Tensor]) -> None:
+def _update_8bit(
+    name: str,
+    weight: Tensor,
+    grad: Tensor,
+    state: State,
+    group: Group,
+    step: int,
+    maps: tuple[Tensor, Tensor],
+) -> None:
     from bitsandbytes.functional import optimizer_update_8bit_blockwise
 
     beta1, beta2 = group["betas"]
@@ -338,16 +427,21 @@ def _update_8bit(name: str, weight: Tensor, grad: Tensor, state: State, group: G
     )
 
 
-# State of a slice ------------------------------------------------------------------------------------------------------
+# State of a slice
+# ----------------------------------------------------------------------------------------------
 
 
 def _cut(name: str, tensor: Tensor, start: int, stop: int) -> Tensor:
-    """A flat view of what a slice's tensor of this name has for the numbers from `start` to `stop`; of `step` all there is."""
+    """A flat view of what a slice's tensor of this name has for the numbers from `start` to `stop`;
+    of `step` all there is.
+    """
     if name == "step":
         return tensor
     size = BLOCK if name in ("absmax1", "absmax2") else 1
     piece = tensor.view(-1)[start // size : -(-stop // size)]
-    if getattr(tensor, "is_paged", False):  # bitsandbytes' mark of memory that is on no one device; a view has lost it
+    if getattr(
+        tensor, "is_paged", False
+    ):  # bitsandbytes' mark of memory that is on no one device; a view has lost it
         vars(piece).update(vars(tensor))
     return piece
 
@@ -363,13 +457,17 @@ def zero_codes(parameter: Tensor) -> Tensor:
 def zero_scales(parameter: Tensor) -> Tensor:
     """A scale for each block of the slice, cut like the parameter.
 
-    Where rows are whole blocks, [rows, blocks of a row]: then another number of devices can read them. Else as many for each device as
-    the largest slice has.
+    Where rows are whole blocks, [rows, blocks of a row]: then another number of devices can read
+    them. Else as many for each device as the largest slice has.
     """
     count, part = parameter.shape[0], local(parameter)
     columns = parameter.numel() // max(1, count)
     if columns % BLOCK == 0:
-        return like(parameter, part.new_zeros(part.shape[0], columns // BLOCK, dtype=torch.float32), (count, columns // BLOCK))
+        return like(
+            parameter,
+            part.new_zeros(part.shape[0], columns // BLOCK, dtype=torch.float32),
+            (count, columns // BLOCK),
+        )
     slices = slice_count(parameter)
     blocks = -(-(-(-count // slices) * columns) // BLOCK)
     return like(parameter, part.new_zeros(blocks, dtype=torch.float32), (slices * blocks,))

@@ -1,6 +1,8 @@
-"""Steps that would harm the model are skipped: those whose gradients are not finite, and spikes of the loss or the gradient norm.
+"""Steps that would harm the model are skipped: those whose gradients are not finite, and spikes of
+the loss or the gradient norm.
 
-Everything here happens on the device, in tensors that are equal on all of them, so nobody waits and all skip the same steps.
+Everything here happens on the device, in tensors that are equal on all of them, so nobody waits and
+all skip the same steps.
 """
 
 import torch
@@ -8,16 +10,22 @@ from torch import Tensor, nn
 
 WINDOW = 128  # accepted steps that a step is compared with
 LEAST = 32  # before there are so many, only what is not finite is skipped
-PATIENCE = 8  # spikes in a row after which it is the level that has changed: the step is taken and the window begins anew
-LEAST_DEVIATION = 0.02  # as a share of the median: in a very smooth stretch every ripple would be a spike
+# spikes in a row after which it is the level that has changed: the step is taken and the window
+# begins anew
+PATIENCE = 8
+LEAST_DEVIATION = (
+    0.02  # as a share of the median: in a very smooth stretch every ripple would be a spike
+)
 NORMAL = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 
 
 class StepGuard(nn.Module):
-    """Whether a step is to be skipped, from the loss and the gradient norms of the accepted steps before it.
+    """Whether a step is to be skipped, from the loss and the gradient norms of the accepted steps
+    before it.
 
-    A step is a spike if either lies more than `limit` robust standard deviations (by the median absolute deviation) above its median.
-    Skipped steps do not enter the window, so a spike does not widen what comes after it. Statistics are buffers: checkpoints hold them.
+    A step is a spike if either lies more than `limit` robust standard deviations (by the median
+    absolute deviation) above its median. Skipped steps do not enter the window, so a spike does not
+    widen what comes after it. Statistics are buffers: checkpoints hold them.
     """
 
     window: Tensor
@@ -30,13 +38,19 @@ class StepGuard(nn.Module):
         super().__init__()
         self.limit = limit
         self.register_buffer("window", torch.zeros(2, WINDOW))  # losses and gradient norms
-        self.register_buffer("accepted", torch.zeros((), dtype=torch.int64))  # since the window began
-        self.register_buffer("in_a_row", torch.zeros((), dtype=torch.int64))  # steps skipped until now without one accepted
+        self.register_buffer(
+            "accepted", torch.zeros((), dtype=torch.int64)
+        )  # since the window began
+        self.register_buffer(
+            "in_a_row", torch.zeros((), dtype=torch.int64)
+        )  # steps skipped until now without one accepted
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))  # in all
 
     @torch.no_grad()
     def forward(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """0-dimensional, 1.0 to skip and 0.0 to take the step; loss and norm are 0-dimensional and of all devices together."""
+        """0-dimensional, 1.0 to skip and 0.0 to take the step; loss and norm are 0-dimensional and
+        of all devices together.
+        """
         values = torch.stack([loss.float(), grad_norm.float()])
         finite = values.isfinite().all()
         spike = self._is_spike(values) if self.limit is not None else torch.zeros_like(finite)

@@ -21,7 +21,9 @@ def test_whole_strings_are_tokenised_and_the_border_is_what_all_share(tokenizer)
     prompt, options = "The thy", ["roid gland", "mus", " me"]
     whole = [tokenizer(prompt + option)["input_ids"] for option in options]
     alone = tokenizer(prompt)["input_ids"]
-    assert any(ids[: len(alone)] != alone for ids in whole), "no token straddles the border: the case is not exercised"
+    assert any(ids[: len(alone)] != alone for ids in whole), (
+        "no token straddles the border: the case is not exercised"
+    )
     question = encoder(tokenizer).question(prompt, options)
     assert [question.prompt + option for option in question.options] == whole
     assert len(question.prompt) < len(alone)
@@ -36,7 +38,9 @@ def test_tokens_that_options_share_are_scored(tokenizer):
 def test_bos(tokenizer):
     assert encoding.start_tokens(tokenizer, None) == []  # this tokenizer adds none by itself
     assert encoding.start_tokens(tokenizer, True) == [tokenizer.bos_token_id]
-    plain, marked = (encoder(tokenizer, bos).question("It is", [" so", " not"]) for bos in (None, True))
+    plain, marked = (
+        encoder(tokenizer, bos).question("It is", [" so", " not"]) for bos in (None, True)
+    )
     assert marked.prompt == [tokenizer.bos_token_id, *plain.prompt]
     assert marked.options == plain.options
 
@@ -67,7 +71,10 @@ def test_an_empty_prompt_begins_with_bos(tokenizer):
 
 
 def test_a_long_prompt_loses_its_beginning(tokenizer):
-    prompt, options = "one two three four five six seven eight nine ten", [" eleven", " twelve of them"]
+    prompt, options = (
+        "one two three four five six seven eight nine ten",
+        [" eleven", " twelve of them"],
+    )
     full = encoder(tokenizer, bos=True).question(prompt, options)
     longest = max(map(len, full.options))
     cut = encoder(tokenizer, bos=True, max_length=longest + 5).question(prompt, options)
@@ -77,18 +84,30 @@ def test_a_long_prompt_loses_its_beginning(tokenizer):
 
 
 def test_an_option_that_fills_the_context(tokenizer):
-    with pytest.raises(ValueError, match=r"the option that ends in .* two three four' fills all 4 tokens: raise evaluation.max_length"):
+    with pytest.raises(
+        ValueError,
+        match=r"the option that ends in .* two three four' fills all 4 tokens: raise evaluation.max_length",
+    ):
         encoder(tokenizer, max_length=4).question("Count:", [" one two three four", " no"])
 
 
 def test_an_option_as_the_answer_of_a_chat(tokenizer):
     chat = Encoder(tokenizer, [], 64, chat=True)
-    turn = tokenizer.apply_chat_template([{"role": "user", "content": "Is it?"}], tokenize=False, add_generation_prompt=True)
+    turn = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Is it?"}], tokenize=False, add_generation_prompt=True
+    )
     question = chat.question("Is it?", [" yes", " no"])
     whole = [question.prompt + option for option in question.options]
-    assert whole == [tokenizer(turn + option, add_special_tokens=False)["input_ids"] for option in ("yes", "no")]
-    assert tokenizer.eos_token_id in question.prompt and tokenizer.decode(question.prompt).startswith(turn.split("Is it?")[0])
-    assert chat.prompt("Is it?", 10) == (tokenizer(turn, add_special_tokens=False)["input_ids"], False)
+    assert whole == [
+        tokenizer(turn + option, add_special_tokens=False)["input_ids"] for option in ("yes", "no")
+    ]
+    assert tokenizer.eos_token_id in question.prompt and tokenizer.decode(
+        question.prompt
+    ).startswith(turn.split("Is it?")[0])
+    assert chat.prompt("Is it?", 10) == (
+        tokenizer(turn, add_special_tokens=False)["input_ids"],
+        False,
+    )
 
 
 def test_chat_without_a_template():
@@ -96,7 +115,9 @@ def test_chat_without_a_template():
         chat_template = None
 
     assert encoding.check_chat(Plain(), False) is False
-    with pytest.raises(ValueError, match=r"evaluation.chat is true, but the model's tokenizer has no chat template"):
+    with pytest.raises(
+        ValueError, match=r"evaluation.chat is true, but the model's tokenizer has no chat template"
+    ):
         encoding.check_chat(Plain(), True)
 
 
@@ -105,16 +126,27 @@ def test_prompts_that_differ_by_option(tokenizer):
     question = encoder(tokenizer).question(prompts, options)
     texts = [prompt + option for prompt, option in zip(prompts, options, strict=True)]
     assert [question.prompt + rest for rest in question.options] == tokenizer(texts)["input_ids"]
-    assert tokenizer.decode(question.prompt) == "It is" and question.scored == question.published == [1, 2]
+    assert tokenizer.decode(
+        question.prompt
+    ) == "It is" and question.scored == question.published == [1, 2]
     row = encoding.tree_row(question)
-    assert row.targets == tokenizer([" run", " run away"])["input_ids"][0] + tokenizer(" run away")["input_ids"]
+    assert (
+        row.targets
+        == tokenizer([" run", " run away"])["input_ids"][0] + tokenizer(" run away")["input_ids"]
+    )
 
 
 def test_a_prompt_to_be_continued(tokenizer):
     text = "one two three four five six seven eight nine ten"
     whole = tokenizer(text)["input_ids"]
-    assert encoder(tokenizer, bos=True).prompt(text, 10) == ([tokenizer.bos_token_id, *whole], False)
-    assert encoder(tokenizer, bos=True, max_length=12).prompt(text, 7) == ([tokenizer.bos_token_id, *whole[-4:]], True)
+    assert encoder(tokenizer, bos=True).prompt(text, 10) == (
+        [tokenizer.bos_token_id, *whole],
+        False,
+    )
+    assert encoder(tokenizer, bos=True, max_length=12).prompt(text, 7) == (
+        [tokenizer.bos_token_id, *whole[-4:]],
+        True,
+    )
     assert encoder(tokenizer).prompt("", 10) == ([tokenizer.bos_token_id], False)
     with pytest.raises(ValueError, match=r"12 new tokens leave no room for a prompt in 12"):
         encoder(tokenizer, max_length=12).prompt(text, 12)
@@ -127,7 +159,9 @@ def test_tree_row_by_hand():
     assert row.segments == [0, 0, 1, 1, 3]
     assert row.reads == [1, 2, 3, 1, 1, 4]
     assert row.targets == [1, 2, 3, 4, 5, 6]
-    partly = encoding.tree_row(Question([10, 11], [[1, 2, 3], [4]], truncated=False, scored=[2, 1]))  # token 1 belongs to the prompt
+    partly = encoding.tree_row(
+        Question([10, 11], [[1, 2, 3], [4]], truncated=False, scored=[2, 1])
+    )  # token 1 belongs to the prompt
     assert (partly.reads, partly.targets) == ([2, 3, 1], [2, 3, 4])
 
 
@@ -146,7 +180,8 @@ def test_windows_score_each_token_once_with_enough_context(n, max_length):
     assert [target for window in windows for target in window.targets] == ids[1:]
     for number, window in enumerate(windows):
         assert len(window.ids) <= max_length and window.positions == list(range(len(window.ids)))
-        # Each target follows the token that it is read from, and has at least half a window before it.
+        # Each target follows the token that it is read from, and has at least half a window before
+        # it.
         assert [window.ids[read] + 1 for read in window.reads] == window.targets
         assert number == 0 or window.reads[0] + 1 >= max_length // 2
     assert (len(windows) == 1) == (n - 1 <= max_length)
@@ -165,7 +200,8 @@ def test_a_document_with_nothing_to_score(tokenizer):
     assert len(encoder(tokenizer, bos=True).document("a").windows) == 1
 
 
-# Special tokens in texts ---------------------------------------------------------------------------------------------
+# Special tokens in texts
+# ----------------------------------------------------------------------------------------------
 
 SPELT_OUT = "Write <|im_end|> to end a turn, <|im_start|> to begin one."
 
@@ -185,7 +221,12 @@ def test_special_tokens_of_prompts_and_options_are_text(tokenizer, capsys):
     question = plain.question(SPELT_OUT, [" <|im_end|>", " no"])
     assert not set(tokenizer.all_special_ids) & {*ids, *question.prompt, *question.options[0]}
     assert tokenizer.decode(question.prompt + question.options[0]) == SPELT_OUT + " <|im_end|>"
-    assert capsys.readouterr().err.count("a prompt spells out <|im_end|>: special tokens in prompts are read as text") == 1
+    assert (
+        capsys.readouterr().err.count(
+            "a prompt spells out <|im_end|>: special tokens in prompts are read as text"
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("bos", [None, True])
@@ -193,16 +234,28 @@ def test_a_prompt_that_spells_out_bos_has_one(tokenizer, bos):
     bare, spelt_out = ("It is", f"{tokenizer.bos_token}It is")
     with_bos, follows = encoder(tokenizer, bos=True), encoder(tokenizer, bos=bos)
     assert follows.prompt(spelt_out, 4) == with_bos.prompt(bare, 4)
-    expected, found = with_bos.question(bare, [" so", " not"]), follows.question(spelt_out, [" so", " not"])
+    expected, found = (
+        with_bos.question(bare, [" so", " not"]),
+        follows.question(spelt_out, [" so", " not"]),
+    )
     assert found == expected and found.prompt.count(tokenizer.bos_token_id) == 1
-    assert follows.question([spelt_out, spelt_out + " or"], [" so", " not"]).prompt[:2] == expected.prompt[:2]
+    assert (
+        follows.question([spelt_out, spelt_out + " or"], [" so", " not"]).prompt[:2]
+        == expected.prompt[:2]
+    )
     assert follows.prompt(tokenizer.bos_token, 4)[0] == [tokenizer.bos_token_id]
 
 
-# Chat templates ------------------------------------------------------------------------------------------------------
+# Chat templates
+# ----------------------------------------------------------------------------------------------
 
-PLAIN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
-THINKS = PLAIN + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+PLAIN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor "
+    "%}<|im_start|>assistant\n"
+)
+THINKS = PLAIN + (
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
 
 
 def chatting(tokenizer, template, bos=None, **kwargs):
@@ -219,18 +272,26 @@ def test_reasoning_is_closed_before_an_answer(tokenizer, template):
     question = chatting(tokenizer, template).question("Is it?", [" yes", " no"])
     whole = tokenizer.decode(question.prompt + question.options[0])
     assert whole.endswith("assistant\n<think>\n\n</think>\n\nyes")
-    thinking = chatting(tokenizer, template, enable_thinking=True).question("Is it?", [" yes", " no"])
+    thinking = chatting(tokenizer, template, enable_thinking=True).question(
+        "Is it?", [" yes", " no"]
+    )
     assert "</think>" not in tokenizer.decode(thinking.prompt)
 
 
 def test_a_template_reads_the_options_of_the_config(tokenizer):
-    text = tokenizer.decode(chatting(tokenizer, "{{ mood }} {{ messages[0].content }}", mood="Calm:").prompt("Is it?", 4)[0])
+    text = tokenizer.decode(
+        chatting(tokenizer, "{{ mood }} {{ messages[0].content }}", mood="Calm:").prompt(
+            "Is it?", 4
+        )[0]
+    )
     assert text == "Calm: Is it?"
 
 
 def test_a_template_that_writes_bos_has_one(tokenizer):
     for bos in (None, True):
-        ids, _ = chatting(tokenizer, "{{ bos_token }}{{ messages[0].content }}", bos).prompt("Is it?", 4)
+        ids, _ = chatting(tokenizer, "{{ bos_token }}{{ messages[0].content }}", bos).prompt(
+            "Is it?", 4
+        )
         assert ids == [tokenizer.bos_token_id, *tokenizer("Is it?")["input_ids"]]
 
 
@@ -245,15 +306,25 @@ def test_a_text_inside_a_template_cannot_end_its_turn(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ raise_exception('a system\nmessage first') }}", "{{ messages[9].content }}", "{{ 1 / 0 }}", "{% if %}"]
+    "template",
+    [
+        "{{ raise_exception('a system\nmessage first') }}",
+        "{{ messages[9].content }}",
+        "{{ 1 / 0 }}",
+        "{% if %}",
+    ],
 )
 def test_a_template_that_fails_is_one_line(tokenizer, template):
-    with pytest.raises(TemplateFails, match=r"the chat template of .* raises an error for a conversation of user: .") as error:
+    with pytest.raises(
+        TemplateFails,
+        match=r"the chat template of .* raises an error for a conversation of user: .",
+    ) as error:
         chatting(tokenizer, template)
     assert "\n" not in str(error.value)
 
 
-# Bytes ---------------------------------------------------------------------------------------------------------------
+# Bytes
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["①", "Ж", "😀 a", " ① b", "Größe", "�①", "<|im_end|>", "é"])
@@ -266,19 +337,38 @@ def test_bytes_are_those_of_the_scored_tokens(tokenizer, text, bos):
 
 
 def test_bytes_where_unknown_characters_are_bytes_of_their_own():
-    """As SentencePiece does it: a space is ▁, one is put before each text, and what is not in the vocabulary is spelt in bytes."""
+    """As SentencePiece does it: a space is ▁, one is put before each text, and what is not in the
+    vocabulary is spelt in bytes.
+    """
     pieces = ["▁", "a", "▁a", *(f"<0x{byte:02X}>" for byte in range(256))]
-    made = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, [("▁", "a")], byte_fallback=True))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    made = Tokenizer(
+        models.BPE(
+            {piece: number for number, piece in enumerate(pieces)}, [("▁", "a")], byte_fallback=True
+        )
+    )
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     fallback = Encoder(PreTrainedTokenizerFast(tokenizer_object=made), [], 64)
     found = [fallback.document(text).n_bytes for text in ("①", "a①", "a a", "①a")]
     assert found == [3, 3, 2, 4]
     made.normalizer = normalizers.Replace(" ", "▁")
-    assert Encoder(PreTrainedTokenizerFast(tokenizer_object=made), [], 64).document("①").n_bytes == 2
+    assert (
+        Encoder(PreTrainedTokenizerFast(tokenizer_object=made), [], 64).document("①").n_bytes == 2
+    )
 
 
-@pytest.mark.parametrize(("text", "n_bytes"), [("École the", 4), ("☃ the", 4), (" the the", 4), ("☃", 0)])
+@pytest.mark.parametrize(
+    ("text", "n_bytes"), [("École the", 4), ("☃ the", 4), (" the the", 4), ("☃", 0)]
+)
 def test_bytes_of_a_first_token_that_is_written_otherwise_in_the_text(text, n_bytes):
     """Without capitals and accents, or unknown."""
     made = Tokenizer(models.WordPiece({"[UNK]": 0, "the": 1, "ecole": 2}, unk_token="[UNK]"))

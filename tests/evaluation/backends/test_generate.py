@@ -14,7 +14,13 @@ from ipt.evaluation.backends.generated import Generation, cut
 from tests.processes import run_ranks
 
 STOP = ["\n"]
-SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
 
 def greedy_loop(model, tokenizer, prompt, stop, new):
@@ -27,7 +33,9 @@ def greedy_loop(model, tokenizer, prompt, stop, new):
             return Generation(tokenizer.decode(ids[:-1]), len(ids), "eos", tuple(ids))
         text = tokenizer.decode(ids)
         if any(mark in text for mark in stop):
-            return Generation(min((text.split(mark)[0] for mark in stop), key=len), len(ids), "stop", tuple(ids))
+            return Generation(
+                min((text.split(mark)[0] for mark in stop), key=len), len(ids), "stop", tuple(ids)
+            )
     return Generation(tokenizer.decode(ids), len(ids), "length", tuple(ids))
 
 
@@ -38,18 +46,29 @@ def generate(model, tokenizer, prompts, stop, new, batch_tokens=100_000):
 @pytest.fixture(scope="module")
 def prompts(tokenizer):
     rng = random.Random(0)
-    return [[rng.randrange(100, len(tokenizer)) for _ in range(length)] for length in (3, 9, 1, 14, 9, 30, 5, 2)]
+    return [
+        [rng.randrange(100, len(tokenizer)) for _ in range(length)]
+        for length in (3, 9, 1, 14, 9, 30, 5, 2)
+    ]
 
 
 def frequent_texts(model, tokenizer, prompts, new):
-    """Two texts that the model says in some of its answers and not in others: so that sequences stop at different times."""
+    """Two texts that the model says in some of its answers and not in others: so that sequences
+    stop at different times.
+    """
     spoken = [greedy_loop(model, tokenizer, prompt, [], new).text for prompt in prompts]
-    found = [mark for mark in sorted(set("".join(spoken))) if 1 < sum(mark in text for text in spoken) < len(spoken)]
+    found = [
+        mark
+        for mark in sorted(set("".join(spoken)))
+        if 1 < sum(mark in text for text in spoken) < len(spoken)
+    ]
     assert len(found) >= 2, "the fixture must have sequences that stop and others that do not"
     return found[:2]
 
 
-def test_each_sequence_is_what_the_plain_loop_says_and_stops_on_its_own(scorer, model, tokenizer, prompts):
+def test_each_sequence_is_what_the_plain_loop_says_and_stops_on_its_own(
+    scorer, model, tokenizer, prompts
+):
     stop = frequent_texts(model, tokenizer, prompts, 12)
     expected = [greedy_loop(model, tokenizer, prompt, stop, 12) for prompt in prompts]
     assert {generation.finish for generation in expected} >= {"stop", "length"}
@@ -101,7 +120,13 @@ def test_a_beginning_that_all_share_is_computed_once(model, tokenizer, prompts, 
 def test_other_architectures(tokenizer, prompts, kind):
     torch.manual_seed(0)
     if kind == "recurrent":
-        config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4, eos_token_id=0)
+        config = MambaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=2,
+            state_size=4,
+            eos_token_id=0,
+        )
         model = opinionated(MambaForCausalLM(config))
     else:
         config = MistralConfig(vocab_size=len(tokenizer), sliding_window=6, eos_token_id=0, **SHAPE)
@@ -110,7 +135,9 @@ def test_other_architectures(tokenizer, prompts, kind):
     beginning = [100 + token for token in range(SHARED)]
     assert generate(model, tokenizer, prompts, STOP, 8) == expected
     longer = [beginning + prompt for prompt in prompts]
-    assert generate(model, tokenizer, longer, STOP, 3) == [greedy_loop(model, tokenizer, prompt, STOP, 3) for prompt in longer]
+    assert generate(model, tokenizer, longer, STOP, 3) == [
+        greedy_loop(model, tokenizer, prompt, STOP, 3) for prompt in longer
+    ]
 
 
 def test_the_end_of_text_ends_a_sequence(model, tokenizer, prompts, monkeypatch):
@@ -131,16 +158,32 @@ def test_broken_weights_are_told(tokenizer, model, prompts):
 
 
 def test_cut():
-    assert [cut("a\nb.c", stop) for stop in (["\n"], [".", "\n"], [], ["x"])] == ["a", "a", "a\nb.c", "a\nb.c"]
+    assert [cut("a\nb.c", stop) for stop in (["\n"], [".", "\n"], [], ["x"])] == [
+        "a",
+        "a",
+        "a\nb.c",
+        "a\nb.c",
+    ]
 
 
-def test_two_processes_divide_the_batches_and_call_a_sharded_model_alike(model, tokenizer, prompts, tmp_path):
-    several = [*prompts, *([100 + token for token in range(SHARED)] + prompt for prompt in prompts[:3])]
-    (tmp_path / "asked.json").write_text(json.dumps({"prompts": several, "new": 6, "batch_tokens": 250}))
-    assert len(list(Greedy(model, tokenizer, STOP, 6)._batches(several, 250))) % 2, "the fixture must leave a process without a batch"
+def test_two_processes_divide_the_batches_and_call_a_sharded_model_alike(
+    model, tokenizer, prompts, tmp_path
+):
+    several = [
+        *prompts,
+        *([100 + token for token in range(SHARED)] + prompt for prompt in prompts[:3]),
+    ]
+    (tmp_path / "asked.json").write_text(
+        json.dumps({"prompts": several, "new": 6, "batch_tokens": 250})
+    )
+    assert len(list(Greedy(model, tokenizer, STOP, 6)._batches(several, 250))) % 2, (
+        "the fixture must leave a process without a batch"
+    )
     ended = run_ranks(generation_ranks.main, tmp_path)
     assert ended.codes == [0, 0], ended.output
-    expected = json.loads(json.dumps([greedy_loop(model, tokenizer, prompt, STOP, 6) for prompt in several]))
+    expected = json.loads(
+        json.dumps([greedy_loop(model, tokenizer, prompt, STOP, 6) for prompt in several])
+    )
     said = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2)]
     assert all(answers[kind] == expected for answers in said for kind in ("whole", "sharded"))
     assert said[0]["calls"] == said[1]["calls"]

@@ -1,4 +1,6 @@
-"""Scores and answers of vLLM are those of the Hugging Face backend. One engine with real weights: a minute or two on two cores."""
+"""Scores and answers of vLLM are those of the Hugging Face backend. One engine with real weights: a
+minute or two on two cores.
+"""
 
 import os
 from dataclasses import replace
@@ -36,8 +38,16 @@ def test_what_vllm_cannot_do_is_refused(change, message):
 @pytest.mark.timeout(600)
 def test_vllm_scores_and_answers_as_the_hugging_face_backend(request, questions, monkeypatch):
     fork_engines(request, monkeypatch)
-    documents = [perplexity.Document(str(number), text) for number, text in enumerate([*DOCUMENTS, " ".join(DOCUMENTS) * 3])]
-    items = [Item(str(number), text, "") for number, text in enumerate(["The heart is", "Question: What is a nerve?\nAnswer:", "1, 2, 3,"])]
+    documents = [
+        perplexity.Document(str(number), text)
+        for number, text in enumerate([*DOCUMENTS, " ".join(DOCUMENTS) * 3])
+    ]
+    items = [
+        Item(str(number), text, "")
+        for number, text in enumerate(
+            ["The heart is", "Question: What is a nerve?\nAnswer:", "1, 2, 3,"]
+        )
+    ]
     choose, predict = Task("choose", "choice", "x"), Task("predict", "perplexity", "x")
     answer = Task("answer", "generation", "x", stop=["\n", "."], max_new_tokens=12)
     found, environment = {}, dict(os.environ)
@@ -49,14 +59,23 @@ def test_vllm_scores_and_answers_as_the_hugging_face_backend(request, questions,
                 perplexity.score(predict, documents, backend),
                 generation.score(answer, items, backend),
             )
-    assert dict(os.environ) == environment  # library preloads and thread settings do not leak into later stages
-    (choices, likelihoods, answers), (expected_choices, expected_likelihoods, expected_answers) = found["vllm"], found["hf"]
+    assert (
+        dict(os.environ) == environment
+    )  # library preloads and thread settings do not leak into later stages
+    (choices, likelihoods, answers), (expected_choices, expected_likelihoods, expected_answers) = (
+        found["vllm"],
+        found["hf"],
+    )
     assert expected_likelihoods[-1]["windows"] > 1, "the fixture must have a document in windows"
-    assert {row["finish"] for row in expected_answers} == {"stop", "length"}, "the fixture must stop and be cut"
+    assert {row["finish"] for row in expected_answers} == {"stop", "length"}, (
+        "the fixture must stop and be cut"
+    )
     for row, expected in zip(choices, expected_choices, strict=True):
         np.testing.assert_allclose(row["sums"], expected["sums"], atol=1e-2)
         assert row["tokens"] == expected["tokens"]
     for row, expected in zip(likelihoods, expected_likelihoods, strict=True):
         assert row["nll"] == pytest.approx(expected["nll"], abs=0.05)
-        assert {key: row[key] for key in row if key != "nll"} == {key: expected[key] for key in row if key != "nll"}
+        assert {key: row[key] for key in row if key != "nll"} == {
+            key: expected[key] for key in row if key != "nll"
+        }
     assert answers == expected_answers

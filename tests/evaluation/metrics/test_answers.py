@@ -6,11 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.evaluation.metrics import answers
-from ipt.evaluation.metrics.answers import Entity, contains, entities, exact_match, first_number, number_right, word_f1
+from ipt.evaluation.metrics.answers import (
+    Entity,
+    contains,
+    entities,
+    exact_match,
+    first_number,
+    number_right,
+    word_f1,
+)
 
 
 def python_says(number):
-    """The released rule itself, on strings of digits, signs and commas that the test makes; as a float, which is what is compared."""
+    """The released rule itself, on strings of digits, signs and commas that the test makes; as a
+    float, which is what is compared.
+    """
     try:
         return float(eval(number.replace("%", "/100").replace(",", "")))
     except Exception:
@@ -20,7 +30,9 @@ def python_says(number):
 @given(st.text(st.sampled_from("ab() \n\t")))
 def test_released_entities_are_those_of_the_released_pattern(text):
     published = re.findall(r"(\S+\s*)\s\((\S+)\)", text)
-    assert answers.released_entities(text) == list(dict.fromkeys(Entity(*found) for found in published))
+    assert answers.released_entities(text) == list(
+        dict.fromkeys(Entity(*found) for found in published)
+    )
 
 
 @given(st.from_regex(answers.RELEASED_NUMBER, fullmatch=True))
@@ -31,7 +43,10 @@ def test_a_released_number_is_what_python_evaluates(number):
 @given(st.text(st.sampled_from("0123456789.,%-+eE \nx٣")))
 def test_all_numbers_of_the_first_line(text):
     found = answers.released_numbers(text)
-    assert found == [python_says(number) for number in answers.RELEASED_NUMBER.findall(text.split("\n")[0].strip())]
+    assert found == [
+        python_says(number)
+        for number in answers.RELEASED_NUMBER.findall(text.split("\n")[0].strip())
+    ]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +184,11 @@ def test_the_first_number_of_a_text(text, value, step, unit):
         ("0.333", "1/3", True),
         ("0.53", "1/2", False),
         ("50%", "½", True),
-        ("12/31/2021", "12/25/2020", False),  # dates, times, ranges and versions are no single numbers
+        (
+            "12/31/2021",
+            "12/25/2020",
+            False,
+        ),  # dates, times, ranges and versions are no single numbers
         ("It was 12/31/2021.", "12/31/2021", True),
         ("2021-12-31", "2021-01-01", False),
         ("10:30 am", "10:30", True),
@@ -194,7 +213,8 @@ def test_a_number_is_right_where_it_says_itself(value):
     assert not number_right(str(-value), str(value)) or value == 0
 
 
-# The defects of the released rule for entities, as nereval 0.2.5 has shown them (paper section 7.3).
+# The defects of the released rule for entities, as nereval 0.2.5 has shown them (paper section
+# 7.3).
 NER = [
     ("Ann (PER), Bob (PER)", "Ann (PER), Bob (PER)", 0.75),
     ("Ann (PER), Bob (PER), Cid (PER)", "Ann (PER), Bob (PER), Cid (PER)", 2 / 3),
@@ -240,7 +260,12 @@ def test_entities(text, found):
 
 
 def test_entities_count_as_often_as_both_say_them():
-    assert answers.entities_right("Ann (PER), Ann (PER), Bob (PER)", "Ann (PER), Ann (PER), Ann (PER), Lee (PER)") == 2
+    assert (
+        answers.entities_right(
+            "Ann (PER), Ann (PER), Bob (PER)", "Ann (PER), Ann (PER), Ann (PER), Lee (PER)"
+        )
+        == 2
+    )
     assert answers.entities_right("Lee (PER)", "Bob Lee (PER)") == 0
     assert answers.entities_right("Ann (ORG)", "Ann (PER)") == 0
 
@@ -249,7 +274,11 @@ def test_words():
     assert exact_match("The Heart!", "heart") and not exact_match("a heart attack", "heart")
     assert word_f1("the heart attack", "heart") == pytest.approx(2 / 3)
     assert (word_f1("", ""), word_f1("heart", ""), word_f1("lung", "heart")) == (1.0, 0.0, 0.0)
-    assert contains("It is the heart, of course", "the heart") and not contains("hearts", "heart") and not contains("it", "")
+    assert (
+        contains("It is the heart, of course", "the heart")
+        and not contains("hearts", "heart")
+        and not contains("it", "")
+    )
 
 
 # Many of these are equal under SQuAD's normalisation.
@@ -263,7 +292,12 @@ SAME = """A|a.   (A)|A   The A|A   C++|c++.   −5|-5   –5|-5   +5|5   -5|(-5)
 
 
 def pairs_of(text):
-    return [tuple(pair.split("|")) for line in text.split("\n") for pair in line.split("   ") if "|" in pair]
+    return [
+        tuple(pair.split("|"))
+        for line in text.split("\n")
+        for pair in line.split("   ")
+        if "|" in pair
+    ]
 
 
 @pytest.mark.parametrize(("one", "other"), pairs_of(DIFFERENT))
@@ -275,7 +309,11 @@ def test_different_answers(one, other):
 @pytest.mark.parametrize(("one", "other"), pairs_of(SAME))
 def test_the_same_answer_in_other_signs(one, other):
     for output, answer in ((one, other), (other, one)):
-        assert exact_match(output, answer) and word_f1(output, answer) == 1 and contains(output, answer)
+        assert (
+            exact_match(output, answer)
+            and word_f1(output, answer) == 1
+            and contains(output, answer)
+        )
 
 
 @pytest.mark.parametrize(

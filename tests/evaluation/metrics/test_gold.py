@@ -14,14 +14,21 @@ WORDS = ["heart", "lung", "bone"]
 
 def golds(folder, options, found, name="x.jsonl", **keys):
     """The right options of a task whose rows have these options and this field `g`."""
-    rows = [{"prompt": "p", "options": texts, "g": value} for texts, value in zip(options, found, strict=True)]
+    rows = [
+        {"prompt": "p", "options": texts, "g": value}
+        for texts, value in zip(options, found, strict=True)
+    ]
     if name.endswith(".csv"):
         lines = [f"p,{','.join(row['options'])},{row['g']}" for row in rows]
-        (folder / name).write_text("\n".join(["prompt,a,b,c,d", *lines]).replace("d\n", "d,g\n", 1) + "\n")
+        (folder / name).write_text(
+            "\n".join(["prompt,a,b,c,d", *lines]).replace("d\n", "d,g\n", 1) + "\n"
+        )
         keys["options"] = ["{{ a }}", "{{ b }}", "{{ c }}", "{{ d }}"]
     else:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "mine.yaml").write_text(json.dumps({"kind": "choice", "data": name, "gold": "g", **keys}))
+    (folder / "mine.yaml").write_text(
+        json.dumps({"kind": "choice", "data": name, "gold": "g", **keys})
+    )
     questions = multiple_choice.read(load_tasks([str(folder / "mine.yaml")])[0], None)
     return [question.right or question.gold for question in questions]
 
@@ -53,7 +60,10 @@ def test_one_meaning_for_all_rows(tmp_path, options, found, keys, expected):
 
 def test_cells_of_tables_are_read_as_texts_of_other_files(tmp_path):
     assert golds(tmp_path, SUMS, ["1", "2"], "x.csv") == [1, 2]
-    with pytest.raises(UserError, match=r"x.csv line 2: field g is '1', which means option 1 \('3'\) as an index from 0, and option 3"):
+    with pytest.raises(
+        UserError,
+        match=r"x.csv line 2: field g is '1', which means option 1 \('3'\) as an index from 0, and option 3",
+    ):
         golds(tmp_path, SUMS[:1], ["1"], "x.csv")
 
 
@@ -73,11 +83,31 @@ def test_cells_of_tables_are_read_as_texts_of_other_files(tmp_path):
             {"gold_is": "text"},
             r"line 1: field g is '{{ g }}', expected the text of an option .* gold_is: text says",
         ),
-        (SUMS, ["1", "4"], {}, r"x.jsonl line 2: field g is '4', expected an index from 0 to 3 or the text of an option"),
-        (SUMS, ["1", "4"], {"gold_is": "index"}, r"x.jsonl line 2: field g is '4', expected an index from 0 to 3 \(or"),
-        ([WORDS] * 2, [1, "bone"], {}, r"means the same in all rows of a task, but .*line 1 gives an index \(1\) and .*line 2 the text"),
+        (
+            SUMS,
+            ["1", "4"],
+            {},
+            r"x.jsonl line 2: field g is '4', expected an index from 0 to 3 or the text of an option",
+        ),
+        (
+            SUMS,
+            ["1", "4"],
+            {"gold_is": "index"},
+            r"x.jsonl line 2: field g is '4', expected an index from 0 to 3 \(or",
+        ),
+        (
+            [WORDS] * 2,
+            [1, "bone"],
+            {},
+            r"means the same in all rows of a task, but .*line 1 gives an index \(1\) and .*line 2 the text",
+        ),
         ([WORDS], [True], {}, r"field g is True, expected"),
-        ([WORDS], ["heart"], {"gold_is": "label"}, r"task mine: gold_is is 'label', expected index or text"),
+        (
+            [WORDS],
+            ["heart"],
+            {"gold_is": "label"},
+            r"task mine: gold_is is 'label', expected index or text",
+        ),
         ([WORDS], [0], {"gold": "{{ g - 1 }}"}, r"is -1, expected an index"),
     ],
 )
@@ -91,6 +121,8 @@ def test_demonstrations_have_the_meaning_of_the_task(tmp_path):
     shots = [{"prompt": "shot", "options": SUMS[1], "g": "2"}]
     (tmp_path / "shots.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shots))
     assert golds(tmp_path, SUMS[:1], ["1"], shots={"number": 1, "data": "shots.jsonl"}) == [1]
-    (tmp_path / "shots.jsonl").write_text(json.dumps({"prompt": "shot", "options": SUMS[0], "g": "7"}) + "\n")
+    (tmp_path / "shots.jsonl").write_text(
+        json.dumps({"prompt": "shot", "options": SUMS[0], "g": "7"}) + "\n"
+    )
     with pytest.raises(UserError, match=r"shots.jsonl line 1: field g is '7'"):
         golds(tmp_path, SUMS[:1], ["1"], shots={"number": 1, "data": "shots.jsonl"})

@@ -14,7 +14,9 @@ def test_mean_by_hand():
     metric = statistics.mean([1.0, 2.0, 3.0, 6.0])
     assert metric.value == 3.0
     assert metric.stderr == pytest.approx(math.sqrt((4 + 1 + 0 + 9) / 3) / 2)
-    assert metric.ci95 == pytest.approx((3 - 1.959964 * metric.stderr, 3 + 1.959964 * metric.stderr), rel=1e-6)
+    assert metric.ci95 == pytest.approx(
+        (3 - 1.959964 * metric.stderr, 3 + 1.959964 * metric.stderr), rel=1e-6
+    )
 
 
 def test_one_item_has_no_spread():
@@ -22,12 +24,15 @@ def test_one_item_has_no_spread():
     assert entry == {"value": 2.0, "stderr": None, "ci95": [None, None], "n": 1}
 
 
-# 6 of 20: solved by hand from |p - share| = z * sqrt(p (1 - p) / n), to which a Wilson bound p is the root.
+# 6 of 20: solved by hand from |p - share| = z * sqrt(p (1 - p) / n), to which a Wilson bound p is
+# the root.
 @pytest.mark.parametrize(("successes", "n"), [(6, 20), (1, 3), (99, 100), (500, 1000)])
 def test_wilson_bounds_solve_the_score_equation(successes, n):
     share = successes / n
     for bound in statistics.wilson(successes, n):
-        assert abs(bound - share) == pytest.approx(1.959963984540054 * math.sqrt(bound * (1 - bound) / n))
+        assert abs(bound - share) == pytest.approx(
+            1.959963984540054 * math.sqrt(bound * (1 - bound) / n)
+        )
 
 
 def test_wilson_at_the_ends():
@@ -63,7 +68,10 @@ def test_exponential_maps_value_and_interval():
 @given(st.lists(st.tuples(floats, floats), min_size=2, max_size=30))
 def test_paired_difference_of_means_is_the_mean_of_differences(pairs):
     a, b = np.array(pairs).T
-    result, direct = statistics.difference(statistics.mean(a), statistics.mean(b)), statistics.mean(a - b)
+    result, direct = (
+        statistics.difference(statistics.mean(a), statistics.mean(b)),
+        statistics.mean(a - b),
+    )
     assert result.difference == pytest.approx(direct.value, abs=1e-9)
     assert result.stderr == pytest.approx(direct.stderr, abs=1e-9)
     assert result.ci95 == pytest.approx(direct.ci95, abs=1e-9)
@@ -102,7 +110,10 @@ def test_ratio_difference_agrees_with_a_bootstrap():
     rng = np.random.default_rng(1)
     tokens = rng.integers(20, 400, 300)
     quality = rng.normal(3, 0.5, 300)
-    a, b = (quality - 0.1 + rng.normal(0, 0.1, 300)) * tokens, (quality + rng.normal(0, 0.1, 300)) * tokens
+    a, b = (
+        (quality - 0.1 + rng.normal(0, 0.1, 300)) * tokens,
+        (quality + rng.normal(0, 0.1, 300)) * tokens,
+    )
     result = statistics.difference(statistics.ratio(a, tokens), statistics.ratio(b, tokens))
     samples = rng.integers(0, 300, (4000, 300))
     boot = a[samples].sum(1) / tokens[samples].sum(1) - b[samples].sum(1) / tokens[samples].sum(1)
@@ -118,17 +129,23 @@ def test_against_scipy():
     assert statistics.wilson(6, 20) == pytest.approx((interval.low, interval.high))
 
 
-# F1 of classes -------------------------------------------------------------------------------------------------------
+# F1 of classes
+# ----------------------------------------------------------------------------------------------
 
 classes = st.integers(0, 3)
 
 
-@given(st.lists(st.tuples(classes, classes), min_size=1, max_size=30), st.sampled_from(["macro", "weighted"]))
+@given(
+    st.lists(st.tuples(classes, classes), min_size=1, max_size=30),
+    st.sampled_from(["macro", "weighted"]),
+)
 def test_f1_is_scikit_learns(pairs, average):
     sklearn = pytest.importorskip("sklearn.metrics")
     answers, gold = zip(*pairs, strict=True)
     metric = statistics.f1(answers, gold, average)
-    assert metric.value == pytest.approx(sklearn.f1_score(gold, answers, average=average, zero_division=0.0))
+    assert metric.value == pytest.approx(
+        sklearn.f1_score(gold, answers, average=average, zero_division=0.0)
+    )
     assert metric.influence.mean() == pytest.approx(0, abs=1e-12)
 
 
@@ -143,17 +160,28 @@ def drawn_classes(n=300, seed=0):
 def test_f1_influence_is_that_of_a_jackknife(average):
     answers, gold = drawn_classes()
     metric, n = statistics.f1(answers, gold, average), len(gold)
-    without = [statistics.f1(np.delete(answers, item), np.delete(gold, item), average).value for item in range(n)]
-    assert metric.influence == pytest.approx((n - 1) * (metric.value - np.array(without)), rel=0.2, abs=0.02)
+    without = [
+        statistics.f1(np.delete(answers, item), np.delete(gold, item), average).value
+        for item in range(n)
+    ]
+    assert metric.influence == pytest.approx(
+        (n - 1) * (metric.value - np.array(without)), rel=0.2, abs=0.02
+    )
     rng = np.random.default_rng(1)
-    boot = [statistics.f1(answers[drawn], gold[drawn], average).value for drawn in rng.integers(0, n, (1000, n))]
+    boot = [
+        statistics.f1(answers[drawn], gold[drawn], average).value
+        for drawn in rng.integers(0, n, (1000, n))
+    ]
     assert metric.stderr == pytest.approx(np.std(boot), rel=0.1)
 
 
 def test_mean_of_groups_by_hand():
     values = np.array([1.0, 3.0, 10.0, 0.0, 20.0, 30.0])
-    metric = statistics.mean_of_groups(["a", "a", "b", "b", "b", "b"], lambda items: statistics.mean(values[items]))
+    metric = statistics.mean_of_groups(
+        ["a", "a", "b", "b", "b", "b"], lambda items: statistics.mean(values[items])
+    )
     assert metric.value == pytest.approx((2 + 15) / 2) and metric.n == 6
-    # Each group a sample of its own: the variances of their means add up (here with n, not n - 1, in each).
+    # Each group a sample of its own: the variances of their means add up (here with n, not n - 1,
+    # in each).
     expected = math.sqrt(6 / 5 * (1 / 2 + values[2:].var() / 4)) / 2
     assert metric.stderr == pytest.approx(expected)

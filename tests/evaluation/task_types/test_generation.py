@@ -14,7 +14,10 @@ from ipt.evaluation.task import load_tasks
 from ipt.evaluation.task_types import generation
 from ipt.evaluation.task_types.generation import counts, metrics, read, score
 
-NUMBER = "kind: generation\ndata: rows.jsonl\nparse: number\nprompt: 'Q: {{ q }} A:'\nanswer: ' {{ a }}'\n"
+NUMBER = (
+    "kind: generation\ndata: rows.jsonl\nparse: number\nprompt: 'Q: {{ q }} A:'\nanswer: ' {{ a "
+    "}}'\n"
+)
 ROWS = [
     {"id": "a", "q": "Half of one?", "a": "0.5"},
     {"id": "b", "q": "A share?", "a": "0.042"},
@@ -35,7 +38,14 @@ def make_task(tmp_path):
 
 def predictions(pairs):
     return [
-        {"id": str(number), "answer": answer, "output": output, "published_output": None, "parsed": output or None, "finish": "stop"}
+        {
+            "id": str(number),
+            "answer": answer,
+            "output": output,
+            "published_output": None,
+            "parsed": output or None,
+            "finish": "stop",
+        }
         for number, (output, answer) in enumerate(pairs)
     ]
 
@@ -45,23 +55,34 @@ def test_items_are_prompt_and_answer(make_task):
     assert items[0] == ("a", "Q: Half of one? A:", " 0.5", 0)
     assert items[0].text == "Q: Half of one? A: 0.5"
     shots = read(make_task(NUMBER + "shots: {number: 1, separator: '; '}\n"), None)
-    assert all(item.prompt.count(" A:") == 2 and item.prompt.endswith(" A:") and "; Q:" in item.prompt for item in shots)
+    assert all(
+        item.prompt.count(" A:") == 2 and item.prompt.endswith(" A:") and "; Q:" in item.prompt
+        for item in shots
+    )
     assert [item.text for item in shots] == [item.text for item in items]
 
 
 def test_what_is_no_way_to_read_an_answer_is_told(make_task):
-    with pytest.raises(ValueError, match=r"sums: parse is 'date', expected text or number or entities"):
+    with pytest.raises(
+        ValueError, match=r"sums: parse is 'date', expected text or number or entities"
+    ):
         read(make_task(NUMBER.replace("parse: number", "parse: date")), None)
 
 
 def test_an_evaluation_generates_and_scores(make_task, tmp_path, tiny_model):
     make_task()
-    statistics = evaluate(EvaluationConfig(), tiny_model, [str(tmp_path / "sums.yaml")], None, tmp_path / "out")
+    statistics = evaluate(
+        EvaluationConfig(), tiny_model, [str(tmp_path / "sums.yaml")], None, tmp_path / "out"
+    )
     assert set(load_results(tmp_path / "out")["sums"]) == {"paper", "correct"}
     written = pq.read_table(tmp_path / "out" / "predictions" / "sums.parquet")
     assert written.schema.remove_metadata() == generation.SCHEMA
     assert all(row["tokens"] <= 100 and "\n" not in row["output"] for row in written.to_pylist())
-    assert set(statistics["tasks"]["sums"]) >= {"truncated_prompts", "unfinished_answers", "unread_answers"}
+    assert set(statistics["tasks"]["sums"]) >= {
+        "truncated_prompts",
+        "unfinished_answers",
+        "unread_answers",
+    }
 
 
 def test_a_prompt_that_the_published_scorer_cuts_is_answered_twice(make_task, model, tokenizer):
@@ -74,8 +95,13 @@ def test_a_prompt_that_the_published_scorer_cuts_is_answered_twice(make_task, mo
         ids = tokenizer(item.prompt, add_special_tokens=False)["input_ids"]
         (expected,) = scorer.generate([[tokenizer.bos_token_id, *ids[-4:]]], ["\n"], 4, "test")
         assert row["published_output"] == expected.text
-        assert row["output"] == scorer.generate([[tokenizer.bos_token_id, *ids]], ["\n"], 4, "test")[0].text
-    assert any(row["published_output"] != row["output"] for row in found[:3]), "the cut must change an answer"
+        assert (
+            row["output"]
+            == scorer.generate([[tokenizer.bos_token_id, *ids]], ["\n"], 4, "test")[0].text
+        )
+    assert any(row["published_output"] != row["output"] for row in found[:3]), (
+        "the cut must change an answer"
+    )
     rows = [{**row, "output": "0.5", "published_output": "7"} for row in found[:1]]
     assert [metrics(task, rows)[name].value for name in ("paper", "correct")] == [0.0, 1.0]
 
@@ -89,12 +115,20 @@ def test_numbers(make_task):
 
 def test_entities_are_counted_over_all_items(make_task):
     task = replace(make_task(), parse="entities")
-    pairs = [("Ann (PER), Rome (LOC)", "Ann (PER)"), ("Lee (PER)", "Bob Lee (PER), Acme (ORG), Ann (PER)"), ("-", "none")]
+    pairs = [
+        ("Ann (PER), Rome (LOC)", "Ann (PER)"),
+        ("Lee (PER)", "Bob Lee (PER), Acme (ORG), Ann (PER)"),
+        ("-", "none"),
+    ]
     found = metrics(task, predictions(pairs))
     # One of three is right, of four: 2 * 1 / (3 + 4).
     assert found["correct"].value == pytest.approx(2 / 7)
-    assert (found["precision"].value, found["recall"].value) == (pytest.approx(1 / 3), pytest.approx(1 / 4))
-    # nereval: 2 points of 4 and 2; 3 points of 2 and 6, one entity serving both persons; an item without entities has none.
+    assert (found["precision"].value, found["recall"].value) == (
+        pytest.approx(1 / 3),
+        pytest.approx(1 / 4),
+    )
+    # nereval: 2 points of 4 and 2; 3 points of 2 and 6, one entity serving both persons; an item
+    # without entities has none.
     assert found["paper"].value == pytest.approx((2 / 3 + 3 / 4 + 0) / 3)
     assert found["correct"].n == 3 and found["correct"].stderr > 0
 
@@ -106,7 +140,8 @@ def test_entities_that_nobody_names_have_no_f1(make_task):
 
 def test_texts(make_task):
     found = metrics(
-        replace(make_task(), parse="text"), predictions([("The heart.", "heart"), ("heart attack", "heart"), ("lung", "heart")])
+        replace(make_task(), parse="text"),
+        predictions([("The heart.", "heart"), ("heart attack", "heart"), ("lung", "heart")]),
     )
     assert {name: round(metric.value, 3) for name, metric in found.items()} == {
         "paper": 0.333,
@@ -119,15 +154,25 @@ def test_texts(make_task):
 
 def test_what_was_not_answered_is_counted(make_task):
     class Backend:
-        encoder = SimpleNamespace(prompt=lambda text, room: ([1, 2, 3], text.startswith("Q: Two")), start=[1])
+        encoder = SimpleNamespace(
+            prompt=lambda text, room: ([1, 2, 3], text.startswith("Q: Two")), start=[1]
+        )
 
         def generate(self, prompts, stop, max_new_tokens, description):
             assert (stop, max_new_tokens) == (["\n"], 100)
-            return [Generation(" 0.5", 3, "stop"), Generation(" well", 100, "length"), Generation("", 1, "eos")]
+            return [
+                Generation(" 0.5", 3, "stop"),
+                Generation(" well", 100, "length"),
+                Generation("", 1, "eos"),
+            ]
 
     found = score(make_task(), read(make_task(), None), Backend())
     assert counts(found) == {"truncated_prompts": 1, "unfinished_answers": 1, "unread_answers": 2}
-    assert [json.loads(row["parsed"]) if row["parsed"] else None for row in found] == ["0.5", None, None]
+    assert [json.loads(row["parsed"]) if row["parsed"] else None for row in found] == [
+        "0.5",
+        None,
+        None,
+    ]
 
 
 @pytest.mark.shared
@@ -135,8 +180,15 @@ def test_perfect_answers_to_real_tasks(shared_data):
     found = {}
     for task in load_tasks(["ner_local", "tatqa_local"], shared_data):
         rows = predictions([(item.answer, item.answer) for item in read(task, None)])
-        found[task.name] = {name: round(metric.value, 3) for name, metric in metrics(task, rows).items()}
+        found[task.name] = {
+            name: round(metric.value, 3) for name, metric in metrics(task, rows).items()
+        }
     assert found == {
-        "ner_local": {"paper": 0.888, "correct": 1.0, "precision": 1.0, "recall": 1.0},  # what the released rule makes of perfection
+        "ner_local": {
+            "paper": 0.888,
+            "correct": 1.0,
+            "precision": 1.0,
+            "recall": 1.0,
+        },  # what the released rule makes of perfection
         "tatqa_local": {"paper": 1.0, "correct": 1.0},
     }

@@ -1,4 +1,6 @@
-"""Tasks of lm-evaluation-harness under our command, against the harness's own command and its own model."""
+"""Tasks of lm-evaluation-harness under our command, against the harness's own command and its own
+model.
+"""
 
 import gzip
 import json
@@ -47,7 +49,9 @@ def by_harness(model, tokenizer, folder, name, **options):
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     own = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, softmax_dtype="float32")
-    return lm_eval.simple_evaluate(own, tasks=[name], task_manager=manager, bootstrap_iters=0, **options)
+    return lm_eval.simple_evaluate(
+        own, tasks=[name], task_manager=manager, bootstrap_iters=0, **options
+    )
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -57,7 +61,11 @@ def test_values_and_answers_are_those_of_the_harness(scorer, model, tokenizer, f
     theirs = by_harness(model, tokenizer, folder, name, num_fewshot=SHOTS.get(name))
     assert len(predictions) == 12
     for row in predictions:
-        (expected,) = [entry for entry in theirs["samples"][name][: len(predictions)] if str(entry["doc_id"]) == row["id"]]
+        (expected,) = [
+            entry
+            for entry in theirs["samples"][name][: len(predictions)]
+            if str(entry["doc_id"]) == row["id"]
+        ]
         assert json.loads(row["doc"]) == expected["doc"]
         for ours, wanted in zip(json.loads(row["outputs"]), expected["resps"], strict=True):
             if isinstance(ours, str):
@@ -79,7 +87,11 @@ def test_values_and_answers_are_those_of_the_harness(scorer, model, tokenizer, f
 def test_the_fixture_has_right_and_wrong_and_greedy_answers(scorer, folder):
     """What the other tests compare is not all the same."""
     task = make_task(folder, "choice")
-    assert 0 < harness.metrics(task, harness.score(task, harness.read(task, None), scorer))["acc"].value < 1
+    assert (
+        0
+        < harness.metrics(task, harness.score(task, harness.read(task, None), scorer))["acc"].value
+        < 1
+    )
 
 
 @pytest.mark.parametrize("by_size", [True, False])
@@ -90,18 +102,28 @@ def test_group_is_put_together_as_in_the_harness(scorer, model, tokenizer, tmp_p
     assert {row["subtask"] for row in predictions} == {"choice", "choice_long"}
     theirs = by_harness(model, tokenizer, folder, "organs")
     found = harness.metrics(task, predictions)
-    assert found["paper"].value == found["acc"].value == pytest.approx(theirs["results"]["organs"]["acc,none"])
-    assert found["acc/choice_long"].value == pytest.approx(theirs["results"]["choice_long"]["acc,none"])
+    assert (
+        found["paper"].value
+        == found["acc"].value
+        == pytest.approx(theirs["results"]["organs"]["acc,none"])
+    )
+    assert found["acc/choice_long"].value == pytest.approx(
+        theirs["results"]["choice_long"]["acc,none"]
+    )
     assert "acc_norm" not in found  # the group has no rule for it
     parts = [found["acc/choice"], found["acc/choice_long"]]
     weights = [12 / 31, 19 / 31] if by_size else [0.5, 0.5]
-    expected = math.sqrt(sum((weight * part.stderr) ** 2 for weight, part in zip(weights, parts, strict=True)))
+    expected = math.sqrt(
+        sum((weight * part.stderr) ** 2 for weight, part in zip(weights, parts, strict=True))
+    )
     assert found["acc"].stderr == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("shots", [0, 3])
-def test_real_questions_score_as_in_the_harness(scorer, model, tokenizer, shared_data, tmp_path, shots):
+def test_real_questions_score_as_in_the_harness(
+    scorer, model, tokenizer, shared_data, tmp_path, shots
+):
     with gzip.open(shared_data / "general_eval" / "arc_easy.jsonl.gz", "rt") as lines:
         (tmp_path / "arc.jsonl").write_text("".join(islice(lines, 20)))
     (tmp_path / "arc.yaml").write_text(REAL.format(file=tmp_path / "arc.jsonl"))
@@ -119,7 +141,9 @@ def test_real_questions_score_as_in_the_harness(scorer, model, tokenizer, shared
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="task mine needs lm-evaluation-harness: install the extra lm-eval"):
+    with pytest.raises(
+        ValueError, match="task mine needs lm-evaluation-harness: install the extra lm-eval"
+    ):
         harness.read(Task("mine", "harness", harness="arc_easy"), None)
 
 
@@ -131,8 +155,13 @@ def test_a_subset_keeps_documents_and_their_outputs(scorer, folder):
     some = harness.score(task, subset(documents, 9), scorer)
     assert len(some) == 9
     for row in some:
-        assert row["doc"] == every[row["id"]]["doc"] and row["prompt_hash"] == every[row["id"]]["prompt_hash"]
-        for ours, whole in zip(json.loads(row["outputs"]), json.loads(every[row["id"]]["outputs"]), strict=True):
+        assert (
+            row["doc"] == every[row["id"]]["doc"]
+            and row["prompt_hash"] == every[row["id"]]["prompt_hash"]
+        )
+        for ours, whole in zip(
+            json.loads(row["outputs"]), json.loads(every[row["id"]]["outputs"]), strict=True
+        ):
             assert ours == pytest.approx(whole, abs=1e-3)
 
 
@@ -144,12 +173,16 @@ def test_standard_error_of_what_is_no_mean(scorer, folder):
     numbers = harness._numbers(values, perplexity, perplexity(values))
     assert sum(numbers) / 1000 == pytest.approx(perplexity(values))
     spread = harness.statistics.mean(numbers).stderr
-    assert spread == pytest.approx(perplexity(values) * harness.statistics.mean(values).stderr, rel=0.15)
+    assert spread == pytest.approx(
+        perplexity(values) * harness.statistics.mean(values).stderr, rel=0.15
+    )
     pairs = [(index % 2, int(index % 7 < 3)) for index in range(150)]
     found = harness.statistics.mean(harness._numbers(pairs, f1_score, f1_score(pairs))).stderr
     from lm_eval.api.metrics import _bootstrap_internal_no_mp, sample_stddev
 
-    assert found == pytest.approx(sample_stddev(_bootstrap_internal_no_mp(f1_score, pairs, 300)), rel=0.2)
+    assert found == pytest.approx(
+        sample_stddev(_bootstrap_internal_no_mp(f1_score, pairs, 300)), rel=0.2
+    )
 
 
 def test_a_context_that_does_not_fit_is_cut_as_in_the_harness(model, tokenizer, folder):
@@ -162,14 +195,19 @@ def test_a_context_that_does_not_fit_is_cut_as_in_the_harness(model, tokenizer, 
 
     own = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=24)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    theirs = lm_eval.simple_evaluate(own, tasks=["choice"], task_manager=manager, bootstrap_iters=0)["samples"]["choice"]
+    theirs = lm_eval.simple_evaluate(
+        own, tasks=["choice"], task_manager=manager, bootstrap_iters=0
+    )["samples"]["choice"]
     for row, expected in zip(predictions, theirs, strict=False):
         ours = [answer[0] for answer in json.loads(row["outputs"])]
         assert ours == pytest.approx([answers[0][0] for answers in expected["resps"]], abs=2e-3)
 
 
 def test_texts_hold_question_and_right_answer(folder):
-    assert item_texts(make_task(folder, "choice"), None)[1] == "Question: What is number 1 of heart, lung?\nAnswer: bone tissue"
+    assert (
+        item_texts(make_task(folder, "choice"), None)[1]
+        == "Question: What is number 1 of heart, lung?\nAnswer: bone tissue"
+    )
     assert item_texts(make_task(folder, "contexts"), None)[0].endswith("which is part of the body.")
 
 
@@ -178,12 +216,20 @@ def test_texts_hold_question_and_right_answer(folder):
     [
         ({"harness": "choise"}, "has no task 'choise': did you mean choice"),
         ({"harness": "gone"}, "cannot load gone or its data"),
-        ({"harness": "choice", "metric": "bleu"}, "metric is 'bleu', but the harness gives acc, mcc, acc_norm"),
+        (
+            {"harness": "choice", "metric": "bleu"},
+            "metric is 'bleu', but the harness gives acc, mcc, acc_norm",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(scorer, tmp_path, task, message):
     folder = write_harness_tasks(tmp_path / "tasks")
-    gone = (folder / "choice.yaml").read_text().replace("choice.jsonl", "nowhere.jsonl").replace("task: choice", "task: gone")
+    gone = (
+        (folder / "choice.yaml")
+        .read_text()
+        .replace("choice.jsonl", "nowhere.jsonl")
+        .replace("task: choice", "task: gone")
+    )
     (folder / "gone.yaml").write_text(gone)
     with pytest.raises(ValueError, match=message) as error:
         made = Task("mine", "harness", str(folder), **task)
@@ -194,7 +240,11 @@ def test_mistakes_are_told_in_one_line(scorer, tmp_path, task, message):
 def test_sampling_is_refused(scorer, tmp_path):
     folder = write_harness_tasks(tmp_path / "tasks")
     path = folder / "answers.yaml"
-    path.write_text(path.read_text().replace("max_gen_toks: 7", "max_gen_toks: 7, do_sample: true, temperature: 0.7"))
+    path.write_text(
+        path.read_text().replace(
+            "max_gen_toks: 7", "max_gen_toks: 7, do_sample: true, temperature: 0.7"
+        )
+    )
     task = make_task(folder, "answers")
     with pytest.raises(ValueError, match="answers samples its answers"):
         harness.score(task, harness.read(task, None), scorer)

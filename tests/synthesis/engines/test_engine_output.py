@@ -21,13 +21,17 @@ print(log.path.exists())
 
 
 def test_children_print_to_the_log_and_this_process_where_it_did():
-    result = subprocess.run([sys.executable, "-c", CODE, "well"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", CODE, "well"], capture_output=True, text=True, check=True
+    )
     assert result.stdout.splitlines() == ["out before", "out during", "out after", "False"]
     assert result.stderr.splitlines() == ["err during", "err after"]
 
 
 def test_the_log_stays_where_an_error_points_to_it():
-    result = subprocess.run([sys.executable, "-c", CODE, "fail"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", CODE, "fail"], capture_output=True, text=True, check=True
+    )
     cause, exists = result.stdout.splitlines()[-2:]
     error, path = cause.split("; its log is ")
     assert error == "ValueError: no room"

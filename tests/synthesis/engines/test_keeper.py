@@ -9,7 +9,8 @@ import pytest
 
 from ipt.synthesis.engines.keeper import MARK, Keeper
 
-# A run that starts an engine; like vLLM's, its engine ends by nothing but a signal, and it tells the engine's process id.
+# A run that starts an engine; like vLLM's, its engine ends by nothing but a signal, and it tells
+# the engine's process id.
 RUN = """
 import subprocess, time
 from ipt.synthesis.engines.keeper import Keeper

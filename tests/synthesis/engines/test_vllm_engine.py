@@ -41,7 +41,9 @@ ORGANS = ["heart", "kidney", "liver", "lung", "stomach", "brain"]
 
 
 class AnythingGoes(IptFormat):
-    """The published prompts; but whatever the model says counts as one pair, so that an untuned model makes chains too."""
+    """The published prompts; but whatever the model says counts as one pair, so that an untuned
+    model makes chains too.
+    """
 
     def parse(self, output):
         return Parsed([Pair("?", output)], Counter())
@@ -53,14 +55,20 @@ class AnythingGoes(IptFormat):
 def test_chains_on_the_real_engine(request, tmp_path, monkeypatch, vocabulary):
     fork_engines(request, monkeypatch)
     monkeypatch.setitem(registry.FORMATS, "anything", AnythingGoes)
-    config = replace(CONFIG, format="anything", max_pairs=2, replicas=2)  # chains stay with their engine, and so with its cache
+    config = replace(
+        CONFIG, format="anything", max_pairs=2, replicas=2
+    )  # chains stay with their engine, and so with its cache
     texts = [f"The {organ} is an organ. " * 12 for organ in ORGANS]
     documents, environment = write_documents(tmp_path / "documents", texts), dict(os.environ)
     stats = synthesize(config, documents, tmp_path / "vllm", 0)
     rows = list(read_parts(tmp_path / "vllm" / "pairs"))
-    assert [(row["doc_id"], row["round"]) for row in rows] == [(f"d{n}", r) for n, r in ((0, 0), (3, 1), (1, 0), (4, 1), (2, 0), (5, 1))]
+    assert [(row["doc_id"], row["round"]) for row in rows] == [
+        (f"d{n}", r) for n, r in ((0, 0), (3, 1), (1, 0), (4, 1), (2, 0), (5, 1))
+    ]
     assert all(row["inherits_previous"] == (row["round"] == 1) for row in rows)
-    assert all(0 < row["output_tokens"] <= 12 and row["raw_output"].startswith("<QUE> ") for row in rows)  # by the grammar
+    assert all(
+        0 < row["output_tokens"] <= 12 and row["raw_output"].startswith("<QUE> ") for row in rows
+    )  # by the grammar
     first, second = rows[0::2], rows[1::2]
     own = [len(vocabulary.encode(f" <CON> {row['text']} </CON>\n\n")) + 1 for row in second]
     for before, row, length in zip(first, second, own, strict=True):
@@ -70,7 +78,9 @@ def test_chains_on_the_real_engine(request, tmp_path, monkeypatch, vocabulary):
     assert reusable <= stats["cached_tokens"] < stats["prompt_tokens"]
     assert stats["rows"] == stats["documents"] == stats["session"]["generations"] == 6
     assert stats["session"]["tokens_per_second"] > 0
-    assert dict(os.environ) == environment  # library preloads and thread settings do not leak into later stages
+    assert (
+        dict(os.environ) == environment
+    )  # library preloads and thread settings do not leak into later stages
 
     synthesize(replace(config, engine="transformers"), documents, tmp_path / "transformers", 0)
     plain = list(read_parts(tmp_path / "transformers" / "pairs"))
@@ -87,7 +97,12 @@ def test_draws_have_the_chances_of_the_model():
     draws = 4000
 
     def drawn(seed, number):
-        left = torch.stack([draw([0] * place, logits, seed=seed, temperature=0.7, min_p=0.1) for place in range(number)])
+        left = torch.stack(
+            [
+                draw([0] * place, logits, seed=seed, temperature=0.7, min_p=0.1)
+                for place in range(number)
+            ]
+        )
         assert (left.isfinite().sum(-1) == 1).all()
         return left.argmax(-1)
 
@@ -110,8 +125,13 @@ def write_short_faq(path):
 
 
 def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
-    """Its processes are spawned, as everywhere outside of tests; with look-up, forked ones were several times slower."""
-    texts = [f"The {organ} is an organ. It has {number} parts and weighs {number * 50} grams." for number, organ in enumerate(ORGANS, 2)]
+    """Its processes are spawned, as everywhere outside of tests; with look-up, forked ones were
+    several times slower.
+    """
+    texts = [
+        f"The {organ} is an organ. It has {number} parts and weighs {number * 50} grams."
+        for number, organ in enumerate(ORGANS, 2)
+    ]
     documents = write_documents(tmp_path / "documents", texts)
     config = replace(
         CONFIG,
@@ -128,18 +148,27 @@ def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
     rows = list(read_parts(tmp_path / "out" / "pairs"))
     ended = [row for row in rows if row["finish_reason"] == "stop"]
     assert len(ended) >= 3, "the fixture must end some by themselves"
-    assert set(stats["rejected"]) <= {"repeated_question", "truncated"}  # what ends by itself parses, what is cut gives its whole items
+    assert set(stats["rejected"]) <= {
+        "repeated_question",
+        "truncated",
+    }  # what ends by itself parses, what is cut gives its whole items
     for row in ended:
         json.loads(row["raw_output"])
         assert row["rewrite"]
 
 
-def test_samples_come_again_bad_prompts_are_refused_and_a_killed_engine_is_reported(request, vocabulary, monkeypatch):
+def test_samples_come_again_bad_prompts_are_refused_and_a_killed_engine_is_reported(
+    request, vocabulary, monkeypatch
+):
     fork_engines(request, monkeypatch)
-    config = replace(CONFIG, temperature=1.0, min_p=0.05, stop_at_repetition=False, max_num_batched_tokens=32)
+    config = replace(
+        CONFIG, temperature=1.0, min_p=0.05, stop_at_repetition=False, max_num_batched_tokens=32
+    )
 
     async def run():
-        engine = start_engine(config, resolve_model(config.model), vocabulary, IptFormat(vocabulary, config), 0)
+        engine = start_engine(
+            config, resolve_model(config.model), vocabulary, IptFormat(vocabulary, config), 0
+        )
         options = {"priority": 0, "lane": 0}
         good = [*vocabulary.bos, *vocabulary.encode("The heart")]
         try:
@@ -148,11 +177,16 @@ def test_samples_come_again_bad_prompts_are_refused_and_a_killed_engine_is_repor
                     await engine.generate(Prompt(bad), **options)
             generation = await engine.generate(Prompt(good), **options)
             assert len(generation.token_ids) == 12 or generation.finish_reason == "stop"
-            others = [engine.generate(Prompt([*good * 20, number]), **options) for number in range(100, 105)]  # read in several steps
+            others = [
+                engine.generate(Prompt([*good * 20, number]), **options)
+                for number in range(100, 105)
+            ]  # read in several steps
             again, *others = await asyncio.gather(engine.generate(Prompt(good), **options), *others)
             assert again.token_ids == generation.token_ids
             assert len({tuple(other.token_ids) for other in others}) > 1
-            waiting = asyncio.gather(*(engine.generate(Prompt([*good, number]), **options) for number in range(100, 110)))
+            waiting = asyncio.gather(
+                *(engine.generate(Prompt([*good, number]), **options) for number in range(100, 110))
+            )
             await asyncio.sleep(0.05)
             for child in multiprocessing.active_children():
                 child.kill()

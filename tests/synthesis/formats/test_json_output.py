@@ -25,7 +25,10 @@ SCHEMA = {
         "choices": {"type": "array"},
     },
 }
-ANSWER = {"questions": [{"question": "What is {it}?"}, {"question": "Why </think>?"}], "choices": []}
+ANSWER = {
+    "questions": [{"question": "What is {it}?"}, {"question": "Why </think>?"}],
+    "choices": [],
+}
 DRAFT = {"questions": [{"question": "A draft?"}], "choices": []}
 JSON, OTHER = json.dumps(ANSWER), json.dumps(DRAFT)
 
@@ -80,7 +83,11 @@ def test_an_answer_that_is_cut_after_reasoning_gives_its_complete_items():
     cut = JSON[: JSON.index("Why")]
     for before in ("", "<think>{x}</think>", f"{{x}} {OTHER}</think>", "Here it is, {x}: "):
         found = read_json(before + cut, SCHEMA)
-        assert (found.value, found.whole, found.reason) == ({"questions": ANSWER["questions"][:1]}, False, "truncated")
+        assert (found.value, found.whole, found.reason) == (
+            {"questions": ANSWER["questions"][:1]},
+            False,
+            "truncated",
+        )
 
 
 def test_of_objects_that_do_not_fit_the_most_alike_is_read():
@@ -91,7 +98,18 @@ def test_of_objects_that_do_not_fit_the_most_alike_is_read():
 @pytest.mark.parametrize("depth", [5, 3000])
 def test_degenerate_outputs_are_read_in_reasonable_time(depth):
     """Each would take hours if its braces were all read to the end."""
-    for piece in ("{", '{"a" ', '{"a', '{"a": [', '{"a": {', "</think>", "<think>", '{"a": "', "{}", '{"a": 1} '):
+    for piece in (
+        "{",
+        '{"a" ',
+        '{"a',
+        '{"a": [',
+        '{"a": {',
+        "</think>",
+        "<think>",
+        '{"a": "',
+        "{}",
+        '{"a": 1} ',
+    ):
         read_json(piece * depth, SCHEMA)
 
 
@@ -104,7 +122,11 @@ def test_degenerate_outputs_are_read_in_reasonable_time(depth):
         ("a", {"type": ["string", "null"]}, True),
         (None, {"type": ["string", "null"]}, True),
         (3, {"type": ["string", "null"]}, False),
-        ({"a": "x" * 99}, {"properties": {"a": {"type": "string", "maxLength": 3}, "b": True}}, True),
+        (
+            {"a": "x" * 99},
+            {"properties": {"a": {"type": "string", "maxLength": 3}, "b": True}},
+            True,
+        ),
         ([1, "a"], {"type": "array", "items": {"type": "integer"}}, False),
     ],
 )

@@ -2,18 +2,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt.synthesis.formats.tags import STRICTER, Pair, _parse_pieces, context_text, grammar, pairs_text, parse
+from ipt.synthesis.formats.tags import (
+    STRICTER,
+    Pair,
+    _parse_pieces,
+    context_text,
+    grammar,
+    pairs_text,
+    parse,
+)
 from tests.examples import examples
 
 
 def test_the_published_bytes():
     assert context_text("Text.") == " <CON> Text. </CON>\n\n"
-    assert pairs_text([Pair("A?", "b"), Pair("C?", "d")]) == "<QUE> A? <ANS> b </END>\n\n<QUE> C? <ANS> d </END>"
+    assert (
+        pairs_text([Pair("A?", "b"), Pair("C?", "d")])
+        == "<QUE> A? <ANS> b </END>\n\n<QUE> C? <ANS> d </END>"
+    )
 
 
-SIDE = st.text(alphabet=st.characters(exclude_characters="<>", exclude_categories=["Cs"]), min_size=1).filter(
-    lambda text: text.strip() == text
-)
+SIDE = st.text(
+    alphabet=st.characters(exclude_characters="<>", exclude_categories=["Cs"]), min_size=1
+).filter(lambda text: text.strip() == text)
 
 
 @given(st.lists(st.tuples(SIDE, SIDE), unique_by=lambda pair: pair[0].lower()))
@@ -24,7 +35,11 @@ def test_what_is_written_is_read_back(sides):
     assert not parsed.rejected
 
 
-@given(st.lists(st.sampled_from(["<QUE>", "<ANS>", "</END>", " a ", "B", "\n"]), max_size=30).map("".join))
+@given(
+    st.lists(st.sampled_from(["<QUE>", "<ANS>", "</END>", " a ", "B", "\n"]), max_size=30).map(
+        "".join
+    )
+)
 def test_every_piece_is_a_pair_or_is_counted(output):
     pairs, rejected, _ = parse(output)
     pieces = output.split("</END>")
@@ -33,7 +48,21 @@ def test_every_piece_is_a_pair_or_is_counted(output):
 
 
 WRITTEN = st.lists(
-    st.sampled_from(["<QUE> ", " <ANS> ", " </END>", "\n\n", "a", "A", "b c", " ", "<", "<QUE> a b <ANS> c d </END>\n\n"]), max_size=25
+    st.sampled_from(
+        [
+            "<QUE> ",
+            " <ANS> ",
+            " </END>",
+            "\n\n",
+            "a",
+            "A",
+            "b c",
+            " ",
+            "<",
+            "<QUE> a b <ANS> c d </END>\n\n",
+        ]
+    ),
+    max_size=25,
 )
 
 
@@ -46,12 +75,34 @@ def test_the_fast_way_gives_what_the_rules_give(output):
 def published(output: str) -> list[Pair]:
     """The rules of the released code, before it takes out doubled questions."""
     pieces = output.split("</END>")[:-1]
-    sides = [[side.strip() for side in piece.split("<ANS>")] for piece in pieces if piece.count("<ANS>") == 1]
-    return [Pair(left.replace("<QUE>", "").strip(), right) for left, right in sides if left.startswith("<QUE>") and right]
+    sides = [
+        [side.strip() for side in piece.split("<ANS>")]
+        for piece in pieces
+        if piece.count("<ANS>") == 1
+    ]
+    return [
+        Pair(left.replace("<QUE>", "").strip(), right)
+        for left, right in sides
+        if left.startswith("<QUE>") and right
+    ]
 
 
 PIECES = st.lists(
-    st.sampled_from(["<QUE> a", "<QUE> b", "<QUE>", "<ANS>", " <ANS> c </END>", "</END>", "<CON>", "</CON>", "B", "\n"]), max_size=30
+    st.sampled_from(
+        [
+            "<QUE> a",
+            "<QUE> b",
+            "<QUE>",
+            "<ANS>",
+            " <ANS> c </END>",
+            "</END>",
+            "<CON>",
+            "</CON>",
+            "B",
+            "\n",
+        ]
+    ),
+    max_size=30,
 ).map("".join)
 
 
@@ -71,8 +122,10 @@ def test_only_the_named_rules_are_stricter_than_the_published_ones(output):
 
 def test_reasons():
     output = (
-        "<QUE> A? <ANS> b </END> <QUE> a? <ANS> c </END> <QUE> d </END> e <ANS> f </END> <QUE> g <ANS> h <ANS> i </END>"
-        " <QUE> j <ANS> </END> <QUE> <ANS> k </END> <QUE> l <QUE> m <ANS> n </END> <QUE> cut <ANS> o"
+        "<QUE> A? <ANS> b </END> <QUE> a? <ANS> c </END> <QUE> d </END> e <ANS> f </END> <QUE> g "
+        "<ANS> h <ANS> i </END>"
+        " <QUE> j <ANS> </END> <QUE> <ANS> k </END> <QUE> l <QUE> m <ANS> n </END> <QUE> cut <ANS> "
+        "o"
     )
     parsed = parse(output)
     assert parsed.pairs == [Pair("A?", "b")]
@@ -92,7 +145,9 @@ def test_reasons():
 def accepts(vocabulary):
     """Whether the grammar of up to three pairs takes a whole output."""
     xgrammar = pytest.importorskip("xgrammar")
-    tokens = xgrammar.TokenizerInfo.from_huggingface(vocabulary.tokenizer, stop_token_ids=[vocabulary.eos])
+    tokens = xgrammar.TokenizerInfo.from_huggingface(
+        vocabulary.tokenizer, stop_token_ids=[vocabulary.eos]
+    )
     compiled = xgrammar.GrammarCompiler(tokens).compile_grammar(grammar(3))
 
     def accept(output):

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt.synthesis.quality.streaming import DistinctCount, FrequentCount, Histogram, Sample, Seen, share, wilson_interval
+from ipt.synthesis.quality.streaming import (
+    DistinctCount,
+    FrequentCount,
+    Histogram,
+    Sample,
+    Seen,
+    share,
+    wilson_interval,
+)
 
 
 @given(st.lists(st.text(max_size=3), max_size=60))
@@ -27,7 +35,9 @@ def test_many_distinct_texts_are_estimated_in_bounded_memory():
 
 
 def test_frequent_texts_are_counted_exactly_while_all_fit_and_survive_when_not():
-    drawn = random.Random(0).choices(["often", "at times", *map(str, range(5000))], [3000, 1000, *[1] * 5000], k=20_000)
+    drawn = random.Random(0).choices(
+        ["often", "at times", *map(str, range(5000))], [3000, 1000, *[1] * 5000], k=20_000
+    )
     exact, bounded = FrequentCount(), FrequentCount(kept=400)
     before = Counter()
     for text in drawn:
@@ -37,7 +47,9 @@ def test_frequent_texts_are_counted_exactly_while_all_fit_and_survive_when_not()
         assert len(bounded._counts) <= 400
     assert exact.most_common(2) == Counter(drawn).most_common(2)
     assert [text for text, _ in bounded.most_common(2)] == ["often", "at times"]
-    assert all(0.99 * before[text] <= count <= before[text] for text, count in bounded.most_common(2))
+    assert all(
+        0.99 * before[text] <= count <= before[text] for text, count in bounded.most_common(2)
+    )
 
 
 def test_seen_knows_all_that_came_and_hardly_anything_else():
@@ -55,7 +67,9 @@ def test_a_sample_is_even_and_repeatable():
 
     assert drawn(1) == drawn(1) != drawn(2)
     times = Counter(number for seed in range(400) for number in drawn(seed))
-    assert len(times) == 100 and all(15 < count < 75 for count in times.values())  # 40 are expected of each
+    assert len(times) == 100 and all(
+        15 < count < 75 for count in times.values()
+    )  # 40 are expected of each
 
 
 def test_a_histogram_has_every_value_in_one_bin():
@@ -66,7 +80,9 @@ def test_a_histogram_has_every_value_in_one_bin():
 
 
 def test_wilson_interval_against_published_values():
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
+    assert wilson_interval(81, 263) == pytest.approx(
+        (0.2553, 0.3662), abs=1e-4
+    )  # Newcombe 1998, table I
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
     assert wilson_interval(0, 0) is None and share(1, 0) is None

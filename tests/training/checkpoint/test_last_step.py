@@ -1,4 +1,6 @@
-"""The last step is saved before the export, so an export that fails can be written again without training."""
+"""The last step is saved before the export, so an export that fails can be written again without
+training.
+"""
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ def failed_export(stores, make_config, tmp_path):
     output = tmp_path / "run"
     output.mkdir()
     (output / ".export.partial").write_text("a file where the export's folder is to be")
-    with pytest.raises(UserError, match="run the same command again; it resumes from the newest checkpoint"):
+    with pytest.raises(
+        UserError, match="run the same command again; it resumes from the newest checkpoint"
+    ):
         train(config, stores, output)
     (output / ".export.partial").unlink()
     return config, output
@@ -31,7 +35,9 @@ def _assert_same_weights(left, right):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_same_command_writes_a_failed_export_without_a_step(failed_export, uninterrupted, stores, tmp_path, monkeypatch):
+def test_the_same_command_writes_a_failed_export_without_a_step(
+    failed_export, uninterrupted, stores, tmp_path, monkeypatch
+):
     config, output = failed_export
     (checkpoint,) = whole_checkpoints(output / "checkpoints")
     assert checkpoint.name == "step-00000006"

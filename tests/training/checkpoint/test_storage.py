@@ -59,7 +59,10 @@ def test_what_is_written_is_read_and_nothing_is_a_pickle(tmp_path, monkeypatch):
         assert torch.equal(tensors[name], tensor), name
     assert read_random(path, 0) == {"python": 3}
     whole = read_whole_tensors(path, "model.", torch.bfloat16)
-    assert {name: tensor.dtype for name, tensor in whole.items()} == {"weight": torch.bfloat16, "half": torch.bfloat16}
+    assert {name: tensor.dtype for name, tensor in whole.items()} == {
+        "weight": torch.bfloat16,
+        "half": torch.bfloat16,
+    }
     assert torch.equal(whole["weight"], expected["model.weight"].bfloat16())
 
 
@@ -114,7 +117,10 @@ def test_tensors_of_another_model_are_refused(tmp_path):
     path = _write(tmp_path, 1)
     with pytest.raises(ValueError, match=r"does not hold model\.other"):
         read_tensors(path, {"model.other": torch.zeros(1)}, None)
-    with pytest.raises(ValueError, match=r"in the shape \[5, 3\], here \[3, 5\]: it is the checkpoint of another model"):
+    with pytest.raises(
+        ValueError,
+        match=r"in the shape \[5, 3\], here \[3, 5\]: it is the checkpoint of another model",
+    ):
         read_tensors(path, {"model.weight": torch.zeros(3, 5)}, None)
     with pytest.raises(ValueError, match="go on with 2 of them"):
         read_tensors(path, {"process-0-of-3.optimizer.weight.state1": torch.zeros(3)}, None)
@@ -149,7 +155,10 @@ def test_copies(tmp_path, scheme):
     import fsspec
 
     system, root = fsspec.url_to_fs(url)
-    assert sorted(path.rpartition("/")[2] for path in system.ls(root, detail=False)) == ["step-00000002", "step-00000003"]
+    assert sorted(path.rpartition("/")[2] for path in system.ls(root, detail=False)) == [
+        "step-00000002",
+        "step-00000003",
+    ]
     system.rm_file(f"{root}/step-00000003/checkpoint.json")  # as if copying had not come to its end
     fetch(url, tmp_path / "elsewhere")
     assert [path.name for path in whole_checkpoints(tmp_path / "elsewhere")] == ["step-00000002"]

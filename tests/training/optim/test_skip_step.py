@@ -18,11 +18,16 @@ from tests.training.jobs import read_metrics
 
 
 def _run(guard: StepGuard, losses, norms) -> list[bool]:
-    return [bool(guard(torch.tensor(loss), torch.tensor(norm))) for loss, norm in zip(losses, norms, strict=True)]
+    return [
+        bool(guard(torch.tensor(loss), torch.tensor(norm)))
+        for loss, norm in zip(losses, norms, strict=True)
+    ]
 
 
 def _expected(losses, norms, limit: float) -> list[bool]:
-    """The same in numpy, with lists: the last WINDOW accepted steps, medians, and deviations from them."""
+    """The same in numpy, with lists: the last WINDOW accepted steps, medians, and deviations from
+    them.
+    """
     accepted: list[tuple[float, float]] = []
     in_a_row, skips = 0, []
     for values in zip(losses, norms, strict=True):
@@ -30,7 +35,9 @@ def _expected(losses, norms, limit: float) -> list[bool]:
         spike = False
         if len(accepted) >= LEAST:
             window = np.array(accepted[-WINDOW:], np.float32)
-            low = np.sort(window, 0)[(len(window) - 1) // 2]  # torch's median of an even number is the lower one
+            low = np.sort(window, 0)[
+                (len(window) - 1) // 2
+            ]  # torch's median of an even number is the lower one
             spread = np.sort(abs(window - low), 0)[(len(window) - 1) // 2]
             limits = low + limit * np.maximum(NORMAL * spread, 0.02 * abs(low))
             spike = bool((np.array(values, np.float32) > limits).any())
@@ -74,7 +81,10 @@ def test_a_spike_is_skipped_and_does_not_count():
 def test_a_new_level_is_accepted_in_the_end_but_never_what_is_not_finite():
     guard = StepGuard(6.0)
     _run(guard, [3.0] * LEAST, [1.0] * LEAST)
-    assert _run(guard, [9.0] * (PATIENCE + 2), [1.0] * (PATIENCE + 2)) == [True] * PATIENCE + [False, False]
+    assert _run(guard, [9.0] * (PATIENCE + 2), [1.0] * (PATIENCE + 2)) == [True] * PATIENCE + [
+        False,
+        False,
+    ]
     assert all(_run(guard, [torch.nan] * 30, [1.0] * 30))
 
 
@@ -99,7 +109,9 @@ def test_a_skipped_step_leaves_weights_and_state_bit_for_bit(name, weights):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64)).to(weights)
     other = copy.deepcopy(model)
-    optimizers = [build_optimizer(one, OptimizerConfig(name=name, lr=1e-2)) for one in (model, other)]
+    optimizers = [
+        build_optimizer(one, OptimizerConfig(name=name, lr=1e-2)) for one in (model, other)
+    ]
     steps = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(1)).to(weights)
     for number, batch in enumerate(steps):
         for one, optimizer in zip((model, other), optimizers, strict=True):
@@ -116,9 +128,13 @@ def test_a_skipped_step_leaves_weights_and_state_bit_for_bit(name, weights):
             optimizer.zero_grad()
             if number == 2:
                 after = _tensors(one, optimizer)
-                assert all(torch.equal(left, right) for left, right in zip(before, after, strict=True))
+                assert all(
+                    torch.equal(left, right) for left, right in zip(before, after, strict=True)
+                )
     assert len(before) > 4
-    for left, right in zip(_tensors(model, optimizers[0]), _tensors(other, optimizers[1]), strict=True):
+    for left, right in zip(
+        _tensors(model, optimizers[0]), _tensors(other, optimizers[1]), strict=True
+    ):
         assert torch.equal(left, right)  # also the noise of rounding, which counts the steps taken
 
 
@@ -127,7 +143,9 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.T
     return [tensor.detach().clone() for tensor in [*model.parameters(), *state]]
 
 
-def test_a_run_skips_what_is_not_finite_and_gives_up_in_the_end(stores, make_config, tmp_path, monkeypatch):
+def test_a_run_skips_what_is_not_finite_and_gives_up_in_the_end(
+    stores, make_config, tmp_path, monkeypatch
+):
     from ipt.training import module
 
     broken: list[int] = []
