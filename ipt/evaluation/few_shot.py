@@ -1,12 +1,13 @@
 """Demonstrations before a prompt: `shots` of a task.
 
-    shots: number: 1              # demonstrations; with per_class: of each class per_class: true
-      # as many of each right option (choice; its options must be the same for all items) data:
-      train.jsonl      # where they come from; this and other keys of rows (split, where, keep, ...)
-      are as in the task if left out order: random          # random: drawn and mixed by the seed |
-      data: the first ones, as they stand seed: 0 vary: true             # each item has its own
-      draw (as in the published prompts); else all share one, which is read only once separator:
-      "\\n\\n"      # after each demonstration
+    shots:
+      number: 1          # demonstrations; with per_class: of each class
+      per_class: true    # as many of each right option (choice, with the same options in all items)
+      data: train.jsonl  # their source; keys of rows (split, where, keep, …) default to the task's
+      order: random      # random: drawn and mixed by the seed | data: the first ones in file order
+      seed: 0
+      vary: true         # a draw of its own for each item; false: one for all items, read only once
+      separator: "\\n\\n"  # after each demonstration
 
 An item is never its own demonstration, and no demonstration comes twice. Of several phrasings of
 the prompt all demonstrations of an item take the item's.

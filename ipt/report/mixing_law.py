@@ -3,8 +3,9 @@ best, and how sure that is.
 
 Two laws of three parameters are tried, and the one with the smaller squared error is taken:
 
-    c + k exp(t r)      losses of a validation set against a share of the data (data mixing laws,
-    arXiv 2403.16952) c + a r + b r^2     what has its best value between two shares
+    c + k exp(t r)      losses of a validation set against a proportion of the data
+                        (data mixing laws, arXiv 2403.16952)
+    c + a r + b r^2     measures whose best value lies between two proportions
 
 Nothing is said beyond the ratios that were tried.
 """

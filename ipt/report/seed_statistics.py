@@ -5,10 +5,11 @@ A score varies for two reasons: the questions are a sample, and so is the traini
 all seeds on the same items form a table of seeds by items, and the variance of its mean has two
 parts (the crossed random-effects model):
 
-    V_items   the variance of the mean over seeds when items are resampled, with n - 1 degrees of
-    freedom V_seeds   the variance between the seeds' scores over their number, without the part of
-    it that V_items has already (what is left of an item within a seed), and at least 0, with seeds
-    - 1 degrees of freedom
+    V_items   the variance of the mean over seeds when items are resampled,
+              with n - 1 degrees of freedom
+    V_seeds   the variance between the seeds' scores over their number, minus the part of it that
+              V_items already contains (the remainder of an item within a seed), and at least 0;
+              with seeds - 1 degrees of freedom
 
 The interval's half width is sqrt(t_items^2 V_items + t_seeds^2 V_seeds), each part with its own
 quantile of Student's t: exact where one part is alone, and still of about 95% with two seeds, where
