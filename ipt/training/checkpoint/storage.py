@@ -1,9 +1,11 @@
 """Checkpoints on disk: folders of safetensors files that appear whole or not at all.
 
-    checkpoints/step-00000400/ shard-*.safetensors   weights and optimizer state, each process its
-        slice (torch.distributed.checkpoint) rng-00000.json        random states of a process, one
-        file for each metrics.jsonl         the metrics of the steps so far checkpoint.json
-        everything else, and sizes and SHA-256 of all files; written last
+    checkpoints/step-00000400/
+        shard-*.safetensors   weights and optimizer state, one slice per process
+                              (torch.distributed.checkpoint)
+        rng-00000.json        random states of a process, one file for each
+        metrics.jsonl         the metrics of the steps so far
+        checkpoint.json       everything else, with size and SHA-256 of each file; written last
 
 A folder gets its name only when all of it is on the disk, and loses it before anything of it is
 removed. Nothing in it is a pickle, so reading a checkpoint of unknown origin runs no code of its
