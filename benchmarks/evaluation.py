@@ -3,7 +3,7 @@ lm-evaluation-harness's Hugging Face backend.
 
     python benchmarks/evaluation.py                             # made-up items of the shape of ChemProt and ARC; two cores: ten minutes
     python benchmarks/evaluation.py --data ../shared/data       # real ones, in the layout of data_dir
-    python benchmarks/evaluation.py --model FOLDER --device cuda --dtype bf16 --items 512 --peer-items 512 --batch-size 64
+    python benchmarks/evaluation.py --model FOLDER --device cuda --dtype bfloat16 --items 512 --peer-items 512 --batch-size 64
 
 Three forms of tasks: 13 options after 13 demonstrations that each item has for itself, as in the
 published prompts; the same after demonstrations that all items share; and 4 options without
@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=4096, help="of this scorer")
     parser.add_argument("--batch-size", type=int, default=8, help="of the harness")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, default=0, help="default: torch's")
     add_json_option(parser)
     return parser.parse_args()

@@ -37,7 +37,7 @@ from ipt.synthesis.engines.vllm import ENVIRONMENT, engine_options
 from ipt.synthesis.formats.base import IptFormat, PromptFormat, Vocabulary
 from ipt.synthesis.formats.tags import pairs_text
 from ipt.synthesis.shards import Documents
-from ipt.synthesis.worker import Session, start
+from ipt.synthesis.worker import ShardWorker, start
 
 Pass = dict[str, Any]  # seconds, tokens, and the pairs of each document
 Side = Callable[[Path], Awaitable[Pass]]
@@ -105,7 +105,10 @@ def prepare_documents(arguments: argparse.Namespace, folder: Path) -> Path:
 
     pages = arguments.documents * (1 if arguments.corpus else arguments.join)
     config = CorpusConfig(
-        path=arguments.corpus, limit=pages, held_out=0.0 if arguments.corpus else 0.05, questions=0
+        path=arguments.corpus,
+        max_documents=pages,
+        held_out_fraction=0.0 if arguments.corpus else 0.05,
+        questions=0,
     )
     build_corpus(config, 0, folder / "corpus")
     rows = list(read_parts(folder / "corpus" / "documents"))
@@ -127,9 +130,9 @@ async def measure(
         shots=arguments.shots,
         max_model_len=arguments.max_model_len,
         max_new_tokens=arguments.max_new_tokens,
-        max_live_chains=arguments.live,
+        max_num_seqs=arguments.live,
         max_num_batched_tokens=arguments.batched_tokens,
-        kv_cache_gib=arguments.kv_gib or None,
+        kv_cache_memory_bytes=int(arguments.kv_gib * 2**30) or None,
         stop_at_repetition=False,
         shard_size=10**9,
     )
@@ -137,7 +140,7 @@ async def measure(
     variants = {"pipeline": config, "pipeline, early stop": early}
     if arguments.lookup_tokens:
         variants["pipeline, early stop, look-up"] = replace(
-            early, lookup_tokens=arguments.lookup_tokens
+            early, prompt_lookup_num_tokens=arguments.lookup_tokens
         )
     from vllm import LLM
 
@@ -171,7 +174,7 @@ def pipeline(
     async def run(output: Path) -> Pass:
         output.mkdir()
         await engine.reset_prefix_cache()
-        session = Session(
+        session = ShardWorker(
             config, Documents(documents, config.shard_size), output, prompt_format, engine
         )
         await session.work_off([0], lambda documents, note: None)

@@ -168,12 +168,12 @@ the model in three ways: each document alone by the model's own forward pass and
 packed documents by our loss. A model is trained only where all three agree; otherwise the command ends with an error that
 names what differs and what works. Before the first step the same comparison is made on the real weights.
 
-So an architecture that is not in this table can be used too: the check decides. `trainer.attention=auto` takes the fastest
+So an architecture that is not in this table can be used too: the check decides. `trainer.attn_implementation=auto` takes the fastest
 implementation that is right. On a GPU, kernels that ignore a feature of the model are ruled out: flash-attn 3 and 4 have no
 attention dropout, flash-attn 2 and 3 no attention sinks, and torch's `varlen` neither of these nor soft-caps.
 
-- *packed*, *sdpa*, *eager*: whether `trainer.attention` of this name is right with `mixture.document_mask=true`.
-- *without mask*: whether the model can be trained with `mixture.document_mask=false`, where the documents of a sequence
+- *packed*, *sdpa*, *eager*: whether `trainer.attn_implementation` of this name is right with `mixture.intra_document_mask=true`.
+- *without mask*: whether the model can be trained with `mixture.intra_document_mask=false`, where the documents of a sequence
   attend to each other.
 - *tested*: the suite trains a tiny model and holds it to train-equals-alone, export-equals-trained and resume-equals-uninterrupted.
 

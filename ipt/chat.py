@@ -1,7 +1,7 @@
 """A conversation with a model in the terminal, or with the lines of standard input.
 
 A pre-trained model has no prompt template: it goes on with what is typed, as the released models'
-cards say. With `chat.template` each question goes through the chat template of the model's
+cards say. With `chat.apply_chat_template` each question goes through the chat template of the model's
 tokenizer.
 """
 
@@ -49,8 +49,8 @@ def chat(config: ChatConfig, evaluation: EvaluationConfig, model: str) -> None:
     from ipt.evaluation.backends.encoding import check_chat as check_template
     from ipt.evaluation.backends.huggingface import load_scorer
 
-    scorer = load_scorer(replace(evaluation, chat=False, scoring="plain"), model)
-    if config.template:
+    scorer = load_scorer(replace(evaluation, apply_chat_template=False, scoring="plain"), model)
+    if config.apply_chat_template:
         check_template(scorer.encoder.tokenizer, True, scorer.encoder.chat_template_kwargs)
     turns: list[Turn] = []
     for question in _questions():
@@ -84,7 +84,7 @@ def prompt_of(turns: list[Turn], scorer: "Scorer", config: ChatConfig) -> tuple[
     """
     for first in range(len(turns)):
         said = turns[first:]
-        if config.template:
+        if config.apply_chat_template:
             ids, truncated = scorer.encoder.conversation(_messages(said), config.max_new_tokens)
         else:
             text = BETWEEN.join(turn.question + turn.answer for turn in said)
@@ -141,8 +141,12 @@ def answer(scorer: "Scorer", prompt: list[int], config: ChatConfig) -> Iterator[
 
 
 def _template_unused(config: ChatConfig, scorer: "Scorer") -> str:
-    unused = not config.template and scorer.encoder.tokenizer.chat_template
-    return "; it was tuned with a chat template: chat.template=true uses it" if unused else ""
+    unused = not config.apply_chat_template and scorer.encoder.tokenizer.chat_template
+    return (
+        "; it was tuned with a chat template: chat.apply_chat_template=true uses it"
+        if unused
+        else ""
+    )
 
 
 def _messages(turns: list[Turn]) -> list[dict[str, str]]:

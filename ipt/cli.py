@@ -2,7 +2,6 @@
 line.
 """
 
-import difflib
 import errno
 import gc
 import os
@@ -10,7 +9,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ipt.arguments import plain_arguments
-from ipt.config import Config, conf_dir, to_config
+from ipt.config import Config, conf_dir, to_config, unknown_key
 from ipt.console import use_utf8
 from ipt.errors import UserError
 from ipt.sweeps.job import obey_launcher
@@ -161,10 +159,7 @@ def _explain(error: BaseException) -> str:
     if key and missing and key[1] in OPEN_KEYS:  # a dictionary with names of the user's own
         return f"{key[1]} has no such keys yet: write ++{key[1]}={{…}} to add them"
     if key and missing:
-        near = difflib.get_close_matches(key[1], list(_keys(Config)), n=1)
-        return f"there is no key {key[1]}" + (
-            f": did you mean {near[0]}?" if near else "; --cfg job prints all keys"
-        )
+        return unknown_key(key[1])
     if "Ambiguous value for argument" in line or "is not a ListConfig" in text:
         return (
             f"{line}: write a list in brackets, as KEY=[a,b]; to sweep over values put -m before "
@@ -179,11 +174,3 @@ def _explain(error: BaseException) -> str:
         "",
     )
     return f"{line}: {detail}" if detail and detail != line else line
-
-
-def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
-    for field in fields(schema):
-        yield f"{prefix}{field.name}"
-        nested = field.type
-        if isinstance(nested, type) and is_dataclass(nested):
-            yield from _keys(nested, f"{prefix}{field.name}.")

@@ -1,10 +1,11 @@
-"""Typed configuration. A misspelt key or a wrong type fails while Hydra composes, before any model
-is loaded.
+"""Typed configuration. A misspelt key, a wrong type or an unknown choice fails while Hydra composes
+the config, before any model is loaded.
 
-Every group of `conf/` has one dataclass here; `Config` is what each of the commands composes.
+Each group of `conf/` has one dataclass here; `Config` is the config of every command.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,83 +15,99 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from ipt.arguments import plain_arguments
+from ipt.errors import UserError
 from ipt.places import expanded
+from ipt.renamed import new_name
 
 # Metadata of keys. PLAIN: on the command line the value is taken as typed, commas and brackets
-# included. PATH: the same, and `~` is the home folder. PATHS: a list of paths.
+# included. PATH: the same, and `~` is expanded to the home folder. PATHS: a list of paths.
 PLAIN, PATH = {"plain": True}, {"plain": True, "path": True}
 PATHS = {"path": True}
+ATTN_IMPLEMENTATIONS = (
+    "auto",
+    "packed",
+    "sdpa",
+    "eager",
+    "varlen",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+)
+
+
+def choice(default: str | None, *others: str | None, renamed: dict[str, str] | None = None) -> Any:
+    """A key that takes one of these values. `renamed`: values of earlier versions -> new values."""
+    metadata = {"choices": (default, *others), "renamed": renamed or {}}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
 class CorpusConfig:
     """Where raw documents come from, and which of them are held out from training."""
 
-    # files | hub | ontology; auto: files if path is set, hub if dataset is, else ontology
-    kind: str = "auto"
-    # files: a .parquet, .jsonl, .ndjson, .txt or .json file (also .gz, .zst), a folder of them or a
-    # glob; paths or fsspec URLs
+    # auto: files if `path` is set, hub if `dataset` is set, else ontology
+    kind: str = choice("auto", "files", "hub", "ontology")
+    # files: a .parquet, .jsonl, .ndjson, .json or .txt file (or .gz, .zst of one), a folder or a
+    # glob of them; paths or fsspec URLs
     path: str | None = field(default=None, metadata=PATH)
-    dataset: str | None = None  # hub: dataset name
-    subset: str | None = None  # hub: dataset configuration
-    split: str = "train"  # hub: dataset split
-    text_field: str = "text"  # column that holds the text
-    # files, hub: Jinja template that makes a text of all of a row's fields, in place of text_field;
-    # empty: text_field
+    # hub: name of the dataset
+    dataset: str | None = None
+    # hub: configuration of the dataset
+    subset: str | None = None
+    # hub: split of the dataset
+    split: str = "train"
+    # column with the text
+    text_field: str = "text"
+    # files, hub: Jinja template that builds the text from all fields of a row; empty: text_field
     template: str = field(default="", metadata=PLAIN)
-    id_field: str | None = None  # column that holds the id; null: a hash of file and row
-    held_out: float = 0.05  # share of documents (ontology: of terms) that never enter training
-    # files, hub: field such as chapter: documents with the same value are held out together, those
-    # without one never; null: each alone
+    # column with the id; null: a hash of file and row
+    id_field: str | None = None
+    # fraction of the documents (ontology: of the terms) that is never trained on
+    held_out_fraction: float = 0.05
+    # files, hub: a field such as `chapter`: documents with the same value are held out together,
+    # documents without it never; null: each document on its own
     held_out_by: str | None = None
-    limit: int | None = None  # at most so many training documents; null: all
-    min_characters: int = 0  # files, hub: shorter documents are left out
-    max_characters: int | None = None  # files, hub: longer documents are left out; null: none
-    languages: list[str] = field(
-        default_factory=list
-    )  # files, hub: only documents in these, as [en, de]; empty: in any
-    language_probability: float = 0.5  # and only if it is so probable
-    exact_duplicates: str = (
-        "keep"  # files, hub: keep | remove a document whose text was there before
-    )
-    near_duplicates: float | None = (
-        # files, hub: remove one of this Jaccard similarity to an earlier one, as 0.8; null: keep
-        None
-    )
-    ontologies: list[str] = field(
-        default_factory=lambda: ["MONDO", "UBERON", "CL"]
-    )  # ontology: which ones
-    pages: int | None = None  # ontology: at most so many training pages; null: all 8,371
-    questions: int = 100  # ontology: questions per task and split
-    overlap: str | None = (
-        # report | remove documents that share an n-gram with an item of an evaluation task; null:
-        # do not look
-        None
-    )
+    # maximum number of training documents (ontology: of pages); null: all
+    max_documents: int | None = None
+    # files, hub: drop shorter documents
+    min_characters: int = 0
+    # files, hub: drop longer documents; null: none
+    max_characters: int | None = None
+    # files, hub: keep only documents in these languages, such as [en, de]; empty: all
+    languages: list[str] = field(default_factory=list)
+    # minimum probability of the detected language
+    language_probability: float = 0.5
+    # files, hub: documents with a text that occurred before
+    exact_duplicates: str = choice("keep", "remove")
+    # files, hub: remove documents with this Jaccard similarity to an earlier one, such as 0.8;
+    # null: keep
+    near_duplicates: float | None = None
+    # ontology: which ontologies
+    ontologies: list[str] = field(default_factory=lambda: ["MONDO", "UBERON", "CL"])
+    # ontology: questions per task and split
+    questions: int = 100
+    # documents that share an n-gram with an item of an evaluation task; null: do not check
+    overlap: str | None = choice(None, "report", "remove")
 
     def __post_init__(self) -> None:
         if self.kind == "auto":
             self.kind = "files" if self.path else "hub" if self.dataset else "ontology"
-        if self.kind == "ontology" and self.pages is not None:
-            self.limit = self.pages if self.limit is None else min(self.limit, self.pages)
 
 
 @dataclass
 class DecontaminationConfig:
-    """What `corpus.overlap` and `filters.overlap` look for: n-grams of words that items of
-    evaluation tasks have too.
+    """What `corpus.overlap` and `filters.overlap` search for: n-grams of words that also occur in
+    items of evaluation tasks.
     """
 
-    tasks: list[str] = field(
-        default_factory=list, metadata=PATHS
-    )  # tasks and groups; empty: those of the run
-    ngram: int = 13  # words in a row
+    # tasks and groups of tasks; empty: the tasks of the run
+    tasks: list[str] = field(default_factory=list, metadata=PATHS)
+    # consecutive words
+    ngram: int = 13
 
 
 def chat_template_kwargs() -> dict[str, Any]:
-    """Variables of chat templates: no reasoning before the answer, and no prompt that depends on
-    the day.
-    """
+    """Variables of chat templates: no reasoning before the answer, and no date of the day."""
     return {"enable_thinking": False, "date_string": "01 Jan 2026"}
 
 
@@ -98,151 +115,136 @@ def chat_template_kwargs() -> dict[str, Any]:
 class SynthesisConfig:
     """How documents become instruction-response pairs."""
 
-    # Folder, hub name, or embedded:NAME; with engine=openai the server's name for it; without a
-    # meaning for format=rule_based.
+    # folder, hub name or embedded:NAME; engine=openai: the server's name of the model; not used
+    # with format=rule_based
     model: str = field(default="embedded:smollm2-135m-synthesizer", metadata=PATH)
-    adapter: str | None = field(
-        default=None, metadata=PATH
-    )  # folder of a LoRA adapter, merged into the model before use
+    # folder of a LoRA adapter, merged into the model before use
+    adapter: str | None = field(default=None, metadata=PATH)
     # engine=openai: folder or hub name of the tokenizer that counts lengths; null: that of `model`
     tokenizer: str | None = field(default=None, metadata=PATH)
-    # ipt (the paper's synthesizer) | chat (any instruction-tuned model) | rule_based (no model)
-    format: str = "ipt"
-    # format=chat: a prompt shipped in ipt/synthesis/formats/chat_prompts, or the path of a .yaml
-    # file
+    # ipt: the paper's synthesizer; chat: any instruction-tuned model; rule_based: no model
+    format: str = choice("ipt", "chat", "rule_based")
+    # format=chat: a prompt in ipt/synthesis/formats/chat_prompts, or the path of a .yaml file
     prompt: str = field(default="pairs", metadata=PATH)
-    engine: str = "vllm"  # vllm | openai (any server that speaks that protocol) | transformers
-    base_url: str = "http://localhost:8000/v1"  # engine=openai: the server
-    # engine=openai: environment variable that holds the key, if the server wants one
+    # openai: any server with the OpenAI protocol
+    engine: str = choice("vllm", "openai", "transformers")
+    # engine=openai: URL of the server
+    base_url: str = "http://localhost:8000/v1"
+    # engine=openai: environment variable with the API key, if the server requires one
     api_key_env: str = "OPENAI_API_KEY"
-    max_retries: int = (
-        8  # engine=openai: further tries of a failed request, each after a longer pause
-    )
-    # engine=openai: seconds without a byte from the server after which a request has failed
+    # engine=openai: retries of a failed request, with increasing pauses
+    max_retries: int = 8
+    # engine=openai: seconds without a byte from the server before a request counts as failed
     timeout: float = 600.0
-    shots: int = 3  # M: documents in one chain, each later one sees the earlier ones' pairs
-    max_model_len: int = 4096  # context window in tokens, prompt and output together
-    max_new_tokens: int = 400  # output tokens for one document
+    # M: documents per chain; each document's prompt contains the earlier documents with their pairs
+    shots: int = 3
+    # context window in tokens, prompt and output together
+    max_model_len: int = 4096
+    # maximum output tokens per document
+    max_new_tokens: int = 400
+    # 0: greedy
     temperature: float = 0.0
-    # where temperature is above 0: no token below this share of the likeliest one's probability
+    # temperature above 0: minimum probability of a token, relative to the most likely token
     min_p: float = 0.0
-    max_pairs: int | None = (
-        # format=ipt: a grammar holds each output to the format and to so many pairs; null: no
-        # grammar
-        None
-    )
-    chat_template_kwargs: dict[str, Any] = field(
-        default_factory=chat_template_kwargs
-    )  # format=chat: variables of the template
-    stop_at_repetition: bool = (
-        True  # end a generation as soon as it asks a question again that it has asked before
-    )
-    max_document_tokens: int | None = (
-        None  # of one document; null: as many as the context window has room for
-    )
-    long_documents: str = "split"  # split | truncate | skip a document with more tokens than that
-    shard_size: int = 512  # documents in one shard; a finished shard is never redone
-    max_live_chains: int = 64  # chains that generate at the same time, for each engine
-    max_num_batched_tokens: int = 8192  # vLLM: tokens in one engine step
-    gpu_memory_utilization: float = 0.9  # vLLM on GPU: share of its memory
-    kv_cache_gib: float | None = (
-        None  # vLLM: size of the KV cache; null: vLLM's choice (CPU: 1 GiB)
-    )
-    kv_cache_dtype: str = (
-        "auto"  # vLLM: auto | fp8 and others of vLLM's: half the memory, twice the chains
-    )
-    dtype: str = "auto"
-    quantization: str | None = (
-        # vLLM: quantise weights while loading (fp8_per_tensor, bitsandbytes with vLLM's plugin, …)
-        None
-    )
-    lookup_tokens: int = (
-        0  # vLLM: guess so many tokens at a time by looking up in the prompt what follows; 0: off
-    )
-    tensor_parallel: int = 1  # vLLM: GPUs that share one model
-    replicas: int = 1  # vLLM: engines side by side, each with GPUs of its own
-    cluster: str = (
-        "none"  # none | ray: shards are worked on by Ray actors, each with an engine of its own
-    )
-    workers: int | None = (
-        None  # ray: actors; null: as many as the cluster has GPUs for, at least one
-    )
-    ray_address: str | None = (
-        # ray: an existing cluster ("auto" or ray://…); null: RAY_ADDRESS, else one started on this
-        # machine
-        None
-    )
+    # format=ipt: a grammar enforces the format and at most this many pairs; null: no grammar
+    max_pairs: int | None = None
+    # format=chat: variables of the chat template
+    chat_template_kwargs: dict[str, Any] = field(default_factory=chat_template_kwargs)
+    # stop a generation when it repeats a question
+    stop_at_repetition: bool = True
+    # maximum tokens of a document; null: as many as fit the context window
+    max_document_tokens: int | None = None
+    # what happens to documents with more tokens
+    long_documents: str = choice("split", "truncate", "skip")
+    # documents per shard; a finished shard is never rerun
+    shard_size: int = 512
+    # chains that generate concurrently, per engine
+    max_num_seqs: int = 64
+    # vLLM: tokens per engine step
+    max_num_batched_tokens: int = 8192
+    # vLLM on GPUs: fraction of the GPU memory
+    gpu_memory_utilization: float = 0.9
+    # vLLM: size of the KV cache in bytes; null: vLLM's default (CPU: 1 GiB)
+    kv_cache_memory_bytes: int | None = None
+    # vLLM: auto | fp8 | … : fp8 halves the memory, so that twice as many chains fit
+    kv_cache_dtype: str = "auto"
+    # vLLM, transformers: precision of the weights
+    dtype: str = choice("auto", "float32", "bfloat16", "float16")
+    # vLLM: quantise the weights while loading (fp8_per_tensor, bitsandbytes with vLLM's plugin, …)
+    quantization: str | None = None
+    # vLLM: n-gram speculation: tokens proposed at a time from the prompt; 0: off
+    prompt_lookup_num_tokens: int = 0
+    # vLLM: GPUs per engine
+    tensor_parallel_size: int = 1
+    # vLLM: number of engines, each with its own GPUs
+    data_parallel_size: int = 1
+    # ray: shards are processed by Ray actors, each with its own engine
+    cluster: str = choice("none", "ray")
+    # ray: number of actors; null: one per GPU group of the cluster, at least one
+    workers: int | None = None
+    # ray: an existing cluster ("auto" or ray://…); null: RAY_ADDRESS, else a local cluster
+    ray_address: str | None = None
 
 
 @dataclass
 class JudgeConfig:
-    """A model behind an OpenAI-compatible server that says of a sample of pairs whether they are
-    right.
-    """
+    """A model behind an OpenAI-compatible server that rates a sample of the pairs."""
 
-    model: str | None = None  # the server's name for it; null: no judge
-    base_url: str = "http://localhost:8000/v1"  # the server
-    api_key_env: str = (
-        "OPENAI_API_KEY"  # environment variable that holds the key, if the server wants one
-    )
-    sample: int | None = 500  # pairs that are judged, drawn at random; null: all
-    concurrency: int = 16  # requests at the same time
-    max_retries: int = 8  # further tries of a failed request, each after a longer pause
-    timeout: float = (
-        600.0  # seconds without a byte from the server after which a request has failed
-    )
-    max_tokens: int = 300  # output tokens of one verdict
+    # the server's name of the model; null: no judge
+    model: str | None = None
+    # URL of the server
+    base_url: str = "http://localhost:8000/v1"
+    # environment variable with the API key, if the server requires one
+    api_key_env: str = "OPENAI_API_KEY"
+    # number of randomly drawn pairs; null: all
+    sample: int | None = 500
+    # concurrent requests
+    concurrency: int = 16
+    # retries of a failed request, with increasing pauses
+    max_retries: int = 8
+    # seconds without a byte from the server before a request counts as failed
+    timeout: float = 600.0
+    # maximum output tokens per verdict
+    max_tokens: int = 300
 
 
 @dataclass
-class LimitsConfig:
-    """Which pairs stay, by measure: [at least, at most], null for no limit on that side; null
-    instead of both: not looked at.
+class ThresholdsConfig:
+    """Which pairs are kept, by measure: [minimum, maximum], with null for an open end; null: the
+    measure is not used.
     """
 
-    document_words: list[float | None] | None = (
-        None  # words of the document; outside the limits it loses all its pairs
-    )
+    # words of the document; outside the range all its pairs are dropped
+    document_words: list[float | None] | None = None
     question_words: list[float | None] | None = None
     answer_words: list[float | None] | None = None
-    grounded: list[float | None] | None = (
-        None  # share of the answer's words that occur in the document
-    )
-    verbatim: list[float | None] | None = (
-        None  # 1 if the answer stands in the document word for word, else 0
-    )
-    finished: list[float | None] | None = (
-        None  # 0 for pairs of a generation that was cut at synthesis.max_new_tokens, else 1
-    )
-    asked_before: list[float | None] | None = (
-        None  # 1 if a pair before asked this very question, of whatever document, else 0
-    )
-    same_frame: list[float | None] | None = (
-        None  # how many pairs before had the same frame of the question
-    )
-    pairs: list[float | None] | None = (
-        None  # pairs that the limits above leave to the document; outside it loses them all
-    )
-    judge_accuracy: list[float | None] | None = (
-        None  # 1 if the judge finds the answer right, else 0; needs judge.sample=null
-    )
-    judge_relevance: list[float | None] | None = (
-        None  # 1 if the judge finds that the pair is about its document, else 0
-    )
+    # fraction of the answer's words that occur in the document
+    grounded: list[float | None] | None = None
+    # 1 if the document contains the answer word for word, else 0
+    verbatim: list[float | None] | None = None
+    # 0 for pairs of a generation that was cut at synthesis.max_new_tokens, else 1
+    finished: list[float | None] | None = None
+    # 1 if an earlier pair of any document has the same question, else 0
+    duplicate_question: list[float | None] | None = None
+    # number of earlier pairs whose question has the same template
+    question_template_count: list[float | None] | None = None
+    # pairs of the document that pass the thresholds above; outside the range all are dropped
+    pairs: list[float | None] | None = None
+    # 1 if the judge finds the answer correct, else 0; requires judge.sample=null
+    judge_accuracy: list[float | None] | None = None
+    # 1 if the judge finds the pair relevant to its document, else 0
+    judge_relevance: list[float | None] | None = None
 
 
 @dataclass
 class FilterConfig:
-    """Which of the synthesized pairs are left out of the texts that are trained on. Empty: none,
-    and the stage does not run.
+    """Which synthesized pairs are excluded from the training texts. Without any setting the stage
+    does not run.
     """
 
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
-    overlap: str | None = (
-        # report | remove pairs that share an n-gram with an item of an evaluation task; null: do
-        # not look
-        None
-    )
+    thresholds: ThresholdsConfig = field(default_factory=ThresholdsConfig)
+    # pairs that share an n-gram with an item of an evaluation task; null: do not check
+    overlap: str | None = choice(None, "report", "remove")
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
@@ -250,143 +252,154 @@ class FilterConfig:
 class RenderingConfig:
     """How a chain of documents and pairs becomes one pre-training text."""
 
-    arrangement: str = "attached"  # attached | pairs_first | detached | pairs_only | stitched
-    layouts: dict[str, float] = field(
-        default_factory=dict
-    )  # weight of each layout; conf/rendering/paper.yaml
-    inversion: float = (
-        0.05  # probability that pairs precede their document (arrangement=attached only)
-    )
-    templates: str = field(
-        default="default", metadata=PATH
-    )  # a pool shipped in ipt/rendering/templates, or the path of a .yaml file
+    arrangement: str = choice("attached", "pairs_first", "detached", "pairs_only", "stitched")
+    # weight of each layout; conf/rendering/paper.yaml
+    layouts: dict[str, float] = field(default_factory=dict)
+    # arrangement=attached: probability that the pairs precede their document
+    inversion: float = 0.05
+    # a template pool in ipt/rendering/templates, or the path of a .yaml file
+    templates: str = field(default="default", metadata=PATH)
     # renderings of each chain; arrangement=stitched: renderings of a document in its one text
     versions: int = 1
-    workers: int | None = None  # processes; null: one for each core. The texts do not depend on it
+    # processes; null: one per core. The texts do not depend on it
+    workers: int | None = None
 
 
 @dataclass
 class TokensConfig:
     """How texts become token stores."""
 
-    bos: bool | None = None  # start each document with BOS; null: as the tokenizer does by itself
-    eos: bool = True  # end each document with EOS
-    shard_tokens: int = 100_000_000  # rough size of a shard, taking 4 bytes of text for a token
-    workers: int | None = None  # cores that tokenise; null: those that this process may use
-    cache_gib: float = 100.0  # of stores behind URLs, so much is kept on this machine
+    # start each document with BOS; null: if the tokenizer does so by default
+    bos: bool | None = None
+    # end each document with EOS
+    eos: bool = True
+    # approximate tokens per shard, at 4 bytes of text per token
+    shard_tokens: int = 100_000_000
+    # cores for tokenisation; null: all that this process may use
+    workers: int | None = None
+    # GiB of remote token stores that are cached on this machine
+    cache_gib: float = 100.0
 
 
 @dataclass
 class SourceConfig:
-    """A source of the mixture beside `raw` and `instruction`."""
+    """A source of the mixture in addition to `raw` and `instruction`."""
 
-    path: str = field(
-        default="", metadata=PATH
-    )  # file, folder, glob or URL; collection: a file or a folder of data sets
-    # texts | instructions (instructions with their responses) | store (a token store), or a set of
+    # file, folder, glob or URL; kind=collection: a file or a folder of datasets
+    path: str = field(default="", metadata=PATH)
+    # texts | instructions (instructions with responses) | store (a token store), or a dataset of
     # contexts and pairs that tunes a synthesizer: adversarial_qa | collection | fairytaleqa |
     # medquad | medquad_pages | squad
     kind: str = "texts"
-    dataset: str | None = None  # texts, instructions: hub name of a data set, in place of path
-    subset: str | None = None  # its configuration
+    # texts, instructions: hub name of a dataset, instead of `path`
+    dataset: str | None = None
+    # configuration of the dataset
+    subset: str | None = None
     split: str = "train"
     text_field: str = "text"
-    # texts: Jinja template that makes a text of all of a row's fields, in place of text_field
+    # texts: Jinja template that builds the text from all fields of a row
     template: str = field(default="", metadata=PLAIN)
-    shots: int | None = (
-        3  # tuning sets: at most so many examples in one text; null: as many as max_tokens allows
-    )
-    include: list[str] = field(
-        default_factory=list
-    )  # collection: which folders of path, each a data set; empty: all
-    max_contexts: int | None = (
-        None  # tuning sets: at most so many contexts of a data set, those with most pairs
-    )
-    max_tokens: int | None = (
-        None  # tuning sets: tokens of a text with BOS and EOS; a longer example is left out
-    )
-    # tuning sets: fill each text up to max_tokens, so that with this seq_len packing cuts none
+    # tuning datasets: maximum examples per text; null: as many as fit max_tokens
+    shots: int | None = 3
+    # collection: folders of `path` to include, each a dataset; empty: all
+    include: list[str] = field(default_factory=list)
+    # tuning datasets: maximum contexts per dataset, those with the most pairs; null: all
+    max_contexts: int | None = None
+    # tuning datasets: maximum tokens per text with BOS and EOS; longer examples are dropped
+    max_tokens: int | None = None
+    # tuning datasets: fill each text up to max_tokens, so that packing at this seq_len splits none
     fill: bool = False
 
 
 @dataclass
 class SchedulePoint:
-    """Ratios from a moment of the run on."""
+    """Ratios from a point of the run onwards."""
 
-    at: float = 0.0  # share of the run, 0 to 1
-    ratios: dict[str, float | None] = field(default_factory=dict)  # as mixture.ratios
+    # fraction of the run, 0 to 1
+    at: float = 0.0
+    # as mixture.ratios
+    ratios: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass
 class MixtureConfig:
-    """Which share of the trained tokens comes from which source, and how they are packed."""
+    """Which proportion of the trained tokens comes from which source, and how they are packed."""
 
-    # `raw`: the corpus as it is; `instruction`: the corpus with its pairs. null: what the others
-    # leave of 1.
+    # `raw`: the corpus itself; `instruction`: the corpus with its pairs. null: the remainder to 1
     ratios: dict[str, float | None] = field(default_factory=dict)
     # name -> SourceConfig; Any, so that +mixture.sources.NAME.path=FILE adds one
     sources: dict[str, Any] = field(default_factory=dict, metadata={"values": SourceConfig})
-    unit: str = "tokens"  # tokens | documents: what ratios are shares of
-    schedule: list[SchedulePoint] = field(
-        default_factory=list
-    )  # ratios that change over the run, instead of `ratios`; empty: constant
-    interpolation: str = "step"  # between points of the schedule: step | linear
-    seq_len: int = 2048  # tokens in one packed sequence
-    # concat: documents cut at the ends of sequences | best_fit: whole documents, a little padding
-    packing: str = "concat"
-    document_mask: bool = True  # documents in one sequence do not see each other
-    max_repeats: dict[str, float] = field(
-        default_factory=dict
-    )  # per source: at most so many epochs
-    # beyond them: stop with an error | renormalise (the others take its place) | repeat all the
-    # same
-    on_max_repeats: str = "stop"
-    subsample: dict[str, float] = field(
-        default_factory=dict
-    )  # per source: use this share of its documents
-    match_tokens: int | None = (
-        None  # subsample all sources so that they repeat as in a run of so many tokens; null: no
-    )
+    # what the ratios are proportions of
+    unit: str = choice("tokens", "documents")
+    # ratios that change during the run, instead of `ratios`; empty: constant
+    schedule: list[SchedulePoint] = field(default_factory=list)
+    # between points of the schedule
+    interpolation: str = choice("step", "linear")
+    # tokens per packed sequence
+    seq_len: int = 2048
+    # concat: documents are split at the ends of sequences; best_fit: whole documents, some padding
+    packing: str = choice("concat", "best_fit")
+    # documents in one sequence do not attend to each other
+    intra_document_mask: bool = True
+    # per source: maximum epochs
+    max_repeats: dict[str, float] = field(default_factory=dict)
+    # beyond max_repeats: stop with an error, let the other sources fill in, or repeat all the same
+    on_max_repeats: str = choice("stop", "renormalise", "repeat")
+    # per source: use this fraction of its documents
+    subsample: dict[str, float] = field(default_factory=dict)
+    # subsample all sources so that they repeat as in a run of this many tokens; null: no
+    match_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Types the sources. Raises as a misspelt key or a wrong value of any other part does."""
+        """Convert the sources. Raises UserError for unknown keys and OmegaConf's errors for wrong
+        types.
+        """
         for name, source in self.sources.items():
-            self.sources[name] = OmegaConf.to_object(
-                OmegaConf.merge(OmegaConf.structured(SourceConfig), source)
-            )
+            known = [one.name for one in fields(SourceConfig)]
+            unknown = [key for key in source if key not in known] if hasattr(source, "keys") else []
+            if unknown:
+                found = f"there is no key mixture.sources.{name}.{unknown[0]}"
+                raise UserError(f"{found}: the keys of a source are {', '.join(known)}")
+            typed = OmegaConf.merge(OmegaConf.structured(SourceConfig), source)
+            self.sources[name] = OmegaConf.to_object(typed)
 
 
 @dataclass
 class OptimizerConfig:
-    # adamw | adamw_8bit and paged_adamw_8bit (bitsandbytes: moments in 8 bits; paged: those move to
-    # host memory when a GPU runs out) | lion | lion_8bit | muon (matrices of the blocks; adamw for
-    # the rest)
-    name: str = "adamw"
-    lr: float = 1e-5  # peak learning rate
+    # *_8bit: bitsandbytes, moments in 8 bits; paged: moments move to host memory when a GPU runs
+    # out; muon: for the matrices of the blocks, adamw for the rest
+    name: str = choice("adamw", "adamw_8bit", "paged_adamw_8bit", "lion", "lion_8bit", "muon")
+    # peak learning rate
+    lr: float = 1e-5
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    weight_decay: float = 0.1  # on matrices only: norms and biases are never decayed
-    decay_embeddings: bool = True  # whether the embedding table counts as a matrix there
+    # of matrices only; norms and biases are never decayed
+    weight_decay: float = 0.1
+    # whether weight decay includes the embedding table
+    decay_embeddings: bool = True
     eps: float = 1e-8
-    momentum: float = 0.95  # muon
+    # muon
+    momentum: float = 0.95
 
 
 @dataclass
-class ScheduleConfig:
-    name: str = "cosine"  # cosine | linear | constant | wsd (warm-up, stable, decay)
+class LrSchedulerConfig:
+    # wsd: warm-up, stable, decay
+    name: str = choice("cosine", "linear", "constant", "wsd")
     warmup_steps: int = 0
-    warmup_tokens: int | None = None  # instead of warmup_steps, rounded up to whole steps
-    decay: float = 0.1  # wsd: share of the run at its end in which the rate falls, linearly
-    final_lr: float = 0.1  # last learning rate as a share of the peak
+    # instead of warmup_steps, rounded up to whole steps
+    warmup_tokens: int | None = None
+    # wsd: fraction of the run, at its end, with a linearly decreasing learning rate
+    decay_fraction: float = 0.1
+    # last learning rate relative to the peak
+    min_lr_ratio: float = 0.1
 
 
 @dataclass
 class LoraConfig:
-    rank: int = 0  # 0: train all weights
-    quantize: str | None = (
-        # 4bit | 8bit: keep the frozen matrices so (bitsandbytes, QLoRA); null: as trainer.weights
-        # says
-        None
-    )
+    # 0: train all weights
+    rank: int = 0
+    # precision of the frozen matrices (bitsandbytes, QLoRA); null: as trainer.precision
+    quantize: str | None = choice(None, "4bit", "8bit")
     alpha: int = 32
     dropout: float = 0.0
 
@@ -395,91 +408,138 @@ class LoraConfig:
 class TrainerConfig:
     """The training loop and the hardware it runs on."""
 
-    seed: int | None = (
-        None  # of the order of the data and of what training draws; null: the config's seed
-    )
-    max_steps: int = 100  # optimizer steps
-    micro_batch_size: int = 1  # sequences per device and forward pass
-    accumulate: int = 1  # forward passes per optimizer step
-    accelerator: str = "auto"  # auto | cpu | gpu
-    devices: int = 1  # processes on one machine; start more than one with torchrun
+    # seed of the data order and of random numbers in training; null: the config's `seed`
+    seed: int | None = None
+    # optimizer steps
+    max_steps: int = 100
+    # sequences per device and forward pass
+    micro_batch_size: int = 1
+    # forward passes per optimizer step
+    accumulate_grad_batches: int = 1
+    # auto | cpu | gpu
+    accelerator: str = "auto"
+    # processes per machine; start more than one with torchrun
+    devices: int = 1
+    # machines
     num_nodes: int = 1
-    strategy: str = (
-        "auto"  # auto: fsdp2 on GPUs and wherever there is more than one process | single | fsdp2
+    # auto: fsdp2 on GPUs and with more than one process, else single
+    strategy: str = choice("auto", "single", "fsdp2")
+    # bf16-mixed: fp32 weights, bf16 arithmetic, gradients reduced in fp32. bf16-true: also bf16
+    # weights with stochastically rounded updates: half the memory of weights and gradients
+    precision: str = choice(
+        "32-true", "bf16-mixed", "bf16-true", renamed={"fp32": "32-true", "bf16": "bf16-mixed"}
     )
-    precision: str = "fp32"  # of the arithmetic: fp32 | bf16 (with gradients reduced in fp32)
-    # fp32 | bf16: half the memory of weights and gradients; updates are rounded stochastically
-    weights: str = "fp32"
-    # auto (CPU: packed; GPU: the best that is installed) | packed (document by document) | sdpa (block mask) | varlen (torch's kernel)
-    # | flash_attention_2 | flash_attention_3 | flash_attention_4. One that cannot be had is an error.
-    attention: str = "auto"
-    # none | full (recompute blocks) | selective (but costly operations) | budget (needs compile)
-    activation_checkpointing: str = "none"
-    activation_budget: float = 0.5  # budget: share of the activations' memory to keep
-    compile: bool = False  # torch.compile, block by block
-    # fsdp2: copies of the sharded model (HSDP), each on devices x num_nodes / replicas devices
+    # auto: packed (document by document) on CPUs, the fastest available kernel on GPUs. varlen:
+    # torch's own kernel. An unavailable kernel raises an error
+    attn_implementation: str = choice(*ATTN_IMPLEMENTATIONS)
+    # full: recompute whole blocks; selective: recompute cheap operations; budget: requires compile
+    activation_checkpointing: str = choice(
+        "none", "full", "selective", "budget", renamed={"true": "full", "false": "none"}
+    )
+    # activation_checkpointing=budget: fraction of the activation memory to keep
+    activation_budget: float = 0.5
+    # torch.compile, block by block
+    compile: bool = False
+    # fsdp2: replicas of the sharded model (HSDP), each on devices x num_nodes / replicas devices
     replicas: int = 1
-    # fsdp2: reduce gradients once a step; until then each device keeps whole ones, in fp32
+    # fsdp2: reduce gradients once per step; until then each device keeps all of them in fp32
     no_sync: bool = False
-    skip_spikes: float | None = (
-        # skip steps whose loss or gradient norm is so many robust deviations high; null: only
-        # non-finite ones
-        6.0
+    # skip steps whose loss or gradient norm is this many robust standard deviations above the
+    # median; null: skip only non-finite steps
+    skip_spikes: float | None = 6.0
+    # maximum gradient norm
+    gradient_clip_val: float = 1.0
+    # processes that prepare batches; 0: batches are prepared in the training process
+    num_workers: int = 0
+    # target tokens per chunk of vocabulary projection and loss
+    loss_chunk: int = 1024
+    # precision of the weights in export/
+    export_dtype: str = choice(
+        "float32", "bfloat16", renamed={"fp32": "float32", "bf16": "bfloat16"}
     )
-    gradient_clip: float = 1.0
-    loader_workers: int = 0  # processes that fill batches ahead; 0: filled when asked for
-    loss_chunk: int = 1024  # target tokens per chunk of projection and loss
-    checkpoint_steps: int | None = None  # save every so many steps; null: by time only
-    checkpoint_minutes: float | None = 10.0  # and save after so many minutes; null: by steps only
-    keep_last: int = 1  # newest checkpoints that are kept
-    keep_every: int | None = (
-        None  # steps: those at multiples of it are saved too, and kept for good; null: none
-    )
-    keep_checkpoints: bool = True  # false: all checkpoints are removed once the run has finished
-    # fsspec folder that checkpoints are copied to, and resumed from where there is none here
-    checkpoint_url: str | None = field(default=None, metadata=PATH)
-    async_checkpoint: bool = (
-        True  # write checkpoints beside the training, from a copy in host memory
-    )
-    export_dtype: str = "fp32"  # weights of export/: fp32 | bf16
-    profiler: str = "none"  # none | torch: a trace of a few steps after warm-up
-    log_every: int = 1  # steps between two records for the loggers; metrics.jsonl has every step
+    # torch: a trace of a few steps after warm-up
+    profiler: str = choice("none", "torch")
+    # steps between two records for the loggers; metrics.jsonl has every step
+    log_every_n_steps: int = 1
+
+    @property
+    def bf16_arithmetic(self) -> bool:
+        """Whether matrix products are computed in bf16."""
+        return self.precision != "32-true"
+
+    @property
+    def bf16_weights(self) -> bool:
+        """Whether weights are stored in bf16."""
+        return self.precision == "bf16-true"
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are saved, which are kept, and where."""
+
+    # optimizer steps between checkpoints; null: by time only
+    every_n_train_steps: int | None = None
+    # minutes between checkpoints; null: by steps only
+    every_n_minutes: float | None = 10.0
+    # number of newest checkpoints to keep
+    keep_last: int = 1
+    # also save checkpoints at multiples of this step, and never delete them; null: none
+    keep_every_n_steps: int | None = None
+    # false: delete all checkpoints when the run finishes
+    keep_after_training: bool = True
+    # fsspec folder to which checkpoints are copied, and from which a run resumes if there are none
+    # on this machine
+    url: str | None = field(default=None, metadata=PATH)
+    # write checkpoints in the background from a copy in host memory
+    async_save: bool = True
 
 
 @dataclass
 class DuringTrainingConfig:
-    """Scores of the model while it is trained, in metrics.jsonl and the loggers."""
+    """Scores of the model during training, in metrics.jsonl and the loggers."""
 
-    steps: int | None = None  # score every so many optimizer steps, and at the end; null: never
-    tasks: list[str] = field(default_factory=list, metadata=PATHS)  # empty: those of `tasks`
-    limit: int | None = 100  # at most so many items of a task
+    # optimizer steps between two evaluations, plus one at the end; null: never
+    every_n_train_steps: int | None = None
+    # empty: the config's `tasks`
+    tasks: list[str] = field(default_factory=list, metadata=PATHS)
+    # maximum items per task
+    limit: int | None = 100
 
 
 @dataclass
 class EvaluationConfig:
-    backend: str = "hf"  # hf (Hugging Face) | vllm
-    batch_tokens: int = 4096  # tokens in one forward pass, padding included
-    limit: int | None = None  # at most so many items of a task
-    dtype: str = "fp32"  # fp32 | bf16 | fp16 (the released scorer's)
-    quantize: str | None = None  # 4bit | 8bit: weights by bitsandbytes
-    # auto | cpu | mps | cuda | cuda:NUMBER | sharded: layers spread over all GPUs, then the CPU, by
-    # accelerate
-    device: str = "auto"
-    bos: bool | None = None  # begin each prompt with BOS; null: as the tokenizer does by itself
-    chat: bool = False  # put each prompt through the model's chat template
-    chat_template_kwargs: dict[str, Any] = field(
-        default_factory=chat_template_kwargs
-    )  # variables of the template; chat's too
-    max_length: int | None = (
-        # tokens of a prompt with its option, or of a window of a document; null: the model's
-        # context
-        None
+    # hf: Hugging Face transformers
+    backend: str = choice("hf", "vllm")
+    # tokens per forward pass, padding included
+    batch_tokens: int = 4096
+    # maximum items per task; null: all
+    limit: int | None = None
+    # the released scorer uses float16
+    dtype: str = choice(
+        "float32",
+        "bfloat16",
+        "float16",
+        renamed={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"},
     )
-    # auto: tree where the model takes it | tree: all options in one pass | plain: each option alone
-    scoring: str = "auto"
-    contamination: list[str] = field(
-        default_factory=list, metadata=PATHS
-    )  # paths of token stores or folders of texts to look for items in
+    # weights quantised by bitsandbytes
+    quantize: str | None = choice(None, "4bit", "8bit")
+    # auto | cpu | mps | cuda | cuda:NUMBER | sharded (layers spread over all GPUs, then the CPU, by
+    # accelerate)
+    device: str = "auto"
+    # start each prompt with BOS; null: if the tokenizer does so by default
+    add_bos_token: bool | None = None
+    # format each prompt with the model's chat template
+    apply_chat_template: bool = False
+    # variables of the chat template, also for `chat`
+    chat_template_kwargs: dict[str, Any] = field(default_factory=chat_template_kwargs)
+    # maximum tokens of a prompt with its option, or of a window of a document; null: the model's
+    # context
+    max_length: int | None = None
+    # tree: all options of a question in one pass; plain: each option in a sequence of its own;
+    # auto: tree if the model supports it
+    scoring: str = choice("auto", "tree", "plain")
+    # paths of token stores or folders of texts to search for items
+    contamination: list[str] = field(default_factory=list, metadata=PATHS)
     during_training: DuringTrainingConfig = field(default_factory=DuringTrainingConfig)
 
 
@@ -487,65 +547,71 @@ class EvaluationConfig:
 class ChatConfig:
     """A conversation with a model."""
 
-    # put questions through the tokenizer's chat template; else the model goes on with what is typed
-    template: bool = False
-    max_new_tokens: int = 400  # tokens of an answer
-    temperature: float = 0.0  # 0: always the likeliest token
-    stop: list[str] = field(default_factory=list)  # texts that end an answer
-    memory: bool = True  # earlier questions and answers stay in the context
+    # format questions with the tokenizer's chat template; false: the model continues the text
+    apply_chat_template: bool = False
+    # maximum tokens per answer
+    max_new_tokens: int = 400
+    # 0: greedy
+    temperature: float = 0.0
+    # strings that end an answer
+    stop: list[str] = field(default_factory=list)
+    # keep earlier questions and answers in the context
+    memory: bool = True
 
 
 @dataclass
 class PlaygroundConfig:
-    """A page in the browser to try a synthesizer and to talk to models."""
+    """A page in the browser to try a synthesizer and to chat with models."""
 
-    # address to listen at; any other than this machine's own lets others use the page, without a
-    # password
+    # address to listen on; with any other than this machine's own, others can use the page without
+    # a password
     host: str = "127.0.0.1"
-    port: int | None = None  # null: the first free one from 7860 on
-    models: list[str] = field(
-        default_factory=list, metadata=PATHS
-    )  # models to talk to, in addition to `model` and those in `exports`
-    exports: str = field(
-        default="outputs", metadata=PATH
-    )  # every export/ below this folder is a model to talk to
-    max_characters: int = 50_000  # of a text
-    max_file_mib: int = 16  # of a file that is dropped on the page
+    # null: the first free port from 7860
+    port: int | None = None
+    # models to chat with, in addition to `model` and those in `exports`
+    models: list[str] = field(default_factory=list, metadata=PATHS)
+    # a folder: every export/ below it is a model to chat with
+    exports: str = field(default="outputs", metadata=PATH)
+    # maximum characters of a text
+    max_characters: int = 50_000
+    # maximum size of an uploaded file
+    max_file_mib: int = 16
 
 
 @dataclass
 class LoggerConfig:
-    name: str = "none"  # none | wandb
+    name: str = choice("none", "wandb")
     project: str = "ipt"
-    group: str | None = None  # null: the experiment, or the sweep's folder
+    # null: the name of the experiment, or the folder of the sweep
+    group: str | None = None
     tags: list[str] = field(default_factory=list)
-    offline: bool | None = None  # null: as WANDB_MODE and W&B's settings say; without a key offline
-    # artifacts hold the data themselves, weights included; false: where they are, and their digests
+    # null: as WANDB_MODE and W&B's settings say; offline without an API key
+    offline: bool | None = None
+    # upload the data themselves as artifacts, weights included; false: only locations and hashes
     upload: bool = False
-    # seconds that W&B may take to begin a run, or to end it; then the run is offline, or what is
-    # left is
+    # maximum seconds for W&B to start or finish a run; afterwards the run continues offline
     timeout: float = 20.0
 
 
 @dataclass
 class Config:
-    name: str = "run"  # name of the experiment
-    title: str = field(default="", metadata=PLAIN)  # heading of its report; empty: its name
-    output_dir: str | None = field(
-        default=None, metadata=PATH
-    )  # null: outputs/<command>-<key of the config>
-    stages_dir: str = field(
-        default="outputs/stages", metadata=PATH
-    )  # where finished corpus, pairs, texts and tokens are kept for all runs
+    # name of the experiment
+    name: str = "run"
+    # heading of the report; empty: `name`
+    title: str = field(default="", metadata=PLAIN)
+    # null: outputs/<command>-<cache key of the config>
+    output_dir: str | None = field(default=None, metadata=PATH)
+    # cache of finished corpus, pairs, texts and tokens, shared by all runs
+    stages_dir: str = field(default="outputs/stages", metadata=PATH)
     seed: int = 0
-    # what training starts from and evaluation scores: folder, hub name, embedded:NAME
+    # the model that training starts from and that evaluation scores: folder, hub name or
+    # embedded:NAME
     model: str = field(default="embedded:smollm2-135m", metadata=PATH)
-    architecture: dict[str, Any] = field(
-        default_factory=dict
-    )  # not empty: train from scratch, a transformers config
-    data_dir: str = field(
-        default="data", metadata=PATH
-    )  # where recipes look for data sets that you fetch yourself
+    # a transformers config: train from scratch; empty: start from `model`
+    architecture: dict[str, Any] = field(default_factory=dict)
+    # where recipes look for datasets that you download yourself
+    data_dir: str = field(default="data", metadata=PATH)
+    # names, groups or .yaml files of evaluation tasks
     tasks: list[str] = field(default_factory=list, metadata=PATHS)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
@@ -555,41 +621,80 @@ class Config:
     tokens: TokensConfig = field(default_factory=TokensConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    lr_scheduler: LrSchedulerConfig = field(default_factory=LrSchedulerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     playground: PlaygroundConfig = field(default_factory=PlaygroundConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    arms: dict[str, Any] = field(
-        default_factory=dict
-    )  # reproduce: name -> what the arm changes in this config
-    seeds: list[int] = field(
-        default_factory=list
-    )  # reproduce: train each arm once for each of them; empty: once, with trainer.seed
-    stages: list[str] = field(
-        default_factory=list
-    )  # reproduce: synthesis | tokens | training | evaluation | report; empty: all
-    only: list[str] = field(
-        default_factory=list
-    )  # reproduce: names of the arms to work on; empty: all
-    # the model of the paper whose figures an arm's are put beside; outside of arms: the start's
+    # reproduce: name -> changes of the config for this arm
+    arms: dict[str, Any] = field(default_factory=dict)
+    # reproduce: train each arm once per seed; empty: once, with trainer.seed
+    seeds: list[int] = field(default_factory=list)
+    # reproduce: synthesis | tokens | training | evaluation | report; empty: all
+    stages: list[str] = field(default_factory=list)
+    # reproduce: names of the arms to run; empty: all
+    only: list[str] = field(default_factory=list)
+    # the paper's model whose published figures the report shows next to this arm's; outside of
+    # arms: next to the base model's
     published: str = ""
-    # train: only say what the training needs: data, memory, time, disk; no GPU, weights or network
+    # train, reproduce: print the required data, memory, time and disk; needs no GPU, weights or
+    # network
     dry_run: bool = False
-    # the GPU that a dry run reckons with: H100 | H200 | B200 | A100 | A100-40 | RTX4090 | RTX3090 |
-    # L4
+    # GPU that a dry run assumes: H100 | H200 | B200 | A100 | A100-40 | RTX4090 | RTX3090 | L4
     dry_run_gpu: str = "H100"
-    dry_run_mfu: float = (
-        0.5  # and the share of its peak rate that is reached (model FLOPs utilisation)
-    )
+    # model FLOPs utilisation that a dry run assumes: fraction of the GPU's peak FLOP/s
+    dry_run_mfu: float = 0.5
 
     def __post_init__(self) -> None:
         _expand_paths(self)
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+
+
+def keys(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Name, field and value of each key of a part of the config, depth first."""
+    for one in fields(part):
+        value, name = getattr(part, one.name), f"{prefix}{one.name}"
+        yield name, one, value
+        if is_dataclass(value):
+            yield from keys(value, f"{name}.")
+
+
+def check_choices(config: Any, prefix: str = "") -> None:
+    """Raises UserError for a value that is none of the key's choices."""
+    for name, one, value in keys(config, prefix):
+        choices = one.metadata.get("choices")
+        if choices is None or value in choices:
+            continue
+        new = one.metadata["renamed"].get(str(value).lower())
+        hint = f"; {value} is now called {new}" if new else ""
+        known = ", ".join("null" if known is None else known for known in choices)
+        raise UserError(f"{name}={value}: must be one of {known}{hint}")
+
+
+def unknown_key(key: str) -> str:
+    """The error for a key that the config does not have: its new name, or the most similar key."""
+    if renamed := new_name(key):
+        return f"the key {key} is now called {renamed}"
+    known = [name for name, _, _ in keys(Config())]
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"there is no key {key}: " + (
+        f"did you mean {near[0]}?" if near else "--cfg job prints all keys"
+    )
+
+
+def _check_keys(config: DictConfig, part: Any, prefix: str = "") -> None:
+    """Raises UserError for a key that was added with `+` where no key is open to be added."""
+    known = {one.name: getattr(part, one.name) for one in fields(part)}
+    for name in map(str, config):
+        if name not in known:
+            raise UserError(unknown_key(f"{prefix}{name}"))
+        if is_dataclass(known[name]):
+            _check_keys(config[name], known[name], f"{prefix}{name}.")
 
 
 def _expand_paths(part: Any) -> None:
@@ -615,13 +720,21 @@ def conf_dir() -> Path:
 
 
 def to_config(config: DictConfig) -> Config:
-    """The typed config, with all interpolations resolved."""
+    """The typed config, with all interpolations resolved.
+
+    Raises UserError for unknown keys and choices.
+    """
     result = OmegaConf.to_object(config)
     assert isinstance(result, Config)
+    _check_keys(config, result)
+    check_choices(result)
     return result
 
 
 def compose_config(command: str, overrides: Sequence[str]) -> Config:
-    """What `command` would run with these overrides. Raises Hydra's and OmegaConf's errors."""
+    """The config of `command` with these overrides.
+
+    Raises UserError for unknown keys and choices, and Hydra's and OmegaConf's errors.
+    """
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return to_config(compose(command, plain_arguments(overrides, Config)))

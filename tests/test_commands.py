@@ -248,7 +248,7 @@ def test_nothing_is_left_in_the_current_folder(tmp_path):
     places = [
         f"corpus.path={tmp_path}/c, d=1.jsonl",
         f"stages_dir={tmp_path}/stages",
-        "corpus.held_out=0",
+        "corpus.held_out_fraction=0",
     ]
     result = run_here(
         "synthesize", "experiment=tiny", "synthesis=rule_based", *places, cwd=tmp_path / "here"

@@ -55,7 +55,7 @@ def test_a_command_in_the_c_locale(tmp_path):
         "synthesize",
         "experiment=tiny",
         "synthesis=rule_based",
-        "corpus.held_out=0",
+        "corpus.held_out_fraction=0",
     ]
     places = [
         f"corpus.path={corpus.parent}",

@@ -409,11 +409,11 @@ def _views(data: bytes, folder: Path) -> None:
     from ipt.chat import Turn
     from ipt.playground.outputs import read_output
     from ipt.playground.views import _said, conversation_view, draws_view, notice
-    from ipt.rendering.run import Row
+    from ipt.rendering.run import PairsRow
 
     text = data.decode(errors="replace")
     reading = read_output(text, _Plain(), ended=len(data) % 2 == 0)
-    row = Row(0, False, ChainRow("d", text, parse(text).pairs, ""))
+    row = PairsRow(0, False, ChainRow("d", text, parse(text).pairs, ""))
     pages = [
         notice(text),
         conversation_view([Turn(text, text)]),

@@ -117,9 +117,8 @@ def attention(name: str, case: Case, mask: Tensor, piece: Piece) -> Attend:
 
     trainer = TrainerConfig(
         accelerator="cpu" if piece.smoke else "gpu",
-        precision="bf16",
-        weights="bf16",
-        attention=name,
+        precision="bf16-true",
+        attn_implementation=name,
     )
     resolve_attention(trainer)
     width = case.heads * case.head_size

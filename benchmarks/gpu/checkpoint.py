@@ -47,25 +47,25 @@ def measure(piece: Piece) -> None:
         folder = Path(name)
         vocabulary = (TINY if piece.smoke else LLAMA)["vocab_size"]
         stores = make_stores(folder / "stores", vocabulary, 20_000 if piece.smoke else 2_000_000)
-        for optimizer, weights in variants():
-            if piece.reach(f"kill and resume with {optimizer}, {weights} weights", 120):
+        for optimizer, precision in variants():
+            if piece.reach(f"kill and resume with {optimizer}, {precision}", 120):
                 resume(
                     piece,
-                    folder / f"{optimizer}-{weights}",
+                    folder / f"{optimizer}-{precision}",
                     stores,
-                    {"optimizer.name": optimizer, "trainer.weights": weights},
+                    {"optimizer.name": optimizer, "trainer.precision": precision},
                 )
         for beside in (True, False):
-            if piece.reach(f"stalls, async_checkpoint={beside}".lower(), 60):
+            if piece.reach(f"stalls, async_save={beside}".lower(), 60):
                 stall(piece, folder / f"stall-{beside}", stores, beside)
                 shutil.rmtree(folder / f"stall-{beside}")  # gigabytes
 
 
 def variants() -> Iterator[tuple[str, str]]:
-    yield "adamw", "fp32"
-    yield "adamw", "bf16"
+    yield "adamw", "bf16-mixed"
+    yield "adamw", "bf16-true"
     if find_spec("bitsandbytes"):
-        yield "adamw_8bit", "bf16"
+        yield "adamw_8bit", "bf16-true"
 
 
 def resume(piece: Piece, folder: Path, stores: dict[str, str], settings: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ def resume(piece: Piece, folder: Path, stores: dict[str, str], settings: dict[st
     settings = (
         base_settings(piece, SMALL)
         | settings
-        | {"trainer.max_steps": STEPS, "trainer.checkpoint_steps": EVERY}
+        | {"trainer.max_steps": STEPS, "checkpoint.every_n_train_steps": EVERY}
     )
     whole, again = (
         train(piece, Job(settings, stores, str(folder / run), deterministic=True))
@@ -88,10 +88,10 @@ def resume(piece: Piece, folder: Path, stores: dict[str, str], settings: dict[st
     newest = list(whole_checkpoints(folder / "killed" / "checkpoints"))[-1].name
     resumed = train(piece, Job(settings, stores, str(folder / "killed"), deterministic=True))
     itself, off = difference(whole, again), difference(whole, resumed)
-    names = f"{settings['optimizer.name']}, {settings['trainer.weights']} weights"
+    names = f"{settings['optimizer.name']}, {settings['trainer.precision']}"
     cells = {
         "optimizer": settings["optimizer.name"],
-        "weights": settings["trainer.weights"],
+        "precision": settings["trainer.precision"],
         "killed after step": KILLED,
         "went on from": newest,
     }
@@ -105,8 +105,8 @@ def resume(piece: Piece, folder: Path, stores: dict[str, str], settings: dict[st
 
 def stall(piece: Piece, folder: Path, stores: dict[str, str], beside: bool) -> None:
     settings = base_settings(piece, LARGE) | {
-        "trainer.checkpoint_steps": STALL_EVERY,
-        "trainer.async_checkpoint": beside,
+        "checkpoint.every_n_train_steps": STALL_EVERY,
+        "checkpoint.async_save": beside,
     }
     steps = train(piece, Job(settings | {"trainer.max_steps": STALLS}, stores, str(folder / "run")))
     seconds = [
@@ -157,11 +157,11 @@ def base_settings(piece: Piece, architecture: dict[str, Any]) -> dict[str, Any]:
         "optimizer.lr": 1e-3,
         "trainer.accelerator": "cpu" if piece.smoke else "gpu",
         "trainer.strategy": "fsdp2",
-        "trainer.precision": "bf16",
+        "trainer.precision": "bf16-mixed",
         # the one that can always be made to add up in the same order
-        "trainer.attention": "packed",
+        "trainer.attn_implementation": "packed",
         "trainer.micro_batch_size": 4,
-        "trainer.checkpoint_minutes": None,
+        "checkpoint.every_n_minutes": None,
     }
 
 

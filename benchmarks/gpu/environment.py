@@ -40,13 +40,18 @@ def measure(piece: Piece) -> None:
     for name in KERNELS:
         try:
             config = TrainerConfig(
-                accelerator="cpu" if piece.smoke else "gpu", precision="bf16", attention=name
+                accelerator="cpu" if piece.smoke else "gpu",
+                precision="bf16-mixed",
+                attn_implementation=name,
             )
             piece.row(
-                "Attention (trainer.attention)", {"asked": name, "runs": resolve_attention(config)}
+                "Attention (trainer.attn_implementation)",
+                {"asked": name, "runs": resolve_attention(config)},
             )
         except ValueError as error:
-            piece.row("Attention (trainer.attention)", {"asked": name, "runs": str(error)})
+            piece.row(
+                "Attention (trainer.attn_implementation)", {"asked": name, "runs": str(error)}
+            )
     if shutil.which("nvidia-smi"):
         query = "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm,compute_cap"
         answer = subprocess.run(

@@ -14,8 +14,8 @@ from ipt.config import EvaluationConfig
 from ipt.evaluation.backends.huggingface import DTYPES, Scorer
 
 LIMITS = {
-    "fp32": 1e-4,
-    "bf16": 0.1,
+    "float32": 1e-4,
+    "bfloat16": 0.1,
 }  # nats, root mean square over all tokens of all options; a leak between options gives whole nats
 # times the weights of a fresh model, so that what a token sees moves its log-probabilities by whole
 # nats
@@ -43,7 +43,7 @@ def measure(piece: Piece) -> None:
             if parameter.ndim > 1:
                 parameter.mul_(SHARPER / (model.config.hidden_size / 32) ** 0.5)
     exact = None
-    for dtype in ("fp32", "bf16"):
+    for dtype in ("float32", "bfloat16"):
         model.to(piece.device, DTYPES[dtype])
         found = {}
         for scoring in ("plain", "tree"):

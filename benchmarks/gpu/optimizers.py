@@ -28,15 +28,15 @@ class Contender:
     name: str
     lr: float
     limit: float  # of the mean loss of all steps, as a share of fp32 AdamW's
-    weights: str = "fp32"
+    precision: str = "bf16-mixed"
 
 
 ADAMW = Contender("adamw", 3e-3, 1.01)
 CONTENDERS = (
     ADAMW,
-    Contender("adamw", 3e-3, 1.02, "bf16"),
+    Contender("adamw", 3e-3, 1.02, "bf16-true"),
     Contender("adamw_8bit", 3e-3, 1.02),
-    Contender("adamw_8bit", 3e-3, 1.02, "bf16"),
+    Contender("adamw_8bit", 3e-3, 1.02, "bf16-true"),
     Contender("paged_adamw_8bit", 3e-3, 1.02),
     Contender("lion", 5e-4, 1.25),
     Contender("lion_8bit", 5e-4, 1.25),
@@ -54,7 +54,7 @@ def measure(piece: Piece) -> None:
         expected = sum(losses) / len(losses)
         for contender, sharded in rows(piece):
             what = (
-                f"{contender.name}, {contender.weights} weights, "
+                f"{contender.name}, {contender.precision}, "
                 f"{'FSDP2' if sharded else 'one plain process'}"
             )
             if piece.reach(what, 20):
@@ -96,7 +96,7 @@ def show(
     sharded = {"under": "FSDP2" if mesh else "one plain process"}
     piece.row(
         f"{len(losses)} steps from the same start",
-        {"optimizer": contender.name, "weights": contender.weights} | sharded | figures,
+        {"optimizer": contender.name, "precision": contender.precision} | sharded | figures,
     )
     piece.check(f"{what}: mean loss as a share of fp32 AdamW's", found / expected, contender.limit)
 
@@ -115,7 +115,9 @@ def train(
     for step in range(5 if piece.smoke else STEPS):
         optimizer.zero_grad()
         with torch.autocast(
-            piece.device.type, torch.bfloat16, enabled=mesh is None and contender.weights == "fp32"
+            piece.device.type,
+            torch.bfloat16,
+            enabled=mesh is None and contender.precision == "bf16-mixed",
         ):
             value, _ = loss(batch(step, piece.device), 1 / (ROWS * LENGTH), True)
         value.backward()
@@ -146,9 +148,8 @@ def config_of(piece: Piece, contender: Contender) -> Config:
     architecture |= {"hidden_size": 256, "intermediate_size": 512}
     trainer = TrainerConfig(
         accelerator=piece.device.type.replace("cuda", "gpu"),
-        precision="bf16",
-        weights=contender.weights,
-        attention="packed",
+        precision=contender.precision,
+        attn_implementation="packed",
     )
     return Config(
         architecture=architecture,

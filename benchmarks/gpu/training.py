@@ -69,7 +69,7 @@ class Choice:
     attention: str
     compile: bool = True
     checkpointing: str = "none"
-    weights: str = "bf16"
+    precision: str = "bf16-true"
     optimizer: str = "adamw"
     masked: bool = True  # documents do not see each other
 
@@ -81,7 +81,7 @@ class Choice:
         )
         how = f"{self.attention}, {compiled}, checkpointing {self.checkpointing}"
         return (
-            f"{self.layers} layers, {self.seq_len} tokens, {how}, {self.weights} weights, "
+            f"{self.layers} layers, {self.seq_len} tokens, {how}, {self.precision}, "
             f"{self.optimizer}{documents}"
         )
 
@@ -93,7 +93,7 @@ class Choice:
             "compiled": self.compile,
             "checkpointing": self.checkpointing,
             "documents": "apart" if self.masked else "one a sequence",
-            "weights": self.weights,
+            "precision": self.precision,
             "optimizer": self.optimizer,
         }
 
@@ -203,21 +203,20 @@ class Trainings:
             "architecture": self.architecture(choice),
             "mixture.ratios": {"raw": 0.5, "instruction": 0.5},
             "mixture.seq_len": choice.seq_len,
-            "mixture.document_mask": choice.masked,
+            "mixture.intra_document_mask": choice.masked,
             "optimizer.name": choice.optimizer,
             "trainer.accelerator": "cpu" if self.piece.smoke else "gpu",
             "trainer.strategy": "fsdp2",
-            "trainer.precision": "bf16",
-            "trainer.weights": choice.weights,
-            "trainer.attention": choice.attention,
+            "trainer.precision": choice.precision,
+            "trainer.attn_implementation": choice.attention,
             "trainer.compile": choice.compile,
             "trainer.activation_checkpointing": choice.checkpointing,
             "trainer.micro_batch_size": micro_batch,
-            "trainer.accumulate": max(1, tokens // (micro_batch * choice.seq_len)),
+            "trainer.accumulate_grad_batches": max(1, tokens // (micro_batch * choice.seq_len)),
             "trainer.max_steps": FULL_STEPS if full else RANKING_STEPS,
-            "trainer.loader_workers": 0 if self.piece.smoke else 1,
-            "trainer.checkpoint_minutes": None,
-            "trainer.keep_checkpoints": False,
+            "trainer.num_workers": 0 if self.piece.smoke else 1,
+            "checkpoint.every_n_minutes": None,
+            "checkpoint.keep_after_training": False,
         }
 
 
@@ -251,7 +250,9 @@ def available(piece: Piece) -> Iterator[str]:
     for name in KERNELS:
         try:
             trainer = TrainerConfig(
-                accelerator="cpu" if piece.smoke else "gpu", precision="bf16", attention=name
+                accelerator="cpu" if piece.smoke else "gpu",
+                precision="bf16-mixed",
+                attn_implementation=name,
             )
             yield resolve_attention(trainer)
         except ValueError as error:
@@ -291,7 +292,7 @@ def at_full_depth(best: Choice, longer: int) -> Iterator[Choice]:
     yield replace(best, seq_len=longer)
     yield replace(best, masked=False)
     yield replace(best, seq_len=longer, masked=False)
-    yield replace(best, weights="fp32")
+    yield replace(best, precision="bf16-mixed")
     for checkpointing in ("selective", "full", "none"):
         yield replace(best, checkpointing=checkpointing)
 

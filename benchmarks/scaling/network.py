@@ -97,7 +97,7 @@ def layout(devices: int, replicas: int) -> Config:
     )
     more = (
         f"trainer.replicas={replicas}",
-        "trainer.accumulate=1",
+        "trainer.accumulate_grad_batches=1",
         "mixture.seq_len=8192",
         f"dry_run_gpu={GPU}",
     )

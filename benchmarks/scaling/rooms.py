@@ -194,7 +194,7 @@ def filters(folder: Path, megabytes: float, clock: Clock) -> None:
     from ipt.synthesis.quality.filters import filter_pairs
 
     config = _config(
-        "filters.limits.grounded=[0.5,null]", "filters.limits.asked_before=[null,0]"
+        "filters.thresholds.grounded=[0.5,null]", "filters.thresholds.duplicate_question=[null,0]"
     ).filters
     clock.begin()
     filter_pairs(config, folder / "synthesis" / "pairs", folder / "filters", 0, None)
@@ -257,13 +257,13 @@ def training(folder: Path, megabytes: float, clock: Clock) -> None:
         f"mixture.seq_len={STEP_TOKENS}",
         "trainer=cpu",
         f"trainer.max_steps={steps}",
-        "trainer.accumulate=1",
+        "trainer.accumulate_grad_batches=1",
     )
     config = _config(
         f"model={MODEL}",
         *settings,
         "trainer.micro_batch_size=1",
-        "trainer.keep_checkpoints=false",
+        "checkpoint.keep_after_training=false",
         command="train",
     )
     clock.begin()
@@ -312,7 +312,7 @@ def _read(source: Path, output: Path, clock: Clock, *settings: str) -> None:
     from ipt.corpus.build import build_corpus
 
     config = _config(
-        f"corpus.path={source}", "corpus.id_field=id", "corpus.held_out=0", *settings
+        f"corpus.path={source}", "corpus.id_field=id", "corpus.held_out_fraction=0", *settings
     ).corpus
     clock.begin()
     build_corpus(config, 0, output)

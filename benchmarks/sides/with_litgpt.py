@@ -59,7 +59,7 @@ def main() -> None:
     pretrain.setup(
         job["name"],
         out_dir=output,
-        precision="bf16-mixed" if job["precision"] == "bf16" else "32-true",
+        precision=job["precision"],
         initial_checkpoint_dir=converted(job["name"], Path(job["model"]), output),
         data=GivenRows(job["rows"]),
         train=train,

@@ -60,7 +60,7 @@ def training_arguments(job: dict[str, Any]) -> TrainingArguments:
         max_steps=len(job["micro_batches"]) // job["accumulate"],
         gradient_accumulation_steps=job["accumulate"],
         use_cpu=True,
-        bf16=job["precision"] == "bf16",
+        bf16=job["precision"] == "bf16-mixed",
         optim="adamw_torch_fused",
         learning_rate=job["lr"],
         lr_scheduler_type="constant",

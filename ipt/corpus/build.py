@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ipt.config import CorpusConfig
+from ipt.config import CorpusConfig, check_choices
 from ipt.console import console, progress
 from ipt.corpus.documents import SCHEMA, Document, RowText, read_documents
 from ipt.corpus.files import QUESTIONS, CorpusFile
@@ -40,7 +40,6 @@ from ipt.corpus.questions import (
 from ipt.errors import UserError
 from ipt.stage import atomic
 
-KINDS = ("files", "hub", "ontology")
 OVERLAPS = "overlaps with an evaluation task"
 PART_DOCUMENTS, PART_CHARACTERS = 50_000, 32_000_000  # one output file holds at most about so much
 GROUP_DOCUMENTS, GROUP_CHARACTERS = 1_000, 4_000_000  # and so much of it is written at a time
@@ -118,15 +117,14 @@ def input_digests(config: CorpusConfig) -> dict[str, str]:
 
 
 def _check_values(config: CorpusConfig) -> None:
-    if config.kind not in KINDS:
-        raise UserError(f"corpus.kind={config.kind}: expected one of {', '.join(KINDS)}")
-    if not 0 <= config.held_out < 1:
+    check_choices(config, "corpus.")
+    if not 0 <= config.held_out_fraction < 1:
         raise UserError(
-            f"corpus.held_out={config.held_out}: expected a share of at least 0 and less than 1"
+            f"corpus.held_out_fraction={config.held_out_fraction}: expected a share of at least 0 and less than 1"
         )
-    if config.limit is not None and config.limit < 1:
+    if config.max_documents is not None and config.max_documents < 1:
         raise UserError(
-            f"corpus.limit={config.limit}: expected null or a number of documents, 1 or more"
+            f"corpus.max_documents={config.max_documents}: expected null or a number of documents, 1 or more"
         )
     if config.questions < 0:
         raise UserError(f"corpus.questions={config.questions}: expected 0 or more")
@@ -179,7 +177,7 @@ def _build_documents(
     with (
         _Parts(output / "documents") as training,
         _Parts(output / "held_out") as held_out,
-        progress("corpus", config.limit) as bar,
+        progress("corpus", config.max_documents) as bar,
     ):
         for document in read_documents(config, dropped, row_text):
             reason = next(filter(None, (reason_for(document.text) for reason_for in filters)), None)
@@ -194,7 +192,7 @@ def _build_documents(
                 continue
             training.add(document)
             bar.advance()
-            if training.documents == config.limit:
+            if training.documents == config.max_documents:
                 break
         if not training.documents:
             raise UserError(_nothing_left(config, held_out.documents, dropped))
@@ -205,7 +203,7 @@ def _build_documents(
         "read": training.documents + held_out.documents + sum(dropped.values()),
         **_sizes(training, held_out),
         "dropped": dict(dropped),
-        "stopped_at_limit": training.documents == config.limit,
+        "stopped_at_limit": training.documents == config.max_documents,
         "questions": questions,
         "unread_files": dict(unread),
         **groups.report(),
@@ -233,7 +231,7 @@ class _Groups:
     """Says which documents are held out: each by itself, or all of one value of a field together."""
 
     def __init__(self, config: CorpusConfig, seed: int) -> None:
-        self._field, self._share, self._seed = config.held_out_by, config.held_out, seed
+        self._field, self._share, self._seed = config.held_out_by, config.held_out_fraction, seed
         self._held_out, self._training, self._without = set[str](), set[str](), 0
 
     def hold_out(self, document: Document) -> bool:
@@ -267,9 +265,7 @@ class _Groups:
 
 def _nothing_left(config: CorpusConfig, held_out: int, dropped: Counter[str]) -> str:
     if not dropped:
-        return (
-            f"corpus.held_out={config.held_out} holds out all {held_out} documents: make it smaller"
-        )
+        return f"corpus.held_out_fraction={config.held_out_fraction} holds out all {held_out} documents: make it smaller"
     reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
     return (
         f"no document of the corpus is left to train on ({reasons}; held out: {held_out}): relax "
@@ -321,9 +317,11 @@ def _build_ontology(
     books = []
     with progress("corpus", len(config.ontologies)) as bar:
         for name in sorted(config.ontologies):
-            books.append(_make_book(name, config.held_out, seed))
+            books.append(_make_book(name, config.held_out_fraction, seed))
             bar.advance(note=name)
-    first = _shuffled(((book, page) for book in books for page in book.pages), seed)[: config.limit]
+    first = _shuffled(((book, page) for book in books for page in book.pages), seed)[
+        : config.max_documents
+    ]
     kept = [(book, page) for book, page in first if not decontamination.drops(page.text)]
     reserved = _shuffled(((book, page) for book in books for page in book.held_out_pages), seed)
     with _Parts(output / "documents") as training, _Parts(output / "held_out") as held_out:
@@ -415,7 +413,7 @@ def _account(book: _Book, first: list[Page], kept: list[Page]) -> dict[str, Any]
 
     account = {"training": count(kept), "held_out": count(book.held_out_pages)}
     left_out = dict(book.left_out)
-    left_out["on a page beyond corpus.limit"] = terms(book.pages) - terms(first)
+    left_out["on a page beyond corpus.max_documents"] = terms(book.pages) - terms(first)
     if len(kept) < len(first):
         left_out[f"on a page that {OVERLAPS}"] = terms(first) - terms(kept)
     read = len(ontology.terms) + sum(ontology.left_out.values())

@@ -59,7 +59,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Row:
+class CorpusRow:
     """One row of a file or data set before it is known to be a document."""
 
     where: str  # for messages: the file and the line in it
@@ -147,7 +147,7 @@ def _template_text(template: str, section: str) -> RowText:
     return text
 
 
-def _group(row: Row, field_name: str | None) -> dict[str, str]:
+def _group(row: CorpusRow, field_name: str | None) -> dict[str, str]:
     """The row's value of the field that documents are held out by, if it has one."""
     value = row.values.get(field_name) if field_name else None
     if field_name is None or value is None or row.whole_file:
@@ -160,7 +160,7 @@ def _group(row: Row, field_name: str | None) -> dict[str, str]:
     return {field_name: str(value)}
 
 
-def _made_text(row: Row, row_text: RowText) -> str:
+def _made_text(row: CorpusRow, row_text: RowText) -> str:
     try:
         text = row_text(row.values)
     except UserError as error:
@@ -168,7 +168,7 @@ def _made_text(row: Row, row_text: RowText) -> str:
     return _encodable(text, row, ", ".join(row.values))
 
 
-def _text(row: Row, field_name: str, section: str) -> str:
+def _text(row: CorpusRow, field_name: str, section: str) -> str:
     if field_name not in row.values:
         raise UserError(
             f"{row.where}: no field {field_name!r}, only "
@@ -186,7 +186,7 @@ def _text(row: Row, field_name: str, section: str) -> str:
     return _encodable(text, row, field_name)
 
 
-def _doc_id(row: Row, field_name: str | None, seen: set[bytes]) -> str:
+def _doc_id(row: CorpusRow, field_name: str | None, seen: set[bytes]) -> str:
     if field_name is None or row.whole_file:
         return short_hash(row.source, row.number)
     value = row.values.get(field_name)
@@ -206,7 +206,7 @@ def _doc_id(row: Row, field_name: str | None, seen: set[bytes]) -> str:
     return doc_id
 
 
-def _encodable(text: str, row: Row, field_name: str) -> str:
+def _encodable(text: str, row: CorpusRow, field_name: str) -> str:
     """`text`, unless it holds half of a surrogate pair, which JSON can spell but no file can store."""
     try:
         text.encode()
@@ -232,7 +232,7 @@ def _corpus_name(config: CorpusConfig, section: str) -> str:
 
 def _file_rows(
     config: CorpusConfig, all_fields: bool, section: str, files: Sequence[CorpusFile]
-) -> Iterator[Row]:
+) -> Iterator[CorpusRow]:
     if not config.path and not files:
         raise UserError(
             f"{section}.path is not set: name a .parquet, .jsonl or .txt file, a folder or a glob"
@@ -242,24 +242,24 @@ def _file_rows(
         if file.kind == "parquet":
             yield from _parquet_rows(file, columns, section)
         elif file.kind == "txt":
-            yield Row(
+            yield CorpusRow(
                 file.path, file.name, 1, {config.text_field: _read_text(file)}, whole_file=True
             )
         elif file.kind == "json":
             yield from (
-                Row(f"{file.where}, entry {number}", file.name, number, values)
+                CorpusRow(f"{file.where}, entry {number}", file.name, number, values)
                 for number, values in json_rows(file)
             )
         else:
             yield from (
-                Row(f"{file.where}, line {number}", file.name, number, values)
+                CorpusRow(f"{file.where}, line {number}", file.name, number, values)
                 for number, values in json_lines(file)
             )
 
 
 def _parquet_rows(
     file: CorpusFile, columns: list[str | None] | None, section: str
-) -> Iterator[Row]:
+) -> Iterator[CorpusRow]:
     with file.open_anywhere() as data:
         try:
             with pq.ParquetFile(data, pre_buffer=False, buffer_size=READ_BYTES) as table:
@@ -269,7 +269,7 @@ def _parquet_rows(
                 for batch in table.iter_batches(batch_size=256, columns=known):
                     for values in batch.to_pylist():
                         number += 1
-                        yield Row(f"{file.where}, row {number}", file.name, number, values)
+                        yield CorpusRow(f"{file.where}, row {number}", file.name, number, values)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{file.where}: not a readable Parquet file ({first_line(error)})"
@@ -299,7 +299,7 @@ def _read_text(file: CorpusFile) -> str:
 # ----------------------------------------------------------------------------------------------
 
 
-def _hub_rows(config: CorpusConfig, section: str) -> Iterator[Row]:
+def _hub_rows(config: CorpusConfig, section: str) -> Iterator[CorpusRow]:
     if not config.dataset:
         raise UserError(
             f"{section}.dataset is not set: name a data set, such as {section}.dataset=owner/name"
@@ -311,7 +311,7 @@ def _hub_rows(config: CorpusConfig, section: str) -> Iterator[Row]:
     try:
         rows = load_dataset(config.dataset, config.subset, split=config.split, streaming=True)
         for number, values in enumerate(rows, start=1):
-            yield Row(
+            yield CorpusRow(
                 f"{name}, split {config.split}, row {number}",
                 f"{name}:{config.split}",
                 number,

@@ -60,10 +60,6 @@ def _check(config: CorpusConfig) -> None:
         raise UserError(
             f"corpus.language_probability={config.language_probability}: expected 0 to 1"
         )
-    if config.exact_duplicates not in ("keep", "remove"):
-        raise UserError(
-            f"corpus.exact_duplicates={config.exact_duplicates}: expected keep or remove"
-        )
     if config.near_duplicates is not None and not LOWEST_SIMILARITY <= config.near_duplicates <= 1:
         raise UserError(
             f"corpus.near_duplicates={config.near_duplicates}: expected null or a similarity from "

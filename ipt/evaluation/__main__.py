@@ -143,8 +143,8 @@ def _add_pairs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     pairs.add_argument(
         "--dtype",
-        default="fp32",
-        choices=["fp32", "bf16", "fp16"],
+        default="float32",
+        choices=["float32", "bfloat16", "float16"],
         help="of a model here (default: fp32)",
     )
     pairs.add_argument(

@@ -43,7 +43,7 @@ class DuringTraining:
         """`eval/TASK/METRIC` -> value (None: not finite), and `eval_seconds`; nothing where the
         step is not due.
         """
-        steps = self.config.evaluation.during_training.steps
+        steps = self.config.evaluation.during_training.every_n_train_steps
         if steps is None or (step % steps and step != self.config.trainer.max_steps):
             return {}
         started = time.monotonic()
@@ -90,9 +90,9 @@ def check_during_training(config: Config) -> list[Task]:
     none if that is not asked for.
     """
     during = config.evaluation.during_training
-    if during.steps is None:
+    if during.every_n_train_steps is None:
         return []
-    for name, value in {"steps": during.steps, "limit": during.limit}.items():
+    for name, value in {"steps": during.every_n_train_steps, "limit": during.limit}.items():
         if value is not None and value < 1:
             raise UserError(
                 f"evaluation.during_training.{name} is {value}, expected 1 or more, or null"

@@ -22,7 +22,7 @@ from ipt.stage import read_json, write_json
 from ipt.tokens.encode import tokenizer_fingerprint
 from ipt.tokens.shards import INDEX_FILE
 from ipt.tokens.store import TokenStore
-from ipt.tokens.tasks import Task as Rows
+from ipt.tokens.tasks import TokenizeTask as Rows
 from ipt.tokens.tasks import make_tasks, read_rows
 
 FILE = "contamination.json"

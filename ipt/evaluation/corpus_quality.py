@@ -219,7 +219,7 @@ def _judge_here(
 
     cases = list(sample_cases(pairs, judge.sample, seed)[1])
     has_template = bool(load_tokenizer(judge.model).chat_template)
-    with load_backend(replace(config, chat=has_template), judge.model) as backend:
+    with load_backend(replace(config, apply_chat_template=has_template), judge.model) as backend:
         prompts = [backend.encoder.prompt(spelled_out(case), judge.max_tokens) for case in cases]
         fitting = [ids for ids, truncated in prompts if not truncated]
         replies = iter(backend.generate(fitting, [], judge.max_tokens, "judge"))

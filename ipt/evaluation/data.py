@@ -13,7 +13,7 @@ from ipt.corpus.files import CorpusFile, first_line
 from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.distractors import with_distractors
 from ipt.evaluation.draws import text_hash
-from ipt.evaluation.formats import Row, as_fields, is_missing, read_file, read_hub
+from ipt.evaluation.formats import DataRow, as_fields, is_missing, read_file, read_hub
 from ipt.evaluation.odd_rows import OddRow, OddRows
 from ipt.evaluation.task import CORPUS, HUB, Task
 from ipt.stage import read_parts
@@ -44,7 +44,7 @@ class Item(Protocol):
     def prompt_hash(self) -> str: ...
 
 
-def read_rows(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Row]:
+def read_rows(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[DataRow]:
     """The rows that the task's `where` and `keep` select; `corpus` is the folder of a finished
     corpus stage.
 
@@ -121,7 +121,7 @@ def subset(items: list[Any], limit: int | None) -> list[Any]:
     return [items[index] for index in sorted(chosen)]
 
 
-def row_id(task: Task, row: Row) -> str:
+def row_id(task: Task, row: DataRow) -> str:
     value = row.fields.get(task.id)
     return str(row.number) if value is None else str(value)
 
@@ -137,7 +137,7 @@ def check_ids(task: Task, items: Iterable[Item]) -> None:
         seen.add(item.id)
 
 
-def render_prompt(task: Task, row: Row, **more: Any) -> str:
+def render_prompt(task: Task, row: DataRow, **more: Any) -> str:
     """The task's prompt for a row. Of several phrasings the one that the hash of the row's id
     chooses, so no model gets another.
     """
@@ -151,7 +151,7 @@ def phrasing(task: Task, item: str) -> str:
     return task.prompt[int(text_hash(item), 16) % len(task.prompt)]
 
 
-def render(task: Task, key: str, template: str, row: Row, **more: Any) -> str:
+def render(task: Task, key: str, template: str, row: DataRow, **more: Any) -> str:
     """The task's template for `key` filled with the row's fields.
 
     Raises OddRow if a field is missing, or null, which counts as missing.
@@ -161,7 +161,7 @@ def render(task: Task, key: str, template: str, row: Row, **more: Any) -> str:
     )
 
 
-def render_value(task: Task, key: str, template: str, row: Row) -> str | float:
+def render_value(task: Task, key: str, template: str, row: DataRow) -> str | float:
     """As `render`; a number if the template is an expression that gives one."""
     found = _rendered(task, key, template, row, NUMBERS, {})
     if marked := re.fullmatch(rf"\s*{NUMBER}(-?\d+(\.\d+)?)\s*", found):
@@ -173,7 +173,7 @@ def _rendered(
     task: Task,
     key: str,
     template: str,
-    row: Row,
+    row: DataRow,
     environment: SandboxedEnvironment,
     more: dict[str, Any],
 ) -> str:
@@ -207,11 +207,11 @@ def _compile(environment: SandboxedEnvironment, template: str) -> Template:
 # ----------------------------------------------------------------------------------------------
 
 
-def _all_rows(task: Task, corpus: Path | None) -> Iterator[Row]:
+def _all_rows(task: Task, corpus: Path | None) -> Iterator[DataRow]:
     path = data_path(task, corpus)
     if path is not None and path.is_dir():
-        rows: Iterator[Row] = (
-            Row(f"{path} row {number + 1}", number, fields)
+        rows: Iterator[DataRow] = (
+            DataRow(f"{path} row {number + 1}", number, fields)
             for number, fields in enumerate(read_parts(path))
         )
     elif path is not None:
@@ -228,7 +228,7 @@ def _all_rows(task: Task, corpus: Path | None) -> Iterator[Row]:
     return (record._replace(number=number) for number, record in enumerate(records))
 
 
-def _records(task: Task, row: Row, path: list[str]) -> Iterator[Row]:
+def _records(task: Task, row: DataRow, path: list[str]) -> Iterator[DataRow]:
     """The rows inside a row; they have its other fields too."""
     if not path:
         yield row
@@ -242,11 +242,11 @@ def _records(task: Task, row: Row, path: list[str]) -> Iterator[Row]:
             "list or an object"
         )
     for number, entry in enumerate([entries] if isinstance(entries, dict) else entries):
-        inner = Row(f"{row.where}, {name} {number + 1}", 0, {**outer, **as_fields(entry)})
+        inner = DataRow(f"{row.where}, {name} {number + 1}", 0, {**outer, **as_fields(entry)})
         yield from _records(task, inner, further)
 
 
-def _joined(task: Task, rows: Iterable[Row]) -> Iterator[Row]:
+def _joined(task: Task, rows: Iterable[DataRow]) -> Iterator[DataRow]:
     """The rows with the fields that `join` has for their ids."""
     if (source := task.joined) is None:
         yield from rows
@@ -264,7 +264,7 @@ def _joined(task: Task, rows: Iterable[Row]) -> Iterator[Row]:
         )
 
 
-def _with_fields(task: Task, row: Row) -> Row:
+def _with_fields(task: Task, row: DataRow) -> DataRow:
     """The row, if it has the fields that the task's distractors name."""
     for key in filter(None, (task.distractors["field"], task.distractors.get("near", ""))):
         if row.fields.get(key) in (None, ""):
@@ -275,7 +275,7 @@ def _with_fields(task: Task, row: Row) -> Row:
     return row
 
 
-def _is_kept(task: Task, row: Row) -> bool:
+def _is_kept(task: Task, row: DataRow) -> bool:
     if not task.keep:
         return True
     said = render(task, "keep", task.keep, row).strip()

@@ -5,11 +5,11 @@ from itertools import chain, islice
 
 from ipt.errors import UserError
 from ipt.evaluation.draws import draw
-from ipt.evaluation.formats import Row
+from ipt.evaluation.formats import DataRow
 from ipt.evaluation.task import Task
 
 
-def with_distractors(task: Task, rows: list[Row]) -> list[Row]:
+def with_distractors(task: Task, rows: list[DataRow]) -> list[DataRow]:
     """The rows with two more fields: `options`, their own value of a field among other rows'
     values, and `gold`, its index.
 
@@ -34,7 +34,7 @@ def with_distractors(task: Task, rows: list[Row]) -> list[Row]:
     ]
 
 
-def _with_options(task: Task, row: Row, pools: list[list[str]]) -> Row:
+def _with_options(task: Task, row: DataRow, pools: list[list[str]]) -> DataRow:
     name, number = task.distractors["field"], task.distractors["number"]
     right, key = row.fields[name], f"{row.number}/{row.fields[name]}"
     others: dict[str, str] = {}  # without regard to case -> as it stands

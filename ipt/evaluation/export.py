@@ -20,7 +20,7 @@ from ipt.stage import atomic
 ITEMS: dict[str, Any] = {
     "choice": multiple_choice.Question,
     "generation": generation.Item,
-    "perplexity": perplexity.Document,
+    "perplexity": perplexity.ScoredDocument,
 }
 MODULE = "ipt_tasks"
 CODE = '''"""What the task files of this folder are run by; it needs the package ipt."""

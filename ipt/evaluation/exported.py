@@ -177,10 +177,12 @@ class _Answers:
     def __init__(self, encoder: Encoder, results: Sequence[Any], item: Any) -> None:
         self.encoder, self._results, self._item = encoder, results, item
 
-    def option_rows(self, question: encoding.Question) -> list[encoding.Row]:
+    def option_rows(self, question: encoding.Question) -> list[encoding.EncodedRow]:
         return encoding.plain_rows(question)
 
-    def logprobs(self, rows: Sequence[encoding.Row], description: str) -> list[NDArray[np.float64]]:
+    def logprobs(
+        self, rows: Sequence[encoding.EncodedRow], description: str
+    ) -> list[NDArray[np.float64]]:
         """The harness gives a sum for each row; it is spread over the row's tokens."""
         return [
             np.full(len(row.targets), total / len(row.targets))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CELL = 1 << 30  # characters that a cell of a .csv file may have
 
 
-class Row(NamedTuple):
+class DataRow(NamedTuple):
     """One row of a file: where it is, for messages, its number from 0, and its fields."""
 
     where: str
@@ -28,7 +28,7 @@ class Row(NamedTuple):
     fields: dict[str, Any]
 
 
-def read_file(task: Task, file: CorpusFile) -> Iterator[Row]:
+def read_file(task: Task, file: CorpusFile) -> Iterator[DataRow]:
     """The rows of a .jsonl, .json, .csv, .tsv, .conll (each also .gz or .zst) or .parquet file.
 
     - json: a list of objects, or one object, of which each key is a row with the key in the field
@@ -61,7 +61,7 @@ def read_file(task: Task, file: CorpusFile) -> Iterator[Row]:
         ) from None
 
 
-def read_hub(task: Task) -> Iterator[Row]:
+def read_hub(task: Task) -> Iterator[DataRow]:
     """The rows of a data set of the Hugging Face hub, or of its cached copy where the hub cannot be
     reached.
     """
@@ -72,7 +72,7 @@ def read_hub(task: Task) -> Iterator[Row]:
     try:
         rows = load_dataset(name, task.subset or None, split=split)
         for number, fields in enumerate(rows):
-            yield Row(f"{called} split {split} row {number + 1}", number, fields)
+            yield DataRow(f"{called} split {split} row {number + 1}", number, fields)
     except Exception as error:  # network, server, format: a hub raises whatever its clients do
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
@@ -102,7 +102,7 @@ def _format(task: Task, file: CorpusFile) -> str:
 # ----------------------------------------------------------------------------------------------
 
 
-def _jsonl(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
+def _jsonl(task: Task, path: str, lines: Iterable[str]) -> Iterator[DataRow]:
     for number, line in enumerate(lines):
         if line.strip():
             where = f"{path} line {number + 1}"
@@ -111,19 +111,19 @@ def _jsonl(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
                 raise UserError(
                     f"{where}: found {type(fields).__name__}, expected an object with fields"
                 )
-            yield Row(where, number, fields)
+            yield DataRow(where, number, fields)
 
 
-def _json(task: Task, path: str, lines: io.TextIOWrapper) -> Iterator[Row]:
+def _json(task: Task, path: str, lines: io.TextIOWrapper) -> Iterator[DataRow]:
     content = _parse(lines.read(), path)
     if isinstance(content, list):
         for number, entry in enumerate(content):
-            yield Row(f"{path} entry {number + 1}", number, as_fields(entry))
+            yield DataRow(f"{path} entry {number + 1}", number, as_fields(entry))
     elif isinstance(content, dict) and task.records and task.records.split(".")[0] in content:
-        yield Row(path, 0, content)
+        yield DataRow(path, 0, content)
     elif isinstance(content, dict):
         for number, (key, entry) in enumerate(content.items()):
-            yield Row(f"{path} key {key}", number, {"key": key, **as_fields(entry)})
+            yield DataRow(f"{path} key {key}", number, {"key": key, **as_fields(entry)})
     else:
         raise UserError(f"{path}: found {type(content).__name__}, expected a list or an object")
 
@@ -148,16 +148,16 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: not valid JSON: {first_line(error)}") from None
 
 
-def _csv(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
+def _csv(task: Task, path: str, lines: Iterable[str]) -> Iterator[DataRow]:
     yield from _table(task, path, csv.reader(lines, strict=True))
 
 
-def _tsv(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
+def _tsv(task: Task, path: str, lines: Iterable[str]) -> Iterator[DataRow]:
     """Quotes stand for themselves."""
     yield from _table(task, path, csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def _table(task: Task, path: str, cells: "Reader") -> Iterator[Row]:
+def _table(task: Task, path: str, cells: "Reader") -> Iterator[DataRow]:
     csv.field_size_limit(CELL)
     columns = task.columns or next(cells, [])
     for number, row in enumerate(filter(None, cells)):
@@ -166,15 +166,15 @@ def _table(task: Task, path: str, cells: "Reader") -> Iterator[Row]:
             raise UserError(
                 f"{where}: {len(row)} cells, expected {len(columns)}: {', '.join(columns)}"
             )
-        yield Row(where, number, dict(zip(columns, row, strict=True)))
+        yield DataRow(where, number, dict(zip(columns, row, strict=True)))
 
 
-def _parquet(file: CorpusFile) -> Iterator[Row]:
+def _parquet(file: CorpusFile) -> Iterator[DataRow]:
     number = 0
     with file.open_anywhere() as data, pq.ParquetFile(data) as table:
         for batch in table.iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
-                yield Row(f"{file.path} row {number + 1}", number, fields)
+                yield DataRow(f"{file.path} row {number + 1}", number, fields)
                 number += 1
 
 
@@ -182,7 +182,7 @@ def _parquet(file: CorpusFile) -> Iterator[Row]:
 # ----------------------------------------------------------------------------------------------
 
 
-def _conll(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
+def _conll(task: Task, path: str, lines: Iterable[str]) -> Iterator[DataRow]:
     number = 0
     for first, document in _documents(path, lines):
         for begin in range(0, len(document), task.sentences):
@@ -201,7 +201,7 @@ def _conll(task: Task, path: str, lines: Iterable[str]) -> Iterator[Row]:
                 "text": " ".join(tokens),
                 "entities": entities,
             }
-            yield Row(f"{path} sentence {first + begin + 1}", number, fields)
+            yield DataRow(f"{path} sentence {first + begin + 1}", number, fields)
             number += 1
 
 
@@ -244,7 +244,7 @@ def _entities(sentence: list[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 ALIASES = {"ndjson": "jsonl"}
-FORMATS: dict[str, Callable[[Task, str, io.TextIOWrapper], Iterator[Row]]] = {
+FORMATS: dict[str, Callable[[Task, str, io.TextIOWrapper], Iterator[DataRow]]] = {
     "jsonl": _jsonl,
     "json": _json,
     "csv": _csv,

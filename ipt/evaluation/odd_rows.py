@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from ipt.errors import UserError
-from ipt.evaluation.formats import Row
+from ipt.evaluation.formats import DataRow
 from ipt.evaluation.task import Task
 
 LEAVE_OUT, ERROR = "leave_out", "error"  # values of `odd_rows`
@@ -34,7 +34,9 @@ class OddRows:
     def __len__(self) -> int:
         return len(self._found)
 
-    def kept(self, task: Task, rows: Iterable[Row], make: Callable[[Row], Made]) -> list[Made]:
+    def kept(
+        self, task: Task, rows: Iterable[DataRow], make: Callable[[DataRow], Made]
+    ) -> list[Made]:
         """What `make` makes of each row, without the odd ones. Raises OddRow if the task does not
         allow them, or if all are odd.
         """

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.chat_templates import check_kwargs
-from ipt.config import EvaluationConfig
+from ipt.config import EvaluationConfig, check_choices
 from ipt.console import console, progress
 from ipt.errors import UserError
 from ipt.evaluation.contamination import FILE, Contaminated, clean_metrics
@@ -29,8 +29,8 @@ from ipt.stage import is_as_noted, note_hash, rank, remove_notes, write_json, wr
 if TYPE_CHECKING:
     from ipt.evaluation.backends.base import Backend
 
-Row = dict[str, Any]  # a prediction
-Scored = tuple[Task, list[Row], float]  # a task, its predictions, the seconds that they took
+Prediction = dict[str, Any]  # a prediction
+Scored = tuple[Task, list[Prediction], float]  # a task, its predictions, the seconds that they took
 
 
 class Work(NamedTuple):
@@ -136,7 +136,7 @@ def score_tasks(work: Sequence[Work], backend: "Backend", output: Path) -> Itera
             yield task, predictions, round(time.monotonic() - started, 3)
 
 
-def results_of(work: Iterable[Work], predictions: Mapping[str, list[Row]]) -> Results:
+def results_of(work: Iterable[Work], predictions: Mapping[str, list[Prediction]]) -> Results:
     """What the predictions of each task amount to, as results.json has it. Tasks with rows left out
     have an entry for them.
     """
@@ -170,17 +170,7 @@ def check_tasks(
 
 def check_config(config: EvaluationConfig) -> None:
     """Raise UserError for a value that cannot work."""
-    for name, known in {
-        "backend": ("hf", "vllm"),
-        "dtype": ("fp32", "bf16", "fp16"),
-        "scoring": ("auto", "tree", "plain"),
-        "quantize": (None, "4bit", "8bit"),
-    }.items():
-        if getattr(config, name) not in known:
-            raise UserError(
-                f"evaluation.{name} is {getattr(config, name)!r}, expected "
-                f"{' or '.join(map(str, known))}"
-            )
+    check_choices(config, "evaluation.")
     for name, least in {"batch_tokens": 1, "limit": 1, "max_length": 2}.items():
         value = getattr(config, name)
         if value is not None and value < least:

@@ -84,7 +84,7 @@ def _source_row(name: str, row: Mapping[str, Any], steps: list[dict[str, Any]]) 
 
 
 def _training(config: Config, steps: list[dict[str, Any]]) -> list[str]:
-    optimizer, schedule, lora = config.optimizer, config.schedule, config.lora
+    optimizer, schedule, lora = config.optimizer, config.lr_scheduler, config.lora
     rows = [
         f"- {len(steps):,} of {config.trainer.max_steps:,} steps, {steps[-1]['tokens']:,} tokens"
         if steps

@@ -12,7 +12,7 @@ from ipt.generation_config import load_generation_config
 from ipt.model_checks import quiet, read_config, readable
 from ipt.models import load_tokenizer, resolve_model
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def check_export(config: Config) -> None:

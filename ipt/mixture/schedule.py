@@ -6,15 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ipt.config import MixtureConfig
+from ipt.config import MixtureConfig, check_choices
 from ipt.errors import UserError
-
-CHOICES = {
-    "unit": ("tokens", "documents"),
-    "interpolation": ("step", "linear"),
-    "packing": ("concat", "best_fit"),
-    "on_max_repeats": ("stop", "renormalise", "repeat"),
-}
 
 
 class Point(NamedTuple):
@@ -157,11 +150,7 @@ def resolve_ratios(
 
 
 def _check_choices(config: MixtureConfig) -> None:
-    for key, known in CHOICES.items():
-        if getattr(config, key) not in known:
-            raise UserError(
-                f"mixture.{key}={getattr(config, key)}: must be one of {', '.join(known)}"
-            )
+    check_choices(config, "mixture.")
     for name, share in config.subsample.items():
         if not 0 < share <= 1:
             raise UserError(f"mixture.subsample.{name}={share}: must be above 0 and at most 1")

@@ -83,7 +83,7 @@ def training_needs(config: Config) -> Needs:
     trainer = config.trainer
     model = memory_model(config)
     memory = training_memory(model, config)
-    sequences = trainer.micro_batch_size * trainer.accumulate * world_size(trainer)
+    sequences = trainer.micro_batch_size * trainer.accumulate_grad_batches * world_size(trainer)
     tokens = sequences * config.mixture.seq_len * trainer.max_steps
     parameters = list(model.parameters())
     flops, peak = (
@@ -109,7 +109,7 @@ def training_needs(config: Config) -> Needs:
         checkpoint=sum(parameter.nbytes for parameter in saved)
         + memory.optimizer * shard_count(trainer),
         export=sum(parameter.numel() for parameter in parameters)
-        * (2 if trainer.export_dtype == "bf16" else 4),
+        * (2 if trainer.export_dtype == "bfloat16" else 4),
     )
 
 
@@ -133,27 +133,29 @@ def _changes(config: Config) -> Iterator[str]:
         trainer.activation_checkpointing = "full"
         yield "trainer.activation_checkpointing=full"
     if trainer.micro_batch_size > 1:
-        trainer.accumulate, trainer.micro_batch_size = (
-            trainer.accumulate * trainer.micro_batch_size,
+        trainer.accumulate_grad_batches, trainer.micro_batch_size = (
+            trainer.accumulate_grad_batches * trainer.micro_batch_size,
             1,
         )
-        yield f"trainer.micro_batch_size=1 trainer.accumulate={trainer.accumulate}"
+        yield f"trainer.micro_batch_size=1 trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}"
     if config.optimizer.name == "adamw":
         config.optimizer.name = "adamw_8bit"
         yield "optimizer=adamw_8bit"
-    if trainer.weights == "fp32" and trainer.precision == "bf16":
-        trainer.weights = "bf16"
-        yield "trainer.weights=bf16"
+    if trainer.precision == "bf16-mixed":
+        trainer.precision = "bf16-true"
+        yield "trainer.precision=bf16-true"
     while (
-        trainer.accumulate % 2 == 0 and world_size(trainer) < MOST_DEVICES and not _on_cpu(config)
+        trainer.accumulate_grad_batches % 2 == 0
+        and world_size(trainer) < MOST_DEVICES
+        and not _on_cpu(config)
     ):
-        trainer.accumulate //= 2
+        trainer.accumulate_grad_batches //= 2
         if trainer.devices < DEVICES_OF_A_NODE:
             trainer.devices *= 2
-            yield f"trainer.devices={trainer.devices} trainer.accumulate={trainer.accumulate}"
+            yield f"trainer.devices={trainer.devices} trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}"
         else:
             trainer.num_nodes *= 2
-            yield f"trainer.num_nodes={trainer.num_nodes} trainer.accumulate={trainer.accumulate}"
+            yield f"trainer.num_nodes={trainer.num_nodes} trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}"
 
 
 # What is printed
@@ -191,7 +193,7 @@ def _facts_table(config: Config, needs: Needs) -> Table:
     rows = {
         "parameters": f"{needs.parameters:,} ({needs.embedding:,} in the input embedding)",
         "trained": f"{needs.trainable:,} ({needs.trainable / needs.parameters:.2%})",
-        "tokens of a step": f"{needs.tokens_per_step:,} = {world_size(trainer)} x {trainer.micro_batch_size} x {trainer.accumulate} x "
+        "tokens of a step": f"{needs.tokens_per_step:,} = {world_size(trainer)} x {trainer.micro_batch_size} x {trainer.accumulate_grad_batches} x "
         f"{config.mixture.seq_len:,} (devices x micro-batch x accumulation x sequence length)",
         "tokens": f"{needs.tokens:,} in {trainer.max_steps:,} steps",
         "FLOPs": f"{flops:.3g}, {needs.flops_per_token / 1e9:.1f} G a token: {CONVENTION}",
@@ -206,9 +208,9 @@ def _facts_table(config: Config, needs: Needs) -> Table:
 
 def _checkpoints(config: Config) -> str:
     """How many lie there at the same time."""
-    trainer = config.trainer
-    kept_for_good = trainer.max_steps // trainer.keep_every if trainer.keep_every else 0
-    return f"{trainer.keep_last + 1 + kept_for_good} at most while one is saved"
+    every, checkpoint = config.checkpoint.keep_every_n_steps, config.checkpoint
+    kept_for_good = config.trainer.max_steps // every if every else 0
+    return f"{checkpoint.keep_last + 1 + kept_for_good} at most while one is saved"
 
 
 def _time(config: Config, needs: Needs) -> str:
@@ -217,8 +219,8 @@ def _time(config: Config, needs: Needs) -> str:
     hours, devices = needs.seconds / 3600, world_size(config.trainer)
     note = (
         ""
-        if config.trainer.precision == "bf16"
-        else "; the peak is that of bf16, precision=fp32 is many times slower"
+        if config.trainer.bf16_arithmetic
+        else "; the peak is that of bf16, precision=32-true is many times slower"
     )
     where = f"{devices} {config.dry_run_gpu} at an MFU of {config.dry_run_mfu:.0%}"
     return f"{hours:,.1f} hours on {where} ({hours * devices:,.1f} GPU hours){note}"

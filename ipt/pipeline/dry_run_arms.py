@@ -48,7 +48,7 @@ class Step:
 
 
 @dataclass
-class Plan(Stages):
+class ArmsDryRun(Stages):
     """Walks through the stages of an arm and works on none: what is not finished is taken to be
     what its settings would make of it.
     """
@@ -112,7 +112,7 @@ class Plan(Stages):
             "corpus",
             label,
             asdict(config),
-            lambda: super(Plan, self)._documents(config, label, row_text),
+            lambda: super(ArmsDryRun, self)._documents(config, label, row_text),
         )
 
     def _tuning_texts(self, source: str, config: SourceConfig) -> Stage:
@@ -120,7 +120,7 @@ class Plan(Stages):
             "texts",
             f"texts {source}",
             asdict(config),
-            lambda: super(Plan, self)._tuning_texts(source, config),
+            lambda: super(ArmsDryRun, self)._tuning_texts(source, config),
         )
 
     def synthesis(self, folder: Path | None = None) -> Stage:
@@ -128,7 +128,7 @@ class Plan(Stages):
             "synthesis",
             "synthesis",
             asdict(self.config.synthesis),
-            lambda: super(Plan, self).synthesis(folder),
+            lambda: super(ArmsDryRun, self).synthesis(folder),
         )
 
     def rendering(self) -> Stage:
@@ -140,12 +140,15 @@ class Plan(Stages):
             "tokens",
             f"tokens {self._label(source)}",
             {"source": source},
-            lambda: super(Plan, self).store(source),
+            lambda: super(ArmsDryRun, self).store(source),
         )
 
     def training(self, name: str = "training", folder: Path | None = None) -> Stage:
         return self._found(
-            "training", name, asdict(self.config), lambda: super(Plan, self).training(name, folder)
+            "training",
+            name,
+            asdict(self.config),
+            lambda: super(ArmsDryRun, self).training(name, folder),
         )
 
     def contamination(self, data: str, corpus: Stage | None) -> Stage:
@@ -155,7 +158,7 @@ class Plan(Stages):
                 "contamination",
                 label,
                 settings,
-                lambda: super(Plan, self).contamination(data, corpus),
+                lambda: super(ArmsDryRun, self).contamination(data, corpus),
             )
         stage = self._planned(
             "contamination", settings
@@ -176,7 +179,7 @@ class Plan(Stages):
             "evaluation",
             name,
             settings,
-            lambda: super(Plan, self).evaluation(model, identity, name, folder, trained),
+            lambda: super(ArmsDryRun, self).evaluation(model, identity, name, folder, trained),
         )
 
 
@@ -200,7 +203,7 @@ def plan_arms(config: Config) -> list[Step]:
     steps: dict[Path, Step] = {}
     needs: dict[str, Needs] = {}
     for run in start_last(arm_runs(config)):
-        plan = Plan(run.config)
+        plan = ArmsDryRun(run.config)
         advance(run, config.stages or list(PHASES), plan)
         for step in plan.steps():
             known = steps.setdefault(step.stage.folder, step)
@@ -232,7 +235,7 @@ def _reckon(step: Step, config: Config, corpus: Stage | None, known: dict[str, N
             needs.seconds / 3600 * trainer.devices * trainer.num_nodes if needs.seconds else None
         )
         step.disk = needs.export + needs.checkpoint * (
-            1 + trainer.keep_last
+            1 + config.checkpoint.keep_last
         )  # the last step is saved before the export
     elif step.name == "synthesis" and characters and documents:
         _reckon_synthesis(step, config, characters / CHARACTERS, documents)

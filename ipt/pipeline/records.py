@@ -139,7 +139,7 @@ def _gpu_seconds(stage: Stage, config: Config) -> float:
     manifest = read_json(stage.folder / MANIFEST)
     there = len(manifest["hardware"]["gpus"])
     used = {
-        "synthesis": config.synthesis.tensor_parallel * config.synthesis.replicas,
+        "synthesis": config.synthesis.tensor_parallel_size * config.synthesis.data_parallel_size,
         "training": config.trainer.devices * config.trainer.num_nodes,
         "evaluation": 1,
     }.get(manifest["stage"], 0)

@@ -21,7 +21,14 @@ from ipt.mixture.schedule import used_sources
 from ipt.models import model_identity
 from ipt.pipeline.provenance import provenance, provenance_facts, write_manifest
 from ipt.pipeline.records import Record, arm_record, write_record, write_records
-from ipt.pipeline.stages import PHASES, Stages, Unfinished, arm_config, main_scores_of, model_check
+from ipt.pipeline.stages import (
+    PHASES,
+    StageNotFinished,
+    Stages,
+    arm_config,
+    main_scores_of,
+    model_check,
+)
 from ipt.report.scores import Arm
 from ipt.stage import MANIFEST, Stage, atomic, check_outputs, rank, read_json, write_json
 from ipt.sweeps.job import job_result, report_result
@@ -159,7 +166,7 @@ def _attempt(run: ArmRun, phases: list[str]) -> None:
     """
     try:
         advance(run, phases)
-    except Unfinished as missing:
+    except StageNotFinished as missing:
         run.error = (
             f"{missing} is not finished: run stages=[{_phase_of(str(missing))}] first, with the "
             "same stages_dir"
@@ -317,7 +324,7 @@ def _facts(config: Config, runs: list[ArmRun], found: dict[str, Any]) -> dict[st
         "seed": config.seeds or config.seed,
         "token budget of each arm": config.trainer.max_steps
         * config.trainer.micro_batch_size
-        * config.trainer.accumulate
+        * config.trainer.accumulate_grad_batches
         * config.trainer.devices
         * config.trainer.num_nodes
         * config.mixture.seq_len,

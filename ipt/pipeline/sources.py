@@ -29,5 +29,5 @@ def source_corpus(source: str, config: SourceConfig) -> CorpusConfig:
         split=config.split,
         text_field=config.text_field,
         template=config.template,
-        held_out=0.0,
+        held_out_fraction=0.0,
     )

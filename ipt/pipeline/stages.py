@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ipt import distributed
-from ipt.config import Config, CorpusConfig, SourceConfig
+from ipt.config import Config, CorpusConfig, SourceConfig, to_config
 from ipt.console import console
 from ipt.corpus.overlap import Overlap
 from ipt.mixture.schedule import schedule_points
@@ -40,7 +40,7 @@ PHASES: dict[str, tuple[str, ...]] = {  # what `stages` may name -> stages that 
 }
 
 
-class Unfinished(Exception):
+class StageNotFinished(Exception):
     """There is work to do, and it was not to be done."""
 
 
@@ -120,7 +120,7 @@ class Stages:
             return run_stage(name, folder, work, **identity, collective=collective)
         stage = find_stage(name, folder, **identity)
         if stage is None:
-            raise Unfinished(name)
+            raise StageNotFinished(name)
         return stage
 
     def corpus(self) -> Stage:
@@ -234,7 +234,7 @@ class Stages:
         settings: Json = {"model": config.model, "architecture": config.architecture}
         settings |= {
             part: asdict(getattr(config, part))
-            for part in ("mixture", "optimizer", "schedule", "lora")
+            for part in ("mixture", "optimizer", "lr_scheduler", "lora")
         }
         settings["trainer"] = trainer_settings(config.trainer)
         # What the sources hold is in the inputs; ratios are kept as they were resolved.
@@ -352,7 +352,7 @@ class Stages:
         from ipt.evaluation.callback import DuringTraining, scored_tasks
         from ipt.evaluation.task import load_tasks
 
-        if self.config.evaluation.during_training.steps is None:
+        if self.config.evaluation.during_training.every_n_train_steps is None:
             return None
         needs_corpus = any(
             task.needs_corpus
@@ -531,7 +531,7 @@ def finished_result(command: str, config: Config) -> Json | None:
         return None
     try:
         return results[command](Stages(config, only=()))
-    except (Unfinished, ValueError, OSError):  # what is wrong the command itself tells better
+    except (StageNotFinished, ValueError, OSError):  # what is wrong the command itself tells better
         return None
 
 
@@ -580,9 +580,8 @@ def arm_config(config: Config, changes: Mapping[str, Any]) -> Config:
     the command line.
     """
     merged = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.create(dict(changes)))
-    result = OmegaConf.to_object(merged)
-    assert isinstance(result, Config)
-    return result
+    assert isinstance(merged, DictConfig)
+    return to_config(merged)
 
 
 def _with_own_seed(config: Config) -> Config:

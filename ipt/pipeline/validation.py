@@ -25,7 +25,7 @@ from ipt.rendering.run import check_rendering
 from ipt.stage import rank
 from ipt.synthesis.finetuning_data import check_tuning_source
 from ipt.synthesis.formats.base import RULE_BASED
-from ipt.synthesis.quality.filters import OVERLAP_MODES, check_filters
+from ipt.synthesis.quality.filters import check_filters
 from ipt.synthesis.run import check_synthesis
 from ipt.tokens.source import KIND as STORE
 from ipt.tokens.source import check_ids, open_source
@@ -220,11 +220,6 @@ def _check_overlap(config: Config) -> None:
     """
     if not (config.corpus.overlap or config.filters.overlap):
         return
-    if config.corpus.overlap not in (None, *OVERLAP_MODES):
-        raise UserError(
-            f"corpus.overlap={config.corpus.overlap}: must be one of {', '.join(OVERLAP_MODES)}, "
-            "or null"
-        )
     tasks = config.decontamination.tasks or config.tasks
     if not tasks:
         raise UserError(

@@ -49,7 +49,7 @@ class Models:
             raise UserError(f"model {name}: not one of those that this playground was started with")
         with self._one_at_a_time:
             scorer = self._load(name)
-            if config.template and not scorer.encoder.tokenizer.chat_template:
+            if config.apply_chat_template and not scorer.encoder.tokenizer.chat_template:
                 raise UserError(
                     f"the tokenizer of {name} has no chat template: talk to it without one"
                 )
@@ -67,7 +67,7 @@ class Models:
         if self._scorer is None or name != self._name:
             self._scorer = None  # makes room for the next one
             self._scorer = load_scorer(
-                replace(self._config.evaluation, chat=False, scoring="plain"), name
+                replace(self._config.evaluation, apply_chat_template=False, scoring="plain"), name
             )
             self._name = name
         return self._scorer

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ipt.config import SynthesisConfig
 from ipt.errors import UserError
 from ipt.rendering.pairs import ChainRow
-from ipt.rendering.run import Row
+from ipt.rendering.run import PairsRow
 from ipt.synthesis.chains import Piece, Round, run_chain
 from ipt.synthesis.engines import Engine, EngineDied, Generation
 from ipt.synthesis.formats.base import Prompt, PromptFormat
@@ -55,14 +55,16 @@ class Writing:
         """The rounds of the text itself, with the one that is being written as far as it goes."""
         return self._rounds()[self.examples :]
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[PairsRow]:
         """What synthesis would hand on to rendering."""
         rows = []
         for piece, parsed, inherits in [
             (round.piece, round.parsed, round.inherits_previous) for round in self._rounds()
         ]:
             rows.append(
-                Row(0, inherits, ChainRow(piece.doc_id, piece.text, parsed.pairs, parsed.rewrite))
+                PairsRow(
+                    0, inherits, ChainRow(piece.doc_id, piece.text, parsed.pairs, parsed.rewrite)
+                )
             )
         return rows
 

@@ -52,7 +52,7 @@ def _lay_out(config: Config, models: Models) -> Sheet:
             names = models.names()
             model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
             template = gr.Checkbox(
-                chat.template,
+                chat.apply_chat_template,
                 label="Chat template of its tokenizer",
                 info=WITHOUT_TEMPLATE,
                 elem_id="template",
@@ -120,7 +120,7 @@ def _wire(config: Config, models: Models, stops: Stops, sheet: Sheet) -> None:
     ) -> Iterator[Any]:
         chat = replace(
             config.chat,
-            template=template,
+            apply_chat_template=template,
             temperature=temperature,
             max_new_tokens=int(max_new_tokens),
         )

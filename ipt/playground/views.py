@@ -14,7 +14,7 @@ from ipt.playground.synthesizer import UNFINISHED, Example, Writing
 from ipt.rendering.pairs import Item, read_document, read_pair
 from ipt.rendering.preview import COLOURS, mark, marked_parts
 from ipt.rendering.render import Settings, Text, render_documents
-from ipt.rendering.run import Row, read_chains
+from ipt.rendering.run import PairsRow, read_chains
 from ipt.synthesis.chains import Round
 from ipt.synthesis.formats.base import PromptFormat
 
@@ -54,7 +54,7 @@ def pairs_view(writing: Writing) -> str:
     return Markup('<div class="pairs">{}</div>').format(body)
 
 
-def draws_view(rows: Sequence[Row], config: RenderingConfig, seed: int) -> str:
+def draws_view(rows: Sequence[PairsRow], config: RenderingConfig, seed: int) -> str:
     """The texts that would be trained on, as `DRAWS` seeds from `seed` on give them, coloured by
     part.
     """
@@ -186,7 +186,7 @@ def _beginning(text: str) -> str:
 # ----------------------------------------------------------------------------------------------
 
 
-def _draw(rows: Sequence[Row], settings: Settings, seed: int) -> Markup:
+def _draw(rows: Sequence[PairsRow], settings: Settings, seed: int) -> Markup:
     texts = [
         text
         for chain in read_chains(rows)

@@ -39,7 +39,7 @@ class Item(NamedTuple):
     reasoning: str = ""
 
 
-class Document(NamedTuple):
+class AugmentedDocument(NamedTuple):
     """One document of a chain with its usable pairs, and the reason why for each of the others."""
 
     doc_id: str
@@ -49,7 +49,7 @@ class Document(NamedTuple):
     rewrite: str = ""
 
 
-def read_document(row: ChainRow) -> Document:
+def read_document(row: ChainRow) -> AugmentedDocument:
     items, dropped = [], []
     for pair in row.pairs:
         read = read_pair(pair)
@@ -57,7 +57,7 @@ def read_document(row: ChainRow) -> Document:
             dropped.append(read)
         else:
             items.append(read)
-    return Document(row.doc_id, row.text, items, dropped, row.rewrite.strip())
+    return AugmentedDocument(row.doc_id, row.text, items, dropped, row.rewrite.strip())
 
 
 def read_pair(pair: Pair) -> Item | str:

@@ -19,7 +19,7 @@ from ipt.places import check_file
 from ipt.rendering.pairs import ChainRow, read_document
 from ipt.rendering.pools import MARKS
 from ipt.rendering.render import Settings, Text, render_documents
-from ipt.rendering.run import Row, read_chains
+from ipt.rendering.run import PairsRow, read_chains
 from ipt.stage import reading_parquet
 from ipt.synthesis.formats.tags import Pair
 
@@ -105,7 +105,7 @@ def _panel(text: Text) -> Panel:
 # ----------------------------------------------------------------------------------------------
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[PairsRow]:
     """The rows of a file or folder, as `preview` takes them."""
     for number, values in enumerate(_values(path)):
         yield _row(values, number, f"{path}, row {number + 1}")
@@ -140,7 +140,7 @@ def _parquet_values(path: Path) -> Iterator[Mapping[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _row(values: Mapping[str, Any], number: int, where: str) -> Row:
+def _row(values: Mapping[str, Any], number: int, where: str) -> PairsRow:
     """Rows as synthesis writes them; of other files at least a text or context and pairs, or the
     published QA_list of Q and A.
     """
@@ -163,4 +163,4 @@ def _row(values: Mapping[str, Any], number: int, where: str) -> Row:
             f"{where}: expected one of the fields {', '.join(TEXTS)} and one of {', '.join(PAIRS)} "
             "with question and answer (or Q and A)"
         ) from None
-    return Row(values.get("chain_id", number), values.get("inherits_previous", False), content)
+    return PairsRow(values.get("chain_id", number), values.get("inherits_previous", False), content)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ipt.config import RenderingConfig
+from ipt.config import RenderingConfig, check_choices
 from ipt.errors import UserError
 from ipt.rendering.draws import Draws
 from ipt.rendering.layouts import LAYOUTS, PARAGRAPH, Style, choose_layout, optional, show
-from ipt.rendering.pairs import ChainRow, Document, read_document
+from ipt.rendering.pairs import AugmentedDocument, ChainRow, read_document
 from ipt.rendering.pools import Pools, load_pools
 
 SOURCE = "instruction"  # the name that these texts have in the mixture
@@ -65,7 +65,9 @@ def render_chain(rows: Sequence[ChainRow], settings: Settings, seed: int) -> lis
     return render_documents([read_document(row) for row in rows], settings, seed)
 
 
-def render_documents(documents: Sequence[Document], settings: Settings, seed: int) -> list[Text]:
+def render_documents(
+    documents: Sequence[AugmentedDocument], settings: Settings, seed: int
+) -> list[Text]:
     """Like `render_chain`, from rows whose pairs have been read already."""
     if ARRANGEMENTS[settings.arrangement].stitched:
         return [text for document in documents for text in _stitch(document, settings, seed)]
@@ -80,10 +82,7 @@ def check_settings(config: RenderingConfig) -> None:
     """Raise a one-line UserError unless arrangement, layouts, inversion and versions are as they
     must be.
     """
-    if config.arrangement not in ARRANGEMENTS:
-        raise UserError(
-            f"rendering.arrangement={config.arrangement}: expected one of {', '.join(ARRANGEMENTS)}"
-        )
+    check_choices(config, "rendering.")
     for name, weight in config.layouts.items():
         if name not in LAYOUTS:
             raise UserError(
@@ -173,7 +172,7 @@ ARRANGEMENTS: dict[str, Arrangement] = {
 
 
 def _render_version(
-    documents: Sequence[Document], settings: Settings, version: int, style: Style
+    documents: Sequence[AugmentedDocument], settings: Settings, version: int, style: Style
 ) -> list[Text]:
     arrangement = ARRANGEMENTS[settings.arrangement]
     with_pairs = [document for document in documents if document.items]
@@ -201,7 +200,7 @@ def _render_version(
 
 
 def _render_pairs(
-    documents: Sequence[Document],
+    documents: Sequence[AugmentedDocument],
     arrangement: Arrangement,
     settings: Settings,
     version: int,
@@ -237,7 +236,7 @@ def _render_pairs(
     )
 
 
-def _stitch(document: Document, settings: Settings, seed: int) -> list[Text]:
+def _stitch(document: AugmentedDocument, settings: Settings, seed: int) -> list[Text]:
     """One text: the document's pairs in each version, what was written from it, and the document
     itself at the end.
     """
@@ -277,7 +276,7 @@ def _stitch(document: Document, settings: Settings, seed: int) -> list[Text]:
     ]
 
 
-def _raw(document: Document, version: int, style: Style) -> list[Text]:
+def _raw(document: AugmentedDocument, version: int, style: Style) -> list[Text]:
     if not document.text.strip():
         return []
     return [

@@ -19,7 +19,7 @@ from ipt.config import RenderingConfig
 from ipt.console import progress
 from ipt.errors import MissingFileError, UserError
 from ipt.parallel import in_order, worker_count
-from ipt.rendering.pairs import ChainRow, Document, read_document
+from ipt.rendering.pairs import AugmentedDocument, ChainRow, read_document
 from ipt.rendering.render import Settings, Text, render_documents
 from ipt.stage import ROW_GROUP, atomic, reading_parquet
 from ipt.synthesis.formats.tags import Pair
@@ -42,7 +42,7 @@ TASK_ROWS, TASK_BYTES = (
 LONGEST_CHAIN = 127  # rows: n_shots has 8 bits, and synthesis.shots is at most that
 
 
-class Row(NamedTuple):
+class PairsRow(NamedTuple):
     """One row of the pairs: where it belongs, and what it holds."""
 
     chain_id: int
@@ -57,7 +57,7 @@ class Group(NamedTuple):
     number: int
 
 
-class Task(NamedTuple):
+class RenderTask(NamedTuple):
     """The chains that begin in the first `own` groups; their last one may go on in the others, as
     far as a chain can.
     """
@@ -97,7 +97,7 @@ def render(config: RenderingConfig, pairs: Path, output: Path, seed: int) -> dic
     return tally.statistics(settings)
 
 
-def plan_tasks(pairs: Path) -> list[Task]:
+def plan_tasks(pairs: Path) -> list[RenderTask]:
     """Tasks depend on the files alone, so parts are the same for any number of workers."""
     paths = sorted(pairs.glob("part-*.parquet"))
     if not paths:
@@ -121,10 +121,10 @@ def plan_tasks(pairs: Path) -> list[Task]:
     return [_task(number, groups, ends, *border) for number, border in enumerate(pairwise(borders))]
 
 
-def _task(number: int, groups: list[Group], ends: list[int], first: int, end: int) -> Task:
+def _task(number: int, groups: list[Group], ends: list[int], first: int, end: int) -> RenderTask:
     """It holds no more groups than it may have to read: it is sent to a worker."""
     last = min(bisect_left(ends, ends[end] + LONGEST_CHAIN), len(groups))
-    return Task(
+    return RenderTask(
         number, groups[first:last], end - first, ends[end] - ends[first], last == len(groups)
     )
 
@@ -135,7 +135,7 @@ class Renderer:
     def __init__(self, config: RenderingConfig, folder: Path, seed: int) -> None:
         self.settings, self.folder, self.seed = Settings.of(config), folder, seed
 
-    def __call__(self, task: Task) -> "Tally":
+    def __call__(self, task: RenderTask) -> "Tally":
         tally = Tally()
         texts: list[Text] = []
         for chain in read_chains(_rows(task)):
@@ -150,7 +150,7 @@ class Renderer:
         return tally
 
 
-def _rows(task: Task) -> Iterator[Row]:
+def _rows(task: RenderTask) -> Iterator[PairsRow]:
     """The rows of the task's chains: from the first that begins a chain in its groups to the last
     before one begins behind them.
     """
@@ -170,7 +170,7 @@ def _rows(task: Task) -> Iterator[Row]:
         )
 
 
-def _read_group(group: Group) -> Iterator[Row]:
+def _read_group(group: Group) -> Iterator[PairsRow]:
     with reading_parquet(group.path), pq.ParquetFile(group.path) as file:
         table = file.read_row_group(group.number, columns=COLUMNS)
     pairs = table["pairs"].combine_chunks()
@@ -189,12 +189,12 @@ def _read_group(group: Group) -> Iterator[Row]:
         for name in ("doc_id", "chain_id", "text", "inherits_previous", "rewrite")
     )
     for doc_id, chain_id, text, inherits, rewrite, count in zip(*columns, counts, strict=True):
-        yield Row(
+        yield PairsRow(
             chain_id, inherits, ChainRow(doc_id, text, [next(read) for _ in range(count)], rewrite)
         )
 
 
-def read_chains(rows: Iterable[Row]) -> Iterator[list[ChainRow]]:
+def read_chains(rows: Iterable[PairsRow]) -> Iterator[list[ChainRow]]:
     """Consecutive rows of a chain that are joined: each that inherits from the row before it
     belongs to that row's text.
     """
@@ -233,7 +233,7 @@ class Tally:
         for name, counter in vars(other).items():
             getattr(self, name).update(counter)
 
-    def add_documents(self, documents: list[Document]) -> None:
+    def add_documents(self, documents: list[AugmentedDocument]) -> None:
         for document in documents:
             self.counts["documents"] += 1
             self.counts["pairs_read"] += len(document.items) + len(document.dropped)

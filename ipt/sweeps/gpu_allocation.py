@@ -14,7 +14,7 @@ STEP = "SLURM_JOB"
 
 
 @dataclass
-class Slots:
+class GpuAllocator:
     """At most `jobs` jobs, and what is still free of each GPU, 0 to 1."""
 
     jobs: int
@@ -73,7 +73,7 @@ def gpu_share(command: str, config: Config, wish: float | None) -> float:
     if wish is not None:
         return wish
     if command == "synthesize":
-        return float(config.synthesis.tensor_parallel * config.synthesis.replicas)
+        return float(config.synthesis.tensor_parallel_size * config.synthesis.data_parallel_size)
     return float(config.trainer.devices)
 
 

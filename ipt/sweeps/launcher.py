@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from ipt.errors import UserError
-from ipt.sweeps.gpu_allocation import Slots, gpu_share, visible_gpus
+from ipt.sweeps.gpu_allocation import GpuAllocator, gpu_share, visible_gpus
 from ipt.sweeps.job import Job
 from ipt.sweeps.process import TRY_AGAIN, Launch, Run, planned_run
 from ipt.sweeps.progress import Live
@@ -62,7 +62,7 @@ class _Queue:
     """Which jobs wait, and which run."""
 
     waiting: list[Run]
-    slots: Slots
+    slots: GpuAllocator
     settings: LaunchSettings
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class _Queue:
                 self.waiting.append(run)
 
 
-def _slots(runs: Sequence[Run], settings: LaunchSettings) -> Slots:
+def _slots(runs: Sequence[Run], settings: LaunchSettings) -> GpuAllocator:
     """The room there is; says of each run how much of it it needs."""
     if settings.n_jobs < 1:
         raise UserError(f"hydra.launcher.n_jobs={settings.n_jobs}: must be at least 1")
@@ -114,7 +114,7 @@ def _slots(runs: Sequence[Run], settings: LaunchSettings) -> Slots:
                 f"{wish} and there are {len(gpus)}: set trainer.devices or "
                 "hydra.launcher.gpus_per_job"
             )
-    return Slots(settings.n_jobs, dict.fromkeys(gpus, 1.0))
+    return GpuAllocator(settings.n_jobs, dict.fromkeys(gpus, 1.0))
 
 
 class _Stop:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-MODES = ("split", "truncate", "skip")
 # The end of a sentence: a full stop before something that begins one, a full stop of a script
 # without spaces, or a line break. A run of full stops is tried once, from its first one: trying
 # each takes quadratic time on dotted lines.

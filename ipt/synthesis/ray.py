@@ -19,7 +19,7 @@ from ipt.console import Bar, console
 from ipt.errors import UserError
 from ipt.synthesis.engines import EngineDied
 from ipt.synthesis.shards import Documents
-from ipt.synthesis.worker import Figures, Session, note, start, with_rates
+from ipt.synthesis.worker import Figures, ShardWorker, note, start, with_rates
 
 # shards in one actor, so that its window of live chains stays full at the end of the first one
 SHARDS_AT_ONCE = 2
@@ -47,7 +47,7 @@ class Worker:
             pairs,
             seed,
         )
-        self._session: Session | None = None
+        self._session: ShardWorker | None = None
 
     async def ready(self) -> None:
         """Returns once the actor lives."""
@@ -55,7 +55,7 @@ class Worker:
     async def work_off(self, index: int) -> Figures:
         """Finish a shard; returns what the actor has done since it began."""
         if self._session is None:
-            self._session = Session(
+            self._session = ShardWorker(
                 self._config, self._corpus, self._pairs, *start(self._config, self._seed)
             )
         await self._session.work_off([index], lambda documents, note: None)
@@ -98,7 +98,10 @@ class _Driver:
         self, ray: Any, config: SynthesisConfig, corpus: Documents, pairs: Path, seed: int, bar: Bar
     ) -> None:
         self._ray, self._corpus, self._bar = ray, corpus, bar
-        cluster, needed = ray.cluster_resources(), config.tensor_parallel * config.replicas
+        cluster, needed = (
+            ray.cluster_resources(),
+            config.tensor_parallel_size * config.data_parallel_size,
+        )
         gpus = int(cluster.get("GPU", 0))
         self.workers = config.workers or max(1, gpus // needed)
         share = (

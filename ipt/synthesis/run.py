@@ -8,21 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ipt.chat_templates import check_kwargs
-from ipt.config import SynthesisConfig
+from ipt.config import SynthesisConfig, check_choices
 from ipt.console import Bar, console, progress
 from ipt.errors import UserError
 from ipt.stage import NOTE, is_as_noted, remove_notes
 from ipt.synthesis.dataset_card import write_card
 from ipt.synthesis.engines import check_engine
 from ipt.synthesis.formats.base import RULE_BASED
-from ipt.synthesis.formats.registry import FORMATS
-from ipt.synthesis.long_documents import MODES
 from ipt.synthesis.quality.statistics import statistics
 from ipt.synthesis.shards import Documents, part_path
-from ipt.synthesis.worker import Figures, Session, start, with_rates
+from ipt.synthesis.worker import Figures, ShardWorker, start, with_rates
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-CLUSTERS = ("none", "ray")
 # Keys that may be changed between a run and its continuation: they do not decide what the pairs
 # are.
 OPERATION = {
@@ -31,14 +27,14 @@ OPERATION = {
         "api_key_env",
         "max_retries",
         "timeout",
-        "max_live_chains",
+        "max_num_seqs",
         "max_num_batched_tokens",
     ),
     *(
         "gpu_memory_utilization",
-        "kv_cache_gib",
-        "tensor_parallel",
-        "replicas",
+        "kv_cache_memory_bytes",
+        "tensor_parallel_size",
+        "data_parallel_size",
         "cluster",
         "workers",
         "ray_address",
@@ -130,10 +126,7 @@ def _remove_damaged(pairs: Path) -> None:
 
 def check_synthesis(config: SynthesisConfig) -> None:
     """Raise a one-line UserError for a config that `synthesize` would refuse. Loads nothing."""
-    _check_choice("format", config.format, tuple(FORMATS))
-    _check_choice("long_documents", config.long_documents, MODES)
-    _check_choice("dtype", config.dtype, DTYPES)
-    _check_choice("cluster", config.cluster, CLUSTERS)
+    check_choices(config, "synthesis.")
     check_kwargs(config.chat_template_kwargs, "synthesis.chat_template_kwargs")
     if config.format != RULE_BASED:
         check_engine(config.engine)
@@ -145,14 +138,14 @@ def check_synthesis(config: SynthesisConfig) -> None:
         "shots",
         "max_new_tokens",
         "shard_size",
-        "max_live_chains",
+        "max_num_seqs",
         "max_num_batched_tokens",
-        "tensor_parallel",
-        "replicas",
+        "tensor_parallel_size",
+        "data_parallel_size",
     ):
         if getattr(config, key) < 1:
             raise UserError(f"synthesis.{key}={getattr(config, key)}: must be at least 1")
-    for key in ("lookup_tokens", "max_retries"):
+    for key in ("prompt_lookup_num_tokens", "max_retries"):
         if getattr(config, key) < 0:
             raise UserError(f"synthesis.{key}={getattr(config, key)}: must be 0 or more")
     if config.timeout <= 0:
@@ -192,19 +185,19 @@ def check_synthesis(config: SynthesisConfig) -> None:
             "above 0"
         )
     if (
-        config.temperature and config.lookup_tokens
+        config.temperature and config.prompt_lookup_num_tokens
     ):  # vLLM would leave out min_p, and on a CPU the seeds
         raise UserError(
-            f"synthesis.lookup_tokens={config.lookup_tokens}: needs synthesis.temperature=0"
+            f"synthesis.prompt_lookup_num_tokens={config.prompt_lookup_num_tokens}: needs synthesis.temperature=0"
         )
     if not 0 < config.gpu_memory_utilization <= 1:
         raise UserError(
             f"synthesis.gpu_memory_utilization={config.gpu_memory_utilization}: must be above 0 "
             "and at most 1"
         )
-    if config.kv_cache_gib is not None and config.kv_cache_gib <= 0:
+    if config.kv_cache_memory_bytes is not None and config.kv_cache_memory_bytes <= 0:
         raise UserError(
-            f"synthesis.kv_cache_gib={config.kv_cache_gib}: must be above 0, or null for the "
+            f"synthesis.kv_cache_memory_bytes={config.kv_cache_memory_bytes}: must be above 0, or null for the "
             "engine's choice"
         )
     if config.format == "chat":
@@ -251,11 +244,6 @@ def synthesis_inputs(config: SynthesisConfig) -> dict[str, str]:
     return inputs
 
 
-def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"synthesis.{key}={value}: must be one of {', '.join(choices)}")
-
-
 def _parameters(config: SynthesisConfig) -> int | None:
     """Parameters of the generator; None of a server's model, which is not here to be counted."""
     from ipt.models import count_parameters
@@ -285,7 +273,7 @@ def _work_off(
 
     async def work() -> Figures:
         clock = time.monotonic()
-        session = Session(config, corpus, pairs, *start(config, seed))
+        session = ShardWorker(config, corpus, pairs, *start(config, seed))
         try:
             await session.work_off(unfinished, bar.advance)
         finally:

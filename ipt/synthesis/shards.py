@@ -42,7 +42,7 @@ CHAINS_PER_SHARD = 10**9  # chain_id = shard * CHAINS_PER_SHARD + chain in the s
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """The chains of one shard, and what happened to documents that are in no chain or in pieces."""
 
     documents: int
@@ -98,7 +98,7 @@ def part_path(folder: Path, index: int) -> Path:
 
 def plan_shard(
     documents: list[dict[str, Any]], config: SynthesisConfig, prompt_format: PromptFormat
-) -> Plan:
+) -> ShardPlan:
     """Fit each document to its limit and deal the pieces to chains; every document is in a chain or
     in `dropped`.
     """
@@ -135,13 +135,13 @@ def plan_shard(
             new_piece(name, text, prompt_format.begin(text))
             for name, text in zip(names, texts, strict=True)
         ]
-    return Plan(len(documents), plan_chains(pieces, config.shots), dropped, long_documents)
+    return ShardPlan(len(documents), plan_chains(pieces, config.shots), dropped, long_documents)
 
 
 class Shard:
     """A shard that is being worked on: its plan, its journal, and the rounds that are finished."""
 
-    def __init__(self, folder: Path, index: int, plan: Plan) -> None:
+    def __init__(self, folder: Path, index: int, plan: ShardPlan) -> None:
         self.index, self.plan = index, plan
         self.journal = Journal(folder / f".part-{index:05d}.journal.jsonl")
         self._path = part_path(folder, index)

@@ -26,7 +26,7 @@ def with_rates(figures: Figures, seconds: float) -> Figures:
     }
 
 
-class Session:
+class ShardWorker:
     """An engine at work on shards, and what it did meanwhile. `generations_replayed` came from the
     journal of an earlier session.
     """
@@ -67,7 +67,8 @@ class Session:
         `advance` is told how many documents were finished, and a note for people.
         """
         await run_bounded(
-            self._chains(shards, advance), self._config.max_live_chains * self._config.replicas
+            self._chains(shards, advance),
+            self._config.max_num_seqs * self._config.data_parallel_size,
         )
 
     def close(self) -> None:

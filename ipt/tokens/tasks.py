@@ -34,7 +34,7 @@ class RowGroups:
 
 
 @dataclass(frozen=True)
-class Task:
+class TokenizeTask:
     """Part number `part` of `parts` of the texts in `folder`: rows `first:end` of all files
     together.
     """
@@ -59,7 +59,7 @@ class Task:
         }
 
 
-def make_tasks(folder: Path, shard_tokens: int) -> list[Task]:
+def make_tasks(folder: Path, shard_tokens: int) -> list[TokenizeTask]:
     """Consecutive row groups of `folder/*.parquet`, about `shard_tokens` tokens in each task, a row
     group at least.
 
@@ -83,12 +83,14 @@ def make_tasks(folder: Path, shard_tokens: int) -> list[Task]:
             held, row, in_file, ends[-1] = held + size, row + rows, in_file + rows, row + rows
     starts = [0, *ends[:-1]]
     return [
-        Task(folder, texts, part, len(parts), starts[part], ends[part], tuple(_joined(groups)))
+        TokenizeTask(
+            folder, texts, part, len(parts), starts[part], ends[part], tuple(_joined(groups))
+        )
         for part, groups in enumerate(parts)
     ]
 
 
-def read_rows(task: Task) -> Iterator[dict[str, Any]]:
+def read_rows(task: TokenizeTask) -> Iterator[dict[str, Any]]:
     """The rows of a task in order, in bounded memory. Raises UserError naming file and row where
     there is no text.
     """

@@ -22,8 +22,8 @@ from ipt.tokens.shards import (
     shard_name,
 )
 from ipt.tokens.store import TokenStore
-from ipt.tokens.tasks import Task, make_tasks
-from ipt.tokens.workers import Job, origin_of, run_jobs
+from ipt.tokens.tasks import TokenizeTask, make_tasks
+from ipt.tokens.workers import TokenizeJob, origin_of, run_jobs
 
 
 def tokenize_texts(
@@ -82,7 +82,7 @@ def store_settings(config: TokensConfig) -> dict[str, Any]:
     }
 
 
-def _prepare(config: TokensConfig, texts: Path, model: str) -> tuple[Encoding, list[Task]]:
+def _prepare(config: TokensConfig, texts: Path, model: str) -> tuple[Encoding, list[TokenizeTask]]:
     from ipt.models import load_tokenizer
 
     tasks = make_tasks(texts, config.shard_tokens)
@@ -91,7 +91,7 @@ def _prepare(config: TokensConfig, texts: Path, model: str) -> tuple[Encoding, l
 
 def _write(
     config: TokensConfig,
-    tasks: Sequence[Task],
+    tasks: Sequence[TokenizeTask],
     encoding: Encoding,
     output: Path,
     first: int,
@@ -99,7 +99,7 @@ def _write(
 ) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     remove_unfinished(output)
-    jobs = [Job(task, output / shard_name(first + task.part)) for task in tasks]
+    jobs = [TokenizeJob(task, output / shard_name(first + task.part)) for task in tasks]
     remaining = [job for job in jobs if not _is_finished(job, encoding)]
     with progress(f"tokens {name}", tasks[-1].end) as bar:
         bar.advance(tasks[-1].end - sum(job.task.end - job.task.first for job in remaining))
@@ -113,7 +113,7 @@ def _write(
     }
 
 
-def _is_finished(job: Job, encoding: Encoding) -> bool:
+def _is_finished(job: TokenizeJob, encoding: Encoding) -> bool:
     path = job.shard / INDEX_FILE
     try:
         index = parse_index(path.read_bytes(), str(path), job.shard.name)
@@ -125,7 +125,7 @@ def _is_finished(job: Job, encoding: Encoding) -> bool:
     )
 
 
-def _first_shard(folder: Path, tasks: Sequence[Task], encoding: Encoding) -> int:
+def _first_shard(folder: Path, tasks: Sequence[TokenizeTask], encoding: Encoding) -> int:
     """The number of the shard of the first task: where these texts were begun before, else behind
     the last shard.
     """

@@ -14,7 +14,7 @@ from ipt.errors import UserError
 from ipt.parallel import begin_worker
 from ipt.tokens.encode import Encoder, Encoding
 from ipt.tokens.shards import Origin, ShardWriter
-from ipt.tokens.tasks import Task, read_rows
+from ipt.tokens.tasks import TokenizeTask, read_rows
 
 COUNT_EVERY = 256  # rows between two steps of the progress bar
 PARALLELISM, THREADS = (
@@ -24,15 +24,15 @@ PARALLELISM, THREADS = (
 
 
 @dataclass(frozen=True)
-class Job:
+class TokenizeJob:
     """A task and the folder of the shard that it becomes."""
 
-    task: Task
+    task: TokenizeTask
     shard: Path
 
 
 def run_jobs(
-    jobs: Sequence[Job], encoding: Encoding, workers: int, advance: Callable[[float], None]
+    jobs: Sequence[TokenizeJob], encoding: Encoding, workers: int, advance: Callable[[float], None]
 ) -> None:
     """Write the shards of all jobs with `workers` cores; `advance` is told of each so many finished
     rows.
@@ -53,13 +53,13 @@ def run_jobs(
             _write_shard(job, encoder, encoding, advance)
 
 
-def origin_of(task: Task, encoding: Encoding) -> Origin:
+def origin_of(task: TokenizeTask, encoding: Encoding) -> Origin:
     """What the index of the task's shard says that it was made with and from."""
     return Origin(encoding.fingerprint, encoding.begin, encoding.end, task.rows)
 
 
 def _write_shard(
-    job: Job, encoder: Encoder, encoding: Encoding, advance: Callable[[float], None]
+    job: TokenizeJob, encoder: Encoder, encoding: Encoding, advance: Callable[[float], None]
 ) -> None:
     uncounted = 0
     with ShardWriter(job.shard, origin_of(job.task, encoding)) as shard:
@@ -90,7 +90,7 @@ def _tokenizer_threads(several: bool) -> Iterator[None]:
 
 
 def _run_processes(
-    jobs: Sequence[Job],
+    jobs: Sequence[TokenizeJob],
     encoding: Encoding,
     processes: int,
     threads: int,
@@ -150,7 +150,7 @@ def _check(workers: Sequence[Any], errors: Any) -> None:
 
 
 def _work(
-    jobs: Sequence[Job],
+    jobs: Sequence[TokenizeJob],
     encoding: Encoding,
     threads: int,
     following: Any,

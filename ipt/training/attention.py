@@ -79,18 +79,18 @@ FLASH = {
 
 
 def candidates(trainer: TrainerConfig, features: Collection[str] = ()) -> list[str]:
-    """Names of `trainer.attention` that can run here for a model with `features`, the preferred one
+    """Names of `trainer.attn_implementation` that can run here for a model with `features`, the preferred one
     first.
 
     Without `auto` that is the name itself. Raises UserError, saying what is missing and how to get
     it, for a name that this machine, its packages, the precision or the model rules out.
     """
-    if trainer.attention != "auto":
-        if missing := _missing(trainer.attention, trainer) or _not_computed(
-            trainer.attention, features
+    if trainer.attn_implementation != "auto":
+        if missing := _missing(trainer.attn_implementation, trainer) or _not_computed(
+            trainer.attn_implementation, features
         ):
-            raise UserError(f"trainer.attention={trainer.attention}: {missing}")
-        return [trainer.attention]
+            raise UserError(f"trainer.attn_implementation={trainer.attn_implementation}: {missing}")
+        return [trainer.attn_implementation]
     names = (*FASTEST, "packed", "sdpa", "eager")
     return [
         name for name in names if not (_missing(name, trainer) or _not_computed(name, features))
@@ -212,7 +212,9 @@ def varlen_attention(
     for feature in FEATURES:
         option = options.get(feature)
         if option is not None and not (feature == "dropout" and option == 0):
-            raise UserError(f"trainer.attention=varlen: {_not_computed('varlen', [feature])}")
+            raise UserError(
+                f"trainer.attn_implementation=varlen: {_not_computed('varlen', [feature])}"
+            )
     starts, longest = options["cu_seq_lens_q"], options["max_length_q"]
     window = options.get("sliding_window")
     query_THD, key_THD, value_THD = (
@@ -284,8 +286,8 @@ def _missing(name: str, trainer: TrainerConfig) -> str | None:
         )
     if trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return "it needs an NVIDIA GPU, and this run has none; on a CPU use packed"
-    if trainer.precision != "bf16":
-        return "its kernel computes in bf16 only, set trainer.precision=bf16, or use packed"
+    if not trainer.bf16_arithmetic:
+        return "its kernel computes in bf16 only, set trainer.precision=bf16-mixed, or use packed"
     capability = torch.cuda.get_device_capability()
     kind = f"{torch.cuda.get_device_name()} of compute capability {capability[0]}.{capability[1]}"
     if name == "varlen":

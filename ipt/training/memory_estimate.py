@@ -68,7 +68,7 @@ BLOCK_4BIT, NESTED_4BIT = (
 
 
 @dataclass(frozen=True)
-class Moment:
+class MemoryPhase:
     """What comes on top of the lasting parts at one moment of a step, in bytes."""
 
     name: str
@@ -91,7 +91,7 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
-    moments: list[Moment]
+    moments: list[MemoryPhase]
 
     @property
     def lasting(self) -> int:
@@ -109,8 +109,8 @@ def memory_model(config: Config) -> Any:
     register_traced_attention()
     on_cpu = config.trainer.accelerator == "cpu"
     attention = (
-        config.trainer.attention
-        if config.trainer.attention != "auto"
+        config.trainer.attn_implementation
+        if config.trainer.attn_implementation != "auto"
         else "packed"
         if on_cpu
         else "varlen"
@@ -156,7 +156,9 @@ def training_memory(model: Any, config: Config) -> Memory:
                 config,
                 traced,
             ),
-            Moment("update", temporary=_update_bytes(updated_by, shards, config.optimizer.name)),
+            MemoryPhase(
+                "update", temporary=_update_bytes(updated_by, shards, config.optimizer.name)
+            ),
         ],
     )
 
@@ -208,7 +210,7 @@ def shard_count(trainer: TrainerConfig) -> int:
 
 
 def compute_dtype(trainer: TrainerConfig) -> torch.dtype:
-    return torch.bfloat16 if trainer.precision == "bf16" else torch.float32
+    return torch.bfloat16 if trainer.bf16_arithmetic else torch.float32
 
 
 def _traced(model: Any, config: Config) -> Traced:
@@ -244,7 +246,7 @@ def _gradient_bytes(parameter: Tensor, shards: int, trainer: TrainerConfig) -> i
     """
     waiting = (
         4 * parameter.numel()
-        if uses_fsdp(trainer) and trainer.no_sync and trainer.accumulate > 1
+        if uses_fsdp(trainer) and trainer.no_sync and trainer.accumulate_grad_batches > 1
         else 0
     )
     return sharded(parameter, shards) * parameter.element_size() + waiting
@@ -300,7 +302,7 @@ def _orthogonal_bytes(parameter: Tensor, shards: int) -> int:
 
 def _fsdp_moments(
     parameters: Sequence[Tensor], blocks: list[nn.Module], config: Config, traced: Traced
-) -> list[Moment]:
+) -> list[MemoryPhase]:
     """FSDP2: the root group is whole from the first use on; of the blocks one is in use and the
     next on its way.
     """
@@ -316,30 +318,30 @@ def _fsdp_moments(
         size + 4
     )  # in the type that is computed in, and in fp32 on their way through the reduction
     return [
-        Moment("loss", whole_root + whole_blocks, 0, traced.activations, traced.loss),
-        Moment(
+        MemoryPhase("loss", whole_root + whole_blocks, 0, traced.activations, traced.loss),
+        MemoryPhase(
             "backward",
             whole_root + whole_blocks,
             reduced * _trainable(group),
             traced.activations,
             traced.backward,
         ),
-        Moment("end of backward", whole_root, reduced * _trainable(root)),
+        MemoryPhase("end of backward", whole_root, reduced * _trainable(root)),
     ]
 
 
 def _single_moments(
     parameters: Sequence[Tensor], blocks: list[nn.Module], config: Config, traced: Traced
-) -> list[Moment]:
+) -> list[MemoryPhase]:
     """One plain process: in bf16 autocast keeps a copy of each matrix for the pass."""
     copies = (
         _numbers([parameter for parameter in parameters if parameter.ndim > 1]) * 2
-        if config.trainer.precision == "bf16"
+        if config.trainer.bf16_arithmetic
         else 0
     )
     return [
-        Moment("loss", copies, 0, traced.activations, traced.loss),
-        Moment("backward", copies, 0, traced.activations, traced.backward),
+        MemoryPhase("loss", copies, 0, traced.activations, traced.loss),
+        MemoryPhase("backward", copies, 0, traced.activations, traced.backward),
     ]
 
 

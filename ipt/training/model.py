@@ -16,9 +16,9 @@ from ipt.training.attention import implementation, resolve_attention
 
 
 def build_model(config: Config, attention: str | None = None) -> Any:
-    """The whole model in memory, in training mode, its weights as `trainer.weights` says.
+    """The whole model in memory, in training mode, its weights as `trainer.precision` says.
 
-    `attention` is an implementation of `trainer.attention`'s that is not looked for on this
+    `attention` is an implementation of `trainer.attn_implementation`'s that is not looked for on this
     machine; by default the resolved one. Raises UserError for an implementation that this machine
     or this model does not allow.
     """
@@ -108,7 +108,7 @@ def load_config(config: Config) -> Any:
 
 
 def weights_dtype(config: Config) -> torch.dtype:
-    return torch.bfloat16 if config.trainer.weights == "bf16" else torch.float32
+    return torch.bfloat16 if config.trainer.bf16_weights else torch.float32
 
 
 def is_lora(name: str) -> bool:
@@ -165,9 +165,7 @@ def _quantization(config: Config) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16
-        if config.trainer.precision == "bf16"
-        else torch.float32,
+        bnb_4bit_compute_dtype=torch.bfloat16 if config.trainer.bf16_arithmetic else torch.float32,
     )
 
 
@@ -189,5 +187,5 @@ def _check_kernel(architecture: Any, attention: str) -> None:
     )
     if "flash" in attention and allowed and attention not in allowed:
         raise UserError(
-            f"trainer.attention={attention}: this model only takes {', '.join(allowed)}; use sdpa"
+            f"trainer.attn_implementation={attention}: this model only takes {', '.join(allowed)}; use sdpa"
         )

@@ -16,7 +16,7 @@ from ipt.training.loading import can_be_filled, fill, stored_weights
 from ipt.training.model import base_model, build_model, empty_model, transformer_blocks
 from ipt.training.objective import CausalLMLoss, lacks_load_balancing, with_targets
 from ipt.training.optim.build import build_optimizer, learning_rate_factor, warmup_steps
-from ipt.training.optim.skip_step import StepGuard
+from ipt.training.optim.skip_step import SkipStep
 from ipt.training.parallelize import parallelize, set_gradient_sync
 from ipt.training.probe import check_model, check_weights
 
@@ -44,7 +44,7 @@ class PretrainingModule(L.LightningModule):
         self.config, self.sources = config, sources
         self.attention = ""  # what runs, once the model is built
         self.loss: CausalLMLoss | None = None
-        self.guard = StepGuard(config.trainer.skip_spikes)
+        self.guard = SkipStep(config.trainer.skip_spikes)
         # Loss and target tokens of each source: of this process until now, and of all in the last
         # step.
         for name in ("_sums", "_totals"):
@@ -120,7 +120,7 @@ class PretrainingModule(L.LightningModule):
         # Lightning divides by the accumulation and FSDP2 averages over ranks: both are undone, the
         # divisor is global.
         scale = accumulate * self.trainer.world_size / max(1, batch["step_targets"])
-        loss, losses = self.loss(batch, scale, self.config.mixture.document_mask)
+        loss, losses = self.loss(batch, scale, self.config.mixture.intra_document_mask)
         is_of_source = (
             batch["target_sources"]
             == torch.arange(len(self.sources), device=losses.device)[:, None]
@@ -136,7 +136,7 @@ class PretrainingModule(L.LightningModule):
     ) -> None:
         """Clip, and tell the optimizer whether to take the step."""
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.trainer.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.trainer.gradient_clip_val)
         self._grad_norm.copy_(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         self._totals.copy_(self.trainer.strategy.reduce(self._sums.clone(), reduce_op="sum"))
         self._sums.zero_()
@@ -154,7 +154,7 @@ class PretrainingModule(L.LightningModule):
         optimizer = build_optimizer(self, self.config.optimizer, self.config.seed)
         steps, schedule, warmup = (
             self.config.trainer.max_steps,
-            self.config.schedule,
+            self.config.lr_scheduler,
             warmup_steps(self.config),
         )
         scheduler = LambdaLR(

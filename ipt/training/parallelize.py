@@ -81,7 +81,7 @@ def shard(
     Gradients are reduced in fp32. Quantised weights, which are frozen and small, stay whole on each
     device.
     """
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if config.bf16_arithmetic else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     ignored = {
         parameter

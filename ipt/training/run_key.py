@@ -9,28 +9,23 @@ from ipt.stage import hash_json
 
 SPREAD = (
     "micro_batch_size",
-    "accumulate",
+    "accumulate_grad_batches",
     "devices",
     "num_nodes",
     "replicas",
 )  # how the sequences of a step are spread
 BESIDE = (  # what goes on beside the training
-    "async_checkpoint",
-    "checkpoint_minutes",
-    "checkpoint_steps",
-    "checkpoint_url",
-    "keep_checkpoints",
-    "keep_every",
-    "keep_last",
-    "loader_workers",
-    "log_every",
+    "num_workers",
+    "log_every_n_steps",
     "profiler",
 )
 
 
 def global_batch(config: TrainerConfig) -> int:
     """Sequences of one optimizer step over all devices."""
-    return config.micro_batch_size * config.accumulate * config.devices * config.num_nodes
+    return (
+        config.micro_batch_size * config.accumulate_grad_batches * config.devices * config.num_nodes
+    )
 
 
 def trainer_settings(config: TrainerConfig) -> dict[str, Any]:
@@ -54,9 +49,9 @@ def run_key(config: Config, sources: Mapping[str, Any]) -> str:
             "model": config.architecture or model_identity(config.model),
             "trainer": trainer_settings(config.trainer),
             "optimizer": vars(config.optimizer),
-            "schedule": vars(config.schedule),
+            "lr_scheduler": vars(config.lr_scheduler),
             "lora": vars(config.lora),
-            "mixture": [mixture.seq_len, mixture.packing, mixture.document_mask],
+            "mixture": [mixture.seq_len, mixture.packing, mixture.intra_document_mask],
             "sources": sources,
         }
     )

@@ -16,7 +16,7 @@ KNOWN = Path(__file__).with_name("architectures.yaml")
 
 
 def meta_model(config: Config, attention: str = "eager") -> Any:
-    """The model that a run trains, on the meta device in the type of `trainer.weights`, with its
+    """The model that a run trains, on the meta device in the type of `trainer.precision`, with its
     LoRA layers.
 
     Reads no weights and reaches no hub. Matrices that `lora.quantize` packs are there as they were.

@@ -54,7 +54,7 @@ def train(
 
     `stores` are the token stores of the sources that the mixture uses. A run that was interrupted
     goes on from its newest whole checkpoint in `output/checkpoints`, or else in
-    `trainer.checkpoint_url`, with the same batches in the same order. A run whose last step is
+    `checkpoint.url`, with the same batches in the same order. A run whose last step is
     saved, as after an export that failed, only writes the export. Loggers are made once that is
     known. `score` is asked after each step for scores of the model, which are kept with the step's
     metrics. Returns the summary. Raises Stopped when a signal has ended the run, and
@@ -97,7 +97,7 @@ def train(
         write_json(
             output / "summary.json", {**summary, "failed_uploads": checkpoints.failed_uploads}
         )
-        if not config.trainer.keep_checkpoints:
+        if not config.checkpoint.keep_after_training:
             shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return summary
 
@@ -109,7 +109,7 @@ class PositionedData(PackedDataModule):
         self, sequences: PackedSequences, config: TrainerConfig, checkpoints: Checkpoints
     ) -> None:
         super().__init__(
-            sequences, config.micro_batch_size, config.accumulate, config.loader_workers
+            sequences, config.micro_batch_size, config.accumulate_grad_batches, config.num_workers
         )
         self.checkpoints = checkpoints
 
@@ -129,7 +129,7 @@ def _quiet_libraries() -> None:
 
 def _checkpoints(config: Config, report: dict[str, Any], output: Path) -> Checkpoints:
     """The run's checkpoints, with the newest one fetched if there is none on this machine."""
-    url, run = config.trainer.checkpoint_url, run_key(config, report["sources"])
+    url, run = config.checkpoint.url, run_key(config, report["sources"])
     remote = f"{url.rstrip('/')}/{config.name}-{run[:12]}" if url else None
     if remote:
         fetch(remote, output / "checkpoints")
@@ -171,7 +171,7 @@ def _trainer(
 ) -> L.Trainer:
     fsdp = _uses_fsdp(config)
     metrics = StepMetrics(
-        output / METRICS, config.max_steps, tokens_per_step, config.log_every, score
+        output / METRICS, config.max_steps, tokens_per_step, config.log_every_n_steps, score
     )
     profiles = (
         [TorchProfile(output / "profile", config.max_steps)] if config.profiler == "torch" else []
@@ -182,11 +182,11 @@ def _trainer(
         num_nodes=config.num_nodes,
         plugins=cluster_environment(config),
         strategy=ModelParallelStrategy(config.devices * config.num_nodes, 1) if fsdp else "auto",
-        precision="bf16-mixed" if config.precision == "bf16" and not fsdp else "32-true",
+        precision="bf16-mixed" if config.bf16_arithmetic and not fsdp else "32-true",
         max_steps=config.max_steps,
         max_epochs=1,
-        accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=config.gradient_clip,
+        accumulate_grad_batches=config.accumulate_grad_batches,
+        gradient_clip_val=config.gradient_clip_val,
         use_distributed_sampler=False,
         callbacks=[
             metrics,

@@ -2,20 +2,10 @@
 
 import os
 
-from ipt.config import Config, TrainerConfig
+from ipt.config import Config, TrainerConfig, check_choices
 from ipt.distributed import launcher_number
 from ipt.errors import UserError
 
-ATTENTION = (
-    "auto",
-    "packed",
-    "sdpa",
-    "eager",
-    "varlen",
-    "flash_attention_2",
-    "flash_attention_3",
-    "flash_attention_4",
-)
 FIRST_SPECIAL_STEP = (
     0xFFFF_FFF0  # ids of SLURM's own steps: batch script, interactive shell, extern
 )
@@ -28,10 +18,6 @@ SHELLS = (
     "csh",
     "tcsh",
 )  # names of jobs that are `srun --pty SHELL`
-BEFORE = {  # values that once were choices
-    ("trainer.activation_checkpointing", "true"): "; true used to mean full",
-    ("trainer.activation_checkpointing", "false"): "; false used to mean none",
-}
 
 
 def check_training(config: Config) -> None:
@@ -40,7 +26,7 @@ def check_training(config: Config) -> None:
     for name in (
         "max_steps",
         "micro_batch_size",
-        "accumulate",
+        "accumulate_grad_batches",
         "devices",
         "num_nodes",
         "replicas",
@@ -50,34 +36,10 @@ def check_training(config: Config) -> None:
             raise UserError(f"trainer.{name}={getattr(trainer, name)}: must be at least 1")
     if config.mixture.seq_len < 2:
         raise UserError(f"mixture.seq_len={config.mixture.seq_len}: must be at least 2")
-    choices = {
-        "trainer.precision": (trainer.precision, ("fp32", "bf16")),
-        "trainer.weights": (trainer.weights, ("fp32", "bf16")),
-        "trainer.strategy": (trainer.strategy, ("auto", "single", "fsdp2")),
-        "trainer.attention": (trainer.attention, ATTENTION),
-        "trainer.activation_checkpointing": (
-            trainer.activation_checkpointing,
-            ("none", "full", "selective", "budget"),
-        ),
-        "optimizer.name": (
-            config.optimizer.name,
-            ("adamw", "adamw_8bit", "paged_adamw_8bit", "lion", "lion_8bit", "muon"),
-        ),
-        "schedule.name": (config.schedule.name, ("cosine", "linear", "constant", "wsd")),
-        "lora.quantize": (config.lora.quantize, (None, "4bit", "8bit")),
-        "trainer.export_dtype": (trainer.export_dtype, ("fp32", "bf16")),
-        "trainer.profiler": (trainer.profiler, ("none", "torch")),
-        "logger.name": (config.logger.name, ("none", "wandb")),
-    }
-    for key, (value, known) in choices.items():
-        if value not in known:
-            hint = BEFORE.get((key, str(value).lower()), "")
-            raise UserError(
-                f"{key}={value}: must be one of {', '.join(str(choice) for choice in known)}{hint}"
-            )
+    check_choices(config)
     _check_shares(config)
     _check_combinations(config)
-    _check_saving(trainer)
+    _check_saving(config)
 
 
 def check_launch(trainer: TrainerConfig, command: str = "train.py …") -> None:
@@ -135,22 +97,24 @@ def slurm_tasks() -> int:
     return int(tasks) if tasks.isdigit() else 1
 
 
-def _check_saving(trainer: TrainerConfig) -> None:
-    for name in ("checkpoint_steps", "checkpoint_minutes", "keep_last", "keep_every", "log_every"):
-        value = getattr(trainer, name)
+def _check_saving(config: Config) -> None:
+    names = ("every_n_train_steps", "every_n_minutes", "keep_last", "keep_every_n_steps")
+    values = {f"checkpoint.{name}": getattr(config.checkpoint, name) for name in names}
+    values["trainer.log_every_n_steps"] = config.trainer.log_every_n_steps
+    for name, value in values.items():
         if value is not None and value <= 0:
-            raise UserError(f"trainer.{name}={value}: must be above 0")
+            raise UserError(f"{name}={value}: must be above 0")
 
 
 def _check_shares(config: Config) -> None:
     shares = {
         "trainer.activation_budget": config.trainer.activation_budget,
-        "schedule.decay": config.schedule.decay,
-        "schedule.final_lr": config.schedule.final_lr,
+        "lr_scheduler.decay_fraction": config.lr_scheduler.decay_fraction,
+        "lr_scheduler.min_lr_ratio": config.lr_scheduler.min_lr_ratio,
     }
     for key, value in shares.items():
         if not 0 <= value <= 1:
-            raise UserError(f"{key}={value}: must be a share, from 0 to 1")
+            raise UserError(f"{key}={value}: must be between 0 and 1")
     if config.trainer.skip_spikes is not None and config.trainer.skip_spikes <= 0:
         raise UserError(
             f"trainer.skip_spikes={config.trainer.skip_spikes}: must be above 0; null skips only "
@@ -160,16 +124,12 @@ def _check_shares(config: Config) -> None:
 
 def _check_combinations(config: Config) -> None:
     """Keys that only work together."""
-    trainer, schedule, lora = config.trainer, config.schedule, config.lora
+    trainer, schedule, lora = config.trainer, config.lr_scheduler, config.lora
     world = trainer.devices * trainer.num_nodes
     if trainer.activation_checkpointing == "budget" and not trainer.compile:
         raise UserError(
             "trainer.activation_checkpointing=budget: it is the compiler that keeps the budget, "
             "set trainer.compile=true"
-        )
-    if trainer.weights == "bf16" and trainer.precision != "bf16":
-        raise UserError(
-            "trainer.weights=bf16: arithmetic would be in bf16 too, set trainer.precision=bf16"
         )
     if world % trainer.replicas:
         raise UserError(
@@ -202,6 +162,6 @@ def _check_combinations(config: Config) -> None:
         )
     if schedule.warmup_tokens is not None and schedule.warmup_steps:
         raise UserError(
-            "schedule.warmup_tokens: give the warm-up in steps or in tokens, and set the other to "
+            "lr_scheduler.warmup_tokens: give the warm-up in steps or in tokens, and set the other to "
             "0 or null"
         )

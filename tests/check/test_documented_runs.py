@@ -41,8 +41,13 @@ CHAT = [
     "synthesis.model=embedded:smollm2-135m",
     "synthesis.max_model_len=4096",
 ]
-WRITING = ["corpus.limit=2", "synthesis.max_new_tokens=16"]
-SMALL = ["corpus.limit=12", "trainer.max_steps=2", "trainer.accumulate=1", "evaluation.limit=4"]
+WRITING = ["corpus.max_documents=2", "synthesis.max_new_tokens=16"]
+SMALL = [
+    "corpus.max_documents=12",
+    "trainer.max_steps=2",
+    "trainer.accumulate_grad_batches=1",
+    "evaluation.limit=4",
+]
 TRAINING = ["model=embedded:tiny", "synthesis=rule_based", *SMALL]
 TEXT = (
     "The aorta is the largest artery. It carries blood from the heart. However, it has no valves "

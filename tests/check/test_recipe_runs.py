@@ -20,16 +20,16 @@ SMALL = [
     "model=embedded:tiny",
     "mixture.seq_len=256",
     "trainer.accelerator=cpu",
-    "trainer.precision=fp32",
+    "trainer.precision=32-true",
     "trainer.devices=1",
     "trainer.num_nodes=1",
     "trainer.max_steps=2",
     "trainer.micro_batch_size=1",
-    "trainer.accumulate=2",
-    "trainer.loader_workers=0",
-    "schedule.warmup_steps=1",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.num_workers=0",
+    "lr_scheduler.warmup_steps=1",
     "evaluation.limit=4",
-    "evaluation.dtype=fp32",
+    "evaluation.dtype=float32",
     "synthesis.format=rule_based",
     "synthesis.shots=1",
     "seeds=[]",
@@ -115,9 +115,13 @@ def _small(name: str, config: Config, data: Path) -> list[str]:
     if config.data_dir is not None:
         overrides.append(f"data_dir={data}")
     if config.corpus.path is not None:
-        overrides += ["corpus.limit=30", "corpus.held_out=0.1"] if name not in REAL_DATA else []
+        overrides += (
+            ["corpus.max_documents=30", "corpus.held_out_fraction=0.1"]
+            if name not in REAL_DATA
+            else []
+        )
     else:
-        overrides += ["corpus.pages=12", "corpus.questions=8"]
+        overrides += ["corpus.max_documents=12", "corpus.questions=8"]
     if name == "synthesizer_smollm2":
         overrides.append(
             "mixture.seq_len=1024"

@@ -50,7 +50,9 @@ def test_held_out_documents_depend_on_the_seed_alone(tmp_path, rows):
 
 
 def test_limit_counts_training_documents(tmp_path, rows):
-    stats = build_corpus(config(write(tmp_path / "a.jsonl", 100), limit=10), 1, tmp_path / "out")
+    stats = build_corpus(
+        config(write(tmp_path / "a.jsonl", 100), max_documents=10), 1, tmp_path / "out"
+    )
     assert (
         stats["documents"] == 10 == len(rows(tmp_path / "out/documents"))
         and stats["stopped_at_limit"]
@@ -59,19 +61,19 @@ def test_limit_counts_training_documents(tmp_path, rows):
 
 
 def test_without_held_out_documents_the_table_is_empty(tmp_path, rows):
-    build_corpus(config(write(tmp_path / "a.jsonl", 5), held_out=0), 1, tmp_path / "out")
+    build_corpus(config(write(tmp_path / "a.jsonl", 5), held_out_fraction=0), 1, tmp_path / "out")
     assert rows(tmp_path / "out/held_out") == [] and len(rows(tmp_path / "out/documents")) == 5
 
 
 def test_parts_are_bounded_and_leftovers_go(tmp_path, rows, monkeypatch):
     monkeypatch.setattr(build, "PART_DOCUMENTS", 30)
     path = write(tmp_path / "a.jsonl", 100)
-    build_corpus(config(path, held_out=0), 1, tmp_path / "out")
+    build_corpus(config(path, held_out_fraction=0), 1, tmp_path / "out")
     parts = sorted(file.name for file in (tmp_path / "out/documents").iterdir())
     assert parts == [f"part-0000{part}.parquet" for part in range(4)]
     whole = rows(tmp_path / "out/documents")
     monkeypatch.setattr(build, "PART_DOCUMENTS", 50_000)
-    build_corpus(config(path, held_out=0), 1, tmp_path / "out")
+    build_corpus(config(path, held_out_fraction=0), 1, tmp_path / "out")
     assert (
         rows(tmp_path / "out/documents") == whole
         and len(list((tmp_path / "out/documents").iterdir())) == 1
@@ -80,7 +82,7 @@ def test_parts_are_bounded_and_leftovers_go(tmp_path, rows, monkeypatch):
 
 def test_long_documents_bound_parts_too(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "PART_CHARACTERS", 200)
-    build_corpus(config(write(tmp_path / "a.jsonl", 40), held_out=0), 1, tmp_path / "out")
+    build_corpus(config(write(tmp_path / "a.jsonl", 40), held_out_fraction=0), 1, tmp_path / "out")
     assert len(list((tmp_path / "out/documents").iterdir())) >= 3
 
 
@@ -111,9 +113,9 @@ def test_a_users_questions_are_taken_over(tmp_path):
     ("settings", "said"),
     [
         ({"kind": "file"}, r"corpus\.kind=file: expected one of files, hub, ontology"),
-        ({"held_out": 1.0}, r"corpus\.held_out=1\.0"),
-        ({"held_out": -0.1}, r"corpus\.held_out=-0\.1"),
-        ({"limit": 0}, r"corpus\.limit=0"),
+        ({"held_out_fraction": 1.0}, r"corpus\.held_out_fraction=1\.0"),
+        ({"held_out_fraction": -0.1}, r"corpus\.held_out_fraction=-0\.1"),
+        ({"max_documents": 0}, r"corpus\.max_documents=0"),
         ({"questions": -1}, r"corpus\.questions=-1"),
         ({"text_field": "body"}, r"line 1: no field 'body', only 'text'"),
         ({"path": None}, r"corpus\.path is not set"),
@@ -142,12 +144,14 @@ def test_good_settings_pass(tmp_path):
 
 def test_everything_held_out_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds out all 1 documents"):
-        build_corpus(config(write(tmp_path / "a.jsonl", 1), held_out=0.999), 1, tmp_path / "out")
+        build_corpus(
+            config(write(tmp_path / "a.jsonl", 1), held_out_fraction=0.999), 1, tmp_path / "out"
+        )
 
 
 def test_the_embedded_corpus(tmp_path, rows):
     settings = CorpusConfig(
-        kind="ontology", ontologies=["CL"], held_out=0.1, limit=100, questions=20
+        kind="ontology", ontologies=["CL"], held_out_fraction=0.1, max_documents=100, questions=20
     )
     stats = build_corpus(settings, 1, tmp_path / "out")
     training, held_out = rows(tmp_path / "out/documents"), rows(tmp_path / "out/held_out")

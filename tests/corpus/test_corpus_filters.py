@@ -119,7 +119,7 @@ def test_no_document_is_lost_and_no_duplicate_crosses_over_to_training(tmp_path,
         texts + texts + [f"{text} end" for text in texts] + ["", "short", GERMAN * 3],
     )
     filters = {"min_characters": 10, "exact_duplicates": "remove", "near_duplicates": 0.8}
-    config = CorpusConfig(kind="files", path=str(path), held_out=0.4, **filters)
+    config = CorpusConfig(kind="files", path=str(path), held_out_fraction=0.4, **filters)
     stats = build_corpus(config, 1, tmp_path / "out")
     training, held_out = rows(tmp_path / "out/documents"), rows(tmp_path / "out/held_out")
     assert stats["read"] == 303 == len(training) + len(held_out) + sum(stats["dropped"].values())
@@ -134,7 +134,9 @@ def test_documents_that_overlap_with_a_task_are_counted_and_removed_on_demand(tm
         f"{' '.join(sentence(10 + number, 30))} {tail}"
         for number, tail in enumerate([item, "", f"{item} {other}", ""])
     ]
-    config = CorpusConfig(kind="files", path=str(write(tmp_path / "a.jsonl", texts)), held_out=0.0)
+    config = CorpusConfig(
+        kind="files", path=str(write(tmp_path / "a.jsonl", texts)), held_out_fraction=0.0
+    )
     overlap = Overlap({"one": [item, absent, "too short"], "two": [other]})
     found = {
         "one": {
@@ -165,7 +167,7 @@ def test_documents_that_overlap_with_a_task_are_counted_and_removed_on_demand(tm
 
 
 def test_pages_of_the_embedded_corpus_that_overlap(tmp_path, rows):
-    config = CorpusConfig(kind="ontology", ontologies=["CL"], limit=30, questions=5)
+    config = CorpusConfig(kind="ontology", ontologies=["CL"], max_documents=30, questions=5)
     build_corpus(config, 1, tmp_path / "out")
     before = rows(tmp_path / "out/documents")
     overlap = Overlap({"task": [before[3]["text"], " ".join(sentence(1))]})

@@ -90,7 +90,7 @@ def test_what_is_left_unread_is_counted(folder, tmp_path, capfd):
     (folder / "broken.jsonl").symlink_to(tmp_path / "nowhere")
     os.mkfifo(folder / "pipe.jsonl")
     stats = build_corpus(
-        CorpusConfig(kind="files", path=str(folder), held_out=0), 0, tmp_path / "out"
+        CorpusConfig(kind="files", path=str(folder), held_out_fraction=0), 0, tmp_path / "out"
     )
     expected = {
         ".csv": 2,
@@ -152,7 +152,7 @@ def test_globs_with_two_stars(folder):
 def test_names_of_any_bytes(tmp_path):
     write(tmp_path / "in" / os.fsdecode(b"\xff\xfe.jsonl"), "bytes")
     write(tmp_path / "in" / "ü 心.jsonl", "letters")
-    config = CorpusConfig(kind="files", path=str(tmp_path / "in"), held_out=0)
+    config = CorpusConfig(kind="files", path=str(tmp_path / "in"), held_out_fraction=0)
     build_corpus(config, 0, tmp_path / "out")
     rows = {row["source"]: row["text"] for row in read_parts(tmp_path / "out/documents")}
     assert rows == {"\\xff\\xfe.jsonl": "bytes", "ü 心.jsonl": "letters"}
@@ -160,7 +160,7 @@ def test_names_of_any_bytes(tmp_path):
 
 def stage(folder: Path, corpus: str) -> dict:
     """A corpus stage that keeps its results in `folder`."""
-    config = CorpusConfig(kind="files", path=corpus, held_out=0.5)
+    config = CorpusConfig(kind="files", path=corpus, held_out_fraction=0.5)
 
     def work(output: Path) -> dict:
         return build_corpus(config, 0, output)

@@ -24,7 +24,12 @@ def write(path, rows):
 
 def config(path, **settings):
     return CorpusConfig(
-        kind="files", path=str(path), id_field="id", held_out=0.3, held_out_by="chapter", **settings
+        kind="files",
+        path=str(path),
+        id_field="id",
+        held_out_fraction=0.3,
+        held_out_by="chapter",
+        **settings,
     )
 
 

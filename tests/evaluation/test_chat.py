@@ -75,7 +75,9 @@ def test_an_empty_answer_says_so_and_names_the_template(
         in said(capsys, monkeypatch, "Who?\n", scorer).err
     )
     printed = said(capsys, monkeypatch, "Who?\n", scorer, template=True).err
-    assert "nothing: the model ends at once" in printed and "chat.template" not in printed
+    assert (
+        "nothing: the model ends at once" in printed and "chat.apply_chat_template" not in printed
+    )
 
 
 def test_what_the_model_reads(scorer, tokenizer):

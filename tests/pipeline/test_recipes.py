@@ -181,7 +181,10 @@ def test_the_published_numbers(name):
     config, (tokens_per_step, steps, seq_len, lr, warmup) = recipe(name), PUBLISHED[name]
     trainer = config.trainer
     assert (
-        world_size(trainer) * trainer.micro_batch_size * trainer.accumulate * config.mixture.seq_len
+        world_size(trainer)
+        * trainer.micro_batch_size
+        * trainer.accumulate_grad_batches
+        * config.mixture.seq_len
         == tokens_per_step
     )
     assert (
@@ -190,7 +193,7 @@ def test_the_published_numbers(name):
         config.optimizer.lr,
         config.schedule.warmup_steps,
     ) == (steps, seq_len, lr, warmup)
-    assert (config.optimizer.betas, config.optimizer.weight_decay, trainer.gradient_clip) == (
+    assert (config.optimizer.betas, config.optimizer.weight_decay, trainer.gradient_clip_val) == (
         [0.9, 0.95],
         0.1,
         1.0,
@@ -280,13 +283,15 @@ def test_what_does_not_fit_is_said_with_what_to_change(offline, capsys):
         "medicine_llama3_8b",
         "dry_run_gpu=RTX4090",
         "trainer.devices=1",
-        "trainer.accumulate=64",
+        "trainer.accumulate_grad_batches=64",
         "trainer.micro_batch_size=1",
     )
     dry_run(config)
     text = said(capsys)
     assert "does not fit:" in text and "What to change:" in text
-    assert re.search(r"trainer\.devices=\d+ trainer\.accumulate=\d+: [\d.]+ GiB, fits", text)
+    assert re.search(
+        r"trainer\.devices=\d+ trainer\.accumulate_grad_batches=\d+: [\d.]+ GiB, fits", text
+    )
     *others, (changes, needs) = remedies(config)
     assert needs.fits and not any(other.fits for _, other in others)
     assert needs.tokens_per_step == 2**18
@@ -294,7 +299,7 @@ def test_what_does_not_fit_is_said_with_what_to_change(offline, capsys):
         "medicine_llama3_8b",
         "dry_run_gpu=RTX4090",
         "trainer.devices=1",
-        "trainer.accumulate=64",
+        "trainer.accumulate_grad_batches=64",
         *changes.split(),
     )
     assert training_needs(changed) == needs  # what is printed can be typed
@@ -305,7 +310,7 @@ def test_what_fits_nowhere_is_said(offline, capsys):
         "trainer.activation_checkpointing=full",
         "optimizer=adamw_8bit",
         "trainer.micro_batch_size=1",
-        "trainer.accumulate=1",
+        "trainer.accumulate_grad_batches=1",
     ]
     dry_run(recipe("general_500m", "mixture.seq_len=524288", *smallest, "dry_run_gpu=RTX4090"))
     assert (

@@ -39,7 +39,7 @@ def recipe(folder: Path, *overrides: str) -> Config:
     settings = [
         "experiment=tiny",
         f"corpus.path={documents}",
-        "corpus.held_out=0.3",
+        "corpus.held_out_fraction=0.3",
         "synthesis.format=rule_based",
         "tasks=[held_out_perplexity]",
         "mixture.seq_len=64",

@@ -10,7 +10,7 @@ from ipt.playground.views import conversation_view, draws_view, examples_view, n
 from ipt.rendering.layouts import LAYOUTS
 from ipt.rendering.pairs import ChainRow
 from ipt.rendering.render import ARRANGEMENTS, Settings, render_chain
-from ipt.rendering.run import Row
+from ipt.rendering.run import PairsRow
 from ipt.synthesis.chains import Piece, Round
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.engines.rules import RuleFormat
@@ -51,7 +51,7 @@ def plain(view):
 def test_draws_are_the_training_texts_to_the_letter(arrangement, layout):
     config = RenderingConfig(arrangement=arrangement, layouts={layout: 1})
     row = ChainRow("text 1", EVIL, PAIRS)
-    view = draws_view([Row(0, False, row)], config, 7)
+    view = draws_view([PairsRow(0, False, row)], config, 7)
     shown = [
         plain(text) for text in re.findall(r'<pre class="text"[^>]*>(.*?)</pre>', view, re.DOTALL)
     ]
@@ -66,7 +66,7 @@ def test_nothing_that_is_said_is_markup():
         pairs_view(written(output)),
         pairs_view(written(f"<QUE> {EVIL}", ended=False, finish_reason=UNFINISHED)),
         draws_view(
-            [Row(0, False, ChainRow("text 1", EVIL, PAIRS))],
+            [PairsRow(0, False, ChainRow("text 1", EVIL, PAIRS))],
             RenderingConfig(layouts={"classic": 1}),
             0,
         ),
@@ -102,8 +102,8 @@ def test_stages_of_writing():
 
 
 def test_rewrites_and_rows_without_pairs():
-    row = Row(0, False, ChainRow("text 1", "A text.", [], "In other words."))
+    row = PairsRow(0, False, ChainRow("text 1", "A text.", [], "In other words."))
     assert "In other words." in draws_view([row], RenderingConfig(layouts={"classic": 1}), 0)
     assert "Here you will see" in draws_view(
-        [Row(0, False, ChainRow("a", "A text.", []))], RenderingConfig(), 0
+        [PairsRow(0, False, ChainRow("a", "A text.", []))], RenderingConfig(), 0
     )

@@ -226,7 +226,7 @@ def test_a_parquet_file_of_conversations(tmp_path: Path):
         [{"idx": "1", "conversations": SAID}],
         pa.schema([("idx", pa.string()), ("conversations", pa.list_(turn))]),
     )
-    config = CorpusConfig(kind="files", path=str(tmp_path / "a.parquet"), held_out=0)
+    config = CorpusConfig(kind="files", path=str(tmp_path / "a.parquet"), held_out_fraction=0)
     build_corpus(config, 0, tmp_path / "out", row_text=instruction_text)
     assert [row["text"] for row in read_parts(tmp_path / "out/documents")] == [
         "Name a river. The Nile."

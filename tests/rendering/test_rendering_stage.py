@@ -15,7 +15,7 @@ from ipt.config import RenderingConfig
 from ipt.errors import UserError
 from ipt.parallel import in_order
 from ipt.rendering.pairs import ChainRow
-from ipt.rendering.run import SCHEMA, Row, check_rendering, plan_tasks, read_chains, render
+from ipt.rendering.run import SCHEMA, PairsRow, check_rendering, plan_tasks, read_chains, render
 from ipt.stage import read_parts, write_parts
 
 PAIRS_SCHEMA = pa.schema(
@@ -95,7 +95,7 @@ def test_nothing_leaks_into_another_chain_and_all_is_accounted_for(
 
     groups = list(
         read_chains(
-            Row(row["chain_id"], row["inherits_previous"], ChainRow(row["doc_id"], "", []))
+            PairsRow(row["chain_id"], row["inherits_previous"], ChainRow(row["doc_id"], "", []))
             for row in rows
         )
     )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.config import Config, TrainerConfig, compose_config
-from ipt.sweeps.gpu_allocation import Slots, gpu_share, job_environment, visible_gpus
+from ipt.sweeps.gpu_allocation import GpuAllocator, gpu_share, job_environment, visible_gpus
 from ipt.sweeps.job import Job, load_job, save_job, varying_name
 from ipt.sweeps.process import processes
 from ipt.sweeps.progress import last_metrics
@@ -33,7 +33,7 @@ def test_a_job_of_several_processes_is_started_by_torchrun(command, overrides, e
 
 
 def test_jobs_take_whole_gpus_or_share_one_and_give_them_back():
-    slots = Slots(jobs=8, free=dict.fromkeys("abcd", 1.0))
+    slots = GpuAllocator(jobs=8, free=dict.fromkeys("abcd", 1.0))
     assert slots.take(0.5) == ["a"]
     assert slots.take(2) == ["b", "c"]
     assert slots.take(0.5) == ["a"]  # the begun one
@@ -50,7 +50,7 @@ def test_jobs_take_whole_gpus_or_share_one_and_give_them_back():
     st.integers(1, 6),
 )
 def test_no_gpu_is_given_away_twice_and_all_come_back(shares, gpus, jobs):
-    slots = Slots(jobs, dict.fromkeys(map(str, range(gpus)), 1.0))
+    slots = GpuAllocator(jobs, dict.fromkeys(map(str, range(gpus)), 1.0))
     taken = [(share, names) for share in shares if (names := slots.take(share)) is not None]
     for gpu in slots.free:
         assert sum(min(share, 1.0) for share, names in taken if gpu in names) <= 1 + 1e-6

@@ -28,8 +28,8 @@ TINY = [
 TINY += [
     "mixture.seq_len=64",
     "trainer.micro_batch_size=1",
-    "trainer.checkpoint_minutes=null",
-    "trainer.checkpoint_steps=100000",
+    "checkpoint.every_n_minutes=null",
+    "checkpoint.every_n_train_steps=100000",
 ]
 KEYS = ["-m", *TINY, f"mixture.ratios.instruction={','.join(RATIOS)}"]
 SWEEP = [str(ROOT / "train.py"), *KEYS]

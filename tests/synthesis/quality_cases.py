@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipt.synthesis.chains import Piece, Round
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.formats.tags import Pair, Parsed
-from ipt.synthesis.shards import Plan, Shard
+from ipt.synthesis.shards import Shard, ShardPlan
 
 HEART = "The heart pumps blood through the body."
 
@@ -30,7 +30,7 @@ def write_chains(folder, chains, index=0, dropped=None, long_documents=None):
     shard = Shard(
         folder,
         index,
-        Plan(len(documents) + dropped.total(), pieces, dropped, Counter(long_documents or {})),
+        ShardPlan(len(documents) + dropped.total(), pieces, dropped, Counter(long_documents or {})),
     )
     for number, chain in enumerate(chains):
         previous = False

@@ -346,7 +346,10 @@ def test_the_recipe_of_the_published_synthesizer():
     )
     trainer = config.trainer
     assert (
-        trainer.devices * trainer.micro_batch_size * trainer.accumulate * config.mixture.seq_len
+        trainer.devices
+        * trainer.micro_batch_size
+        * trainer.accumulate_grad_batches
+        * config.mixture.seq_len
         == 16_384
     )
     assert source.max_tokens == config.mixture.seq_len == 4096
@@ -370,7 +373,7 @@ def test_the_recipe_trains_on_a_collection_in_the_published_layout(tmp_path, mon
     small = [
         "trainer=cpu",
         "trainer.devices=1",
-        "trainer.accumulate=4",
+        "trainer.accumulate_grad_batches=4",
         "trainer.max_steps=2",
         "mixture.seq_len=256",
     ]

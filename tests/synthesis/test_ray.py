@@ -22,7 +22,7 @@ CONFIG = SynthesisConfig(
     max_model_len=512,
     max_new_tokens=64,
     shard_size=8,
-    max_live_chains=4,
+    max_num_seqs=4,
 )
 TEXTS = [
     f"Page {number} tells about thing {number * 7}. It has a second sentence."

@@ -22,7 +22,7 @@ FIRST_ROUND = ("doc_id", "chain_id", "round", "text")
 
 def command(corpus: Path, output: Path, *overrides: str) -> list[str]:
     options = [
-        "corpus.held_out=0",
+        "corpus.held_out_fraction=0",
         f"corpus.path={corpus}",
         f"output_dir={output}",
         f"stages_dir={output.parent / 'stages'}",
@@ -91,9 +91,9 @@ def test_kills_of_a_run_on_the_real_engine_lose_and_double_nothing(tmp_path):
     options = (
         "synthesis.shots=2",
         "synthesis.max_new_tokens=40",
-        "synthesis.max_live_chains=3",
+        "synthesis.max_num_seqs=3",
         "synthesis.shard_size=10",
-        "synthesis.kv_cache_gib=0.25",
+        "synthesis.kv_cache_memory_bytes=0.25",
     )
     whole = subprocess.run(
         command(corpus, tmp_path / "whole", *options), capture_output=True, text=True, timeout=600

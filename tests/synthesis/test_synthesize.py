@@ -27,7 +27,7 @@ CONFIG = SynthesisConfig(
     max_model_len=400,
     max_new_tokens=80,
     shard_size=10,
-    max_live_chains=4,
+    max_num_seqs=4,
 )
 TEXTS = [
     f"Document {number} tells about thing {number * 7}. It has a second sentence."
@@ -260,7 +260,7 @@ def test_plain_transformers_on_a_tiny_model(tmp_path):
     )
     assert stats["generated_tokens"] == sum(row["output_tokens"] for row in rows) > 12
     single = synthesize(
-        replace(config, max_live_chains=1), documents, tmp_path / "one_by_one", 0
+        replace(config, max_num_seqs=1), documents, tmp_path / "one_by_one", 0
     )  # padding changes no text
     assert [row["raw_output"] for row in rows_of(tmp_path / "one_by_one")] == [
         row["raw_output"] for row in rows
@@ -299,15 +299,15 @@ def test_plain_transformers_on_a_tiny_model(tmp_path):
     )),
     ({"max_pairs": 0}, "synthesis.max_pairs=0: must be at least 1, or null for no grammar"),
     ({"max_pairs": 8, "format": "chat"}, "synthesis.max_pairs=8: a grammar of format=ipt"),
-    ({"temperature": 1.0, "lookup_tokens": 4}, (
-        "synthesis.lookup_tokens=4: needs synthesis.temperature=0"
+    ({"temperature": 1.0, "prompt_lookup_num_tokens": 4}, (
+        "synthesis.prompt_lookup_num_tokens=4: needs synthesis.temperature=0"
     )),
     ({"temperature": -0.1}, "synthesis.temperature=-0.1: must be 0"),
     ({"gpu_memory_utilization": 1.5}, "synthesis.gpu_memory_utilization=1.5"),
-    ({"lookup_tokens": -1}, "synthesis.lookup_tokens=-1: must be 0 or more"),
+    ({"prompt_lookup_num_tokens": -1}, "synthesis.prompt_lookup_num_tokens=-1: must be 0 or more"),
     ({"workers": 0}, "synthesis.workers=0: must be at least 1"),
     ({"cluster": "slurm"}, "synthesis.cluster=slurm: must be one of none, ray"),
-    ({"kv_cache_gib": 0.0}, "synthesis.kv_cache_gib=0.0"),
+    ({"kv_cache_memory_bytes": 0}, "synthesis.kv_cache_memory_bytes=0"),
 ])  # fmt: skip
 def test_a_config_that_cannot_work_is_one_line(changes, message):
     check_synthesis(CONFIG)

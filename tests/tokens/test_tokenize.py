@@ -26,7 +26,7 @@ from ipt.tokens.encode import Encoder
 from ipt.tokens.store import TokenStore
 from ipt.tokens.tasks import make_tasks, read_rows
 from ipt.tokens.tokenize import add_texts, check_tokens, store_settings, tokenize_texts
-from ipt.tokens.workers import Job, run_jobs
+from ipt.tokens.workers import TokenizeJob, run_jobs
 
 CONFIG = TokensConfig(bos=True, shard_tokens=800, workers=1)
 
@@ -157,7 +157,7 @@ def _is_alive(process: int) -> bool:
 
 def test_a_worker_that_dies_gives_one_line(texts, encoding, tmp_path):
     jobs = [
-        Job(task, tmp_path / f"shard-{number:05d}")
+        TokenizeJob(task, tmp_path / f"shard-{number:05d}")
         for number, task in enumerate(make_tasks(texts, 800) * 50)
     ]
     killed: list[int] = []
@@ -179,7 +179,9 @@ def test_a_worker_that_dies_gives_one_line(texts, encoding, tmp_path):
 def test_what_a_worker_raises_is_raised_here(tmp_path, encoding):
     rows = [{"text": f"document {i}"} for i in range(40)] + [{"text": None}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "part-00000.parquet", row_group_size=10)
-    jobs = [Job(task, tmp_path / f"shard-{task.part:05d}") for task in make_tasks(tmp_path, 1)]
+    jobs = [
+        TokenizeJob(task, tmp_path / f"shard-{task.part:05d}") for task in make_tasks(tmp_path, 1)
+    ]
     for workers in (1, 2):
         with pytest.raises(
             ValueError, match=r"part-00000\.parquet row 40: has neither text nor examples"
@@ -189,7 +191,9 @@ def test_what_a_worker_raises_is_raised_here(tmp_path, encoding):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_progress_counts_each_row_once(texts, encoding, tmp_path, workers):
-    jobs = [Job(task, tmp_path / f"shard-{task.part:05d}") for task in make_tasks(texts, 800)]
+    jobs = [
+        TokenizeJob(task, tmp_path / f"shard-{task.part:05d}") for task in make_tasks(texts, 800)
+    ]
     counted: list[float] = []
     run_jobs(jobs, encoding, workers, counted.append)
     assert sum(counted) == 200
@@ -201,7 +205,7 @@ def test_threads_of_the_tokenizer_are_those_that_are_left(texts, encoding, tmp_p
         workers_module, "_write_shard", lambda *_: seen.append(os.environ["TOKENIZERS_PARALLELISM"])
     )
     before = os.environ.get("TOKENIZERS_PARALLELISM")
-    job = Job(make_tasks(texts, 800)[0], tmp_path / "shard-00000")
+    job = TokenizeJob(make_tasks(texts, 800)[0], tmp_path / "shard-00000")
     for workers in (1, 2):
         run_jobs([job], encoding, workers, lambda _: None)
     assert seen == ["false", "true"]
@@ -358,7 +362,7 @@ def _measure(encoding, folders, output, peaks) -> None:
         (task,) = make_tasks(folder, 10**9)
         seen: list[int] = []
         run_jobs(
-            [Job(task, output / str(number) / "shard-00000")],
+            [TokenizeJob(task, output / str(number) / "shard-00000")],
             encoding,
             1,
             lambda _, seen=seen: seen.append(_memory()),

@@ -21,7 +21,7 @@ SETTINGS = [
     "trainer.accelerator=cpu",
     "trainer.max_steps=6",
     "trainer.micro_batch_size=2",
-    "trainer.checkpoint_steps=2",
+    "checkpoint.every_n_train_steps=2",
     "mixture.ratios.raw=0.5",
     "mixture.ratios.instruction=0.5",
     "mixture.seq_len=64",
@@ -150,7 +150,7 @@ def _write_tasks(folder: Path) -> None:
 def during(tasks):
     """Settings of a run that is scored after every second step."""
     return [
-        "evaluation.during_training.steps=2",
+        "evaluation.during_training.every_n_train_steps=2",
         f"evaluation.during_training.tasks=[{','.join(tasks)}]",
     ]
 

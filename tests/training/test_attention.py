@@ -100,7 +100,7 @@ def test_values_and_gradients_are_those_of_the_masked_sdpa(name, model, monkeypa
 )
 def test_kernels_on_a_gpu_are_the_masked_sdpa(name, tiny_model):
     config = config_of(
-        tiny_model, accelerator="gpu", precision="bf16", weights="bf16", attention=name
+        tiny_model, accelerator="gpu", precision="bf16-true", attn_implementation=name
     )
     try:
         resolve_attention(config.trainer)
@@ -119,16 +119,19 @@ def test_kernels_on_a_gpu_are_the_masked_sdpa(name, tiny_model):
 
 def test_a_cpu_takes_packed_and_refuses_kernels_by_name(monkeypatch):
     assert resolve_attention(TrainerConfig(accelerator="cpu")) == "packed"
-    assert resolve_attention(TrainerConfig(accelerator="cpu", attention="sdpa")) == "sdpa"
+    assert resolve_attention(TrainerConfig(accelerator="cpu", attn_implementation="sdpa")) == "sdpa"
     assert resolve_attention(TrainerConfig(accelerator="cpu", compile=True)) == "sdpa"
     with pytest.raises(
         ValueError,
-        match=r"trainer.attention=packed: compiled blocks would be compiled anew for each batch",
+        match=r"trainer.attn_implementation=packed: compiled blocks would be compiled anew for each batch",
     ):
-        resolve_attention(TrainerConfig(accelerator="cpu", compile=True, attention="packed"))
+        resolve_attention(
+            TrainerConfig(accelerator="cpu", compile=True, attn_implementation="packed")
+        )
     for name in ("varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"):
         with pytest.raises(
-            ValueError, match=f"trainer.attention={name}: it needs an NVIDIA GPU.*use packed"
+            ValueError,
+            match=f"trainer.attn_implementation={name}: it needs an NVIDIA GPU.*use packed",
         ):
             resolve_attention(TrainerConfig(accelerator="cpu", attention=name))
 
@@ -158,8 +161,8 @@ def _pretend_a_gpu(monkeypatch, capability: tuple[int, int], packages: set[str])
 )
 def test_auto_takes_the_best_that_is_there(monkeypatch, capability, packages, expected):
     _pretend_a_gpu(monkeypatch, capability, packages)
-    assert resolve_attention(TrainerConfig(precision="bf16")) == expected
-    assert resolve_attention(TrainerConfig(precision="fp32")) == "packed"
+    assert resolve_attention(TrainerConfig(precision="bf16-mixed")) == expected
+    assert resolve_attention(TrainerConfig(precision="32-true")) == "packed"
 
 
 def test_a_wish_that_cannot_be_met_says_what_is_missing(monkeypatch):
@@ -169,12 +172,14 @@ def test_a_wish_that_cannot_be_met_says_what_is_missing(monkeypatch):
             ValueError,
             match=r"flash_attention_3: it is for GPUs of compute capability 8.0 to 9.x, and this is a GPU of .* 10.0",
         ):
-            resolve_attention(TrainerConfig(precision="bf16", attention="flash_attention_3"))
+            resolve_attention(
+                TrainerConfig(precision="bf16-mixed", attn_implementation="flash_attention_3")
+            )
         with pytest.raises(
             ValueError,
-            match=r"varlen: its kernel computes in bf16 only, set trainer.precision=bf16",
+            match=r"varlen: its kernel computes in bf16 only, set trainer.precision=bf16-mixed",
         ):
-            resolve_attention(TrainerConfig(precision="fp32", attention="varlen"))
+            resolve_attention(TrainerConfig(precision="32-true", attn_implementation="varlen"))
     missing = attention._missing_package("flash_attention_3", attention.FLASH["flash_attention_3"])
     assert missing == (
         "the package flash-attn-3 is not installed: build it from the folder hopper/ of the "
@@ -242,12 +247,12 @@ def test_a_feature_that_a_kernel_ignores_is_an_error(monkeypatch):
     ):
         with pytest.raises(
             UserError,
-            match=f"trainer.attention=varlen: varlen ignores the .*{feature}.*; use packed",
+            match=f"trainer.attn_implementation=varlen: varlen ignores the .*{feature}.*; use packed",
         ):
             attention.varlen_attention(torch.nn.Module(), query, query, query, None, **options)
     _pretend_a_gpu(monkeypatch, (9, 0), {"flash-attn-3", "flash-attn-4"})
     names = {
-        feature: attention.candidates(TrainerConfig(precision="bf16"), [feature])
+        feature: attention.candidates(TrainerConfig(precision="bf16-mixed"), [feature])
         for feature in attention.FEATURES
     }
     assert names["softcap"][0] == "flash_attention_3"
@@ -257,5 +262,6 @@ def test_a_feature_that_a_kernel_ignores_is_an_error(monkeypatch):
         UserError, match="flash_attention_3 ignores the attention dropout of this model"
     ):
         attention.candidates(
-            TrainerConfig(precision="bf16", attention="flash_attention_3"), ["dropout"]
+            TrainerConfig(precision="bf16-mixed", attn_implementation="flash_attention_3"),
+            ["dropout"],
         )

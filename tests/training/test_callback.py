@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_with_the_same_scores(
     """Stopped after a step that was scored, whose scores are in the checkpoint, and with others to
     come.
     """
-    config = make_config(*during, "trainer.checkpoint_steps=null")
+    config = make_config(*during, "checkpoint.every_n_train_steps=null")
     with monkeypatch.context() as patches:
         stop_after(patches, 4)
         with pytest.raises(Stopped):
@@ -165,7 +165,7 @@ def test_time_for_scores_counts_for_no_step_and_loggers_get_all_of_them(
         clock.advance(1000)
         return {"eval/pause/one": 1.0}
 
-    config = make_config("trainer.max_steps=3", "trainer.log_every=2")
+    config = make_config("trainer.max_steps=3", "trainer.log_every_n_steps=2")
     train(
         config, stores, tmp_path / "run", lambda: [CSVLogger(tmp_path, name="logged")], score=slow
     )
@@ -193,8 +193,8 @@ def test_late_scores_are_averaged(scored):
     ("settings", "message"),
     [
         (
-            ["evaluation.during_training.steps=0"],
-            r"during_training.steps is 0, expected 1 or more, or null",
+            ["evaluation.during_training.every_n_train_steps=0"],
+            r"during_training.every_n_train_steps is 0, expected 1 or more, or null",
         ),
         (["evaluation.during_training.limit=0"], r"during_training.limit is 0"),
         (["evaluation.during_training.tasks=[]"], r"during_training.tasks=\[\]: name the tasks"),

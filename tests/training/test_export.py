@@ -53,7 +53,9 @@ def test_the_loss_of_the_export_is_that_of_the_next_step(stores, make_config, tm
     """Trained weights as the run itself saw them: the loss on the batch of step 4, by the export
     after step 3.
     """
-    config = make_config("optimizer.lr=1e-2", "trainer.keep_last=9", "trainer.checkpoint_steps=3")
+    config = make_config(
+        "optimizer.lr=1e-2", "checkpoint.keep_last=9", "checkpoint.every_n_train_steps=3"
+    )
     train(config, stores, tmp_path / "run")
     export_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000003", tmp_path / "third")
     opened = {name: TokenStore(folder) for name, folder in stores.items()}

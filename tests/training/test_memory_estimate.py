@@ -174,15 +174,15 @@ def test_the_peak_is_the_allocators(variant):
 @pytest.mark.parametrize(
     "optimizer", ["adamw", "lion", "muon"]
 )  # bitsandbytes' kernels for a CPU take more than those for a GPU
-@pytest.mark.parametrize("weights", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 @pytest.mark.parametrize(
     "piece", [1 << 14, 1 << 24]
 )  # the largest weight is of 23 pieces and a rest, or a part of one
-def test_the_peak_of_an_update_is_the_allocators(weights, optimizer, piece, monkeypatch):
+def test_the_peak_of_an_update_is_the_allocators(precision, optimizer, piece, monkeypatch):
     monkeypatch.setattr("ipt.training.optim.optimizers.PIECE", piece)
     monkeypatch.setattr("ipt.training.memory_estimate.PIECE", piece)
     config = small_config(optimizer=optimizer)
-    config.trainer.weights = weights
+    config.trainer.precision = precision
     loss = made(config)
     built = build_optimizer(loss, config.optimizer)
     built.found_inf = torch.tensor(0.0)
@@ -190,7 +190,7 @@ def test_the_peak_of_an_update_is_the_allocators(weights, optimizer, piece, monk
     built.step()  # makes the state
     measured = most_allocated(built.step)
     assert predicted(config).moments[-1].temporary == pytest.approx(measured, rel=0.02, abs=4096)
-    if (optimizer, weights) != ("adamw", "fp32"):
+    if (optimizer, precision) != ("adamw", "32-true"):
         assert measured > 10_000
 
 
@@ -219,7 +219,7 @@ def test_llama_3_8b_on_one_gpu_as_computed_by_hand():
         config.trainer.accelerator,
         config.trainer.precision,
         config.trainer.activation_checkpointing,
-    ) = "gpu", "bf16", "full"
+    ) = "gpu", "bf16-mixed", "full"
     config.mixture.seq_len = 4096
     one = predicted(config)
     assert one.lasting / 1e9 == pytest.approx(128.5, abs=0.1)
@@ -300,18 +300,18 @@ def test_updates_that_need_room():
     Of a weight larger than a piece it is that of a piece.
     """
     update = {}
-    for weights, optimizer in (("fp32", "adamw"), ("fp32", "adamw_8bit"), ("bf16", "adamw")):
+    for precision, optimizer in (
+        ("bf16-mixed", "adamw"),
+        ("bf16-mixed", "adamw_8bit"),
+        ("bf16-true", "adamw"),
+    ):
         config = small_config(optimizer=optimizer)
-        config.trainer.precision, config.trainer.weights = "bf16", weights
-        update[weights, optimizer] = predicted(config).moments[-1].temporary
+        config.trainer.precision = precision
+        update[precision, optimizer] = predicted(config).moments[-1].temporary
     table = 3000 * 128
-    assert update["fp32", "adamw"] == 0
-    assert update["fp32", "adamw_8bit"] == table * (4 + 2) + 4 + 2 * 4 * table // 256
-    assert update["bf16", "adamw"] == table * (2 + 19 + 8) + 4
+    assert update["bf16-mixed", "adamw"] == 0
+    assert update["bf16-mixed", "adamw_8bit"] == table * (4 + 2) + 4 + 2 * 4 * table // 256
+    assert update["bf16-true", "adamw"] == table * (2 + 19 + 8) + 4
     config = Config(model="meta-llama/Meta-Llama-3-8B")
-    config.trainer.accelerator, config.trainer.precision, config.trainer.weights = (
-        "gpu",
-        "bf16",
-        "bf16",
-    )
+    config.trainer.accelerator, config.trainer.precision = "gpu", "bf16-true"
     assert predicted(config).moments[-1].temporary == pytest.approx(2**24 * (2 + 19 + 8), abs=4)

@@ -50,11 +50,11 @@ def test_an_architecture_trains_exports_and_resumes(
     folder = write_case(name, tmp_path / "model", small_model)
     config = make_config(
         f"trainer.max_steps={STEPS}",
-        "trainer.checkpoint_steps=2",
-        "trainer.keep_last=2",
-        "trainer.async_checkpoint=false",
+        "checkpoint.every_n_train_steps=2",
+        "checkpoint.keep_last=2",
+        "checkpoint.async_save=false",
         "optimizer.lr=1e-2",
-        "trainer.export_dtype=fp32",
+        "trainer.export_dtype=float32",
     )
     config.model = folder
     train(config, stores, tmp_path / "whole")

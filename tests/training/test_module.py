@@ -38,7 +38,9 @@ def test_packed_documents_equal_documents_run_alone(stores, make_config, small_m
                 cross_entropy(logits[targets], labels[start:end][targets], reduction="none")
             )
     for attention in ("packed", "sdpa"):
-        model = CausalLMLoss(build_model(make_config(f"trainer.attention={attention}")), chunk=17)
+        model = CausalLMLoss(
+            build_model(make_config(f"trainer.attn_implementation={attention}")), chunk=17
+        )
         _, losses = model(batch, 1.0, True)
         torch.testing.assert_close(losses, torch.cat(expected).detach(), rtol=1e-5, atol=1e-5)
 
@@ -50,6 +52,8 @@ def test_without_the_document_mask_documents_see_each_other(stores, make_config,
     labels = batch["labels"].flatten()
     expected = cross_entropy(logits[labels != IGNORE], labels[labels != IGNORE], reduction="none")
     for attention in ("packed", "sdpa"):
-        model = CausalLMLoss(build_model(make_config(f"trainer.attention={attention}")), chunk=64)
+        model = CausalLMLoss(
+            build_model(make_config(f"trainer.attn_implementation={attention}")), chunk=64
+        )
         _, losses = model(batch, 1.0, False)
         torch.testing.assert_close(losses, expected.detach(), rtol=1e-5, atol=1e-5)

@@ -44,7 +44,11 @@ def test_waiting_for_data_is_seen(stores, make_config, tmp_path, monkeypatch, cl
         return fill(self, indices)
 
     monkeypatch.setattr(PackedSequences, "fields", slow)
-    train(make_config("trainer.max_steps=3", "trainer.accumulate=2"), stores, tmp_path / "run")
+    train(
+        make_config("trainer.max_steps=3", "trainer.accumulate_grad_batches=2"),
+        stores,
+        tmp_path / "run",
+    )
     for step in read_metrics(tmp_path / "run")[1:]:
         seconds = 64 * 2 * 2 / step["tokens_per_second"]
         waited = step["data_wait"] * seconds
@@ -71,7 +75,9 @@ def test_the_note_beside_the_bar():
 def test_a_profile_is_written(steps, stores, make_config, tmp_path, capsys):
     train(
         make_config(
-            "trainer.profiler=torch", f"trainer.max_steps={steps}", "trainer.keep_checkpoints=false"
+            "trainer.profiler=torch",
+            f"trainer.max_steps={steps}",
+            "checkpoint.keep_after_training=false",
         ),
         stores,
         tmp_path / "run",
@@ -100,7 +106,7 @@ def test_saving_by_time_and_keeping_for_good(stores, make_config, tmp_path, monk
     settings = [
         "checkpoint_steps=null",
         "checkpoint_minutes=1.5",
-        "keep_every=3",
+        "keep_every_n_steps=3",
         "async_checkpoint=false",
         "keep_last=1",
     ]
@@ -114,7 +120,7 @@ def test_saving_by_time_and_keeping_for_good(stores, make_config, tmp_path, monk
 def test_a_copy_that_fails_is_told_and_does_not_end_the_run(stores, make_config, tmp_path, capsys):
     (tmp_path / "file").touch()
     config = make_config(
-        f"trainer.checkpoint_url=file://{tmp_path}/file"
+        f"checkpoint.url=file://{tmp_path}/file"
     )  # a file, where a folder would have to be
     assert train(config, stores, tmp_path / "run")["steps"] == 6
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["failed_uploads"] > 0
@@ -136,24 +142,26 @@ def test_wandb_goes_on_where_the_checkpoint_says(uninterrupted, tmp_path):
 
 
 def test_spreading_and_saving_do_not_make_another_run(make_config):
-    one = make_config("trainer.micro_batch_size=2", "trainer.accumulate=4")
+    one = make_config("trainer.micro_batch_size=2", "trainer.accumulate_grad_batches=4")
     two = make_config(
         "trainer.devices=2",
-        "trainer.accumulate=4",
+        "trainer.accumulate_grad_batches=4",
         "trainer.micro_batch_size=1",
-        "trainer.keep_last=7",
+        "checkpoint.keep_last=7",
         "trainer.profiler=torch",
     )
     assert trainer_settings(one.trainer) == trainer_settings(two.trainer)
     assert run_key(one, {"raw": 1}) == run_key(two, {"raw": 1}) != run_key(one, {"raw": 2})
     for change in (
         "trainer.max_steps=7",
-        "trainer.accumulate=8",
+        "trainer.accumulate_grad_batches=8",
         "optimizer.lr=1",
         "seed=1",
         "mixture.packing=best_fit",
     ):
-        other = make_config("trainer.micro_batch_size=2", "trainer.accumulate=4", change)
+        other = make_config(
+            "trainer.micro_batch_size=2", "trainer.accumulate_grad_batches=4", change
+        )
         assert run_key(other, {"raw": 1}) != run_key(one, {"raw": 1}), change
 
 

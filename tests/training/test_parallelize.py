@@ -109,12 +109,12 @@ def test_weights_in_bf16_are_rounded_alike_on_copies_of_a_slice(found):
 
 
 def test_copies_of_a_sharded_model_equal_one_process(stores, make_config, tmp_path):
-    settings = ["trainer.max_steps=3", "trainer.checkpoint_steps=100"]
+    settings = ["trainer.max_steps=3", "checkpoint.every_n_train_steps=100"]
     train(make_config(*settings, "trainer.micro_batch_size=8"), stores, tmp_path / "one")
     four = make_config(
         *settings,
         "trainer.micro_batch_size=1",
-        "trainer.accumulate=2",
+        "trainer.accumulate_grad_batches=2",
         "trainer.devices=4",
         "trainer.replicas=2",
     )
@@ -131,11 +131,11 @@ def test_load_balancing_under_fsdp2_is_the_mean_over_micro_batches(
     settings = (
         "trainer.max_steps=2",
         "trainer.micro_batch_size=1",
-        "trainer.checkpoint_steps=9",
+        "checkpoint.every_n_train_steps=9",
         "optimizer.lr=1e-2",
     )
     one, two = (
-        make_config(*settings, "trainer.accumulate=2"),
+        make_config(*settings, "trainer.accumulate_grad_batches=2"),
         make_config(*settings, "trainer.devices=2"),
     )
     one.model = two.model = folder
@@ -196,7 +196,7 @@ def test_selective_recomputing_runs_fewer_matrix_products_again(models):
 @pytest.mark.parametrize("mode", ["none", "budget"])
 def test_compiled_blocks_do_the_same(models, mode):
     torch.compiler.reset()  # else the programs of the other mode would be used again
-    config = ranks.config_of(models / "tied", attention="sdpa")
+    config = ranks.config_of(models / "tied", attn_implementation="sdpa")
     plain = CausalLMLoss(build_model(config), 16)
     compiled = copy.deepcopy(plain)
     names = list(compiled.state_dict())

@@ -110,7 +110,7 @@ def _without_restarting_positions(monkeypatch) -> None:
 )
 def test_the_implementations_of_transformers_pass_too(architecture, attention):
     assert _problem(architecture, attention) is None
-    assert _problem(architecture, attention, document_mask=False) is None
+    assert _problem(architecture, attention, intra_document_mask=False) is None
 
 
 REMOVALS = {  # models of the test above first: the check keeps the references of the last few
@@ -232,7 +232,7 @@ def test_long_documents_must_not_change_the_positions_of_short_ones(kind):
     with pytest.raises(
         UserError,
         match=(
-            r"more than 64 tokens; set mixture.seq_len=64 or less, or mixture.document_mask=false"
+            r"more than 64 tokens; set mixture.seq_len=64 or less, or mixture.intra_document_mask=false"
         ),
     ):
         probe.check_model(config)
@@ -295,7 +295,7 @@ STATES = {  # layers whose state flows on from one document into the next
 @pytest.mark.parametrize("kind", STATES)
 def test_a_model_whose_packed_documents_influence_each_other_is_an_error(kind):
     config = _config(STATES[kind])
-    expected = rf"model type {kind}.*trainer.attention=\w+: packed documents influence each other.*mixture.document_mask=false"
+    expected = rf"model type {kind}.*trainer.attn_implementation=\w+: packed documents influence each other.*mixture.intra_document_mask=false"
     with pytest.raises(UserError, match=expected) as error:
         probe.check_model(config)
     assert "\n" not in str(error.value)
@@ -346,7 +346,7 @@ def test_auto_takes_what_is_right_for_the_model():
         UserError,
         match=r"trainer\.attention=sdpa: sdpa ignores the soft-capped scores of this model; use packed, eager",
     ):
-        probe.check_model(_config(config_of_case("Gemma-2"), attention="sdpa"))
+        probe.check_model(_config(config_of_case("Gemma-2"), attn_implementation="sdpa"))
     opt = transformers.OPTConfig(
         vocab_size=300,
         hidden_size=32,
@@ -357,9 +357,9 @@ def test_auto_takes_what_is_right_for_the_model():
     )
     with pytest.raises(
         UserError,
-        match=r"trainer\.attention=sdpa: packed documents influence each other.*set trainer.attention=packed",
+        match=r"trainer\.attention=sdpa: packed documents influence each other.*set trainer.attn_implementation=packed",
     ):
-        probe.check_model(_config(opt, attention="sdpa"))
+        probe.check_model(_config(opt, attn_implementation="sdpa"))
 
 
 @pytest.mark.parametrize(

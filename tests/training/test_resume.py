@@ -48,7 +48,7 @@ def _signal_after(patches: pytest.MonkeyPatch, step: int, number: signal.Signals
 def whole_forty(stores, make_config, tmp_path_factory):
     """A run that is long enough to be killed, left alone, and its config."""
     config, output = (
-        make_config("trainer.max_steps=40", "trainer.checkpoint_steps=3"),
+        make_config("trainer.max_steps=40", "checkpoint.every_n_train_steps=3"),
         tmp_path_factory.mktemp("forty") / "whole",
     )
     train(config, stores, output)
@@ -128,7 +128,7 @@ def requeued(stores, make_config, tmp_path_factory):
         patches.setenv("SLURM_JOB_ID", "17")
         _signal_after(patches, 3, signal.SIGUSR1)
         with pytest.raises(Stopped) as stopped:
-            train(make_config("trainer.checkpoint_steps=null"), stores, output)
+            train(make_config("checkpoint.every_n_train_steps=null"), stores, output)
     assert stopped.value.code == EXIT_CODE
     return output, record
 
@@ -140,7 +140,7 @@ def of_two_copies(make_config):
         "trainer.devices=2",
         "trainer.micro_batch_size=1",
         "trainer.replicas=2",
-        "trainer.keep_every=4",
+        "checkpoint.keep_every_n_steps=4",
     )
 
 
@@ -265,7 +265,7 @@ def test_seconds_are_those_of_all_starts(stores, make_config, signal_after, monk
 def test_copies_elsewhere_are_gone_on_from(
     uninterrupted, stores, make_config, signal_after, monkeypatch, tmp_path
 ):
-    config = make_config("trainer.checkpoint_url=memory://copies", "trainer.async_checkpoint=false")
+    config = make_config("checkpoint.url=memory://copies", "checkpoint.async_save=false")
     with monkeypatch.context() as patches:
         signal_after(4, signal.SIGTERM)
         with pytest.raises(Stopped):

@@ -28,7 +28,9 @@ def test_the_loss_falls_and_the_figures_add_up(uninterrupted):
 
 def test_accumulating_equals_a_larger_batch(uninterrupted, stores, make_config, tmp_path):
     train(
-        make_config("trainer.micro_batch_size=1", "trainer.accumulate=2"), stores, tmp_path / "run"
+        make_config("trainer.micro_batch_size=1", "trainer.accumulate_grad_batches=2"),
+        stores,
+        tmp_path / "run",
     )
     assert_same_steps(tmp_path / "run", uninterrupted[0], tolerance=1e-4)
 
@@ -60,9 +62,11 @@ def test_weights_in_bf16_learn_as_their_masters_do(stores, make_config, tmp_path
     """Under FSDP2 in one process, as on a GPU: the same arithmetic, and weights in bf16, or in fp32
     and rounded for it.
     """
-    arithmetic = ("trainer.precision=bf16", "trainer.strategy=fsdp2")
+    arithmetic = ("trainer.precision=bf16-mixed", "trainer.strategy=fsdp2")
     masters = train(make_config(*arithmetic), stores, tmp_path / "masters")
-    summary = train(make_config(*arithmetic, "trainer.weights=bf16"), stores, tmp_path / "run")
+    summary = train(
+        make_config(*arithmetic, "trainer.precision=bf16-true"), stores, tmp_path / "run"
+    )
     assert read_metrics(tmp_path / "run")[0]["loss"] - summary["final_loss"] > 0.1
     assert summary["final_loss"] == pytest.approx(masters["final_loss"], abs=0.008)
     assert summary["attention"] == "packed"
@@ -70,7 +74,7 @@ def test_weights_in_bf16_learn_as_their_masters_do(stores, make_config, tmp_path
 
 def test_best_fit_a_schedule_and_loader_workers(stores, make_config, tmp_path):
     config = make_config(
-        "mixture.packing=best_fit", "trainer.loader_workers=1", "trainer.accumulate=2"
+        "mixture.packing=best_fit", "trainer.num_workers=1", "trainer.accumulate_grad_batches=2"
     )
     config.mixture.schedule = [
         SchedulePoint(0.0, {"raw": 1.0}),

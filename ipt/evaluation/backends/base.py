@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipt.config import EvaluationConfig
-from ipt.evaluation.backends.encoding import Encoder, Question, Row
+from ipt.evaluation.backends.encoding import EncodedRow, Encoder, Question
 from ipt.evaluation.backends.generated import Generation
 
 
@@ -16,10 +16,10 @@ class Backend(Protocol):
     @property
     def encoder(self) -> Encoder: ...
 
-    def option_rows(self, question: Question) -> list[Row]:
+    def option_rows(self, question: Question) -> list[EncodedRow]:
         """The rows that score a question's options in order: one for all of them, or one for each."""
 
-    def logprobs(self, rows: Sequence[Row], description: str) -> list[NDArray[np.float64]]:
+    def logprobs(self, rows: Sequence[EncodedRow], description: str) -> list[NDArray[np.float64]]:
         """For each row the log-probability (nats) of each of its targets. `description` names the
         progress bar.
         """

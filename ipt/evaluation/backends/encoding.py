@@ -24,7 +24,7 @@ SPACE = "Ġ"  # the byte of a space in names of tokens
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of one byte in vocabularies made by SentencePiece
 
 
-class Row(NamedTuple):
+class EncodedRow(NamedTuple):
     """A tree of tokens laid out in one row: a trunk, then its branches one after another.
 
     A token sees the trunk and its own branch, as far as they lie before it. `segments` is 0 in the
@@ -60,12 +60,12 @@ class Question(NamedTuple):
         return self.scored or [len(option) for option in self.options]
 
 
-class Document(NamedTuple):
+class EncodedDocument(NamedTuple):
     """Windows of a document that together score each of its tokens once; `n_bytes` of text are
     scored.
     """
 
-    windows: list[Row]
+    windows: list[EncodedRow]
     n_bytes: int
 
 
@@ -156,7 +156,7 @@ class Encoder:
             )
         return start + ids[-kept:], len(ids) > kept
 
-    def document(self, text: str) -> Document:
+    def document(self, text: str) -> EncodedDocument:
         """All tokens of a document. One that is longer than `max_length` is read in windows: each
         later window sees half a window of tokens that are scored already, and scores the rest.
         Without BOS the first token cannot be scored.
@@ -164,9 +164,9 @@ class Encoder:
         (tokens,) = self._special.text_ids([text])
         ids = self.start + tokens
         if len(ids) < 2:
-            return Document([], 0)
+            return EncodedDocument([], 0)
         unscored = 0 if self.start else self._first_bytes(text, tokens[0])
-        return Document(_windows(ids, self.max_length), len(text.encode()) - unscored)
+        return EncodedDocument(_windows(ids, self.max_length), len(text.encode()) - unscored)
 
     def _first_bytes(self, text: str, token: int) -> int:
         """The number of bytes of a text that its first token covers, possibly a part of a
@@ -290,7 +290,7 @@ def check_chat(
     """`chat`, if the tokenizer has a chat template that shows a user's turn."""
     if chat and not tokenizer.chat_template:
         raise UserError(
-            "evaluation.chat is true, but the model's tokenizer has no chat template: set it to "
+            "evaluation.apply_chat_template is true, but the model's tokenizer has no chat template: set it to "
             "false"
         )
     if chat:
@@ -307,9 +307,9 @@ def make_encoder(
     kwargs = dict(config.chat_template_kwargs)
     return Encoder(
         tokenizer,
-        start_tokens(tokenizer, config.bos),
+        start_tokens(tokenizer, config.add_bos_token),
         max_length,
-        check_chat(tokenizer, config.chat, kwargs),
+        check_chat(tokenizer, config.apply_chat_template, kwargs),
         kwargs,
     )
 
@@ -321,13 +321,13 @@ def start_tokens(tokenizer: "PreTrainedTokenizerBase", bos: bool | None) -> list
         bos = token is not None and tokenizer("a")["input_ids"][:1] == [token]
     if bos and token is None:
         raise UserError(
-            "evaluation.bos is true, but the model's tokenizer has no BOS token: set it to false "
+            "evaluation.add_bos_token is true, but the model's tokenizer has no BOS token: set it to false "
             "or null"
         )
     return [int(token)] if bos else []
 
 
-def tree_row(question: Question) -> Row:
+def tree_row(question: Question) -> EncodedRow:
     """All options of a question in one row. The last token of an option is not fed: nothing is read
     from it.
     """
@@ -343,10 +343,10 @@ def tree_row(question: Question) -> Row:
         ids += option[:-1]
         positions += range(trunk, trunk + len(option) - 1)
         segments += [branch] * (len(option) - 1)
-    return Row(ids, positions, segments, reads, targets)
+    return EncodedRow(ids, positions, segments, reads, targets)
 
 
-def plain_rows(question: Question) -> list[Row]:
+def plain_rows(question: Question) -> list[EncodedRow]:
     """One row for each option: the prompt and the option alone."""
     rows = [
         tree_row(Question(question.prompt, [option], question.truncated, [scored]))
@@ -367,13 +367,13 @@ def common_prefix(sequences: Sequence[list[int]]) -> int:
     return length
 
 
-def _windows(ids: list[int], max_length: int) -> list[Row]:
+def _windows(ids: list[int], max_length: int) -> list[EncodedRow]:
     rows, scored = [], 1  # ids[:scored] are scored or need not be
     while scored < len(ids):
         begin = 0 if scored == 1 else scored - max(1, max_length // 2)
         end = min(len(ids), begin + max_length + 1)  # the last token of a window is not fed
         rows.append(
-            Row(
+            EncodedRow(
                 ids[begin : end - 1],
                 *_causal(end - 1 - begin),
                 list(range(scored - 1 - begin, end - 1 - begin)),

@@ -22,8 +22,8 @@ from ipt.evaluation.backends.batching import (
     full_attention_length,
 )
 from ipt.evaluation.backends.encoding import (
+    EncodedRow,
     Question,
-    Row,
     check_chat,
     make_encoder,
     plain_rows,
@@ -39,7 +39,7 @@ from ipt.training.objective import logit_transform
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 LOGITS = 2**25  # of them at a time: 128 MiB in fp32
 # How far two ways of computing one log-probability may lie apart by rounding alone.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
@@ -66,18 +66,20 @@ def load_scorer(config: EvaluationConfig, name: str) -> "Scorer":
     if config.quantize:
         options["quantization_config"] = _quantization(config)
     tokenizer = load_tokenizer(name)
-    check_chat(tokenizer, config.chat, config.chat_template_kwargs)  # before the weights are read
+    check_chat(
+        tokenizer, config.apply_chat_template, config.chat_template_kwargs
+    )  # before the weights are read
     model = load_model(name, DTYPES[config.dtype], **options)
     if not options:
         model = model.to(device)  # type: ignore[arg-type]
     return Scorer(model.eval(), tokenizer, config)
 
 
-class Job(NamedTuple):
+class ForwardBatch(NamedTuple):
     """One forward pass: rows, without the `prefix` that they share and that is computed before."""
 
     prefix: list[int]
-    rows: list[Row]
+    rows: list[EncodedRow]
     indices: list[int]  # of the rows among those that were asked for
 
 
@@ -117,12 +119,12 @@ class Scorer:
         if config.scoring == "auto":
             self._probe()
 
-    def option_rows(self, question: Question) -> list[Row]:
+    def option_rows(self, question: Question) -> list[EncodedRow]:
         """The rows that score a question's options in order: one for all of them, or one for each."""
         length = len(question.prompt) + max(map(len, question.options))
         return [tree_row(question)] if length <= self.tree_length else plain_rows(question)
 
-    def logprobs(self, rows: Sequence[Row], description: str) -> list[NDArray[np.float64]]:
+    def logprobs(self, rows: Sequence[EncodedRow], description: str) -> list[NDArray[np.float64]]:
         """For each row the log-probability (nats) of each of its targets. `description` names the
         progress bar.
         """
@@ -152,7 +154,7 @@ class Scorer:
             prompts, self.batch_tokens, description
         )
 
-    def _jobs(self, rows: Sequence[Row]) -> list[Job]:
+    def _jobs(self, rows: Sequence[EncodedRow]) -> list[ForwardBatch]:
         """All rows in batches. A group that shares a prefix has batches of its own."""
         groups = shared_prefixes(
             [row.ids[: self._shareable(row)] for row in rows], self.batch_tokens
@@ -170,7 +172,7 @@ class Scorer:
             else self.batch_tokens
         )
         return [
-            Job(
+            ForwardBatch(
                 rows[members[0]].ids[:length],
                 [without(rows[members[place]], length) for place in batch],
                 [members[place] for place in batch],
@@ -181,7 +183,7 @@ class Scorer:
             )
         ]
 
-    def _shareable(self, row: Row) -> int:
+    def _shareable(self, row: EncodedRow) -> int:
         """How many tokens at its beginning a row may leave to others: none that is read from, none
         of a branch.
         """
@@ -190,7 +192,9 @@ class Scorer:
         return min(*row.reads, row.segments.count(0))
 
     @torch.no_grad()  # not inference_mode: what a live model gathers must stay fit for training
-    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, NDArray[np.float64], int]]:
+    def _run(
+        self, jobs: Sequence[ForwardBatch]
+    ) -> Iterator[tuple[ForwardBatch, NDArray[np.float64], int]]:
         """This process's share of the jobs, the log-probabilities of all targets of each, and how
         many rows all processes did meanwhile.
         """
@@ -212,7 +216,7 @@ class Scorer:
                 self._idle()
 
     @torch.no_grad()
-    def _score(self, rows: list[Row], cache: Cache | None = None) -> NDArray[np.float64]:
+    def _score(self, rows: list[EncodedRow], cache: Cache | None = None) -> NDArray[np.float64]:
         """Log-probabilities of all targets of one batch, row after row, behind the prefix in
         `cache`.
         """
@@ -250,7 +254,7 @@ class Scorer:
             else self.inner.base_model(**inputs).last_hidden_state
         )
 
-    def _inputs(self, rows: list[Row], cache: Cache | None = None) -> dict[str, Any]:
+    def _inputs(self, rows: list[EncodedRow], cache: Cache | None = None) -> dict[str, Any]:
         """Padding goes to the right, where no token that is read can see it."""
         width = max(len(row.ids) for row in rows)
         ids_BT, position_BT, segment_BT = (
@@ -317,7 +321,9 @@ class Scorer:
                 "scored alone, which is slower"
             )
 
-    def _agrees(self, rows: list[Row], expected: NDArray[np.float64], shared: int = 0) -> bool:
+    def _agrees(
+        self, rows: list[EncodedRow], expected: NDArray[np.float64], shared: int = 0
+    ) -> bool:
         try:
             cache = self._prefix(rows[0].ids[:shared]) if shared else None
             found = self._score([without(row, shared) for row in rows], cache)
@@ -346,7 +352,7 @@ class SharedLayer(DynamicLayer):
         return keys, torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2)
 
 
-def without(row: Row, length: int) -> Row:
+def without(row: EncodedRow, length: int) -> EncodedRow:
     """The row behind its first `length` tokens."""
     reads = [read - length for read in row.reads]
     return row._replace(

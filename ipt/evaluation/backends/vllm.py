@@ -19,20 +19,25 @@ from ipt.config import EvaluationConfig, SynthesisConfig
 from ipt.console import console, progress
 from ipt.distributed import launcher_number
 from ipt.errors import UserError
-from ipt.evaluation.backends.encoding import Question, Row, check_chat, make_encoder, plain_rows
+from ipt.evaluation.backends.encoding import (
+    EncodedRow,
+    Question,
+    check_chat,
+    make_encoder,
+    plain_rows,
+)
 from ipt.evaluation.backends.generated import Generation, cut, end_tokens, generated_text
 from ipt.generation_config import load_generation_config
 from ipt.model_checks import check_weights
 from ipt.models import load_tokenizer, resolve_model
 from ipt.synthesis.engines import ENGINES, EngineDied
-from ipt.synthesis.engines.keeper import Keeper
+from ipt.synthesis.engines.keeper import ProcessReaper
 from ipt.synthesis.engines.subprocess import EngineLog
 from ipt.synthesis.engines.vllm import ENVIRONMENT, engine_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # tokens behind the last one that an `Encoder` counts: a document's last target, and the one that
 # vLLM must generate
 BEHIND = 2
@@ -77,10 +82,10 @@ def open_vllm(config: EvaluationConfig, name: str) -> Iterator["VllmBackend"]:
     check_vllm(config)
     check_weights(resolve_model(name))  # vLLM leaves some missing weights as they are
     tokenizer = load_tokenizer(name)
-    check_chat(tokenizer, config.chat, config.chat_template_kwargs)
+    check_chat(tokenizer, config.apply_chat_template, config.chat_template_kwargs)
     before, log = dict(os.environ), EngineLog()
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
-    keeper, engine = Keeper(), None
+    keeper, engine = ProcessReaper(), None
     try:
         try:
             engine = _start(config, name, log, quiet="VLLM_LOGGING_LEVEL" not in before)
@@ -116,11 +121,11 @@ class VllmBackend:
         length = int(engine.model_config.max_model_len) - BEHIND
         self.encoder = make_encoder(tokenizer, config, length)
 
-    def option_rows(self, question: Question) -> list[Row]:
+    def option_rows(self, question: Question) -> list[EncodedRow]:
         """One row for each option."""
         return plain_rows(question)
 
-    def logprobs(self, rows: Sequence[Row], description: str) -> list[NDArray[np.float64]]:
+    def logprobs(self, rows: Sequence[EncodedRow], description: str) -> list[NDArray[np.float64]]:
         """For each row the log-probability (nats) of each of its targets. `description` names the
         progress bar.
         """
@@ -226,11 +231,11 @@ def _options(config: EvaluationConfig, name: str) -> dict[str, Any]:
     import torch
 
     settings = SynthesisConfig(
-        dtype=DTYPES[config.dtype],
+        dtype=config.dtype,
         max_model_len=config.max_length + BEHIND if config.max_length else AS_FITS,
         max_num_batched_tokens=config.batch_tokens,
-        max_live_chains=SEQUENCES,
-        tensor_parallel=torch.cuda.device_count() if config.device == "sharded" else 1,
+        max_num_seqs=SEQUENCES,
+        tensor_parallel_size=torch.cuda.device_count() if config.device == "sharded" else 1,
         quantization="bitsandbytes" if config.quantize else None,
     )
     return engine_options(settings, resolve_model(name), seed=0)

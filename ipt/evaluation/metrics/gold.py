@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ipt.errors import UserError
 from ipt.evaluation.data import render_value
-from ipt.evaluation.formats import Row, is_missing
+from ipt.evaluation.formats import DataRow, is_missing
 from ipt.evaluation.odd_rows import OddRow
 from ipt.evaluation.task import Task
 
@@ -30,7 +30,7 @@ class Gold(NamedTuple):
         return self.found if isinstance(self.found, list) else [self.found]
 
 
-def gold_of(task: Task, row: Row, options: list[str]) -> Gold:
+def gold_of(task: Task, row: DataRow, options: list[str]) -> Gold:
     """The row's gold. Raises OddRow for a row without one."""
     if "{" in task.gold:
         found = render_value(task, "gold", task.gold, row)

@@ -14,7 +14,7 @@ from ipt.errors import UserError
 from ipt.evaluation.data import check_ids, read_rows, render, render_prompt, row_id
 from ipt.evaluation.draws import text_hash
 from ipt.evaluation.few_shot import with_shots
-from ipt.evaluation.formats import Row
+from ipt.evaluation.formats import DataRow
 from ipt.evaluation.metrics import answers, statistics
 from ipt.evaluation.metrics.statistics import Metric
 from ipt.evaluation.odd_rows import OddRows
@@ -75,7 +75,7 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[It
     return with_shots(task, items, corpus, read, odd)
 
 
-def _item(task: Task, row: Row) -> Item:
+def _item(task: Task, row: DataRow) -> Item:
     return Item(
         row_id(task, row), render_prompt(task, row), render(task, "answer", task.answer, row)
     )

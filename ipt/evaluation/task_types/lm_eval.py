@@ -68,7 +68,7 @@ PARTS = 200  # of a jackknife
 
 
 @dataclass(frozen=True)
-class Document:
+class HarnessDocument:
     """A document of a task of the harness. Its shots are not part of `prompt_hash`: they follow
     from those before it.
     """
@@ -109,7 +109,7 @@ class Loaded:
         return rules[0].weight_by_size if rules else None
 
 
-def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Document]:
+def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[HarnessDocument]:
     """The documents of a task of the harness, or of all subtasks of a group. The harness leaves
     none out.
 
@@ -128,12 +128,14 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Do
         for number, doc in enumerate(source.eval_docs):
             name = f"{subtask}/{number}" if len(leaves) > 1 else str(number)
             documents.append(
-                Document(name, text_hash(_json([*map(str, asked), doc])), subtask, number, source)
+                HarnessDocument(
+                    name, text_hash(_json([*map(str, asked), doc])), subtask, number, source
+                )
             )
     return documents
 
 
-def score(task: Task, documents: list[Document], backend: "Backend") -> list[dict[str, Any]]:
+def score(task: Task, documents: list[HarnessDocument], backend: "Backend") -> list[dict[str, Any]]:
     """One prediction for each document. Shots are drawn as the harness draws them, with its seed,
     one document after another.
     """
@@ -317,7 +319,7 @@ def _text(source: "ConfigurableTask", doc: dict[str, Any]) -> str:
 
 
 def _prediction(
-    document: Document, entry: dict[str, Any], values: list[dict[str, Any]], cut: set[str]
+    document: HarnessDocument, entry: dict[str, Any], values: list[dict[str, Any]], cut: set[str]
 ) -> dict[str, Any]:
     return {
         "id": document.id,

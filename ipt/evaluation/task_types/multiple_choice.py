@@ -18,7 +18,7 @@ from ipt.errors import UserError
 from ipt.evaluation.backends import encoding
 from ipt.evaluation.data import (
     ENVIRONMENT,
-    Row,
+    DataRow,
     check_ids,
     phrasing,
     read_rows,
@@ -291,7 +291,7 @@ def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 class _Draft(NamedTuple):
     """A row that makes a question, before it is known what the task's `gold` means."""
 
-    row: Row
+    row: DataRow
     prompt: str  # empty if each option has its own
     options: list[str]
     contexts: list[str]
@@ -303,7 +303,7 @@ def _drafts(task: Task, corpus: Path | None, odd: OddRows) -> list[_Draft]:
     return odd.kept(task, read_rows(task, corpus, odd), partial(_draft, task))
 
 
-def _draft(task: Task, row: Row) -> _Draft:
+def _draft(task: Task, row: DataRow) -> _Draft:
     raw = _raw_options(task, row)
     options = [render(task, "option", task.option, row, option=option) for option in raw]
     contexts = (
@@ -341,7 +341,7 @@ def _question(task: Task, draft: _Draft) -> Question:
     )
 
 
-def _differs(task: Task, row: Row) -> bool:
+def _differs(task: Task, row: DataRow) -> bool:
     """Whether each option has its own prompt: the template speaks of `option`, and no field of the
     row is meant.
     """
@@ -371,7 +371,7 @@ def _check_classes(task: Task, questions: list[Question]) -> None:
             )
 
 
-def _raw_options(task: Task, row: Row) -> list[str]:
+def _raw_options(task: Task, row: DataRow) -> list[str]:
     if isinstance(task.options, list):
         return [render(task, "options", template, row) for template in task.options]
     found = row.fields.get(task.options)

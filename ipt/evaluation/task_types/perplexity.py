@@ -12,7 +12,7 @@ import pyarrow as pa
 from ipt.errors import UserError
 from ipt.evaluation.backends import encoding
 from ipt.evaluation.data import check_ids, read_rows, render, row_id, text_hash
-from ipt.evaluation.formats import Row
+from ipt.evaluation.formats import DataRow
 from ipt.evaluation.metrics import statistics
 from ipt.evaluation.metrics.statistics import Metric
 from ipt.evaluation.odd_rows import OddRow, OddRows
@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
 )
 
 
-class Document(NamedTuple):
+class ScoredDocument(NamedTuple):
     id: str
     text: str
     begin: int = 0  # characters of the text that are read and not scored: the task's `context`
@@ -52,7 +52,7 @@ class Document(NamedTuple):
         return self.text[self.begin :]
 
 
-def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Document]:
+def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[ScoredDocument]:
     """The documents of a task; a row of the corpus stage is identified by its doc_id. Rows that
     make none are put down in `odd`.
     """
@@ -62,15 +62,15 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Do
     return documents
 
 
-def _document(task: Task, row: Row) -> Document:
+def _document(task: Task, row: DataRow) -> ScoredDocument:
     context = render(task, "context", task.context, row) if task.context else ""
     text = render(task, "text", task.text, row)
     if context and not text:
         raise OddRow(f"{row.where}: text is empty: after a context something must be scored")
-    return Document(row_id(task, row), context + text, len(context))
+    return ScoredDocument(row_id(task, row), context + text, len(context))
 
 
-def score(task: Task, documents: list[Document], backend: "Backend") -> list[dict[str, Any]]:
+def score(task: Task, documents: list[ScoredDocument], backend: "Backend") -> list[dict[str, Any]]:
     """One prediction for each document; one of less than two tokens (BOS counts) has nothing to
     score: tokens = 0.
     """
@@ -143,19 +143,21 @@ def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     return found
 
 
-def _encode(encoder: encoding.Encoder, document: Document) -> tuple[encoding.Document, bool]:
+def _encode(
+    encoder: encoding.Encoder, document: ScoredDocument
+) -> tuple[encoding.EncodedDocument, bool]:
     """The rows that score a document, and whether what stands before the scored text lost its
     beginning.
     """
     if not document.begin:
         return encoder.document(document.text), False
     question = encoder.question(document.text[: document.begin], [document.scored])
-    return encoding.Document(
+    return encoding.EncodedDocument(
         encoding.plain_rows(question), len(document.scored.encode())
     ), question.truncated
 
 
-def _greedy(task: Task, documents: list[Document], backend: "Backend") -> list[bool]:
+def _greedy(task: Task, documents: list[ScoredDocument], backend: "Backend") -> list[bool]:
     """For each document whether every token that is scored after its context is the model's
     likeliest.
     """

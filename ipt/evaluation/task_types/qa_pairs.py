@@ -23,7 +23,7 @@ from ipt.errors import UserError
 from ipt.evaluation.backends.encoding import Encoder
 from ipt.evaluation.data import check_ids, data_path, read_rows, render, row_id
 from ipt.evaluation.draws import draw, text_hash
-from ipt.evaluation.formats import Row, as_fields
+from ipt.evaluation.formats import DataRow, as_fields
 from ipt.evaluation.metrics import answers, statistics
 from ipt.evaluation.metrics.statistics import Metric
 from ipt.evaluation.odd_rows import OddRows
@@ -339,7 +339,7 @@ def _row_examples(
             left_out["context_without_pairs"] += 1
 
 
-def _row_example(task: Task, row: Row) -> Example:
+def _row_example(task: Task, row: DataRow) -> Example:
     context = render(task, "context", task.context or "{{ context }}", row).strip()
     sides = [
         (render(task, "question", task.question, one), render(task, "answer", task.answer, one))
@@ -352,7 +352,7 @@ def _row_example(task: Task, row: Row) -> Example:
     )
 
 
-def _entries(task: Task, row: Row) -> list[Row]:
+def _entries(task: Task, row: DataRow) -> list[DataRow]:
     if not task.pairs:
         return [row]
     entries = row.fields.get(task.pairs)

@@ -27,7 +27,7 @@ rm -rf -- "$2"
 """
 
 
-class Keeper:
+class ProcessReaper:
     """From its making on, processes that this one starts end with it; `close` ends those that are
     left, and the keeper.
 

@@ -17,7 +17,7 @@ from zlib import crc32
 from ipt.console import console
 from ipt.errors import UserError
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions, Watch
-from ipt.synthesis.engines.keeper import Keeper
+from ipt.synthesis.engines.keeper import ProcessReaper
 from ipt.synthesis.engines.subprocess import EngineLog
 from ipt.synthesis.formats.base import Prompt, PromptFormat, Vocabulary
 
@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-CPU_KV_CACHE_GIB = 1.0
+CPU_KV_CACHE = 2**30  # bytes
 LOOKUP_MATCH = (2, 4)  # tokens that must match for what followed them in the prompt to be guessed
 # tokens; vLLM's kernels for CPUs want a multiple of 32, and a finer block is found in the cache
 # more often
@@ -58,7 +58,7 @@ class VllmEngine:
         os.environ.update(
             {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
         )
-        self._keeper, self._log = Keeper(), EngineLog()
+        self._keeper, self._log = ProcessReaper(), EngineLog()
         os.environ.setdefault("VLLM_RPC_BASE_PATH", self._keeper.scratch)  # of its sockets
         self._config, self._vocabulary, self._format, self._seed = (
             config,
@@ -155,7 +155,7 @@ class VllmEngine:
                     "backend": "xgrammar",
                     "disable_any_whitespace": True,
                 }
-            for replica in range(self._config.replicas):
+            for replica in range(self._config.data_parallel_size):
                 with _own_devices(replica, self._config):
                     self._engines.append(AsyncLLM.from_engine_args(AsyncEngineArgs(**options)))
             _let_workers_go_first()
@@ -243,45 +243,45 @@ def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str
         "dtype": config.dtype,
         "seed": seed,
         "max_model_len": config.max_model_len,
-        "max_num_seqs": config.max_live_chains,
-        "max_num_batched_tokens": max(config.max_num_batched_tokens, config.max_live_chains),
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": max(config.max_num_batched_tokens, config.max_num_seqs),
         "enable_prefix_caching": True,
         "scheduling_policy": "priority",
         "gpu_memory_utilization": config.gpu_memory_utilization,
-        "tensor_parallel_size": config.tensor_parallel,
+        "tensor_parallel_size": config.tensor_parallel_size,
         "quantization": config.quantization,
         "kv_cache_dtype": config.kv_cache_dtype,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
-    if config.lookup_tokens:
+    if config.prompt_lookup_num_tokens:
         options["speculative_config"] = {
             "method": "ngram",
-            "num_speculative_tokens": config.lookup_tokens,
+            "num_speculative_tokens": config.prompt_lookup_num_tokens,
             "prompt_lookup_min": LOOKUP_MATCH[0],
             "prompt_lookup_max": LOOKUP_MATCH[1],
         }
-    kv_cache_gib = config.kv_cache_gib
+    kv_cache = config.kv_cache_memory_bytes
     if current_platform.is_cpu():
-        _set_cpu_threads(config.replicas * config.tensor_parallel)
+        _set_cpu_threads(config.data_parallel_size * config.tensor_parallel_size)
         options.update(enforce_eager=True, block_size=CPU_BLOCK_SIZE)
         if config.temperature > 0:
             options["logits_processors"] = ["ipt.synthesis.engines.seeded:SeededSampler"]
-        if kv_cache_gib is None and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-            kv_cache_gib = CPU_KV_CACHE_GIB
-    if kv_cache_gib is not None:
-        options["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
+        if kv_cache is None and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            kv_cache = CPU_KV_CACHE
+    if kv_cache is not None:
+        options["kv_cache_memory_bytes"] = kv_cache
     return options
 
 
 @contextmanager
 def _own_devices(replica: int, config: "SynthesisConfig") -> Iterator[None]:
-    """Processes started inside see only the GPUs of this replica: the next `tensor_parallel` of
+    """Processes started inside see only the GPUs of this replica: the next `tensor_parallel_size` of
     those that are visible.
     """
     from vllm.platforms import current_platform
 
-    if config.replicas == 1 or current_platform.is_cpu():
+    if config.data_parallel_size == 1 or current_platform.is_cpu():
         yield
         return
     name, before = (
@@ -293,12 +293,12 @@ def _own_devices(replica: int, config: "SynthesisConfig") -> Iterator[None]:
         if before
         else [str(number) for number in range(current_platform.device_count())]
     )
-    size = config.tensor_parallel
+    size = config.tensor_parallel_size
     mine = visible[replica * size : (replica + 1) * size]
     if len(mine) < size:
-        needed = config.replicas * size
+        needed = config.data_parallel_size * size
         raise UserError(
-            f"synthesis.replicas={config.replicas} x tensor_parallel={size} need {needed} GPUs, "
+            f"synthesis.data_parallel_size={config.data_parallel_size} x tensor_parallel_size={size} need {needed} GPUs, "
             f"there are {len(visible)}"
         )
     os.environ[name] = ",".join(mine)

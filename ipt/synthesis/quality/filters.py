@@ -27,15 +27,14 @@ from ipt.synthesis.quality.measures import (
     read_pair,
 )
 from ipt.synthesis.quality.statistics import statistics
-from ipt.synthesis.quality.streaming import FrequentCount, Seen
+from ipt.synthesis.quality.streaming import BloomFilter, FrequentCount
 from ipt.synthesis.shards import ACCOUNT, read_account
 
-STREAM_MEASURES = ("asked_before", "same_frame")  # they need the pairs before
+STREAM_MEASURES = ("duplicate_question", "question_template_count")  # they need the pairs before
 DOCUMENT_MEASURES = ("document_words", "pairs")
 JUDGE_MEASURES = ("judge_accuracy", "judge_relevance")
-OVERLAP_MODES = ("report", "remove")
 
-Row = dict[str, Any]
+PairRow = dict[str, Any]
 Pairs = list[dict[str, str]]
 
 
@@ -51,7 +50,7 @@ def filter_pairs(
     "judge_failed". The judge sees what the other filters leave. The statistics are those of what is
     left (`ipt.synthesis.quality.statistics.statistics`), with `pairs_before`, the judge's figures
     and, for each evaluation task, the overlap. Memory does not grow with the corpus beyond 4 bytes
-    a pair, and those only for the measure asked_before. Raises as `check_filters` does.
+    a pair, and those only for the measure duplicate_question. Raises as `check_filters` does.
     """
     check_filters(config)
     if config.overlap and overlap is None:
@@ -82,38 +81,36 @@ def filter_pairs(
 
 def check_filters(config: FilterConfig) -> None:
     """Raise a one-line UserError for filters that `filter_pairs` would refuse. Reads nothing."""
-    for name, bounds in asdict(config.limits).items():
+    for name, bounds in asdict(config.thresholds).items():
         if bounds is None:
             continue
         if len(bounds) != 2:
             raise UserError(
-                f"filters.limits.{name}={bounds}: must be [at least, at most], with null for no "
+                f"filters.thresholds.{name}={bounds}: must be [at least, at most], with null for no "
                 "limit"
             )
         if None not in bounds and bounds[0] > bounds[1]:
             raise UserError(
-                f"filters.limits.{name}={bounds}: no value is at least {bounds[0]} and at most "
+                f"filters.thresholds.{name}={bounds}: no value is at least {bounds[0]} and at most "
                 f"{bounds[1]}"
             )
-    if config.overlap is not None and config.overlap not in OVERLAP_MODES:
-        raise UserError(
-            f"filters.overlap={config.overlap}: must be one of {', '.join(OVERLAP_MODES)}, or null"
-        )
     check_judge(config.judge)
     judge_limits = ", ".join(_limits(config, JUDGE_MEASURES))
     if judge_limits and config.judge.model is None:
-        raise UserError(f"filters.limits: {judge_limits} needs a judge: set filters.judge.model")
+        raise UserError(
+            f"filters.thresholds: {judge_limits} needs a judge: set filters.judge.model"
+        )
     if judge_limits and config.judge.sample is not None:
         raise UserError(
-            f"filters.limits: {judge_limits} needs every pair judged: set filters.judge.sample=null"
+            f"filters.thresholds: {judge_limits} needs every pair judged: set filters.judge.sample=null"
         )
 
 
 def filter_settings(config: FilterConfig) -> dict[str, Any]:
     """The settings that decide what the stage gives."""
     settings = asdict(config)
-    settings["limits"] = {
-        name: bounds for name, bounds in settings["limits"].items() if bounds is not None
+    settings["thresholds"] = {
+        name: bounds for name, bounds in settings["thresholds"].items() if bounds is not None
     }
     settings["judge"] = {
         name: value for name, value in settings["judge"].items() if name not in OPERATION
@@ -123,7 +120,7 @@ def filter_settings(config: FilterConfig) -> dict[str, Any]:
 
 def is_active(config: FilterConfig) -> bool:
     """Whether the filters have anything to do."""
-    return bool(any(asdict(config.limits).values()) or config.overlap or config.judge.model)
+    return bool(any(asdict(config.thresholds).values()) or config.overlap or config.judge.model)
 
 
 # What stays
@@ -140,7 +137,7 @@ class Limit:
 
 
 def _limits(config: FilterConfig, names: Iterable[str]) -> dict[str, Limit]:
-    bounds = {name: getattr(config.limits, name) for name in names}
+    bounds = {name: getattr(config.thresholds, name) for name in names}
     return {name: Limit(*pair) for name, pair in bounds.items() if pair is not None}
 
 
@@ -158,10 +155,10 @@ class Rules:
             config.overlap == "remove",
         )
         self.overlaps = OverlapCount(self._overlap) if self._overlap is not None else None
-        self._asked = Seen(pairs if "asked_before" in self._stream_limits else 0)
+        self._asked = BloomFilter(pairs if "duplicate_question" in self._stream_limits else 0)
         self._frames = FrequentCount()
 
-    def keep(self, row: Row) -> tuple[Pairs, Counter[str]]:
+    def keep(self, row: PairRow) -> tuple[Pairs, Counter[str]]:
         """The pairs of a row that stay, and why the others do not."""
         document = read_document(row["text"])
         removed: Counter[str] = Counter()
@@ -183,7 +180,7 @@ class Rules:
         limit = self._document_limits.get(measure)
         return limit is None or limit.allows(value)
 
-    def _reason(self, pair: dict[str, str], document: DocumentWords, row: Row) -> str:
+    def _reason(self, pair: dict[str, str], document: DocumentWords, row: PairRow) -> str:
         words = read_pair(pair["question"], pair["answer"], document)
         for name, limit in self._pair_limits.items():
             if not limit.allows(PAIR_MEASURES[name](words, row)):
@@ -202,15 +199,15 @@ class Rules:
         one.
         """
         asked, frames = (
-            self._stream_limits.get("asked_before"),
-            self._stream_limits.get("same_frame"),
+            self._stream_limits.get("duplicate_question"),
+            self._stream_limits.get("question_template_count"),
         )
         if asked is not None and not asked.allows(self._asked.add(pair["question"].lower())):
-            return "asked_before"
+            return "duplicate_question"
         if frames is not None and not frames.allows(
             self._frames.add(frame(words.question, document.known))
         ):
-            return "same_frame"
+            return "question_template_count"
         return ""
 
 
@@ -223,7 +220,7 @@ class Verdicts:
         self._limits = limits
         self._judgements = read_parts(judgements)
 
-    def keep(self, row: Row) -> tuple[Pairs, Counter[str]]:
+    def keep(self, row: PairRow) -> tuple[Pairs, Counter[str]]:
         kept, removed = [], Counter[str]()
         for pair in row["pairs"]:
             reason = self._reason(next(self._judgements), pair)
@@ -233,7 +230,7 @@ class Verdicts:
                 kept.append(pair)
         return kept, removed
 
-    def _reason(self, judgement: Row, pair: dict[str, str]) -> str:
+    def _reason(self, judgement: PairRow, pair: dict[str, str]) -> str:
         assert judgement["question"] == pair["question"], "verdicts are in the order of the pairs"
         if judgement["failure"]:
             return "judge_failed"
@@ -251,7 +248,7 @@ class Verdicts:
 
 
 def _rewrite(
-    source: Path, target: Path, keep: Callable[[Row], tuple[Pairs, Counter[str]]], label: str
+    source: Path, target: Path, keep: Callable[[PairRow], tuple[Pairs, Counter[str]]], label: str
 ) -> None:
     """Write each part of `source` to `target`, with the pairs that `keep` keeps."""
     for torn in target.glob(".part-*"):  # a kill while a part was being written
@@ -263,7 +260,7 @@ def _rewrite(
 
 
 def _rewrite_part(
-    source: Path, target: Path, keep: Callable[[Row], tuple[Pairs, Counter[str]]], bar: Bar
+    source: Path, target: Path, keep: Callable[[PairRow], tuple[Pairs, Counter[str]]], bar: Bar
 ) -> None:
     account = read_account(source)
     table = pq.read_table(source)
@@ -285,12 +282,12 @@ def _rewrite_part(
     )
 
 
-def _rows(table: Any) -> Iterator[Row]:
+def _rows(table: Any) -> Iterator[PairRow]:
     for batch in table.to_batches(max_chunksize=1024):
         yield from batch.to_pylist()
 
 
-def _part_company(rows: list[Row]) -> None:
+def _part_company(rows: list[PairRow]) -> None:
     """Two rows are one text only if both have something to show."""
     previous = False
     for row in rows:

@@ -14,7 +14,13 @@ from ipt.console import progress
 from ipt.corpus.words import words_of
 from ipt.stage import read_parts
 from ipt.synthesis.quality.measures import GROUNDED, DocumentWords, frame, read_document, read_pair
-from ipt.synthesis.quality.streaming import DistinctCount, FrequentCount, Histogram, Sample, share
+from ipt.synthesis.quality.streaming import (
+    DistinctCount,
+    FrequentCount,
+    Histogram,
+    ReservoirSample,
+    share,
+)
 from ipt.synthesis.quality.task_types import kind_of
 from ipt.synthesis.shards import most_frequent, read_account
 
@@ -102,7 +108,7 @@ def examples(pairs_folder: Path, n: int, seed: int) -> list[dict[str, Any]]:
     Each is {"doc_id", "text", "pairs": [{"question", "answer"}], "rewrite"}. One pass, in bounded
     memory; the choice depends on `seed` only.
     """
-    sample: Sample[tuple[int, dict[str, Any]]] = Sample(n, seed)
+    sample: ReservoirSample[tuple[int, dict[str, Any]]] = ReservoirSample(n, seed)
     for number, row in enumerate(read_parts(pairs_folder, ["doc_id", "text", "pairs", "rewrite"])):
         if row["pairs"] or row["rewrite"]:
             sample.add((number, row))
@@ -119,7 +125,7 @@ class Tally:
         self._kinds: Counter[str] = Counter()
         self._histograms = {name: Histogram(edges) for name, edges in EDGES.items()}
         self._questions, self._frames = DistinctCount(), FrequentCount()
-        self._sample: Sample[tuple[list[str], list[str]]] = Sample(SAMPLED_PAIRS)
+        self._sample: ReservoirSample[tuple[list[str], list[str]]] = ReservoirSample(SAMPLED_PAIRS)
 
     def add(self, row: dict[str, Any]) -> None:
         counts, pairs = self.counts, row["pairs"]

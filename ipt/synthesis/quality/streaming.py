@@ -62,7 +62,7 @@ class FrequentCount:
         return self._counts.most_common(n)
 
 
-class Seen:
+class BloomFilter:
     """Whether a text came before: a Bloom filter of 2 to 4 bytes for each of `capacity` texts, at
     most 1 GiB.
 
@@ -85,7 +85,7 @@ class Seen:
         return known
 
 
-class Sample(Generic[T]):
+class ReservoirSample(Generic[T]):
     """`size` random items of a stream, the same ones for the same stream and seed; all of them if
     there are fewer.
     """

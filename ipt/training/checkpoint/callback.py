@@ -18,7 +18,7 @@ from ipt.console import console
 from ipt.errors import UserError
 from ipt.stage import installed_versions
 from ipt.training.checkpoint.remote import upload
-from ipt.training.checkpoint.signals import REQUEUE, Agreement, StopSignals
+from ipt.training.checkpoint.signals import REQUEUE, RankConsensus, StopSignals
 from ipt.training.checkpoint.state import TrainingState, random_state, set_random_state
 from ipt.training.checkpoint.storage import (
     FORMAT,
@@ -98,7 +98,7 @@ class Checkpoints(Callback):
         ]
         self._group, self._agreement = (
             groups[0],
-            Agreement(groups[1] if trainer.world_size > 1 else None),
+            RankConsensus(groups[1] if trainer.world_size > 1 else None),
         )
 
     # Going on from a checkpoint
@@ -246,7 +246,7 @@ class Checkpoints(Callback):
         snapshot = Snapshot(staged, random_state(), facts, metrics)
         self._writing = self._thread.submit(self._write, snapshot, trainer.is_global_zero)
         self._saved, self._clock, self._asked = self._step, monotonic(), False
-        if not self._config.trainer.async_checkpoint:
+        if not self._config.checkpoint.async_save:
             self._wait_for_writing()
 
     def _save_last(self, trainer: L.Trainer) -> None:
@@ -275,7 +275,7 @@ class Checkpoints(Callback):
             self._sending.result()
             if self._uploading != self._saved and self.remote:
                 self._upload(self.folder / checkpoint_name(self._saved), self.remote)
-            prune(self.folder, self._config.trainer)
+            prune(self.folder, self._config.checkpoint)
 
     def _write(self, snapshot: Snapshot, first: bool) -> None:
         checkpoint = self.folder / checkpoint_name(snapshot.facts["step"])
@@ -284,12 +284,14 @@ class Checkpoints(Callback):
             if self.remote and (self._sending is None or self._sending.done()):
                 self._uploading = snapshot.facts["step"]
                 self._sending = self._uploads.submit(self._upload, checkpoint, self.remote)
-            prune(self.folder, self._config.trainer, self.folder / checkpoint_name(self._uploading))
+            prune(
+                self.folder, self._config.checkpoint, self.folder / checkpoint_name(self._uploading)
+            )
 
     def _upload(self, checkpoint: Path, url: str) -> None:
         """A copy that cannot be made does not end the run; the next checkpoint is tried again."""
         try:
-            upload(checkpoint, url, self._config.trainer)
+            upload(checkpoint, url, self._config.checkpoint)
         except UserError as error:
             self.failed_uploads += 1
             console.print(
@@ -308,15 +310,15 @@ class Checkpoints(Callback):
         trainer.should_stop = True
 
     def _is_due(self) -> bool:
-        config = self._config.trainer
+        config = self._config.checkpoint
         return any(
             steps and self._step % steps == 0
-            for steps in (config.checkpoint_steps, config.keep_every)
+            for steps in (config.every_n_train_steps, config.keep_every_n_steps)
         )
 
     def _time_is_up(self) -> bool:
         """Told once; with several processes it takes a step until all know."""
-        minutes = self._config.trainer.checkpoint_minutes
+        minutes = self._config.checkpoint.every_n_minutes
         if minutes is None or self._asked or monotonic() - self._clock < 60 * minutes:
             return False
         self._asked = True

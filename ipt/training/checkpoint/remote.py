@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ipt.config import TrainerConfig
+from ipt.config import CheckpointConfig
 from ipt.console import console
 from ipt.errors import UserError
 from ipt.tokens.remote import reaching
@@ -25,11 +25,11 @@ from ipt.training.checkpoint.storage import (
 )
 
 
-def upload(checkpoint: Path, url: str, config: TrainerConfig) -> None:
+def upload(checkpoint: Path, url: str, config: CheckpointConfig) -> None:
     """Copy a whole checkpoint below `url` and remove older copies beyond those that the config
     keeps. Raises UserError.
     """
-    with reaching(f"checkpoint_url {url}"):
+    with reaching(f"checkpoint.url {url}"):
         system, root = _find(url)
         target = f"{root}/{checkpoint.name}"
         system.makedirs(target, exist_ok=True)
@@ -52,14 +52,14 @@ def fetch(url: str, folder: Path) -> None:
     with FileLock(folder / ".fetch.lock"):  # processes of one machine all come here
         if whole_checkpoints(folder):
             return
-        with reaching(f"checkpoint_url {url}"):
+        with reaching(f"checkpoint.url {url}"):
             system, root = _find(url)
             names = _whole(system, root)
             if names:
                 _download(system, f"{root}/{names[-1]}", folder / names[-1])
         if names and not is_whole(folder / names[-1]):
             raise UserError(
-                f"checkpoint_url {url}: the files of {names[-1]} do not have the sizes that its "
+                f"checkpoint.url {url}: the files of {names[-1]} do not have the sizes that its "
                 f"{FACTS} says: remove it there"
             )
 

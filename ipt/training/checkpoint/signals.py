@@ -49,7 +49,7 @@ class StopSignals:
         self.received = max(self.received, 2 if number == REQUEUE else 1)
 
 
-class Agreement:
+class RankConsensus:
     """Numbers of which each process tells its own after each step, and all learn the greatest at
     the same step.
 

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint import load as load_sharded
 from torch.distributed.checkpoint import save as save_sharded
 from torch.distributed.tensor import DTensor
 
-from ipt.config import TrainerConfig
+from ipt.config import CheckpointConfig
 from ipt.errors import MissingFileError, UserError
 from ipt.stage import has_seal, hash_file, read_json, sealed
 
@@ -117,20 +117,22 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup 
             )
 
 
-def prune(folder: Path, config: TrainerConfig, spared: Path | None = None) -> None:
+def prune(folder: Path, config: CheckpointConfig, spared: Path | None = None) -> None:
     """Remove checkpoints beyond those that the config keeps; `spared` stays too."""
     for checkpoint in superseded([path.name for path in whole_checkpoints(folder)], config):
         if folder / checkpoint != spared:
             remove(folder / checkpoint)
 
 
-def superseded(names: list[str], config: TrainerConfig) -> list[str]:
-    """Of checkpoints, oldest first, those that neither `keep_last` nor `keep_every` keeps."""
+def superseded(names: list[str], config: CheckpointConfig) -> list[str]:
+    """Of checkpoints, oldest first, those that neither `keep_last` nor `keep_every_n_steps` keeps."""
     older = names[: max(0, len(names) - config.keep_last)]
     return [
         name
         for name in older
-        if not (config.keep_every and checkpoint_step(name) % config.keep_every == 0)
+        if not (
+            config.keep_every_n_steps and checkpoint_step(name) % config.keep_every_n_steps == 0
+        )
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from ipt.config import Config, OptimizerConfig, ScheduleConfig
+from ipt.config import Config, LrSchedulerConfig, OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, seed: int = 0) -> Optimizer:
@@ -32,7 +32,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, seed: int = 0) ->
 
     if config.name == "paged_adamw_8bit":
         return optimizers.AdamW8bit(groups, defaults, seed, paged=True)
-    kinds: dict[str, type[optimizers.SlicedOptimizer]] = {
+    kinds: dict[str, type[optimizers.ShardedOptimizer]] = {
         "adamw": optimizers.AdamW,
         "adamw_8bit": optimizers.AdamW8bit,
         "lion": optimizers.Lion,
@@ -78,16 +78,21 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def warmup_steps(config: Config) -> int:
-    """Steps of the warm-up: as given, or those of `schedule.warmup_tokens`, rounded up."""
-    trainer, tokens = config.trainer, config.schedule.warmup_tokens
+    """Steps of the warm-up: as given, or those of `lr_scheduler.warmup_tokens`, rounded up."""
+    trainer, tokens = config.trainer, config.lr_scheduler.warmup_tokens
     if tokens is None:
-        return config.schedule.warmup_steps
-    sequences = trainer.micro_batch_size * trainer.accumulate * trainer.devices * trainer.num_nodes
+        return config.lr_scheduler.warmup_steps
+    sequences = (
+        trainer.micro_batch_size
+        * trainer.accumulate_grad_batches
+        * trainer.devices
+        * trainer.num_nodes
+    )
     return math.ceil(tokens / (sequences * config.mixture.seq_len))
 
 
 def learning_rate_factor(
-    step: int, config: ScheduleConfig, max_steps: int, warmup: int | None = None
+    step: int, config: LrSchedulerConfig, max_steps: int, warmup: int | None = None
 ) -> float:
     """Share of the peak learning rate at optimizer step `step` (from 0): linear warm-up, then the
     schedule's decay.
@@ -102,11 +107,11 @@ def learning_rate_factor(
     decaying = (
         max_steps - warmup
         if config.name != "wsd"
-        else min(max_steps - warmup, round(config.decay * max_steps))
+        else min(max_steps - warmup, round(config.decay_fraction * max_steps))
     )
     progress = min(1.0, max(0.0, (step - (max_steps - decaying)) / max(1, decaying)))
     shape = (1 + math.cos(math.pi * progress)) / 2 if config.name == "cosine" else 1 - progress
-    return config.final_lr + (1 - config.final_lr) * shape
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * shape
 
 
 def _is_one_of(tensor: Tensor, others: Iterable[Tensor]) -> bool:

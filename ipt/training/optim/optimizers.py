@@ -40,7 +40,7 @@ Group = dict[str, Any]
 State = dict[str, Tensor]
 
 
-class SlicedOptimizer(Optimizer):
+class ShardedOptimizer(Optimizer):
     """Base: `_start` makes a parameter's state, `_update` changes a piece of the weight, in fp32,
     and of the state, in place.
     """
@@ -148,7 +148,7 @@ class SlicedOptimizer(Optimizer):
         )
 
 
-class AdamW(SlicedOptimizer):
+class AdamW(ShardedOptimizer):
     """AdamW with moments in fp32, for weights in bf16; for weights in fp32 torch's fused one does
     the same.
     """
@@ -160,7 +160,7 @@ class AdamW(SlicedOptimizer):
         _adamw(weight, grad, state, group)
 
 
-class AdamW8bit(SlicedOptimizer):
+class AdamW8bit(ShardedOptimizer):
     """bitsandbytes' AdamW with moments in 8 bits, a scale for each block of 256; `paged`: those may
     move to host memory.
     """
@@ -225,7 +225,7 @@ class AdamW8bit(SlicedOptimizer):
         return codes
 
 
-class Lion(SlicedOptimizer):
+class Lion(ShardedOptimizer):
     """Lion (arXiv 2302.06675): the sign of a mix of momentum and gradient, as long as the rate
     says.
     """
@@ -252,7 +252,7 @@ class Lion8bit(AdamW8bit):
             _update_8bit("lion", weight, grad, state, group, step, self._maps_on(weight.device))
 
 
-class Muon(SlicedOptimizer):
+class Muon(ShardedOptimizer):
     """Muon for groups with `orthogonal`, AdamW for the others; rates are as AdamW's (arXiv
     2502.16982 matches the size of its updates).
 

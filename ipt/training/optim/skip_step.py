@@ -19,7 +19,7 @@ LEAST_DEVIATION = (
 NORMAL = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 
 
-class StepGuard(nn.Module):
+class SkipStep(nn.Module):
     """Whether a step is to be skipped, from the loss and the gradient norms of the accepted steps
     before it.
 

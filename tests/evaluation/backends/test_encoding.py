@@ -61,7 +61,9 @@ def test_bos_without_a_bos_token(tokenizer):
         bos_token_id = None
 
     assert encoding.start_tokens(WithoutBos(), None) == []
-    with pytest.raises(ValueError, match=r"evaluation.bos is true, but .* has no BOS token"):
+    with pytest.raises(
+        ValueError, match=r"evaluation.add_bos_token is true, but .* has no BOS token"
+    ):
         encoding.start_tokens(WithoutBos(), True)
 
 
@@ -116,7 +118,8 @@ def test_chat_without_a_template():
 
     assert encoding.check_chat(Plain(), False) is False
     with pytest.raises(
-        ValueError, match=r"evaluation.chat is true, but the model's tokenizer has no chat template"
+        ValueError,
+        match=r"evaluation.apply_chat_template is true, but the model's tokenizer has no chat template",
     ):
         encoding.check_chat(Plain(), True)
 

@@ -69,7 +69,9 @@ def test_figures_do_not_depend_on_batch_size_or_order(
     expected = {row["id"]: row["sums"] for row in multiple_choice.score(TASK, questions, scorer)}
     for row in multiple_choice.score(TASK, shuffled, other):
         assert row["sums"] == pytest.approx(expected[row["id"]], abs=1e-4)
-    documents = [perplexity.Document(str(number), text) for number, text in enumerate(DOCUMENTS)]
+    documents = [
+        perplexity.ScoredDocument(str(number), text) for number, text in enumerate(DOCUMENTS)
+    ]
     whole = {row["id"]: row["nll"] for row in perplexity.score(TASK, documents, scorer)}
     assert {
         row["id"]: row["nll"] for row in perplexity.score(TASK, documents[::-1], other)

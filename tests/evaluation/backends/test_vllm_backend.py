@@ -39,7 +39,7 @@ def test_what_vllm_cannot_do_is_refused(change, message):
 def test_vllm_scores_and_answers_as_the_hugging_face_backend(request, questions, monkeypatch):
     fork_engines(request, monkeypatch)
     documents = [
-        perplexity.Document(str(number), text)
+        perplexity.ScoredDocument(str(number), text)
         for number, text in enumerate([*DOCUMENTS, " ".join(DOCUMENTS) * 3])
     ]
     items = [

@@ -6,7 +6,7 @@ from evaluation_cases import DOCUMENTS, TASK, make_scorer
 
 from ipt.evaluation.task import Task
 from ipt.evaluation.task_types import perplexity
-from ipt.evaluation.task_types.perplexity import Document
+from ipt.evaluation.task_types.perplexity import ScoredDocument
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def loop_nll(model, ids, context):
 def test_documents_equal_a_plain_loop(model, tokenizer, bos):
     scorer = make_scorer(model, tokenizer, bos=bos)
     start = [tokenizer.bos_token_id] if bos else []
-    found = perplexity.score(TASK, [Document(text, text) for text in DOCUMENTS], scorer)
+    found = perplexity.score(TASK, [ScoredDocument(text, text) for text in DOCUMENTS], scorer)
     for row, text in zip(found, DOCUMENTS, strict=True):
         ids = start + tokenizer(text)["input_ids"]
         assert row["tokens"] == len(ids) - 1
@@ -33,7 +33,7 @@ def test_documents_equal_a_plain_loop(model, tokenizer, bos):
 
 def test_a_long_document_is_read_in_windows(model, tokenizer):
     scorer = make_scorer(model, tokenizer, max_length=12)
-    (row,) = perplexity.score(TASK, [Document("a", DOCUMENTS[3])], scorer)
+    (row,) = perplexity.score(TASK, [ScoredDocument("a", DOCUMENTS[3])], scorer)
     ids = tokenizer(DOCUMENTS[3])["input_ids"]
     assert row["windows"] == math.ceil((len(ids) - 1 - 12) / 7) + 1 > 2, (
         "the case needs several windows"
@@ -75,12 +75,14 @@ def test_metrics_by_hand():
 
 
 def test_documents_with_nothing_to_score(scorer):
-    rows = perplexity.score(TASK, [Document("a", ""), Document("b", DOCUMENTS[0])], scorer)
+    rows = perplexity.score(
+        TASK, [ScoredDocument("a", ""), ScoredDocument("b", DOCUMENTS[0])], scorer
+    )
     assert (rows[0]["tokens"], rows[0]["nll"]) == (0, 0.0) and rows[1]["tokens"] > 0
     with pytest.raises(
         ValueError, match=r"task test: none of its 1 documents has two tokens or more"
     ):
-        perplexity.score(TASK, [Document("a", "")], scorer)
+        perplexity.score(TASK, [ScoredDocument("a", "")], scorer)
 
 
 def test_the_end_of_a_text_behind_its_context(model, tokenizer, scorer):
@@ -91,7 +93,7 @@ def test_the_end_of_a_text_behind_its_context(model, tokenizer, scorer):
     task = Task("test", "perplexity", "x.jsonl", context="{{ c }}", text="{{ t }}")
     said = scorer.generate([tokenizer(context)["input_ids"]], [], 2, "greedy")[0].text
     rows = perplexity.score(
-        task, [Document(end, context + end, len(context)) for end in [*ends, said]], scorer
+        task, [ScoredDocument(end, context + end, len(context)) for end in [*ends, said]], scorer
     )
     begin = len(tokenizer(context)["input_ids"])
     for row in rows:
@@ -118,13 +120,15 @@ def test_a_prefix_of_the_text_is_not_the_text(model, tokenizer, scorer):
     piece = next(said.text[:size] for size in range(1, len(said.text)) if said.text[:size].strip())
     task = Task("test", "perplexity", "x.jsonl", context="{{ c }}", text="{{ t }}")
     rows = perplexity.score(
-        task, [Document(end, context + end, len(context)) for end in (piece, said.text)], scorer
+        task,
+        [ScoredDocument(end, context + end, len(context)) for end in (piece, said.text)],
+        scorer,
     )
     assert [row["greedy"] for row in rows] == [False, True]
 
 
 def test_parts_of_characters_have_bytes(scorer):
-    rows = perplexity.score(TASK, [Document("a", "①"), Document("b", "Ж")], scorer)
+    rows = perplexity.score(TASK, [ScoredDocument("a", "①"), ScoredDocument("b", "Ж")], scorer)
     assert [row["bytes"] for row in rows] == [2, 1]
     assert perplexity.metrics(TASK, rows[:1])["bits_per_byte"].value == pytest.approx(
         rows[0]["nll"] / math.log(2) / 2

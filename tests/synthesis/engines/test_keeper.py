@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ipt.synthesis.engines.keeper import MARK, Keeper
+from ipt.synthesis.engines.keeper import MARK, ProcessReaper
 
 # A run that starts an engine; like vLLM's, its engine ends by nothing but a signal, and it tells
 # the engine's process id.
 RUN = """
 import subprocess, time
-from ipt.synthesis.engines.keeper import Keeper
+from ipt.synthesis.engines.keeper import ProcessReaper
 before = subprocess.Popen(["sleep", "600"])
-keeper = Keeper()
+keeper = ProcessReaper()
 engine = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE, text=True)
 print(before.pid, engine.pid, engine.stdout.readline().strip(), keeper.scratch, flush=True)
 time.sleep(600)
@@ -51,7 +51,7 @@ def test_a_killed_run_takes_its_engine_and_the_engines_children_with_it():
 
 
 def test_closing_ends_what_is_left_and_takes_the_mark_back():
-    keeper = Keeper()
+    keeper = ProcessReaper()
     engine = subprocess.Popen(["sleep", "600"])
     keeper.close()
     assert engine.wait(timeout=120) == -signal.SIGKILL

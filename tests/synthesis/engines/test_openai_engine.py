@@ -25,7 +25,7 @@ from ipt.models import resolve_model
 from ipt.stage import read_parts
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, start_engine
 from ipt.synthesis.engines import server as server_module
-from ipt.synthesis.engines.keeper import Keeper
+from ipt.synthesis.engines.keeper import ProcessReaper
 from ipt.synthesis.engines.server import PROBE
 from ipt.synthesis.engines.vllm import ENVIRONMENT
 from ipt.synthesis.formats.base import IptFormat
@@ -444,7 +444,7 @@ def test_the_stage_through_a_server(tmp_path):
     documents = write_documents(tmp_path / "documents", ["A heart.", "A lung.", "A liver."])
     with serving(text, text, 400) as server:
         config = replace(
-            CONFIG, shots=2, max_live_chains=1, stop_at_repetition=False, base_url=server.url
+            CONFIG, shots=2, max_num_seqs=1, stop_at_repetition=False, base_url=server.url
         )
         statistics = synthesize(config, documents, tmp_path / "out", 0)
     rows = list(read_parts(tmp_path / "out" / "pairs"))
@@ -745,7 +745,7 @@ def run_stage(folder, server, **changes):
         format="chat",
         prompt="faq",
         shots=1,
-        max_live_chains=2,
+        max_num_seqs=2,
         base_url=server.url,
         shard_size=3,
         **changes,
@@ -851,7 +851,7 @@ def vllm_serve(folder: Path, model: str):
         f"--structured-outputs-config={structured}",
         "--enable-prompt-tokens-details",
     ]
-    keeper, log = Keeper(), folder / "vllm.log"
+    keeper, log = ProcessReaper(), folder / "vllm.log"
     environment = {
         **os.environ,
         **ENVIRONMENT,
@@ -904,13 +904,15 @@ def test_vllm_serve_gives_what_the_engine_in_process_gives(tmp_path, vocabulary)
         shots=2,
         max_model_len=1024,
         max_new_tokens=80,
-        max_live_chains=3,
+        max_num_seqs=3,
     )
     chat = replace(ipt, format="chat", prompt="faq", max_new_tokens=400)
     with vllm_serve(tmp_path, model) as url:
         served = synthesize(replace(ipt, base_url=url), documents, tmp_path / "served", 0)
         chatted = synthesize(replace(chat, base_url=url), documents, tmp_path / "chat", 0)
-    in_process = replace(ipt, engine="vllm", model=model, dtype="float32", kv_cache_gib=0.25)
+    in_process = replace(
+        ipt, engine="vllm", model=model, dtype="float32", kv_cache_memory_bytes=2**28
+    )
     own = synthesize(in_process, documents, tmp_path / "own", 0)
 
     rows, expected = (list(read_parts(tmp_path / name / "pairs")) for name in ("served", "own"))

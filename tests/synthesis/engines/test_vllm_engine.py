@@ -33,8 +33,8 @@ CONFIG = SynthesisConfig(
     shots=2,
     max_model_len=512,
     max_new_tokens=12,
-    max_live_chains=3,
-    kv_cache_gib=0.25,
+    max_num_seqs=3,
+    kv_cache_memory_bytes=2**28,
     dtype="float32",
 )
 ORGANS = ["heart", "kidney", "liver", "lung", "stomach", "brain"]
@@ -141,8 +141,8 @@ def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
         max_model_len=512,
         max_new_tokens=110,
         stop_at_repetition=False,
-        lookup_tokens=3,
-        max_live_chains=6,
+        prompt_lookup_num_tokens=3,
+        max_num_seqs=6,
     )
     stats = synthesize(config, documents, tmp_path / "out", 0)
     rows = list(read_parts(tmp_path / "out" / "pairs"))

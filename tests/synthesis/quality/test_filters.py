@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from quality_cases import HEART, judge_server, verdict, write_chains
 
-from ipt.config import Config, FilterConfig, JudgeConfig, LimitsConfig
+from ipt.config import Config, FilterConfig, JudgeConfig, ThresholdsConfig
 from ipt.corpus.overlap import Overlap
 from ipt.stage import hash_folder, read_parts
 from ipt.synthesis.quality.filters import (
@@ -50,7 +50,7 @@ def write_corpus(folder):
 
 
 def filters(limits=None, **settings):
-    return FilterConfig(limits=LimitsConfig(**(limits or {})), **settings)
+    return FilterConfig(thresholds=ThresholdsConfig(**(limits or {})), **settings)
 
 
 def run(tmp_path, name="out", against=None, **settings):
@@ -119,7 +119,11 @@ def test_everything_else_stays_as_it_was(tmp_path):
 
 
 def test_every_run_writes_the_same_bytes(tmp_path):
-    limits = {"grounded": [0.8, None], "same_frame": [None, 2], "asked_before": [None, 0]}
+    limits = {
+        "grounded": [0.8, None],
+        "question_template_count": [None, 2],
+        "duplicate_question": [None, 0],
+    }
     run(tmp_path, "first", limits=limits)
     run(tmp_path, "second", limits=limits)
     torn = tmp_path / "second" / "pairs" / ".part-00000.parquet.torn"
@@ -148,8 +152,8 @@ def test_filtering_what_was_filtered_adds_up(tmp_path):
         ({"pairs": [2, None]}, ["a", "a", "c", "c", "h", "h"], {"pairs": 4}),
         ({"pairs": [2, None], "verbatim": [1, None]}, ["h", "h"], {"verbatim": 4, "pairs": 4}),
         ({"document_words": [None, 5]}, ["b", "e"], {"document_words": 8}),
-        ({"asked_before": [None, 0]}, ["a", "a", "c", "e"], {"asked_before": 6}),
-        ({"same_frame": [None, 1]}, ["a", "a", "b", "c", "c"], {"same_frame": 5}),
+        ({"duplicate_question": [None, 0]}, ["a", "a", "c", "e"], {"duplicate_question": 6}),
+        ({"question_template_count": [None, 1]}, ["a", "a", "b", "c", "c"], {"question_template_count": 5}),
         ({"finished": [1, None]}, ["a", "a", "b", "c", "c", "d", "e", "g", "h", "h"], {}),
     ],
 )  # fmt: skip
@@ -202,7 +206,7 @@ def test_a_judge_as_filter_sees_what_the_other_limits_leave(tmp_path):
     with judge_server(reply) as server:
         judge = JudgeConfig(model="judge", base_url=server.url, sample=None, max_retries=0)
         settings = {
-            "limits": {"grounded": [0.8, None], "judge_accuracy": [1, None]},
+            "thresholds": {"grounded": [0.8, None], "judge_accuracy": [1, None]},
             "judge": judge,
         }
         stats, answers, rows = run(tmp_path, **settings)
@@ -233,13 +237,13 @@ def test_a_judge_as_filter_sees_what_the_other_limits_leave(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"limits": {"grounded": [0.8]}}, "filters.limits.grounded=[0.8]: must be"),
-        ({"limits": {"pairs": [3, 2]}}, "no value is at least 3 and at most 2"),
+        ({"thresholds": {"grounded": [0.8]}}, "filters.thresholds.grounded=[0.8]: must be"),
+        ({"thresholds": {"pairs": [3, 2]}}, "no value is at least 3 and at most 2"),
         ({"overlap": "drop"}, "filters.overlap=drop: must be one of report, remove"),
-        ({"limits": {"judge_accuracy": [1, None]}}, (
+        ({"thresholds": {"judge_accuracy": [1, None]}}, (
             "judge_accuracy needs a judge: set filters.judge.model"
         )),
-        ({"limits": {"judge_relevance": [1, 1]}, "judge": JudgeConfig("j")}, "set filters.judge.sample=null"),
+        ({"thresholds": {"judge_relevance": [1, 1]}, "judge": JudgeConfig("j")}, "set filters.judge.sample=null"),
         ({"judge": JudgeConfig("j", sample=0)}, "filters.judge.sample=0: must be at least 1"),
     ],
 )  # fmt: skip
@@ -267,16 +271,16 @@ def test_where_the_judge_stands_is_no_part_of_the_settings():
 def test_limits_are_typed_and_a_misspelt_one_is_named():
     config = OmegaConf.merge(
         OmegaConf.structured(Config),
-        {"filters": {"limits": {"grounded": [0.8, None], "pairs": [1, 9]}}},
+        {"filters": {"thresholds": {"grounded": [0.8, None], "pairs": [1, 9]}}},
     )
     limits = OmegaConf.to_object(config).filters.limits
     assert limits.grounded == [0.8, None] and limits.pairs == [1, 9] and limits.verbatim is None
     for wrong in ({"grouded": [0, 1]}, {"grounded": 0.8}, {"grounded": ["much", None]}):
         with pytest.raises(OmegaConfBaseException):
-            OmegaConf.merge(OmegaConf.structured(Config), {"filters": {"limits": wrong}})
+            OmegaConf.merge(OmegaConf.structured(Config), {"filters": {"thresholds": wrong}})
 
 
 def test_every_limit_is_looked_at():
     assert {*PAIR_MEASURES, *STREAM_MEASURES, *DOCUMENT_MEASURES, *JUDGE_MEASURES} == {
-        field.name for field in fields(LimitsConfig)
+        field.name for field in fields(ThresholdsConfig)
     }

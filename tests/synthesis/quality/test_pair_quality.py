@@ -13,7 +13,7 @@ from ipt.synthesis.formats.tags import Pair, Parsed, pairs_text, parse
 from ipt.synthesis.quality.measures import frame, read_document, read_pair
 from ipt.synthesis.quality.statistics import diversity, examples, self_bleu, statistics
 from ipt.synthesis.run import synthesize
-from ipt.synthesis.shards import Plan, Shard
+from ipt.synthesis.shards import Shard, ShardPlan
 
 HEART = "The heart pumps blood through the body."
 KIDNEY = "The kidney filters blood."
@@ -35,7 +35,7 @@ def pairs(tmp_path):
         ("Nothing.", "no pairs here", "stop"),
     ]
     pieces = [[Piece(str(n), text, [1] * 10, n)] for n, (text, _, _) in enumerate(outputs)]
-    shard = Shard(tmp_path, 0, Plan(4, pieces, Counter(empty=1), Counter()))
+    shard = Shard(tmp_path, 0, ShardPlan(4, pieces, Counter(empty=1), Counter()))
     for chain, (_, output, reason) in enumerate(outputs):
         shard.add(
             chain,
@@ -99,7 +99,7 @@ def test_histograms_kinds_and_costs_as_counted_by_hand(pairs):
 
 def test_tokens_that_a_repetition_saved(tmp_path):
     piece = Piece("a", HEART, prompt=None, document=0)
-    shard = Shard(tmp_path, 0, Plan(1, [[piece]], Counter(), Counter()))
+    shard = Shard(tmp_path, 0, ShardPlan(1, [[piece]], Counter(), Counter()))
     output = _written([("What?", "The heart."), ("What?", "Blood.")])
     shard.add(
         0, Round(0, piece, 10, Generation([5] * 7, output, "repetition", 0), parse(output), False)
@@ -111,7 +111,7 @@ def test_tokens_that_a_repetition_saved(tmp_path):
 
 def test_a_rewrite_is_counted_and_shown(tmp_path):
     piece = Piece("a", HEART, prompt=None, document=0)
-    shard = Shard(tmp_path, 0, Plan(1, [[piece]], Counter(), Counter()))
+    shard = Shard(tmp_path, 0, ShardPlan(1, [[piece]], Counter(), Counter()))
     parsed = Parsed([], Counter(), "Blood is what the heart moves.")
     shard.add(0, Round(0, piece, 10, Generation([5], parsed.rewrite, "stop", 0), parsed, False))
     stats = statistics(tmp_path)

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.synthesis.quality.streaming import (
+    BloomFilter,
     DistinctCount,
     FrequentCount,
     Histogram,
-    Sample,
-    Seen,
+    ReservoirSample,
     share,
     wilson_interval,
 )
@@ -53,14 +53,14 @@ def test_frequent_texts_are_counted_exactly_while_all_fit_and_survive_when_not()
 
 
 def test_seen_knows_all_that_came_and_hardly_anything_else():
-    seen = Seen(10_000)
+    seen = BloomFilter(10_000)
     assert sum(seen.add(f"first {number}") for number in range(10_000)) < 10
     assert all(seen.add(f"first {number}") for number in range(10_000))
 
 
 def test_a_sample_is_even_and_repeatable():
     def drawn(seed):
-        sample = Sample(10, seed)
+        sample = ReservoirSample(10, seed)
         for number in range(100):
             sample.add(number)
         return sample.items

@@ -17,7 +17,9 @@ from tests.training.jobs import read_metrics
 @pytest.fixture
 def failed_export(stores, make_config, tmp_path):
     """A run that keeps no checkpoints, saves none on the way, and cannot write its export."""
-    config = make_config("trainer.checkpoint_steps=null", "trainer.keep_checkpoints=false")
+    config = make_config(
+        "checkpoint.every_n_train_steps=null", "checkpoint.keep_after_training=false"
+    )
     output = tmp_path / "run"
     output.mkdir()
     (output / ".export.partial").write_text("a file where the export's folder is to be")

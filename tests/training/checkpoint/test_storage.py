@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ipt.config import TrainerConfig
+from ipt.config import CheckpointConfig
 from ipt.training.checkpoint import storage as module
 from ipt.training.checkpoint.remote import fetch, upload
 from ipt.training.checkpoint.state import random_state, set_random_state
@@ -130,18 +130,21 @@ def test_tensors_of_another_model_are_refused(tmp_path):
 
 def test_retention(tmp_path):
     names = [checkpoint_name(step) for step in (10, 20, 25, 30, 40)]
-    assert superseded(names, TrainerConfig(keep_last=1)) == names[:-1]
-    assert superseded(names, TrainerConfig(keep_last=2, keep_every=20)) == [names[0], names[2]]
-    assert superseded(names[:1], TrainerConfig(keep_last=3)) == []
+    assert superseded(names, CheckpointConfig(keep_last=1)) == names[:-1]
+    assert superseded(names, CheckpointConfig(keep_last=2, keep_every_n_steps=20)) == [
+        names[0],
+        names[2],
+    ]
+    assert superseded(names[:1], CheckpointConfig(keep_last=3)) == []
     paths = [_write(tmp_path, step) for step in (1, 2, 3, 4)]
-    prune(tmp_path, TrainerConfig(keep_last=1, keep_every=3), spared=paths[0])
+    prune(tmp_path, CheckpointConfig(keep_last=1, keep_every_n_steps=3), spared=paths[0])
     assert sorted(tmp_path.iterdir()) == [paths[0], paths[2], paths[3]]
 
 
 @pytest.mark.parametrize("scheme", ["file", "memory"])
 def test_copies(tmp_path, scheme):
     url = f"file://{tmp_path}/remote" if scheme == "file" else "memory://remote/run"
-    config = TrainerConfig(keep_last=1, keep_every=2)
+    config = CheckpointConfig(keep_last=1, keep_every_n_steps=2)
     paths = [_write(tmp_path / "here", step) for step in (1, 2, 3)]
     for path in paths:
         upload(path, url, config)
@@ -165,7 +168,7 @@ def test_copies(tmp_path, scheme):
 
 
 def test_damaged_and_unreachable_copies_are_told(tmp_path):
-    upload(_write(tmp_path / "here", 1), f"file://{tmp_path}/remote", TrainerConfig())
+    upload(_write(tmp_path / "here", 1), f"file://{tmp_path}/remote", CheckpointConfig())
     (tmp_path / "remote" / "step-00000001" / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="do not have the sizes"):
         fetch(f"file://{tmp_path}/remote", tmp_path / "there")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ipt.config import Config, OptimizerConfig, ScheduleConfig
+from ipt.config import Config, LrSchedulerConfig, OptimizerConfig
 from ipt.training.optim.build import (
     build_optimizer,
     learning_rate_factor,
@@ -237,7 +237,7 @@ def test_embeddings_are_decayed_by_choice_and_norms_never():
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant", "wsd"])
 def test_schedules(name):
-    config = ScheduleConfig(name=name, warmup_steps=10, final_lr=0.1, decay=0.2)
+    config = LrSchedulerConfig(name=name, warmup_steps=10, final_lr=0.1, decay=0.2)
     factors = np.array([learning_rate_factor(step, config, 100) for step in range(101)])
     assert factors[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert (np.diff(factors[10:]) <= 1e-12).all()
@@ -266,7 +266,11 @@ def test_a_warm_up_in_tokens_is_rounded_up_to_steps():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("trainer.attention", "fastest", "trainer.attention=fastest: must be one of auto, packed"),
+        (
+            "trainer.attn_implementation",
+            "fastest",
+            "trainer.attn_implementation=fastest: must be one of auto, packed",
+        ),
         ("trainer.activation_checkpointing", "budget", "set trainer.compile=true"),
         (
             "trainer.activation_checkpointing",
@@ -279,12 +283,12 @@ def test_a_warm_up_in_tokens_is_rounded_up_to_steps():
             "=False: must be one of none, full, selective, budget; false used to mean none$",
         ),
         ("trainer.activation_budget", 2.0, "must be a share"),
-        ("trainer.weights", "bf16", "set trainer.precision=bf16"),
+        ("trainer.weights", "bf16", "set trainer.precision=bf16-mixed"),
         ("trainer.replicas", 3, "must divide the number of devices, 4"),
         ("trainer.skip_spikes", 0.0, "must be above 0"),
         ("optimizer.name", "adafactor", "must be one of adamw, adamw_8bit"),
         ("lora.quantize", "4bit", "set lora.rank"),
-        ("schedule.warmup_tokens", 5, "in steps or in tokens"),
+        ("lr_scheduler.warmup_tokens", 5, "in steps or in tokens"),
     ],
 )
 def test_mistakes_are_one_line(key, value, message):

@@ -11,13 +11,13 @@ from torch import nn
 
 from ipt.config import OptimizerConfig
 from ipt.training.optim.build import build_optimizer
-from ipt.training.optim.skip_step import LEAST, NORMAL, PATIENCE, WINDOW, StepGuard
+from ipt.training.optim.skip_step import LEAST, NORMAL, PATIENCE, WINDOW, SkipStep
 from ipt.training.train import train
 from tests.examples import examples
 from tests.training.jobs import read_metrics
 
 
-def _run(guard: StepGuard, losses, norms) -> list[bool]:
+def _run(guard: SkipStep, losses, norms) -> list[bool]:
     return [
         bool(guard(torch.tensor(loss), torch.tensor(norm)))
         for loss, norm in zip(losses, norms, strict=True)
@@ -60,11 +60,11 @@ def test_as_a_plain_computation_says(seed, limit, share):
     norms[random.random(300) < 0.01] = np.nan
     losses[150:] += 5  # another level
     losses, norms = losses.astype(np.float32).tolist(), norms.astype(np.float32).tolist()
-    assert _run(StepGuard(limit), losses, norms) == _expected(losses, norms, limit)
+    assert _run(SkipStep(limit), losses, norms) == _expected(losses, norms, limit)
 
 
 def test_a_spike_is_skipped_and_does_not_count():
-    guard = StepGuard(6.0)
+    guard = SkipStep(6.0)
     calm = [3 + 0.01 * (step % 7) for step in range(LEAST)]
     assert not any(_run(guard, calm, calm))
     window = guard.window.clone()
@@ -79,7 +79,7 @@ def test_a_spike_is_skipped_and_does_not_count():
 
 
 def test_a_new_level_is_accepted_in_the_end_but_never_what_is_not_finite():
-    guard = StepGuard(6.0)
+    guard = SkipStep(6.0)
     _run(guard, [3.0] * LEAST, [1.0] * LEAST)
     assert _run(guard, [9.0] * (PATIENCE + 2), [1.0] * (PATIENCE + 2)) == [True] * PATIENCE + [
         False,
@@ -89,15 +89,15 @@ def test_a_new_level_is_accepted_in_the_end_but_never_what_is_not_finite():
 
 
 def test_without_a_limit_only_what_is_not_finite_is_skipped():
-    guard = StepGuard(None)
+    guard = SkipStep(None)
     assert not any(_run(guard, [3.0] * LEAST + [1e6], [1.0] * LEAST + [1e6]))
     assert _run(guard, [torch.inf], [1.0]) == [True]
 
 
 def test_its_memory_is_in_the_checkpoint():
-    guard = StepGuard(6.0)
+    guard = SkipStep(6.0)
     _run(guard, [3.0] * LEAST, [1.0] * LEAST)
-    restored = StepGuard(6.0)
+    restored = SkipStep(6.0)
     assert _run(restored, [9.0], [1.0]) == [False]
     restored.load_state_dict(guard.state_dict())
     assert _run(restored, [9.0], [1.0]) == [True]
