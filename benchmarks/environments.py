@@ -8,8 +8,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from ipt.files import hash_json
 from ipt.models import cache_dir
-from ipt.stage import hash_json
 
 
 def environment(requirements: Path) -> Path:

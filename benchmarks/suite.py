@@ -15,7 +15,8 @@ import psutil
 from rich.console import Console
 
 from benchmarks.results import Comparison, markdown_table, read_report
-from ipt.stage import git_commit, hardware, installed_versions, write_json
+from ipt.files import write_json
+from ipt.stage import git_commit, hardware, installed_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "results.md"

@@ -29,8 +29,9 @@ from rich.table import Table
 from benchmarks.results import Comparison, add_json_option, named, report
 from ipt.config import CorpusConfig, SynthesisConfig
 from ipt.corpus.build import build_corpus
+from ipt.files import read_parts
 from ipt.models import load_tokenizer, resolve_model
-from ipt.stage import installed_versions, read_parts
+from ipt.stage import installed_versions
 from ipt.synthesis.chains import plan_chains
 from ipt.synthesis.engines import Engine
 from ipt.synthesis.engines.vllm import ENVIRONMENT, engine_options
@@ -101,7 +102,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def prepare_documents(arguments: argparse.Namespace, folder: Path) -> Path:
     """The first documents of the corpus as a stage folder."""
     from ipt.corpus.documents import SCHEMA
-    from ipt.stage import write_parts
+    from ipt.files import write_parts
 
     pages = arguments.documents * (1 if arguments.corpus else arguments.join)
     config = CorpusConfig(

@@ -35,7 +35,7 @@ from rich.text import Text
 
 from ipt.console import console, make_console
 from ipt.errors import UserError
-from ipt.stage import parse_yaml
+from ipt.files import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 MUTATIONS = Path(__file__).with_suffix(".yaml")

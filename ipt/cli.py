@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ipt.arguments import plain_arguments
 from ipt.config import Config, conf_dir, to_config, unknown_key
-from ipt.console import use_utf8
+from ipt.console import setup_logging, use_utf8
 from ipt.errors import UserError
 from ipt.sweeps.job import obey_launcher
 
@@ -84,6 +84,7 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
             from ipt.sweeps.process import launch_of, run_here
 
             return run_here(launch_of(HydraConfig.get()), HydraConfig.get().job.num)
+        setup_logging()  # again, since Hydra has replaced the handlers
         try:
             work(to_config(config))
         except (
@@ -104,6 +105,7 @@ def exit_on_user_error() -> Iterator[None]:
     Every other exception keeps its traceback. Commands that do not go through `run_command` do
     their work in this context.
     """
+    setup_logging()
     try:
         yield
     except UserError as error:

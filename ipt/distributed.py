@@ -27,6 +27,11 @@ def launcher_number(variable: str) -> int | None:
     return int(value)
 
 
+def rank() -> int:
+    """Number of this process in its torchrun or SLURM job; 0 without one."""
+    return launcher_number("RANK") or launcher_number("SLURM_PROCID") or 0
+
+
 def join() -> None:
     """Set up the processes of a torchrun, one for each GPU, or on the CPU; does nothing in a
     process that stands alone.

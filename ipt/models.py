@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ipt.errors import MissingFileError, UserError
+from ipt.files import hash_file, hash_json
 from ipt.generation_config import load_generation_config
 from ipt.model_checks import (
     check_adapter,
@@ -40,7 +41,6 @@ from ipt.model_files import (
     check_files,
 )
 from ipt.places import check_writable, expanded, home_folder
-from ipt.stage import hash_file, hash_json
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,8 @@ from ipt.cli import exit_on_user_error
 from ipt.config import Config, SourceConfig
 from ipt.distributed import launcher_number
 from ipt.errors import MissingFileError, UserError
+from ipt.files import read_json, read_json_lines, read_parts
 from ipt.pipeline.validation import check_source
-from ipt.stage import read_json, read_json_lines, read_parts
 from ipt.synthesis.engines import EngineDied
 from tests.commands import run_here
 

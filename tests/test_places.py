@@ -12,10 +12,10 @@ from ipt.corpus.files import CorpusFile
 from ipt.errors import UserError
 from ipt.evaluation.formats import read_file
 from ipt.evaluation.task import Task
+from ipt.files import read_json, read_parts, write_json
 from ipt.models import cache_dir, check_model
 from ipt.places import check_writable
 from ipt.rendering.preview import read_rows
-from ipt.stage import read_json, read_parts, write_json
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n"
 

@@ -22,9 +22,10 @@ from ipt.corpus import files
 from ipt.corpus.documents import read_documents
 from ipt.evaluation.data import read_rows, render_prompt
 from ipt.evaluation.task import Task, load_tasks
+from ipt.files import parse_yaml
 from ipt.playground.texts import check_text
 from ipt.rendering.pools import load_pools
-from ipt.stage import parse_yaml, run_stage
+from ipt.stage import run_stage
 from ipt.synthesis.finetuning_data import read_examples
 from ipt.synthesis.formats.base import Vocabulary
 from ipt.synthesis.formats.chat import ChatFormat, load_prompt

@@ -164,7 +164,7 @@ def _write_parts(folder: Path, files: int, schema: Any, rows: int) -> None:
     """The same part under many names: what is held of it comes from its metadata."""
     import pyarrow as pa
 
-    from ipt.stage import write_parquet
+    from ipt.files import write_parquet
 
     row: dict[str, Any] = {
         name: [] if pa.types.is_list(kind) else "text" if pa.types.is_string(kind) else 0

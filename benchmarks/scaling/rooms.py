@@ -152,7 +152,7 @@ def write_text(folder: Path, megabytes: float, clock: Clock) -> None:
     document shuffled.
     """
     from ipt.corpus.build import build_corpus
-    from ipt.stage import read_parts
+    from ipt.files import read_parts
 
     if not (pages := _embedded(folder)).exists():
         build_corpus(_config().corpus, 0, pages)
@@ -275,7 +275,7 @@ def contamination(folder: Path, megabytes: float, clock: Clock) -> None:
     tasks' items alone.
     """
     from ipt.evaluation.contamination import find_contamination
-    from ipt.stage import read_parts
+    from ipt.files import read_parts
 
     class Item(NamedTuple):
         id: str

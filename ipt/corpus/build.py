@@ -38,7 +38,7 @@ from ipt.corpus.questions import (
     read_questions,
 )
 from ipt.errors import UserError
-from ipt.stage import atomic
+from ipt.files import atomic
 
 OVERLAPS = "overlaps with an evaluation task"
 PART_DOCUMENTS, PART_CHARACTERS = 50_000, 32_000_000  # one output file holds at most about so much

@@ -16,8 +16,8 @@ from typing import IO, Any
 import zstandard
 
 from ipt.errors import MissingFileError, UserError
+from ipt.files import hash_file, hash_json
 from ipt.places import POINTER_BYTES, check_content
-from ipt.stage import hash_file, hash_json
 
 KINDS = (
     "parquet",

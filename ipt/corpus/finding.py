@@ -22,7 +22,8 @@ from ipt.corpus.files import (
     without_query,
 )
 from ipt.errors import MissingFileError, UserError
-from ipt.stage import MANIFEST, STARTED, STATS, read_json
+from ipt.files import read_json
+from ipt.stage import MANIFEST, STARTED, STATS
 
 JOB = "job.json"  # of the folder of a sweep's job
 OWN, HIDDEN, BROKEN, ABOVE = (

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from ipt.config import Config
 from ipt.console import console
+from ipt.distributed import rank
 from ipt.errors import UserError
 from ipt.evaluation.results import RESULTS, SCORES
 from ipt.evaluation.run import check_tasks, read_work, results_of, score_tasks
 from ipt.evaluation.task import Task
-from ipt.stage import rank, write_json
+from ipt.files import write_json
 
 if TYPE_CHECKING:
     from ipt.evaluation.backends.huggingface import Scorer

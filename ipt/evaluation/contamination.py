@@ -16,9 +16,9 @@ from ipt.evaluation.data import Item
 from ipt.evaluation.metrics import statistics
 from ipt.evaluation.task import CORPUS, Task
 from ipt.evaluation.task_types.registry import kind_of
+from ipt.files import read_json, write_json
 from ipt.models import load_tokenizer
 from ipt.parallel import in_order, worker_count
-from ipt.stage import read_json, write_json
 from ipt.tokens.encode import tokenizer_fingerprint
 from ipt.tokens.shards import INDEX_FILE
 from ipt.tokens.store import TokenStore

@@ -15,8 +15,8 @@ from ipt.config import EvaluationConfig, JudgeConfig
 from ipt.corpus.words import words_of
 from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.metrics import statistics
+from ipt.files import hash_json, read_parts, write_json, write_parquet
 from ipt.models import check_model, load_tokenizer
-from ipt.stage import hash_json, read_parts, write_json, write_parquet
 from ipt.synthesis.quality.judge import (
     OPERATION,
     SCHEMA,

@@ -16,7 +16,7 @@ from ipt.evaluation.draws import text_hash
 from ipt.evaluation.formats import DataRow, as_fields, is_missing, read_file, read_hub
 from ipt.evaluation.odd_rows import OddRow, OddRows
 from ipt.evaluation.task import CORPUS, HUB, Task
-from ipt.stage import read_parts
+from ipt.files import read_parts
 
 ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 NUMBER = "\ue0f8"  # of private use: stands before a number that an expression gives

@@ -15,7 +15,7 @@ from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.task import Task, load_tasks
 from ipt.evaluation.task_types import generation, multiple_choice, perplexity
 from ipt.evaluation.task_types.registry import kind_of
-from ipt.stage import atomic
+from ipt.files import atomic
 
 ITEMS: dict[str, Any] = {
     "choice": multiple_choice.Question,

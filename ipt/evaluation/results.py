@@ -16,7 +16,7 @@ from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.metrics.statistics import Z95, Metric, difference, standard_error
 from ipt.evaluation.task import Task, load_tasks, read_group, task_names
 from ipt.evaluation.task_types.registry import kind_of
-from ipt.stage import read_json, reading_parquet
+from ipt.files import read_json, reading_parquet
 
 RESULTS, PREDICTIONS = "results.json", "predictions"
 SCORES = "scores"  # folder of a training run: step-NUMBER, each a finished evaluation

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from ipt.chat_templates import check_kwargs
 from ipt.config import EvaluationConfig, check_choices
 from ipt.console import console, progress
+from ipt.distributed import rank
 from ipt.errors import UserError
 from ipt.evaluation.contamination import FILE, Contaminated, clean_metrics
 from ipt.evaluation.data import Item, subset
@@ -23,8 +24,8 @@ from ipt.evaluation.results import RESULTS, Results, predictions_path, read_pred
 from ipt.evaluation.tables import write_markdown
 from ipt.evaluation.task import Task, load_tasks
 from ipt.evaluation.task_types.registry import kind_of
+from ipt.files import is_as_noted, note_hash, remove_notes, write_json, write_parquet
 from ipt.models import check_model
-from ipt.stage import is_as_noted, note_hash, rank, remove_notes, write_json, write_parquet
 
 if TYPE_CHECKING:
     from ipt.evaluation.backends.base import Backend

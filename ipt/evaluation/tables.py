@@ -21,7 +21,7 @@ from ipt.evaluation.results import (
     read_task,
 )
 from ipt.evaluation.task import Task
-from ipt.stage import atomic
+from ipt.files import atomic
 
 MARKDOWN = "results.md"
 SHARES = (

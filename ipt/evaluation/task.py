@@ -13,8 +13,9 @@ from typing import Any
 
 from ipt.corpus.files import CorpusFile, first_line
 from ipt.errors import MissingFileError, UserError
+from ipt.files import hash_json, parse_yaml
 from ipt.places import expanded
-from ipt.stage import hash_folder, hash_json, parse_yaml
+from ipt.stage import hash_folder
 
 SHIPPED = Path(__file__).parent / "tasks"
 LISTED = "`python -m ipt.evaluation tasks` lists those that ship"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt.config import Config
-from ipt.stage import read_json_lines
+from ipt.files import read_json_lines
 
 LAST = 20  # steps that the card's loss is a mean of
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipt.cli import exit_on_user_error
 from ipt.errors import UserError
-from ipt.stage import write_json
+from ipt.files import write_json
 from ipt.training.wandb_mode import ONLINE, has_key, wandb_mode
 
 if TYPE_CHECKING:

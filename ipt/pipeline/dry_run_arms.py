@@ -14,10 +14,11 @@ from rich.table import Table
 from ipt.config import Config, CorpusConfig, SourceConfig
 from ipt.console import console
 from ipt.errors import UserError
+from ipt.files import hash_json
 from ipt.pipeline.dry_run import Needs, training_needs
 from ipt.pipeline.reproduce import advance, arm_runs, start_last
 from ipt.pipeline.stages import PHASES, Json, Stages
-from ipt.stage import Stage, find_stage, hash_json
+from ipt.stage import Stage, find_stage
 from ipt.synthesis.formats.base import RULE_BASED
 
 if TYPE_CHECKING:

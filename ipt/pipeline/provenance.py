@@ -12,19 +12,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from ipt.config import Config
-from ipt.stage import (
-    MANIFEST,
-    Stage,
-    git_commit,
-    hardware,
-    hash_file,
-    hash_folder,
-    hash_json,
-    installed_versions,
-    read_json,
-    sealed,
-    write_json,
-)
+from ipt.files import hash_file, hash_json, read_json, sealed, write_json
+from ipt.stage import MANIFEST, Stage, git_commit, hardware, hash_folder, installed_versions
 
 ROOT = Path(__file__).parents[2]
 SHOWN = 8  # hashes of data that are spelled out for readers; of more there is one for all

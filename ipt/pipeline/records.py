@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ipt.config import Config
-from ipt.stage import MANIFEST, Stage, atomic, read_json, write_json
+from ipt.files import atomic, read_json, write_json
+from ipt.stage import MANIFEST, Stage
 
 RECORD, RECORDS = "record.json", "record.csv"  # of an arm, and of all arms of a run
 COSTS = (

@@ -16,7 +16,9 @@ from ipt import distributed
 from ipt.cli import DISK_FULL
 from ipt.config import Config
 from ipt.console import console
+from ipt.distributed import rank
 from ipt.errors import UserError
+from ipt.files import atomic, read_json, write_json
 from ipt.mixture.schedule import used_sources
 from ipt.models import model_identity
 from ipt.pipeline.provenance import provenance, provenance_facts, write_manifest
@@ -30,7 +32,7 @@ from ipt.pipeline.stages import (
     model_check,
 )
 from ipt.report.scores import Arm
-from ipt.stage import MANIFEST, Stage, atomic, check_outputs, rank, read_json, write_json
+from ipt.stage import MANIFEST, Stage, check_outputs
 from ipt.sweeps.job import job_result, report_result
 from ipt.synthesis.formats.base import RULE_BASED
 

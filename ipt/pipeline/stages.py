@@ -14,11 +14,13 @@ from ipt import distributed
 from ipt.config import Config, CorpusConfig, SourceConfig, to_config
 from ipt.console import console
 from ipt.corpus.overlap import Overlap
+from ipt.distributed import rank
+from ipt.files import hash_file, read_json
 from ipt.mixture.schedule import schedule_points
 from ipt.models import model_identity
 from ipt.pipeline.records import arm_record
 from ipt.pipeline.sources import SOURCE_TEXTS, source_corpus
-from ipt.stage import Stage, check_outputs, find_stage, hash_file, rank, read_json, run_stage
+from ipt.stage import Stage, check_outputs, find_stage, run_stage
 from ipt.sweeps.job import job_result, report_result, report_training
 from ipt.training.run_key import trainer_settings
 

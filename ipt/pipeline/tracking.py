@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ipt.stage import MANIFEST, Stage, read_json
+from ipt.files import read_json
+from ipt.stage import MANIFEST, Stage
 from ipt.training.logger import log_figures
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ipt import chat
 from ipt.config import Config, SourceConfig, SynthesisConfig
 from ipt.corpus.build import check_corpus
-from ipt.distributed import launcher_number
+from ipt.distributed import launcher_number, rank
 from ipt.errors import UserError
 from ipt.evaluation.callback import check_during_training
 from ipt.evaluation.contamination import check_data
@@ -22,7 +22,6 @@ from ipt.pipeline.stages import PHASES, arm_config
 from ipt.places import check_temporary, check_writable
 from ipt.playground.server import check_page
 from ipt.rendering.run import check_rendering
-from ipt.stage import rank
 from ipt.synthesis.finetuning_data import check_tuning_source
 from ipt.synthesis.formats.base import RULE_BASED
 from ipt.synthesis.quality.filters import check_filters

@@ -16,7 +16,8 @@ from rich.table import Table
 from ipt.cli import exit_on_user_error
 from ipt.console import make_console
 from ipt.errors import MissingFileError, UserError
-from ipt.stage import MANIFEST, STATS, changed_outputs, has_seal, read_json
+from ipt.files import has_seal, read_json
+from ipt.stage import MANIFEST, STATS, changed_outputs
 
 SHOWN = 10  # broken files of a folder that are named
 

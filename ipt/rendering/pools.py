@@ -15,7 +15,7 @@ from string import Formatter
 from typing import Any, NamedTuple, TypeVar
 
 from ipt.errors import MissingFileError, UserError
-from ipt.stage import parse_yaml
+from ipt.files import parse_yaml
 
 FOLDER = Path(__file__).parent / "templates"
 OPTIONAL = (

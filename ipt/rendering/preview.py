@@ -15,12 +15,12 @@ from rich.text import Text as Coloured
 from ipt.config import RenderingConfig
 from ipt.corpus.files import CorpusFile, json_lines
 from ipt.errors import MissingFileError, UserError
+from ipt.files import reading_parquet
 from ipt.places import check_file
 from ipt.rendering.pairs import ChainRow, read_document
 from ipt.rendering.pools import MARKS
 from ipt.rendering.render import Settings, Text, render_documents
 from ipt.rendering.run import PairsRow, read_chains
-from ipt.stage import reading_parquet
 from ipt.synthesis.formats.tags import Pair
 
 COLOURS = {

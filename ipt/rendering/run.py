@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from ipt.config import RenderingConfig
 from ipt.console import progress
 from ipt.errors import MissingFileError, UserError
+from ipt.files import ROW_GROUP, atomic, reading_parquet
 from ipt.parallel import in_order, worker_count
 from ipt.rendering.pairs import AugmentedDocument, ChainRow, read_document
 from ipt.rendering.render import Settings, Text, render_documents
-from ipt.stage import ROW_GROUP, atomic, reading_parquet
 from ipt.synthesis.formats.tags import Pair
 
 SCHEMA = pa.schema(

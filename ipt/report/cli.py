@@ -11,11 +11,12 @@ from pathlib import Path
 from ipt.cli import exit_on_user_error
 from ipt.console import console
 from ipt.errors import UserError
+from ipt.files import read_json
 from ipt.pipeline.records import Record, read_record
 from ipt.places import check_writable
 from ipt.report.scores import Arm
 from ipt.report.sweep_report import job_arms
-from ipt.stage import MANIFEST, hardware, installed_versions, read_json
+from ipt.stage import MANIFEST, hardware, installed_versions
 from ipt.sweeps.job import Job, job_folder, load_job
 
 RESULTS, STEPS, EVALUATION = "results.json", "metrics.jsonl", "evaluation"

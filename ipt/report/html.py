@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 import pyarrow.parquet as pq
 
+from ipt.files import atomic, hash_json, read_parts
 from ipt.pipeline.records import Record
 from ipt.report.formatting import (
     SPLITS,
@@ -45,7 +46,6 @@ from ipt.report.scores import (
     measure_of,
     median,
 )
-from ipt.stage import atomic, hash_json, read_parts
 from ipt.sweeps.job import Job
 from ipt.synthesis.quality.statistics import examples
 

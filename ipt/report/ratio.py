@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ipt.errors import UserError
+from ipt.files import read_json
 from ipt.report.formatting import listed
 from ipt.report.mixing_law import MIN_RATIOS, Law, Point, fit_law
 from ipt.report.scores import Arm, Measure, Run, Score, main_scores, measure_of
-from ipt.stage import MANIFEST, read_json
+from ipt.stage import MANIFEST
 
 CONFOUNDED = 1.1  # repeats of the pool at one ratio over those at another
 SEEDS = ("trainer.seed", "seed")  # what may differ between runs of one ratio

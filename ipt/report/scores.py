@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ipt.errors import MissingFileError, UserError
+from ipt.files import read_json, read_json_lines
 from ipt.report.formatting import finite, minus, spaced
-from ipt.stage import read_json, read_json_lines
 
 MARKERS = "oosD^vP"
 

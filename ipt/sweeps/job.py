@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ipt.stage import read_json, write_json
+from ipt.files import read_json, write_json
 
 FOLDER, LAUNCHER = (
     "IPT_JOB_FOLDER",

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from ipt.config import Config, to_config
 from ipt.errors import UserError
-from ipt.stage import read_json
+from ipt.files import read_json
 from ipt.sweeps.gpu_allocation import job_environment
 from ipt.sweeps.job import (
     FINISHED,

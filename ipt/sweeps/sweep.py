@@ -16,8 +16,8 @@ from rich.table import Table
 from ipt.config import Config, to_config
 from ipt.console import console
 from ipt.errors import UserError
+from ipt.files import hash_json, write_json
 from ipt.places import check_writable
-from ipt.stage import hash_json, write_json
 from ipt.sweeps.job import FINISHED, Job, load_job, save_job, varying_name
 from ipt.sweeps.progress import job_label
 

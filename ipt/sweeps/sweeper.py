@@ -15,7 +15,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from ipt.errors import UserError
-from ipt.stage import write_json
+from ipt.files import write_json
 from ipt.sweeps.job import FINISHED, Job, load_job
 from ipt.sweeps.sweep import close_sweep, open_sweep, plan_jobs
 

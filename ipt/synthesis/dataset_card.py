@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from ipt.stage import atomic, installed_versions
+from ipt.files import atomic
+from ipt.stage import installed_versions
 from ipt.synthesis.formats.base import RULE_BASED
 from ipt.synthesis.quality.statistics import examples
 

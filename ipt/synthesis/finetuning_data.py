@@ -20,7 +20,7 @@ from ipt.config import SourceConfig
 from ipt.console import progress
 from ipt.corpus.files import CorpusFile, file_kind, json_lines
 from ipt.errors import MissingFileError, UserError
-from ipt.stage import write_parts
+from ipt.files import write_parts
 from ipt.synthesis.formats.tags import Pair, context_text, pairs_text, parse
 
 TUNING_SCHEMA = pa.schema(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt.config import SynthesisConfig
-from ipt.console import Bar, console
+from ipt.console import Progress, console
 from ipt.errors import UserError
 from ipt.synthesis.engines import EngineDied
 from ipt.synthesis.shards import Documents
@@ -68,7 +68,7 @@ def work_off_on_ray(
     pairs: Path,
     unfinished: list[int],
     seed: int,
-    bar: Bar,
+    bar: Progress,
 ) -> Figures:
     """Work off the unfinished shards on a cluster that is there already, or on this machine, and
     return what was done.
@@ -95,7 +95,13 @@ class _Driver:
     """Gives shards to actors, and starts another actor for each one that is lost."""
 
     def __init__(
-        self, ray: Any, config: SynthesisConfig, corpus: Documents, pairs: Path, seed: int, bar: Bar
+        self,
+        ray: Any,
+        config: SynthesisConfig,
+        corpus: Documents,
+        pairs: Path,
+        seed: int,
+        bar: Progress,
     ) -> None:
         self._ray, self._corpus, self._bar = ray, corpus, bar
         cluster, needed = (

@@ -9,9 +9,9 @@ from typing import Any
 
 from ipt.chat_templates import check_kwargs
 from ipt.config import SynthesisConfig, check_choices
-from ipt.console import Bar, console, progress
+from ipt.console import Progress, console, progress
 from ipt.errors import UserError
-from ipt.stage import NOTE, is_as_noted, remove_notes
+from ipt.files import NOTE, is_as_noted, remove_notes
 from ipt.synthesis.dataset_card import write_card
 from ipt.synthesis.engines import check_engine
 from ipt.synthesis.formats.base import RULE_BASED
@@ -223,8 +223,8 @@ def synthesis_inputs(config: SynthesisConfig) -> dict[str, str]:
     """What the pairs depend on beside documents and config: the identity of the model, and of a
     prompt file.
     """
+    from ipt.files import hash_file
     from ipt.models import adapter_identity, model_identity
-    from ipt.stage import hash_file
 
     inputs = {}
     if config.format == "chat":
@@ -263,7 +263,7 @@ def _work_off(
     pairs: Path,
     unfinished: list[int],
     seed: int,
-    bar: Bar,
+    bar: Progress,
 ) -> Figures:
     """Work off the unfinished shards and return what this session did."""
     if config.cluster == "ray":

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ipt.config import SynthesisConfig
 from ipt.errors import MissingFileError, UserError
-from ipt.stage import note_hash, reading_parquet, write_parquet
+from ipt.files import note_hash, reading_parquet, write_parquet
 from ipt.synthesis.chains import Piece, Round, plan_chains
 from ipt.synthesis.formats.base import PromptFormat
 from ipt.synthesis.journal import Journal

@@ -10,7 +10,7 @@ import numpy as np
 
 from ipt.config import TokensConfig
 from ipt.errors import UserError
-from ipt.stage import hash_json
+from ipt.files import hash_json
 from ipt.tokens.shards import EncodedDocument
 
 if TYPE_CHECKING:

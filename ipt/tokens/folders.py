@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ipt.errors import MissingFileError, UserError
-from ipt.stage import hash_file
+from ipt.files import hash_file
 from ipt.tokens.shards import INDEX_FILE, ShardIndex, parse_index, shard_name
 
 

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 from ipt.console import console
 from ipt.corpus.files import first_line
 from ipt.errors import MissingFileError, UserError
+from ipt.files import hash_file
 from ipt.models import cache_dir
-from ipt.stage import hash_file
 from ipt.tokens.cache import FileCache
 from ipt.tokens.folders import check_complete
 from ipt.tokens.shards import INDEX_FILE, ShardIndex, parse_index, shard_name

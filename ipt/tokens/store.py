@@ -15,7 +15,7 @@ import numpy as np
 
 from ipt.console import progress
 from ipt.errors import UserError
-from ipt.stage import hash_json
+from ipt.files import hash_json
 from ipt.tokens.folders import LocalFolder, ShardFolder
 from ipt.tokens.shards import (
     LOSS,

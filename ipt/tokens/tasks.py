@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.errors import MissingFileError, UserError
-from ipt.stage import hash_json, reading_parquet
+from ipt.files import hash_json, reading_parquet
 
 BYTES_PER_TOKEN = (
     4  # of text, about what tokenizers give in English; it only decides how large shards are

@@ -9,8 +9,8 @@ from filelock import FileLock
 from ipt.config import TokensConfig
 from ipt.console import progress
 from ipt.errors import UserError
+from ipt.files import hash_file
 from ipt.parallel import worker_count
-from ipt.stage import hash_file
 from ipt.tokens.encode import Encoding, encoding_of
 from ipt.tokens.folders import LocalFolder
 from ipt.tokens.shards import (

@@ -9,7 +9,8 @@ from uuid import uuid4
 
 from ipt.config import Config
 from ipt.console import console
-from ipt.stage import STATS, rank
+from ipt.distributed import rank
+from ipt.stage import STATS
 from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
 from ipt.training.wandb_mode import DISABLED, OFFLINE, wandb_mode
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ipt.config import Config, TrainerConfig
+from ipt.files import hash_json
 from ipt.models import model_identity
-from ipt.stage import hash_json
 
 SPREAD = (
     "micro_batch_size",

@@ -19,8 +19,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ipt.config import Config, TrainerConfig
 from ipt.console import console
+from ipt.distributed import rank
 from ipt.export.folder import check_export
 from ipt.export.huggingface import export
+from ipt.files import read_json_lines, write_json
 from ipt.mixture.batches import PackedDataModule, PackedLoader, PackedSequences
 from ipt.mixture.plan import Plan, make_plan
 from ipt.mixture.report import plan_report
@@ -28,7 +30,6 @@ from ipt.mixture.schedule import used_sources
 from ipt.mixture.stores import open_stores
 from ipt.mixture.table import mixture_table
 from ipt.model_limits import check_model_limits
-from ipt.stage import rank, read_json_lines, write_json
 from ipt.training.checkpoint.callback import Checkpoints
 from ipt.training.checkpoint.remote import fetch
 from ipt.training.checkpoint.signals import REQUEUE, Stopped, requeue_job

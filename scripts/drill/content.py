@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ipt.stage import hash_file, hash_json, read_parts
+from ipt.files import hash_file, hash_json, read_parts
 
 TIMED = ("README.md", "summary.json", "metrics.jsonl", "results.md")  # these tell seconds, or dates
 TIMES = ("tokens_per_second", "mfu", "data_wait", "memory")  # of a line of metrics.jsonl

@@ -14,7 +14,7 @@ def cells() -> Ontology:
 @pytest.fixture
 def rows():
     """Reads the rows of a stage's folder of part files."""
-    from ipt.stage import read_parts
+    from ipt.files import read_parts
 
     def read(folder: Path) -> list[dict]:
         return list(read_parts(folder))

@@ -18,7 +18,7 @@ from ipt.config import CorpusConfig
 from ipt.corpus.build import build_corpus, check_corpus, input_digests
 from ipt.corpus.documents import read_documents
 from ipt.corpus.finding import find_files
-from ipt.stage import hash_file
+from ipt.files import hash_file
 
 QUESTION = {
     "id": "1",

@@ -24,7 +24,8 @@ from ipt.corpus.finding import (
     find_files,
 )
 from ipt.errors import UserError
-from ipt.stage import read_parts, run_stage
+from ipt.files import read_parts
+from ipt.stage import run_stage
 
 
 def write(path: Path, *texts: str) -> Path:

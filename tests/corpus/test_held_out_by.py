@@ -9,7 +9,7 @@ import pytest
 from ipt.config import CorpusConfig
 from ipt.corpus.build import build_corpus
 from ipt.corpus.documents import read_documents
-from ipt.stage import read_parts
+from ipt.files import read_parts
 
 ROWS = [
     {"id": f"d{number}", "chapter": f"chapter {number // 5}", "text": f"text {number}"}

@@ -8,8 +8,8 @@ from evaluation_cases import DOCUMENTS, make_scorer, opinionated
 from ipt.config import EvaluationConfig
 from ipt.evaluation.run import evaluate
 from ipt.evaluation.task_types.multiple_choice import Question
+from ipt.files import write_parquet
 from ipt.models import load_model, load_tokenizer
-from ipt.stage import write_parquet
 
 
 @pytest.fixture(scope="session")

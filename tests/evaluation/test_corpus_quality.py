@@ -12,7 +12,7 @@ from ipt.config import JudgeConfig
 from ipt.evaluation.__main__ import main
 from ipt.evaluation.corpus_quality import judge_corpus, verdict_rows
 from ipt.evaluation.metrics.statistics import wilson
-from ipt.stage import read_parts, write_parquet
+from ipt.files import read_parts, write_parquet
 from ipt.synthesis.engines import EngineDied
 from ipt.synthesis.quality.judge import FIELDS, Case, read_verdict, spelled_out
 

@@ -12,8 +12,8 @@ from ipt.evaluation.results import compare, load_results, read_predictions
 from ipt.evaluation.run import check_tasks, evaluate
 from ipt.evaluation.tables import table
 from ipt.evaluation.task_types.multiple_choice import SCHEMA
+from ipt.files import note_hash, write_parquet
 from ipt.models import load_model, load_tokenizer
-from ipt.stage import note_hash, write_parquet
 
 TASKS = ["ontology"]
 

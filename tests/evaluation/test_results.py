@@ -23,7 +23,7 @@ from ipt.evaluation.results import (
 )
 from ipt.evaluation.tables import markdown, scores_table
 from ipt.evaluation.task import load_tasks
-from ipt.stage import write_json, write_parquet
+from ipt.files import write_json, write_parquet
 
 
 def entry(value, stderr=0.02, n=100):

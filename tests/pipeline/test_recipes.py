@@ -11,13 +11,13 @@ import pytest
 
 from ipt.config import Config, compose_config, conf_dir
 from ipt.evaluation.task import load_tasks
+from ipt.files import hash_json
 from ipt.mixture.schedule import resolve_ratios, used_sources
 from ipt.pipeline import dry_run as dry_run_module
 from ipt.pipeline.dry_run import Needs, dry_run, remedies, training_needs
 from ipt.pipeline.dry_run_arms import dry_run_arms, plan_arms
 from ipt.pipeline.inputs import FETCHED, HERE, MISSING, training_inputs
 from ipt.pipeline.stages import arm_config
-from ipt.stage import hash_json
 from ipt.training.memory_estimate import world_size
 from tests.commands import ROOT, run, run_here
 

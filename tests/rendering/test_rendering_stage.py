@@ -13,10 +13,10 @@ import pytest
 
 from ipt.config import RenderingConfig
 from ipt.errors import UserError
+from ipt.files import read_parts, write_parts
 from ipt.parallel import in_order
 from ipt.rendering.pairs import ChainRow
 from ipt.rendering.run import SCHEMA, PairsRow, check_rendering, plan_tasks, read_chains, render
-from ipt.stage import read_parts, write_parts
 
 PAIRS_SCHEMA = pa.schema(
     [

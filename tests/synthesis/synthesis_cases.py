@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ipt.stage import write_parts
+from ipt.files import write_parts
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.formats.tags import Pair, pairs_text
 

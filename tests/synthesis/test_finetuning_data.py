@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ipt.config import SourceConfig, TokensConfig, conf_dir, to_config
+from ipt.files import read_parts
 from ipt.models import load_tokenizer
 from ipt.pipeline.stages import Stages
 from ipt.pipeline.validation import check_train
-from ipt.stage import read_parts
 from ipt.synthesis.finetuning_data import build_tuning_texts, check_tuning_source
 from ipt.synthesis.formats.base import Vocabulary
 from ipt.synthesis.formats.tags import Pair, context_text, pairs_text

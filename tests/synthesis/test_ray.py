@@ -11,7 +11,7 @@ import pytest
 from synthesis_cases import write_documents
 
 from ipt.config import SynthesisConfig
-from ipt.stage import read_parts
+from ipt.files import read_parts
 from ipt.synthesis.run import synthesize
 
 pytest.importorskip("ray")

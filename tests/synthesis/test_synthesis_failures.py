@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ipt.stage import read_parts
+from ipt.files import read_parts
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_ROUND = ("doc_id", "chain_id", "round", "text")

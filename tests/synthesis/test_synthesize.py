@@ -12,8 +12,8 @@ import torch
 from synthesis_cases import OracleEngine, write_documents
 
 from ipt.config import SynthesisConfig
+from ipt.files import note_hash, read_parts
 from ipt.models import load_model, resolve_model
-from ipt.stage import note_hash, read_parts
 from ipt.synthesis import worker
 from ipt.synthesis.engines import EngineDied, PromptRefused
 from ipt.synthesis.formats.tags import parse

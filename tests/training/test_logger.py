@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ipt.config import Config, LoggerConfig
-from ipt.stage import write_json
+from ipt.files import write_json
 from ipt.synthesis.shards import SCHEMA
 from ipt.training.logger import build_loggers
 from tests import warm

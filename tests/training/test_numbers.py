@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ipt.config import TrainerConfig
+from ipt.files import sealed
 from ipt.mixture.batches import PackedSequences
-from ipt.stage import sealed
 from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
 from ipt.training.logger import run_id
 from ipt.training.metrics import StepMetrics, step_note

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ipt.stage import sealed
+from ipt.files import sealed
 from ipt.training.checkpoint.signals import EXIT_CODE, Stopped
 from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
 from ipt.training.metrics import StepMetrics

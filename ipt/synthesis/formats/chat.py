@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipt.chat_templates import TemplateFails, render
 from ipt.errors import MissingFileError, UserError
-from ipt.stage import parse_yaml
+from ipt.files import parse_yaml
 from ipt.synthesis.formats.base import Message, Prompt, Vocabulary
 from ipt.synthesis.formats.json_output import Json, after_reasoning, read_json
 from ipt.synthesis.formats.tags import Pair, Parsed

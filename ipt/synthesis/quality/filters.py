@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ipt.config import FilterConfig
-from ipt.console import Bar, progress
+from ipt.console import Progress, progress
 from ipt.corpus.overlap import Overlap, OverlapCount
 from ipt.errors import UserError
-from ipt.stage import read_parts, write_parquet
+from ipt.files import read_parts, write_parquet
 from ipt.synthesis.quality.judge import OPERATION, check_judge, judge_pairs
 from ipt.synthesis.quality.measures import (
     PAIR_MEASURES,
@@ -260,7 +260,7 @@ def _rewrite(
 
 
 def _rewrite_part(
-    source: Path, target: Path, keep: Callable[[PairRow], tuple[Pairs, Counter[str]]], bar: Bar
+    source: Path, target: Path, keep: Callable[[PairRow], tuple[Pairs, Counter[str]]], bar: Progress
 ) -> None:
     account = read_account(source)
     table = pq.read_table(source)

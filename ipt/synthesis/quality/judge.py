@@ -18,10 +18,10 @@ import pyarrow as pa
 import yaml
 
 from ipt.config import JudgeConfig
-from ipt.console import Bar, progress
+from ipt.console import Progress, progress
 from ipt.corpus.words import words_of
 from ipt.errors import UserError
-from ipt.stage import hash_json, read_parts, write_parquet
+from ipt.files import hash_json, read_parts, write_parquet
 from ipt.synthesis.chains import run_bounded
 from ipt.synthesis.engines import EngineDied, PromptRefused
 from ipt.synthesis.engines.answers import read_answer
@@ -131,7 +131,9 @@ def _cases(pairs: Path, chosen: set[int] | None) -> Iterator[Case]:
             number += 1
 
 
-async def _work_off(config: JudgeConfig, cases: Iterator[Case], folder: Path, bar: Bar) -> None:
+async def _work_off(
+    config: JudgeConfig, cases: Iterator[Case], folder: Path, bar: Progress
+) -> None:
     probe = Case(0, "", PROBE, "What does the heart pump?", "Blood.")
     server = Server(config, SECTION, Request(CHAT, _request(config, probe)))
     try:
@@ -145,7 +147,7 @@ class Judge:
     in the journal of an unfinished one.
     """
 
-    def __init__(self, config: JudgeConfig, server: Server, folder: Path, bar: Bar) -> None:
+    def __init__(self, config: JudgeConfig, server: Server, folder: Path, bar: Progress) -> None:
         self._config, self._server, self._folder, self._bar = config, server, folder, bar
         self._last_error: ServerFails | None = None
         self._journal = folder / ".journal.jsonl"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ipt.console import progress
 from ipt.corpus.words import words_of
-from ipt.stage import read_parts
+from ipt.files import read_parts
 from ipt.synthesis.quality.measures import GROUNDED, DocumentWords, frame, read_document, read_pair
 from ipt.synthesis.quality.streaming import (
     DistinctCount,

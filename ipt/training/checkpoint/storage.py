@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor
 
 from ipt.config import CheckpointConfig
 from ipt.errors import MissingFileError, UserError
-from ipt.stage import has_seal, hash_file, read_json, sealed
+from ipt.files import has_seal, hash_file, read_json, sealed
 
 FORMAT = 1
 FACTS, METRICS = "checkpoint.json", "metrics.jsonl"

@@ -21,8 +21,8 @@ from synthesis_cases import write_documents
 
 from ipt.config import SynthesisConfig
 from ipt.errors import UserError
+from ipt.files import read_parts
 from ipt.models import resolve_model
-from ipt.stage import read_parts
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, start_engine
 from ipt.synthesis.engines import server as server_module
 from ipt.synthesis.engines.keeper import ProcessReaper

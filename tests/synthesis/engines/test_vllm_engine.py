@@ -15,8 +15,8 @@ import yaml
 from synthesis_cases import write_documents
 
 from ipt.config import SynthesisConfig
+from ipt.files import read_parts
 from ipt.models import resolve_model
-from ipt.stage import read_parts
 from ipt.synthesis.engines import EngineDied, PromptRefused, start_engine
 from ipt.synthesis.engines.vllm import CPU_BLOCK_SIZE
 from ipt.synthesis.formats import registry

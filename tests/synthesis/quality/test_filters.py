@@ -9,7 +9,8 @@ from quality_cases import HEART, judge_server, verdict, write_chains
 
 from ipt.config import Config, FilterConfig, JudgeConfig, ThresholdsConfig
 from ipt.corpus.overlap import Overlap
-from ipt.stage import hash_folder, read_parts
+from ipt.files import read_parts
+from ipt.stage import hash_folder
 from ipt.synthesis.quality.filters import (
     DOCUMENT_MEASURES,
     JUDGE_MEASURES,

@@ -6,7 +6,7 @@ from quality_cases import HEART, judge_server, verdict, write_chains
 
 from ipt.config import JudgeConfig
 from ipt.errors import UserError
-from ipt.stage import read_parts
+from ipt.files import read_parts
 from ipt.synthesis.engines import EngineDied
 from ipt.synthesis.engines import server as server_module
 from ipt.synthesis.quality.judge import check_judge, judge_pairs
