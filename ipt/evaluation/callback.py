@@ -117,7 +117,7 @@ def as_in_inference(module: "PretrainingModule") -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
     from transformers import PreTrainedModel
 
-    from ipt.small_copy import plain_attention
+    from ipt.models.small_copy import plain_attention
     from ipt.training.checkpoint.state import random_state, set_random_state
     from ipt.training.model import base_model, evaluation_mode, transformer_blocks
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ipt.config import Config
-from ipt.generation_config import load_generation_config
-from ipt.model_checks import quiet, read_config, readable
 from ipt.models import load_tokenizer, resolve_model
+from ipt.models.checks import quiet, read_config, readable
+from ipt.models.generation_config import load_generation_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -134,8 +134,8 @@ def check_reproduce(config: Config) -> None:
 def check_trained_model(config: Config) -> None:
     """Check the model that a training starts from, its data, and whether its export can be written."""
     from ipt.export.folder import check_export
-    from ipt.model_checks import check_weights, local_folder
-    from ipt.model_limits import check_model_limits
+    from ipt.models.checks import check_weights, local_folder
+    from ipt.models.limits import check_model_limits
 
     source = resolve_model(config.model)
     if not config.architecture:
@@ -153,8 +153,8 @@ def check_trained_model(config: Config) -> None:
 
 def check_scored_model(name: str, config: Config) -> None:
     """A model that is scored or talked to."""
-    from ipt.model_checks import check_weights
-    from ipt.model_limits import check_model_limits
+    from ipt.models.checks import check_weights
+    from ipt.models.limits import check_model_limits
 
     check_weights(resolve_model(name))
     check_model_limits(name, None, {"evaluation.max_length": config.evaluation.max_length})
@@ -170,8 +170,8 @@ def check_synthesizer(config: SynthesisConfig) -> None:
         if config.tokenizer:
             check_model(config.tokenizer)
         return
-    from ipt.model_checks import check_adapter, check_weights
-    from ipt.model_limits import check_model_limits, check_window
+    from ipt.models.checks import check_adapter, check_weights
+    from ipt.models.limits import check_model_limits, check_window
 
     source = resolve_model(config.model)
     check_weights(source)
@@ -183,7 +183,7 @@ def check_synthesizer(config: SynthesisConfig) -> None:
 
 def _check_store_ids(config: Config) -> None:
     """Finished token stores that the config names must hold ids of the model only."""
-    from ipt.model_limits import model_limits
+    from ipt.models.limits import model_limits
 
     for name in used_sources(config.mixture):
         source = config.mixture.sources.get(name)

@@ -150,8 +150,8 @@ def start(config: SynthesisConfig, seed: int) -> tuple[PromptFormat, Engine]:
         from ipt.synthesis.engines.rules import RuleEngine
 
         return FORMATS[RULE_BASED](None, config), RuleEngine(seed)
-    from ipt.model_checks import check_weights
     from ipt.models import load_tokenizer, resolve_model
+    from ipt.models.checks import check_weights
 
     served = config.engine == "openai"
     model = "" if served else resolve_model(config.model, config.adapter)
@@ -169,7 +169,7 @@ def _check_window(config: SynthesisConfig, model: str | None, prompt_format: Pro
     room for documents.
     """
     if model:
-        from ipt.model_limits import check_window
+        from ipt.models.limits import check_window
 
         check_window(config.model, "synthesis.max_model_len", config.max_model_len)
     room = config.max_model_len - config.max_new_tokens - len(prompt_format.begin("").ids)

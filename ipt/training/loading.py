@@ -11,9 +11,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ipt.errors import UserError
-from ipt.model_checks import check_weights
-from ipt.model_files import read_headers, weight_files
 from ipt.models import resolve_model
+from ipt.models.checks import check_weights
+from ipt.models.files import read_headers, weight_files
 from ipt.training.model import base_model, initial_lora, is_lora
 from ipt.training.optim.dtensor import like, local, rows
 

@@ -22,8 +22,8 @@ from torch.distributed.fsdp import FSDPModule
 from ipt.config import Config, TrainerConfig
 from ipt.errors import UserError
 from ipt.mixture.batches import IGNORE, unpacked
-from ipt.model_limits import positions_before_rope_changes
-from ipt.small_copy import (
+from ipt.models.limits import positions_before_rope_changes
+from ipt.models.small_copy import (
     TOLERANCE,
     CachedConfig,
     distance,

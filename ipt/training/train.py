@@ -29,7 +29,7 @@ from ipt.mixture.report import plan_report
 from ipt.mixture.schedule import used_sources
 from ipt.mixture.stores import open_stores
 from ipt.mixture.table import mixture_table
-from ipt.model_limits import check_model_limits
+from ipt.models.limits import check_model_limits
 from ipt.training.checkpoint.callback import Checkpoints
 from ipt.training.checkpoint.remote import fetch
 from ipt.training.checkpoint.signals import REQUEUE, Stopped, requeue_job

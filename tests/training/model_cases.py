@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ipt.models import load_tokenizer
-from ipt.small_copy import random_model
+from ipt.models.small_copy import random_model
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,

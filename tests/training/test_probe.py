@@ -11,8 +11,7 @@ from transformers import AttentionInterface
 from ipt.config import Config
 from ipt.errors import UserError
 from ipt.models import load_model
-from ipt.pipeline import stages
-from ipt.small_copy import (
+from ipt.models.small_copy import (
     TOLERANCE,
     distance,
     losses_alone,
@@ -20,6 +19,7 @@ from ipt.small_copy import (
     random_model,
     small_copies,
 )
+from ipt.pipeline import stages
 from ipt.training import objective, probe
 from ipt.training.attention import PACKED, implementation, packed_attention
 from ipt.training.loss import LogitTransform, chunked_cross_entropy

@@ -27,9 +27,9 @@ from ipt.evaluation.backends.encoding import (
     plain_rows,
 )
 from ipt.evaluation.backends.generated import Generation, cut, end_tokens, generated_text
-from ipt.generation_config import load_generation_config
-from ipt.model_checks import check_weights
 from ipt.models import load_tokenizer, resolve_model
+from ipt.models.checks import check_weights
+from ipt.models.generation_config import load_generation_config
 from ipt.synthesis.engines import ENGINES, EngineDied
 from ipt.synthesis.engines.keeper import ProcessReaper
 from ipt.synthesis.engines.subprocess import EngineLog

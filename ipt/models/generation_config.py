@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ipt.model_files import read_object
+from ipt.models.files import read_object
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ipt.errors import UserError
-from ipt.model_checks import check_adapter, check_weights
 from ipt.models import load_model, resolve_model
+from ipt.models.checks import check_adapter, check_weights
 from ipt.training.loading import stored_weights
 
 SMALL = {

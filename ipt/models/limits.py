@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ipt.distributed import rank
 from ipt.errors import UserError
-from ipt.model_checks import local_folder, meta_model, read_config
 from ipt.models import load_tokenizer, resolve_model
+from ipt.models.checks import local_folder, meta_model, read_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

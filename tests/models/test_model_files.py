@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ipt.errors import UserError
-from ipt.model_files import read_header
 from ipt.models import adapter_identity, check_model, load_model
+from ipt.models.files import read_header
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n"
 FILES = [

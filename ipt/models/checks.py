@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipt.errors import UserError
-from ipt.model_files import (
+from ipt.models.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     Stored,

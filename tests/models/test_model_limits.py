@@ -12,7 +12,8 @@ from ipt.config import Config, SourceConfig
 from ipt.errors import UserError
 from ipt.mixture.batches import PackedSequences
 from ipt.mixture.plan import make_plan
-from ipt.model_limits import (
+from ipt.models import load_tokenizer
+from ipt.models.limits import (
     check_model_limits,
     check_positions,
     check_vocabulary,
@@ -20,7 +21,6 @@ from ipt.model_limits import (
     model_limits,
     stated_positions,
 )
-from ipt.models import load_tokenizer
 from ipt.tokens.encode import tokenizer_fingerprint
 from ipt.tokens.source import check_ids, open_source
 from ipt.tokens.store import EncodedDocument, TokenStore, write_store

@@ -25,8 +25,7 @@ from filelock import FileLock
 
 from ipt.errors import MissingFileError, UserError
 from ipt.files import hash_file, hash_json
-from ipt.generation_config import load_generation_config
-from ipt.model_checks import (
+from ipt.models.checks import (
     check_adapter,
     check_loaded,
     check_weights,
@@ -34,19 +33,20 @@ from ipt.model_checks import (
     read_config,
     readable,
 )
-from ipt.model_files import (
+from ipt.models.files import (
     ADAPTER_CONFIG,
     adapter_instead_of_model,
     check_adapter_files,
     check_files,
 )
+from ipt.models.generation_config import load_generation_config
 from ipt.places import check_writable, expanded, home_folder
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ADAPTER = Path(__file__).parent / "synthesis" / "adapter"
+ADAPTER = Path(__file__).parents[1] / "synthesis" / "adapter"
 
 
 def cache_dir() -> Path:
@@ -202,7 +202,7 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ipt.small_copy import plain_attention
+    from ipt.models.small_copy import plain_attention
 
     source = resolve_model(name)
     check_weights(source)  # one line, where transformers prints a long report
