@@ -159,7 +159,7 @@ def _broken_model(folder: Path) -> str:
             ["architecture={{model_type: llama}}"],
             "architecture has no such keys yet: write ++architecture={…} to add them",
         ),
-        ("train", ["+mixture.sources.web.paths=a"], "there is no key paths"),
+        ("train", ["+mixture.sources.web.paths=a"], "there is no key mixture.sources.web.paths"),
         (
             "train",
             ["+mixture.ratios.web=1", "+mixture.sources.web.kind=texts"],

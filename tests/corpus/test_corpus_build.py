@@ -18,7 +18,7 @@ def write(path, count, **fields):
 
 
 def config(path, **settings):
-    return CorpusConfig(**{"kind": "files", "path": str(path), "held_out": 0.2, **settings})
+    return CorpusConfig(**{"kind": "files", "path": str(path), "held_out_fraction": 0.2, **settings})
 
 
 def test_what_is_read_is_written_or_counted(tmp_path, rows):
@@ -112,7 +112,7 @@ def test_a_users_questions_are_taken_over(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"kind": "file"}, r"corpus\.kind=file: expected one of files, hub, ontology"),
+        ({"kind": "file"}, r"corpus\.kind=file: must be one of auto, files, hub, ontology"),
         ({"held_out_fraction": 1.0}, r"corpus\.held_out_fraction=1\.0"),
         ({"held_out_fraction": -0.1}, r"corpus\.held_out_fraction=-0\.1"),
         ({"max_documents": 0}, r"corpus\.max_documents=0"),

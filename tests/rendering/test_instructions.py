@@ -260,7 +260,7 @@ def test_a_source_of_the_mixture(tmp_path: Path, tiny_model: str):
         with pytest.raises(ValueError, match=r"mixture\.sources\.general: set either path"):
             source_corpus("general", source)
     hub = source_corpus("general", SourceConfig(kind="instructions", dataset="Open-Orca/OpenOrca"))
-    assert (hub.kind, hub.dataset, hub.split, hub.held_out) == (
+    assert (hub.kind, hub.dataset, hub.split, hub.held_out_fraction) == (
         "hub",
         "Open-Orca/OpenOrca",
         "train",

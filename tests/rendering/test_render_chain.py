@@ -339,7 +339,7 @@ def test_inversion_happens_in_every_layout_at_its_rate():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arrangement": "detatched"}, "rendering.arrangement=detatched: expected one of attached"),
+        ({"arrangement": "detatched"}, "rendering.arrangement=detatched: must be one of attached"),
         ({"layouts": {}}, "rendering.layouts: all weights are zero"),
         ({"layouts": {"classic": 0.0}}, "all weights are zero"),
         ({"layouts": {"classical": 1.0}}, "rendering.layouts.classical: no such layout"),
