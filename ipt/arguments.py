@@ -31,9 +31,8 @@ WITH_VALUE = (
     "--info",
     "-i",
 )
-ESCAPED = re.compile(
-    r"\\[\\()\[\]{}:=, \t]"
-)  # what Hydra lets people write for a character of its grammar
+# what Hydra lets people write for a character of its grammar
+ESCAPED = re.compile(r"\\[\\()\[\]{}:=, \t]")
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -131,11 +130,8 @@ def _parsed(value: str) -> Override | None:
     """How Hydra reads a value; None if it does not."""
     try:
         return OverridesParser.create().parse_override(f"key={value}")
-    except (
-        HydraException,
-        ValueError,
-        RecursionError,
-    ):  # numbers of too many digits, brackets nested too deep
+    except (HydraException, ValueError, RecursionError):
+        # numbers of too many digits, brackets nested too deep
         return None
 
 

@@ -39,9 +39,8 @@ def in_order(
     if workers <= 1:
         yield from map(prepare(), tasks)
         return
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), _start, (prepare,)
-    )  # fresh processes: this one may have threads
+    # fresh processes: this one may have threads
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (prepare,))
     try:
         yield from pool.map(_run, tasks)
     except BrokenProcessPool:

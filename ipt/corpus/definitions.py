@@ -39,13 +39,8 @@ extends extend arises arise serves serve receives receive plays attaches articul
 carries drains innervates provides develops develop originates functions acts helps comprises constitutes corresponds affects causes
 belongs bears makes shows resembles appears regulates secretes usually typically generally often"""
 _VERB = re.compile(rf"\b(?:{'|'.join(_VERBS.split())})\b")
-_ODD = (
-    "[",
-    " OR ",
-    " - ",
-    " caused ",
-    "disease or disorder",
-)  # marks of synonyms that are notes rather than names
+# marks of synonyms that are notes rather than names
+_ODD = ("[", " OR ", " - ", " caused ", "disease or disorder")
 _WORD = re.compile(r"[^\W_]+")
 _GENERIC_WORDS = frozenset(
     (

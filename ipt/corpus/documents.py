@@ -25,14 +25,12 @@ from ipt.errors import UserError
 SCHEMA = pa.schema(
     [("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())]
 )
-READ_BYTES = (
-    1 << 16
-)  # of a column of a Parquet file at a time: a whole one can be as large as the corpus
+# of a column of a Parquet file at a time: a whole one can be as large as the corpus
+READ_BYTES = 1 << 16
 EMPTY, NO_TEXT = "empty text", "text is null"
 
-RowText = Callable[
-    [Mapping[str, Any]], str
-]  # the text of a row that has more than one field for it
+# the text of a row that has more than one field for it
+RowText = Callable[[Mapping[str, Any]], str]
 
 
 class LeftOut(Exception):

@@ -19,12 +19,8 @@ from ipt.errors import MissingFileError, UserError
 from ipt.files import hash_file, hash_json
 from ipt.places import POINTER_BYTES, check_content
 
-KINDS = (
-    "parquet",
-    "jsonl",
-    "txt",
-    "json",
-)  # what a file can hold; .json last, which a folder's are passed over
+# what a file can hold; .json last, which a folder's are passed over
+KINDS = ("parquet", "jsonl", "txt", "json")
 ENDINGS = {
     ".parquet": "parquet",
     ".jsonl": "jsonl",
@@ -329,10 +325,8 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(
             f"{where}: not UTF-8 (byte {error.start}): convert the file to UTF-8"
         ) from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number of too many digits is a ValueError of Python's own
+    except (ValueError, RecursionError) as error:
+        # a number of too many digits is a ValueError of Python's own
         raise UserError(f"{where}: not a line of JSON ({first_line(error)})") from None
     if not isinstance(values, dict):
         raise UserError(

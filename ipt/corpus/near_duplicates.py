@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-PERMUTATIONS, SEED = (
-    128,
-    42,
-)  # with so many a similarity is estimated to within 0.035 (one standard deviation)
+# with so many a similarity is estimated to within 0.035 (one standard deviation)
+PERMUTATIONS, SEED = (128, 42)
 CHUNK = 4096  # sketches that are stored together
 
 
@@ -89,9 +87,8 @@ class _FirstDocument:
     """
 
     def __init__(self) -> None:
-        self._table = (
-            array("Q", [0]) * 1024
-        )  # of each entry: the key, and the document's number plus one
+        # of each entry: the key, and the document's number plus one
+        self._table = array("Q", [0]) * 1024
         self._entries = 0
 
     def get(self, key: int) -> int | None:

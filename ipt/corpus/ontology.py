@@ -22,11 +22,8 @@ from ipt.corpus.hashing import unit_hash
 from ipt.errors import MissingFileError, UserError
 
 PACKAGE = "cellxgene-ontology-guide"
-KNOWN = {
-    "MONDO": "disease",
-    "UBERON": "anatomical structure",
-    "CL": "cell type",
-}  # name -> what its terms are
+# name -> what its terms are
+KNOWN = {"MONDO": "disease", "UBERON": "anatomical structure", "CL": "cell type"}
 IS_A = ("MONDO", "CL")  # ontologies whose parents are kinds
 PLACEHOLDER = "Missing definition"  # begins a note that stands where a definition should
 GENERATED = "[Automatically generated definition]"

@@ -43,9 +43,8 @@ class Overlap:
         self._owners: list[tuple[str, int]] = []  # of each item: its task and number
         self._powers, self._inverses = _powers(_FACTOR), _powers(pow(_FACTOR, -1, 2**64))
         self._grams, self._owner = self._index(texts)
-        bits = (
-            8 * len(self._grams)
-        ).bit_length()  # a table by their first bits, which tells at once that an n-gram is not there
+        # a table by their first bits, which tells at once that an n-gram is not there
+        bits = (8 * len(self._grams)).bit_length()
         self._shift = np.uint64(64 - bits)
         self._seen = np.zeros(2**bits, bool)
         self._seen[self._grams >> self._shift] = True

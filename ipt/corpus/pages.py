@@ -48,9 +48,8 @@ class Page:
 class _Collected:
     """What waits beneath one term for a page."""
 
-    blocks: list[list[str]] = field(
-        default_factory=list
-    )  # terms with definitions, those of one subgroup together
+    # terms with definitions, those of one subgroup together
+    blocks: list[list[str]] = field(default_factory=list)
     undefined: list[str] = field(default_factory=list)
     with_pages: list[str] = field(default_factory=list)
 

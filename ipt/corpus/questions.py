@@ -18,10 +18,8 @@ from ipt.errors import UserError
 
 RECALL, GENERALISATION = "recall", "generalisation"
 LONGEST_DESCRIPTION = 500  # characters of a definition that a question quotes, in whole sentences
-FEWEST_WORDS, SMALLEST_SHARE = (
-    8,
-    0.6,
-)  # what must be left of it when the name is masked: words, and share of its words
+# what must be left of it when the name is masked: words, and share of its words
+FEWEST_WORDS, SMALLEST_SHARE = (8, 0.6)
 FARTHEST = 5  # steps up to the ancestor that a wrong option has in common with the right one
 SAME_DEFINITION = 0.6  # share of words that two definitions have in common when they say the same
 SIMILAR_SIZE = 3  # how many times as many terms one kind may have as another that it stands against

@@ -85,9 +85,8 @@ class PackedSequences:
         for piece in self.plan.sequence(index):
             size = piece.end - piece.start
             store, place = self.stores[piece.source], slice(filled, filled + size)
-            tokens = store.tokens(
-                piece.document, piece.start, piece.end + 1
-            )  # one more than inputs, if the document has it
+            # one more than inputs, if the document has it
+            tokens = store.tokens(piece.document, piece.start, piece.end + 1)
             ids[place] = tokens[:size]
             labels[filled : filled + len(tokens) - 1] = tokens[1:]
             labels[filled + len(tokens) - 1 : filled + size] = IGNORE

@@ -62,9 +62,8 @@ def best_fit(pieces: np.ndarray, seq_len: int, sequences: int, *entropy: object)
     would stand first (best-fit decreasing; for language models arXiv 2404.10830).
     """
     pieces = pieces[np.argsort(-sizes(pieces), kind="stable")]
-    rooms = [
-        seq_len * sequences + sequence for sequence in range(sequences)
-    ]  # room * sequences + sequence, in order
+    # room * sequences + sequence, in order
+    rooms = [seq_len * sequences + sequence for sequence in range(sequences)]
     places, left = np.zeros(len(pieces), np.int64), []
     for number, size in enumerate(sizes(pieces).tolist()):
         found = bisect_left(rooms, size * sequences)

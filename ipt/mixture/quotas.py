@@ -53,9 +53,8 @@ class Quotas:
             before = self._rounded(middle).sum(axis=1) <= positions
             low, high = np.where(before, middle, low), np.where(before, high, middle)
         counts = self._rounded(low)
-        missing = positions - counts.sum(
-            axis=1
-        )  # tokens given at the same instant: to the sources in their order
+        # tokens given at the same instant: to the sources in their order
+        missing = positions - counts.sum(axis=1)
         due = self._rounded(high) - counts
         return counts + np.clip(missing[:, None] - (np.cumsum(due, axis=1) - due), 0, due)
 

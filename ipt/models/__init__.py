@@ -222,11 +222,8 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
                 ignore_mismatched_sizes=True,  # `check_loaded` raises for them, and names one
                 **options,
             )
-    except (
-        ImportError,
-        ValueError,
-        OSError,
-    ) as error:  # such as a package that the model's quantisation needs, or a hub out of reach
+    except (ImportError, ValueError, OSError) as error:
+        # such as a package that the model's quantisation needs, or a hub out of reach
         if isinstance(error, OSError) and error.errno is not None:  # of the disk
             raise
         raise UserError(
@@ -283,9 +280,8 @@ def _make_smollm2(folder: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(
         **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    vars(model.config).pop(
-        "quantization_config", None
-    )  # the weights are plain now, and save_pretrained must not think otherwise
+    # the weights are plain now, and save_pretrained must not think otherwise
+    vars(model.config).pop("quantization_config", None)
     model.hf_quantizer = None
     model.config._name_or_path = "SmolLM2-135M-Instruct"
     model.to(torch.bfloat16).save_pretrained(folder)

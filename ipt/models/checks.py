@@ -104,9 +104,8 @@ def check_adapter(source: str, adapter: str) -> None:
         readable(f"adapter={adapter}", f"the adapter does not fit model={source}"),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter(
-            "ignore"
-        )  # the model has another name here than where the adapter was trained
+        # the model has another name here than where the adapter was trained
+        warnings.simplefilter("ignore")
         model = meta_model(read_config(source), source)
         wrapped = get_peft_model(model, settings, low_cpu_mem_usage=True)
     wanted = {

@@ -16,12 +16,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 FILE = "generation_config.json"
-FIRST = (
-    "do_sample",
-    "num_beams",
-    "num_return_sequences",
-    "return_dict_in_generate",
-)  # allow others
+# allow others
+FIRST = ("do_sample", "num_beams", "num_return_sequences", "return_dict_in_generate")
 
 logger = logging.getLogger(__name__)
 

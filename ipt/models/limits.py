@@ -151,10 +151,8 @@ def positions_before_rope_changes(config: "PretrainedConfig") -> int | None:
     rope = getattr(text, "rope_parameters", None)
     if not isinstance(rope, dict):
         return None
-    each = [
-        rope,
-        *(part for part in rope.values() if isinstance(part, dict)),
-    ]  # some models have one for each kind of layer
+    # some models have one for each kind of layer
+    each = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     lengths = [_last_position(part, text) for part in each]
     return min((length for length in lengths if length), default=None)
 

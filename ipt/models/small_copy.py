@@ -41,6 +41,7 @@ WIDTHS = (
     "shared_expert_intermediate_size",
     "intermediate_size_mlp",
 )
+# in proportion to the hidden size
 STATE_SIZES = (
     "mamba_n_heads",
     "mamba_num_heads",
@@ -49,7 +50,7 @@ STATE_SIZES = (
     "n_groups",
     "mamba_n_groups",
     "lru_width",
-)  # in proportion to the hidden size
+)
 HIDDEN_SIZE = 128  # of models without attention
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")

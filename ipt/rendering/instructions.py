@@ -19,20 +19,15 @@ NO_TEXT = "an instruction or a response is not a string"
 # What the columns of published data sets are called, by what they hold. A row is read by all of its
 # columns, so none with text is lost: Alpaca has instruction, input, output; Dolly instruction,
 # context, response; OpenOrca question, response; FLAN inputs, targets.
-CONVERSATIONS = (
-    "conversations",
-    "conversation",
-    "messages",
-)  # WizardLM (from, value), LIMA (strings), chat (role, content)
+# WizardLM (from, value), LIMA (strings), chat (role, content)
+CONVERSATIONS = ("conversations", "conversation", "messages")
 INSTRUCTIONS = ("instruction", "question", "prompt", "inputs", "query")  # what is asked
 MATERIALS = ("input", "context")  # what the instruction is about; a lone `input` is the instruction
 RESPONSES = ("response", "output", "completion", "targets")
 ANSWER = "answer"  # the response where there is no other
 HISTORY = "history"  # turns before the instruction
-ROLES, WORDS = (
-    ("from", "role"),
-    ("value", "content"),
-)  # what conversations call who speaks and what is said
+# what conversations call who speaks and what is said
+ROLES, WORDS = (("from", "role"), ("value", "content"))
 INVISIBLE = "\u200b\u2060\ufeff"
 
 

@@ -27,9 +27,8 @@ OPTIONAL = (
     "hint",
 )
 LABELS = ("letter", "LETTER", "number", "roman", "ROMAN")
-KINDS: dict[
-    str, tuple[tuple[str, ...], int]
-] = {  # kind of pair -> fields of its templates, how many of them have a fixed place
+# kind of pair -> fields of its templates, how many of them have a fixed place
+KINDS: dict[str, tuple[tuple[str, ...], int]] = {
     "plain": (("question", "answer"), 2),
     "options": (("question", "options", "answer"), 3),
     "reasoning": (("question", "reasoning", "answer"), 1),

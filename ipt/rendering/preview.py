@@ -155,9 +155,8 @@ def _row(values: Mapping[str, Any], number: int, where: str) -> PairsRow:
         content = ChainRow(
             str(values.get("doc_id", number)), text or "", read, values.get("rewrite") or ""
         )
-        "".join(
-            (content.text, content.rewrite, *("".join(pair) for pair in read))
-        ).encode()  # texts, and such as can be written
+        # texts, and such as can be written
+        "".join((content.text, content.rewrite, *("".join(pair) for pair in read))).encode()
     except (RuntimeError, TypeError, AttributeError, UnicodeEncodeError):
         raise UserError(
             f"{where}: expected one of the fields {', '.join(TEXTS)} and one of {', '.join(PAIRS)} "

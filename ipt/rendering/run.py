@@ -35,10 +35,8 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = ["doc_id", "chain_id", "text", "pairs", "inherits_previous", "rewrite"]
-TASK_ROWS, TASK_BYTES = (
-    8_192,
-    64_000_000,
-)  # a worker renders about so much at a time, and writes one part
+# a worker renders about so much at a time, and writes one part
+TASK_ROWS, TASK_BYTES = (8_192, 64_000_000)
 LONGEST_CHAIN = 127  # rows: n_shots has 8 bits, and synthesis.shots is at most that
 
 

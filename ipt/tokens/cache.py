@@ -39,9 +39,8 @@ class FileCache:
     def _fetch(self, path: Path, fetch: Callable[[Path], None]) -> None:
         unfinished = path.with_name(f"{path.name}.unfinished")
         with unfinished.open("wb") as file:
-            fcntl.flock(
-                file, fcntl.LOCK_EX
-            )  # what is being written is not removed to make room for another
+            # what is being written is not removed to make room for another
+            fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 fetch(unfinished)
                 os.fsync(file.fileno())

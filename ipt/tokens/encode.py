@@ -68,15 +68,13 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     return _fingerprint(_backend(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
-@lru_cache(
-    maxsize=2
-)  # parsing and sorting a large vocabulary takes most of a second, and several stages ask for the same one
+# parsing and sorting a large vocabulary takes most of a second, and several stages ask for the same
+# one
+@lru_cache(maxsize=2)
 def _fingerprint(backend: str, bos: int | None, eos: int | None) -> str:
     content = json.loads(backend)
-    (
-        content.pop("truncation"),
-        content.pop("padding"),
-    )  # runtime settings, not part of the vocabulary
+    # runtime settings, not part of the vocabulary
+    (content.pop("truncation"), content.pop("padding"))
     return hash_json([content, bos, eos])[:16]
 
 

@@ -35,9 +35,8 @@ class RemoteFolder:
     def __init__(self, url: str, cache_gib: float) -> None:
         self.location = url.rstrip("/")
         self._cache = FileCache(cache_dir() / "tokens", cache_gib * 2**30)
-        self.max_open_bytes = (
-            self._cache.limit / 2
-        )  # so that there is always something that can be removed
+        # so that there is always something that can be removed
+        self.max_open_bytes = self._cache.limit / 2
 
     def indices(self) -> list[ShardIndex]:
         indices: list[ShardIndex] = []
@@ -90,7 +89,8 @@ class RemoteFolder:
             content = contents.get(paths[where], FileNotFoundError())
             if isinstance(content, FileNotFoundError) or (
                 number and isinstance(content, PermissionError)
-            ):  # S3 without listing
+            ):
+                # S3 without listing
                 break
             with reaching(where):
                 if isinstance(content, Exception):

@@ -200,9 +200,8 @@ class ShardWriter:
     def write(self, document: EncodedDocument) -> None:
         if document.is_target is not None and self._loss is None:
             self._loss = _HashedFile(self._unfinished / LOSS_FILE)
-            for start in range(
-                0, self.n_tokens, FILL
-            ):  # documents before the first with a mask are trained on as a whole
+            for start in range(0, self.n_tokens, FILL):
+                # documents before the first with a mask are trained on as a whole
                 self._loss.write(np.ones(min(FILL, self.n_tokens - start), LOSS).tobytes())
         self._tokens.write(document.tokens.astype(TOKEN, copy=False).tobytes())
         if self._loss is not None:

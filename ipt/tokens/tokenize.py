@@ -52,9 +52,8 @@ def add_texts(config: TokensConfig, texts: Path, model: str, folder: Path) -> di
     """
     encoding, tasks = _prepare(config, texts, model)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(
-        folder.parent / f".{folder.name}.lock"
-    ):  # two at the same time would take the same numbers
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        # two at the same time would take the same numbers
         return _write(
             config, tasks, encoding, folder, _first_shard(folder, tasks, encoding), folder.name
         )

@@ -17,10 +17,8 @@ from ipt.tokens.shards import Origin, ShardWriter
 from ipt.tokens.tasks import TokenizeTask, read_rows
 
 COUNT_EVERY = 256  # rows between two steps of the progress bar
-PARALLELISM, THREADS = (
-    "TOKENIZERS_PARALLELISM",
-    "RAYON_NUM_THREADS",
-)  # what the tokenizer's library reads
+# what the tokenizer's library reads
+PARALLELISM, THREADS = ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,8 @@ def _run_processes(
     """Each process takes the next job that is left until there is none. A killed one can hold no
     lock that this one waits for.
     """
-    context: Any = multiprocessing.get_context(
-        "spawn"
-    )  # this process may have threads, which a fork would not survive
+    # this process may have threads, which a fork would not survive
+    context: Any = multiprocessing.get_context("spawn")
     following, rows, errors = (
         context.Value("q", 0),
         context.RawArray("q", processes),

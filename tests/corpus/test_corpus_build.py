@@ -18,7 +18,9 @@ def write(path, count, **fields):
 
 
 def config(path, **settings):
-    return CorpusConfig(**{"kind": "files", "path": str(path), "held_out_fraction": 0.2, **settings})
+    return CorpusConfig(
+        **{"kind": "files", "path": str(path), "held_out_fraction": 0.2, **settings}
+    )
 
 
 def test_what_is_read_is_written_or_counted(tmp_path, rows):

@@ -192,7 +192,10 @@ def test_pages_of_the_embedded_corpus_that_overlap(tmp_path, rows):
             r"corpus\.languages names english: expected codes among .*en",
         ),
         ({"language_probability": 2.0}, r"corpus\.language_probability=2\.0"),
-        ({"exact_duplicates": "drop"}, r"corpus\.exact_duplicates=drop: must be one of keep, remove"),
+        (
+            {"exact_duplicates": "drop"},
+            r"corpus\.exact_duplicates=drop: must be one of keep, remove",
+        ),
         ({"near_duplicates": 0.3}, r"corpus\.near_duplicates=0\.3"),
         ({"near_duplicates": 1.1}, r"corpus\.near_duplicates=1\.1"),
         (
