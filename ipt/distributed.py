@@ -1,8 +1,4 @@
-"""Several processes that score together: those that torchrun has started, or those of a training
-run.
-
-Whoever has set up torch.distributed works together; a process without it works alone.
-"""
+"""Processes that work together: started by torchrun, or the ranks of a training run."""
 
 import os
 from typing import TypeVar
@@ -13,9 +9,7 @@ Value = TypeVar("Value")
 
 
 def launcher_number(variable: str) -> int | None:
-    """The value of an environment variable that a launcher such as torchrun sets; None if it is
-    unset or empty.
-    """
+    """The value of a launcher's environment variable, such as RANK; None if unset or empty."""
     value = os.environ.get(variable)
     if not value:
         return None
@@ -33,9 +27,7 @@ def rank() -> int:
 
 
 def join() -> None:
-    """Set up the processes of a torchrun, one for each GPU, or on the CPU; does nothing in a
-    process that stands alone.
-    """
+    """Initialise torch.distributed under torchrun. Does nothing in a single process."""
     local_rank = launcher_number("LOCAL_RANK")
     if launcher_number("WORLD_SIZE") in (None, 1) or local_rank is None:
         return
@@ -48,7 +40,7 @@ def join() -> None:
 
 
 def leave() -> None:
-    """From here on each process stands alone."""
+    """Destroy the process group."""
     from torch import distributed
 
     if distributed.is_initialized():
@@ -56,18 +48,16 @@ def leave() -> None:
 
 
 def place() -> tuple[int, int]:
-    """Number of this process, and how many work together."""
+    """Rank of this process, and number of processes."""
     from torch import distributed
 
-    return (
-        (distributed.get_rank(), distributed.get_world_size())
-        if distributed.is_initialized()
-        else (0, 1)
-    )
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 def gathered(own: dict[int, Value]) -> dict[int, Value]:
-    """What all processes have found, for each of them."""
+    """The union of all processes' entries, on every process."""
     from torch import distributed
 
     _, size = place()

@@ -1,4 +1,4 @@
-"""Work that is spread over processes, with its results in order."""
+"""Distribute work over processes and return the results in order."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ _work: Callable[[Any], Any]  # of a worker process
 
 
 def worker_count(wish: int | None) -> int:
-    """`wish`, or the cores that this process may use."""
+    """`wish`, or the number of cores available to this process."""
     return wish or (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -27,26 +27,25 @@ def worker_count(wish: int | None) -> int:
 def in_order(
     prepare: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], workers: int
 ) -> Iterator[Result]:
-    """The result of each task, in the order of the tasks; in this process where one worker is
-    enough.
+    """The results of the tasks, in their order. With one worker, tasks run in this process.
 
-    `prepare` is called once in each process and returns what does a task. It is picklable (a
-    function of a module, a class, or a partial of one), and so are tasks and results, which should
-    be small: large ones go through files. Raises UserError if a worker is killed, and whatever a
-    task raises.
+    `prepare` is called once per process and returns the function that runs a task. It must be
+    picklable (a function of a module, a class, or a partial of one). Tasks and results are pickled
+    too and should be small; pass large data in files. Raises UserError if a worker is killed, and
+    the exception of a failed task.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
         yield from map(prepare(), tasks)
         return
-    # fresh processes: this one may have threads
+    # spawn, since this process may have threads
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (prepare,))
     try:
         yield from pool.map(_run, tasks)
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, perhaps for want of memory: run again, with fewer "
-            "workers if need be"
+            "a worker process was killed, perhaps because memory ran out: run again, if necessary "
+            "with fewer workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -59,15 +58,13 @@ def _start(prepare: Callable[[], Callable[[Task], Result]]) -> None:
 
 
 def begin_worker() -> None:
-    """To be called first in a worker process: it ends when its parent does, however that ends, and
-    leaves Ctrl-C to it.
-    """
+    """Call this first in a worker process: it then exits with its parent and ignores Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker that lives on would still write when the same work is begun again."""
+    """An orphaned worker could still write while a new run does the same work."""
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

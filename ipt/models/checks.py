@@ -1,8 +1,8 @@
-"""Whether a folder holds the weights of the model that its config describes, or an adapter's.
+"""Checks that the weight files of a model or adapter match its config.
 
-This is found from configs and the headers of safetensors files, on the meta device; no weights are
-read. A hub's model is checked here only once its files are in the local cache, and every model once
-more when it is loaded (`ipt.models.load_model`).
+They compare configs with the headers of safetensors files on the meta device and read no weights.
+Hub models are checked only if they are in the local cache. `ipt.models.load_model` checks every
+model again when it loads it.
 """
 
 import logging
@@ -29,9 +29,9 @@ from ipt.models.files import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-# Buffers that older versions of transformers stored, and that are computed from the config now.
+# Buffers stored by older versions of transformers, which are now computed from the config.
 OLD_BUFFERS = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq)$")
-# Parts next to the language model that a checkpoint may hold: they take no part in its logits.
+# Parts of a checkpoint that do not contribute to the logits of the language model.
 OTHER_PARTS = re.compile(
     r"(^|\.)(vis(ion|ual)|image|audio|speech|multi_modal|mtp|v_head|score)\w*\."
 )
@@ -44,13 +44,11 @@ logger = logging.getLogger(__name__)
 
 
 def check_weights(source: str) -> None:
-    """Check that the folder `source` holds exactly the weights of the model that its config
-    describes.
+    """Check that the weights in the folder `source` are exactly those that its config describes.
 
-    Tied weights, conversions of mixtures of experts and names that transformers ignores are taken
-    into account by transformers itself. Raises UserError that names the first weight that is
-    missing, unexpected or of another shape. Does nothing for a hub's model that is not in the local
-    cache.
+    transformers itself resolves tied weights, converted mixtures of experts and ignored names.
+    Raises UserError that names the first weight that is missing, unexpected or of a wrong shape.
+    Does nothing for a hub model that is not in the local cache.
     """
     folder = local_folder(source)
     if folder is None:
@@ -58,15 +56,15 @@ def check_weights(source: str) -> None:
     if not Path(source).is_dir():
         try:
             weight_files(folder)
-        except UserError:  # only some of a hub's files are here so far
+        except UserError:  # only a part of the hub's files is in the cache
             return
     _check_weights(folder, _state_of(folder))
 
 
 def check_loaded(source: str, model: "PreTrainedModel", info: Mapping[str, Any]) -> None:
-    """Raise UserError unless every weight of `model` came from its files.
+    """Raises UserError unless every weight of `model` was loaded from its files.
 
-    `info` is what transformers' `output_loading_info=True` returns.
+    `info` is the loading info that transformers returns with `output_loading_info=True`.
     """
     missing = [name for name in model.state_dict() if name in info["missing_keys"]]
     missing += sorted(set(info["missing_keys"]) - set(missing))
@@ -77,8 +75,8 @@ def check_loaded(source: str, model: "PreTrainedModel", info: Mapping[str, Any])
     if info["mismatched_keys"]:
         name, stored, wanted = min(info["mismatched_keys"])
         raise UserError(
-            f"model={source}: weight {name} has the shape {list(stored)} in the files, and"
-            f" config.json makes it {list(wanted)}: one of them is of another model"
+            f"model={source}: weight {name} has shape {list(stored)} in the files, but config.json "
+            f"implies {list(wanted)}: one of the two belongs to another model"
         )
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None or not quantizer.pre_quantized:
@@ -87,10 +85,9 @@ def check_loaded(source: str, model: "PreTrainedModel", info: Mapping[str, Any])
 
 
 def check_adapter(source: str, adapter: str) -> None:
-    """Check that a LoRA adapter's weights are exactly those that its config adds to the model
-    `source`.
+    """Check that a LoRA adapter's weights are exactly those that its config adds to `source`.
 
-    Raises UserError that names the first weight that is missing, unexpected or of another shape.
+    Raises UserError that names the first weight that is missing, unexpected or of a wrong shape.
     """
     check_adapter_files(Path(adapter))
     if local_folder(source) is None:
@@ -116,26 +113,26 @@ def check_adapter(source: str, adapter: str) -> None:
 
 
 def local_folder(source: str) -> Path | None:
-    """The folder of a model on this machine, or None for a hub's that is not in the local cache."""
+    """The local folder of a model; None for a hub model that is not in the local cache."""
     if Path(source).is_dir():
         return Path(source)
     if source.startswith("embedded:"):
-        return None  # made by ipt itself
+        return None  # built by ipt itself
     from huggingface_hub import try_to_load_from_cache
 
     try:
         found = try_to_load_from_cache(source, "config.json")
-    except ValueError:  # not a name that a hub can have
+    except ValueError:  # not a valid name of a hub model
         return None
     return Path(found).parent if isinstance(found, str) else None
 
 
 def meta_model(config: "PretrainedConfig", source: str) -> "PreTrainedModel":
-    """The causal language model of a config on the meta device. Raises UserError if there is none."""
+    """The causal LM of a config on the meta device. Raises UserError if there is none."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    no_model = "config.json describes no language model that transformers can build"
+    no_model = "transformers cannot build a language model from config.json"
     with readable(f"model={source}", no_model), torch.device("meta"), quiet():
         return AutoModelForCausalLM.from_config(config)
 
@@ -144,13 +141,13 @@ def read_config(source: str) -> "PretrainedConfig":
     """The config of a folder or hub name. Raises UserError if transformers does not accept it."""
     from transformers import AutoConfig
 
-    with readable(f"model={source}", "config.json is not accepted"):
+    with readable(f"model={source}", "transformers does not accept config.json"):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' warnings and progress bars."""
+    """Silence transformers' warnings and progress bars."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
@@ -164,7 +161,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def readable(what: str, problem: str) -> Iterator[None]:
-    """Turn what libraries raise for a user's file into one line."""
+    """Convert the exceptions that libraries raise for a user's file to UserError."""
     try:
         yield
     except UserError:
@@ -174,27 +171,27 @@ def readable(what: str, problem: str) -> Iterator[None]:
 
 
 def _state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of the files that decide whether the weights fit."""
+    """Name, size and modification time of the files that the check depends on."""
     paths = [path for kind in ("*.json", "*.safetensors", "*.bin") for path in folder.glob(kind)]
     found = [(path, path.stat()) for path in sorted(paths) if path.exists()]
     return tuple((path.name, status.st_size, status.st_mtime_ns) for path, status in found)
 
 
-@lru_cache(maxsize=16)  # an experiment with arms checks the same model for each of them
+@lru_cache(maxsize=16)  # each arm of an experiment checks the same model
 def _check_weights(folder: Path, state: tuple[tuple[str, int, int], ...]) -> None:
     stored = _read_shapes(weight_files(folder))
     config = read_config(str(folder))
     model = meta_model(config, str(folder))
     if getattr(config, "quantization_config", None) is not None:
-        return  # quantised weights have names and shapes of their own, which loading checks
+        return  # quantised weights have other names and shapes, which are checked on loading
     _check_loadable(str(folder), model, stored)
     _check_floats(str(folder), model, stored)
     _check_tied_values(str(folder), model, stored)
 
 
 def _read_shapes(files: list[Path]) -> dict[str, Stored]:
-    """The tensors in weight files. Those of .bin files are unpickled as plain tensors, and not
-    read.
+    """The tensors in weight files. Those of .bin files are unpickled with `weights_only` on the
+    meta device.
     """
     if files[0].suffix != ".bin":
         return read_headers(files)
@@ -208,7 +205,7 @@ def _read_shapes(files: list[Path]) -> dict[str, Stored]:
         odd = next((name for name, value in state.items() if not hasattr(value, "shape")), None)
         if odd is not None:
             raise UserError(
-                f"{file}: {odd} is no tensor: save the model's state_dict alone, best with "
+                f"{file}: {odd} is not a tensor: save only the model's state_dict, preferably with "
                 "save_pretrained"
             )
         for name, value in state.items():
@@ -233,28 +230,27 @@ def _check_loadable(source: str, model: "PreTrainedModel", stored: Mapping[str, 
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-    except RuntimeError as error:  # a conversion lacks a weight, or their shapes do not fit
+    except RuntimeError as error:  # a weight for a conversion is missing or has a wrong shape
         _check_stored_names(source, model, stored)
         raise UserError(f"model={source}: the weights do not fit: {_one_line(error)}") from error
     check_loaded(source, loaded, info)
 
 
 def _check_floats(source: str, model: "PreTrainedModel", stored: Mapping[str, Stored]) -> None:
-    """Integers where the model has real numbers are quantised weights, which mean nothing without
-    their scales.
+    """Raises UserError for integers in place of floating-point weights: these are quantised weights
+    without their scales.
     """
     for name, parameter in model.named_parameters():
         if name in stored and parameter.is_floating_point() and FLOAT not in stored[name].dtype:
             raise UserError(
                 f"model={source}: weight {name} is stored as {stored[name].dtype}, expected "
-                "floating-point numbers: the weights"
-                " are quantised, and config.json has no quantization_config: copy the config that "
-                "belongs to them"
+                "floating-point numbers: the weights are quantised, but config.json has no "
+                "quantization_config: copy the config that belongs to them"
             )
 
 
 def _check_stored_names(source: str, model: Any, stored: Mapping[str, Stored]) -> None:
-    """Compare stored names and shapes with those that transformers would write for `model`."""
+    """Compare stored names and shapes with those that transformers would save for `model`."""
     from transformers.core_model_loading import revert_weight_conversion
 
     wanted = revert_weight_conversion(model, dict(model.state_dict()))
@@ -267,26 +263,29 @@ def _check_stored_names(source: str, model: Any, stored: Mapping[str, Stored]) -
     for name, value in wanted.items():
         if stored[name].shape != tuple(value.shape):
             raise UserError(
-                f"model={source}: weight {name} has the shape {list(stored[name].shape)} in the"
-                f" files, and config.json makes it {list(value.shape)}: one of them is of another"
-                " model"
+                f"model={source}: weight {name} has shape {list(stored[name].shape)} in the files, "
+                f"but config.json implies {list(value.shape)}: one of the two belongs to another "
+                "model"
             )
 
 
 def _missing(source: str, missing: list[str], unexpected: Iterable[str]) -> str:
-    """The message for weights that are missing, with the name that the first one has instead."""
+    """The error message for missing weights, with the name that the first one has instead."""
     first, others = missing[0], sorted(unexpected)
     renamed = next((name for name in others if name.endswith(f".{first}")), None)
-    message = f"model={source}: weight {first} is missing from the files ({len(missing)} in all)"
+    message = f"model={source}: weight {first} is missing from the files ({len(missing)} in total)"
     if renamed:
-        return f"{message}; they have {renamed}: rename the weights, without that prefix"
+        return f"{message}; they contain {renamed}: remove that prefix from the names"
     if others:
-        return f"{message}; {others[0]} is there instead: the weights are of another model or class"
+        other = "the weights belong to another model or class"
+        return f"{message}; they contain {others[0]} instead: {other}"
     return f"{message}: copy all weight files, or correct config.json"
 
 
 def _check_unexpected(source: str, model: "PreTrainedModel", names: Iterable[str]) -> None:
-    """Weights that the model has no place for: parts next to the language model are only logged."""
+    """Raises UserError for weights that the model does not have. Those of parts other than the
+    language model are only logged.
+    """
     buffers = {name for name, _ in model.named_buffers()}
     unexpected = [
         name for name in sorted(names) if name not in buffers and not OLD_BUFFERS.search(name)
@@ -294,14 +293,13 @@ def _check_unexpected(source: str, model: "PreTrainedModel", names: Iterable[str
     inside = [name for name in unexpected if not OTHER_PARTS.search(name)]
     if inside:
         raise UserError(
-            f"model={source}: the files hold {inside[0]}, for which {type(model).__name__} of"
-            f" config.json has no place ({len(inside)} such weights): correct config.json, or "
-            "remove"
-            " them if the model does not need them"
+            f"model={source}: the files contain {inside[0]}, which {type(model).__name__} of "
+            f"config.json does not have ({len(inside)} such weights): correct config.json, or "
+            "remove them if the model does not need them"
         )
     if unexpected:
         logger.warning(
-            "model=%s: %d weights of other parts are not used, such as %s",
+            "model=%s: ignoring %d weights of other parts, such as %s",
             source,
             len(unexpected),
             unexpected[0],
@@ -309,8 +307,8 @@ def _check_unexpected(source: str, model: "PreTrainedModel", names: Iterable[str
 
 
 def _check_still_tied(source: str, model: "PreTrainedModel") -> None:
-    """transformers unties weights that the config ties if the files hold both with different
-    values.
+    """Raises UserError if transformers has untied weights because the files contain different
+    values for them.
     """
     tied = getattr(model, "all_tied_weights_keys", {})
     wanted = model.get_expanded_tied_weights_keys(all_submodels=True)
@@ -320,7 +318,7 @@ def _check_still_tied(source: str, model: "PreTrainedModel") -> None:
 
 
 def _check_tied_values(source: str, model: "PreTrainedModel", stored: Mapping[str, Stored]) -> None:
-    """Tied weights that are stored twice must be equal."""
+    """Raises UserError for tied weights that are stored twice with different values."""
     for target, origin in getattr(model, "all_tied_weights_keys", {}).items():
         both = target in stored and origin in stored  # a .bin file holds one tensor by two names
         if both and stored[target].file.suffix != ".bin" and not _equal(target, origin, stored):
@@ -329,13 +327,13 @@ def _check_tied_values(source: str, model: "PreTrainedModel", stored: Mapping[st
 
 def _untied(source: str, target: str, origin: str) -> str:
     return (
-        f"model={source}: config.json ties {target} to {origin}, but the files hold both with"
-        " different values: set tie_word_embeddings to false in config.json"
+        f"model={source}: config.json ties {target} to {origin}, but the files contain different "
+        "values for them: set tie_word_embeddings to false in config.json"
     )
 
 
 def _equal(left: str, right: str, stored: Mapping[str, Stored]) -> bool:
-    """Whether two stored tensors are the same; reads them a thousand rows at a time."""
+    """Whether two stored tensors are equal. Reads a thousand rows at a time."""
     import torch
     from safetensors import safe_open
 

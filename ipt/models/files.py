@@ -1,6 +1,6 @@
-"""What is wrong with the files of a model folder, found without reading weights and without torch.
+"""Checks of the files in a model folder, without torch and without reading weights.
 
-Git LFS pointers in place of content, damaged JSON, weight files that are missing or cut off.
+They find Git LFS pointers, damaged JSON, and missing or truncated weight files.
 """
 
 import json
@@ -54,17 +54,16 @@ def check_files(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the model's weights, in transformers' order of preference; each is there.
+    """The existing weight files of a model, chosen in transformers' order of preference.
 
-    Raises UserError if the folder has no weights, if its index names a file that is missing, or if
-    there is an adapter too: transformers would then load the adapter's base model instead.
+    Raises UserError if the folder has no weights, if its index names a missing file, or if the
+    folder also contains an adapter, since transformers would load the adapter's base model instead.
     """
     has_weights = any((folder / name).exists() for name in (SINGLE, INDEX, PICKLED, PICKLED_INDEX))
     if has_weights and (folder / ADAPTER_CONFIG).exists():
         raise UserError(
-            f"model={folder}: the folder holds weights and {ADAPTER_CONFIG}, so transformers would "
-            "load another model and"
-            " the adapter: move the adapter's files to a folder of their own"
+            f"model={folder}: the folder contains weights and {ADAPTER_CONFIG}, so transformers "
+            "would load another model with the adapter: move the adapter to a folder of its own"
         )
     for single, index in ((SINGLE, INDEX), (PICKLED, PICKLED_INDEX)):
         if _is_there(folder / single):
@@ -75,8 +74,8 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / ADAPTER_CONFIG).exists():
         raise UserError(adapter_instead_of_model(folder))
     raise UserError(
-        f"model={folder}: the folder has no weights ({SINGLE} or {INDEX}): copy them there, or "
-        "name another folder"
+        f"model={folder}: the folder has no weights ({SINGLE} or {INDEX}): copy them to it, or use "
+        "another folder"
     )
 
 
@@ -89,13 +88,13 @@ def read_headers(files: list[Path]) -> dict[str, Stored]:
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file. Raises UserError if it is a pointer, damaged or cut off."""
+    """The tensors of a safetensors file. Raises UserError if it is damaged or truncated."""
     check_pointer(file)
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or length > min(LARGEST_HEADER, size - 8):
-            raise UserError(f"{file} is no safetensors file, or was cut off: copy it again")
+            raise UserError(f"{file} is not a safetensors file or is truncated: copy it again")
         header = opened.read(length)
     try:
         tensors = json.loads(header)
@@ -106,39 +105,39 @@ def read_header(file: Path) -> dict[str, Stored]:
             for name, entry in tensors.items()
         }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{file} is no safetensors file: its header is damaged") from None
+        raise UserError(f"{file} is not a safetensors file: its header is damaged") from None
     if 8 + length + end != size:
         raise UserError(
-            f"{file} was cut off or changed: it has {size} bytes, and its header describes "
+            f"{file} is truncated or was changed: it has {size} bytes, but its header describes "
             f"{8 + length + end}: copy it again"
         )
     return found
 
 
 def check_pickled(file: Path) -> None:
-    """Check that a .bin file is whole: a zip archive as torch writes it, or an older plain file."""
+    """Check that a .bin file (a zip archive, or a pickle of older versions) is complete."""
     check_pointer(file)
     with file.open("rb") as opened:
         is_zip = opened.read(2) == b"PK"
     if not file.stat().st_size or (is_zip and not zipfile.is_zipfile(file)):
-        raise UserError(f"{file} is empty or was cut off: copy it again")
+        raise UserError(f"{file} is empty or truncated: copy it again")
 
 
 def check_adapter_files(folder: Path) -> None:
-    """Check the files of a LoRA adapter that PEFT has saved. Raises UserError that names the file."""
+    """Check the files of a LoRA adapter saved by PEFT. Raises UserError that names the file."""
     read_object(folder / ADAPTER_CONFIG)
     read_header(folder / ADAPTER_WEIGHTS)
 
 
 def adapter_instead_of_model(folder: Path) -> str:
-    """The message for a folder that holds a LoRA adapter where a whole model is needed."""
+    """The error message for a folder with a LoRA adapter where a complete model is required."""
     base = None
     if _is_there(folder / ADAPTER_CONFIG):
         base = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     return (
-        f"model={folder}: the folder holds a LoRA adapter of {base or 'another model'} and no whole"
-        " model: name a folder with merged weights (ipt writes them to export/, next to adapter/);"
-        " synthesis takes the adapter itself as synthesis.adapter"
+        f"model={folder}: the folder contains a LoRA adapter of {base or 'another model'}, not a "
+        "complete model: use a folder with merged weights (ipt writes them to export/, next to "
+        "adapter/), or for synthesis set synthesis.adapter"
     )
 
 
@@ -164,11 +163,11 @@ def read_object(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged, it is not JSON ({error}): copy it again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{file} is damaged, it holds no JSON object: copy it again")
+        raise UserError(f"{file} is damaged, it is not a JSON object: copy it again")
     return value
 
 
-@lru_cache(maxsize=256)  # a tokenizer has megabytes, and a command names its model many times
+@lru_cache(maxsize=256)  # a tokenizer has megabytes, and a command checks its model many times
 def _check_object(file: Path, size: int, time: int) -> None:
     read_object(file)
 
@@ -191,13 +190,13 @@ def _indexed_files(index: Path) -> list[Path]:
         raise UserError(f"{index} names no file: copy it again")
     for file in files:
         if not _is_there(file):
-            raise UserError(f"{file} is missing, and {index.name} names it: copy it there")
+            raise UserError(f"{file} is missing, but {index.name} names it: copy it to the folder")
         check_pointer(file)
     return files
 
 
 def _is_there(file: Path) -> bool:
-    """Whether a name is taken. Raises UserError for a link to nothing, such as of a partial copy."""
+    """Whether a file exists. Raises UserError for a broken link."""
     if file.exists():
         return True
     if file.is_symlink():

@@ -1,7 +1,7 @@
-"""The generation_config.json of a model folder, without the entries that transformers rejects.
+"""Load the generation_config.json of a model without the entries that transformers rejects.
 
-Published models set sampling flags next to `do_sample: false` and the like. transformers reads such
-files with a warning, or not at all, and never writes them: an export would fail after the training.
+Published models combine, for example, sampling flags with `do_sample: false`. transformers refuses
+to save such a config, so an export would fail after training.
 """
 
 import logging
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 FILE = "generation_config.json"
-# allow others
+# accepted first, since other entries depend on them
 FIRST = ("do_sample", "num_beams", "num_return_sequences", "return_dict_in_generate")
 
 logger = logging.getLogger(__name__)
 
 
 def load_generation_config(source: str) -> "GenerationConfig | None":
-    """The generation config of a folder or hub name, in a form that can be written.
+    """The generation config of a folder or hub name; None if the model has none.
 
-    Entries that transformers rejects are left out and logged. None if the model has no such file.
+    Entries that transformers rejects are dropped and logged.
     """
     from transformers.utils import cached_file
 
@@ -45,7 +45,7 @@ def load_generation_config(source: str) -> "GenerationConfig | None":
 
 
 def accepted(values: Mapping[str, Any]) -> "tuple[GenerationConfig, list[str]]":
-    """A config of the `values` that transformers accepts together, and the names of the others."""
+    """A config of the values that transformers accepts together, and the names of the others."""
     whole = _valid(values)
     if whole is not None:
         return whole, []
@@ -62,7 +62,7 @@ def accepted(values: Mapping[str, Any]) -> "tuple[GenerationConfig, list[str]]":
 
 
 def _valid(values: Mapping[str, Any]) -> "GenerationConfig | None":
-    """The config of `values` if transformers would write it, else None."""
+    """The config of `values` if transformers can save it, else None."""
     from transformers import GenerationConfig
     from transformers.utils import logging as transformers_logging
 
@@ -72,7 +72,7 @@ def _valid(values: Mapping[str, Any]) -> "GenerationConfig | None":
         config = GenerationConfig.from_dict(dict(values))
         config.validate(strict=True)
         config.to_json_string(use_diff=True)
-    except Exception:  # checks of one value stumble over wrong types in ways of their own
+    except Exception:  # wrong types raise various exceptions
         return None
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -82,8 +82,7 @@ def _valid(values: Mapping[str, Any]) -> "GenerationConfig | None":
 @cache  # logs once per process
 def _log_dropped(path: str, names: str) -> None:
     logger.warning(
-        "%s: transformers does not write these entries together with the others, they are left "
-        "out: %s",
+        "%s: dropping entries that transformers does not accept together with the others: %s",
         path,
         names,
     )

@@ -1,6 +1,6 @@
-"""How many token ids and positions a model has, and whether that is enough for what a command asks.
+"""Checks that a model has enough token ids and positions for a command.
 
-Found from config and tokenizer, with the model on the meta device; no weights are read.
+They use the config, the tokenizer and the model on the meta device; no weights are read.
 """
 
 import logging
@@ -17,28 +17,28 @@ from ipt.models.checks import local_folder, meta_model, read_config
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-OFFSET = 8  # rows that a table of positions has beyond the positions, at most (OPT has 2)
-LENGTHENING = ("linear", "dynamic", "yarn")  # RoPE scalings that reach beyond the stated positions
+OFFSET = 8  # maximum extra rows of a position table (OPT has 2)
+LENGTHENING = ("linear", "dynamic", "yarn")  # RoPE scalings that extend the stated positions
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model can read."""
+    """The input that a model accepts."""
 
-    name: str  # of the model, for messages: model=NAME or architecture
-    vocabulary: int  # rows of its embedding table, or of its output projection if those are fewer
-    positions: int | None  # None: any number
-    table: str | None  # the module that holds learned positions; None: rotary ones, or none
+    name: str  # for messages: model=NAME or architecture
+    vocabulary: int  # rows of the embedding table, or of the output projection if it has fewer
+    positions: int | None  # None: unlimited
+    table: str | None  # module with learned positions; None: rotary or no positions
 
 
 def check_model_limits(
     name: str, architecture: dict[str, Any] | None, lengths: dict[str, int | None]
 ) -> Limits | None:
-    """Check the tokenizer of the model `name` and the `lengths` that config keys ask of it.
+    """Check the tokenizer of the model `name`, and `lengths` (config key -> tokens).
 
-    Returns the model's limits, or None for a hub's model that is not in the local cache.
+    Returns the model's limits; None for a hub model that is not in the local cache.
     """
     limits = model_limits(name, architecture)
     if limits is None:
@@ -53,8 +53,8 @@ def check_model_limits(
 def model_limits(name: str, architecture: dict[str, Any] | None = None) -> Limits | None:
     """The limits of a model, or of an `architecture` that is trained from scratch.
 
-    None for a hub's model that is not in the local cache. Raises UserError if the config describes
-    no model that transformers can build.
+    None for a hub model that is not in the local cache. Raises UserError if transformers cannot
+    build the model.
     """
     if architecture:
         config = _architecture_config(architecture)
@@ -67,11 +67,11 @@ def model_limits(name: str, architecture: dict[str, Any] | None = None) -> Limit
 
 
 def check_vocabulary(limits: Limits, name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Check that the model has an embedding for every id that the tokenizer `name` can give.
+    """Check that the model has an embedding for every token id of the tokenizer `name`.
 
-    Raises UserError that names the first token beyond the table. Special tokens that are neither
-    BOS, EOS nor PAD and not in the chat template never come up in text, so they are only logged:
-    published models have such tokens for images.
+    Raises UserError that names the first token beyond the table. Special tokens other than BOS,
+    EOS, PAD and those in the chat template never occur in texts and are only logged: published
+    models have such tokens for images.
     """
     rows = limits.vocabulary
     beyond = {id: token for token, id in tokenizer.get_vocab().items() if id >= rows}
@@ -81,23 +81,22 @@ def check_vocabulary(limits: Limits, name: str, tokenizer: "PreTrainedTokenizerB
     used = sorted(beyond.keys() - unused)
     if used:
         raise UserError(
-            f"{limits.name}: the embedding table has {rows} rows, and the tokenizer of model={name}"
-            f" gives {beyond[used[0]]!r} the id {used[0]} ({len(used)} such tokens): use the"
-            f" tokenizer that belongs to the model, or a vocab_size of {max(beyond) + 1}"
+            f"{limits.name}: the embedding table has {rows} rows, but the tokenizer of model={name}"
+            f" maps {beyond[used[0]]!r} to id {used[0]} ({len(used)} such tokens): use the model's "
+            f"own tokenizer, or vocab_size={max(beyond) + 1}"
         )
     token = min(unused)
     _warn_once(
-        f"model={name}: special token {beyond[token]!r} has the id {token}, beyond the {rows} rows "
-        "of the"
-        " embedding table; text never becomes this token"
+        f"model={name}: special token {beyond[token]!r} has id {token}, beyond the {rows} rows of "
+        "the embedding table; it never occurs in texts"
     )
 
 
 def check_positions(limits: Limits, key: str, length: int) -> None:
-    """Check a length in tokens, the value of the config's `key`, against the model's positions.
+    """Check the value of the config's `key`, a length in tokens, against the model's positions.
 
-    Raises UserError for learned positions, which end with their table. Rotary ones can be computed
-    for any length, but the model was not trained on them: that is logged.
+    Raises UserError beyond learned positions. Beyond rotary positions, which can be computed for
+    any length, it logs that the model was not trained on such lengths.
     """
     if limits.positions is None or length <= limits.positions:
         return
@@ -107,24 +106,24 @@ def check_positions(limits: Limits, key: str, length: int) -> None:
             f"({limits.table}): set {key}={limits.positions} or less"
         )
     _warn_once(
-        f"{key}={length}: {limits.name} was made for {limits.positions} positions (RoPE scaling "
-        "included); it was not trained on later ones"
+        f"{key}={length}: {limits.name} was trained on {limits.positions} positions (RoPE scaling "
+        "included), not on more"
     )
 
 
 def check_window(name: str, key: str, length: int) -> None:
-    """Check that a model that generates was made for a window of `length` tokens. Raises UserError."""
+    """Raises UserError if a context window of `length` tokens exceeds the model's positions."""
     source = resolve_model(name)
     window = stated_positions(read_config(source)) if local_folder(source) is not None else None
     if window is not None and length > window:
-        raise UserError(f"{key}={length}: the model {name} was made for at most {window} tokens")
+        raise UserError(f"{key}={length}: the model {name} supports at most {window} tokens")
 
 
 def stated_positions(config: "PretrainedConfig") -> int | None:
-    """Positions that a config states, RoPE scaling included; None if it states none.
+    """The positions in a config, RoPE scaling included; None if the config has none.
 
-    A scaling that reaches beyond the stated positions multiplies those of its own
-    `original_max_position_embeddings`, or else the stated ones.
+    A scaling that extends the positions multiplies its `original_max_position_embeddings`, or else
+    the stated ones.
     """
     text = config.get_text_config()
     stated = getattr(text, "max_position_embeddings", None)
@@ -142,26 +141,25 @@ def stated_positions(config: "PretrainedConfig") -> int | None:
 
 
 def positions_before_rope_changes(config: "PretrainedConfig") -> int | None:
-    """The length from which a model rotates all tokens of a batch in another way; None without such
-    a length.
+    """The length beyond which a model changes the rotation of all tokens of a batch; None if it
+    never does.
 
-    LongRoPE (Phi-3 with 128k tokens) then takes its long factors, dynamic scaling a larger base.
+    LongRoPE (Phi-3 with 128k tokens) switches to its long factors, dynamic scaling to a larger
+    base.
     """
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None)
     if not isinstance(rope, dict):
         return None
-    # some models have one for each kind of layer
+    # some models have one per kind of layer
     each = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     lengths = [_last_position(part, text) for part in each]
     return min((length for length in lengths if length), default=None)
 
 
 def _last_position(rope: dict[str, Any], text: Any) -> int | None:
-    kind, stated = (
-        rope.get("rope_type", rope.get("type")),
-        getattr(text, "max_position_embeddings", None),
-    )
+    kind = rope.get("rope_type", rope.get("type"))
+    stated = getattr(text, "max_position_embeddings", None)
     if kind == "longrope":
         return (
             rope.get("original_max_position_embeddings")
@@ -176,7 +174,7 @@ def _architecture_config(architecture: dict[str, Any]) -> "PretrainedConfig":
 
     try:
         return AutoConfig.for_model(**architecture)
-    except Exception as error:  # each kind of config checks its values in its own way
+    except Exception as error:  # each config class validates differently
         message = " ".join(str(error).split())
         raise UserError(f"architecture: transformers does not accept it: {message}") from error
 
@@ -195,7 +193,7 @@ def _limits(name: str, config: "PretrainedConfig", model: "PreTrainedModel") -> 
 def _position_tables(
     model: "PreTrainedModel", config: "PretrainedConfig"
 ) -> Iterator[tuple[str, int]]:
-    """Name of each table with a row per position in the decoder, and how many positions it has."""
+    """Name and positions of each table in the decoder with one row per position."""
     from torch import nn
 
     text = config.get_text_config()
@@ -215,7 +213,7 @@ def _position_tables(
 
 
 def _is_unused(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> bool:
-    """Whether a token is special, and nothing that ipt does puts it into a text."""
+    """Whether a token is special and ipt never adds it to a text."""
     added = tokenizer.added_tokens_decoder.get(token_id)
     if added is None or not added.special:
         return False
@@ -224,7 +222,7 @@ def _is_unused(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> bool:
     return added.content not in str(tokenizer.chat_template or "")
 
 
-@cache  # checked before the stages and again when training starts
+@cache  # checked before the stages and again at the start of training
 def _warn_once(message: str) -> None:
     if rank() == 0:
         logger.warning("%s", message)

@@ -230,7 +230,7 @@ def test_no_model_is_loaded_for_bad_inputs(tiny_model, tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match=r"reads questions.jsonl of a corpus, but there is none"):
         run(tiny_model, None, tmp_path / "out")
-    with pytest.raises(ValueError, match="no such embedded model"):
+    with pytest.raises(ValueError, match="unknown embedded model"):
         run("embedded:large", None, tmp_path / "out")
 
 

@@ -62,27 +62,27 @@ def integers(weights):
 
 
 FAULTS = {
-    "missing": (without(NORM), f"weight {NORM} is missing from the files \\(1 in all\\)"),
+    "missing": (without(NORM), f"weight {NORM} is missing from the files \\(1 in total\\)"),
     "half": (without("layers.1."), "weight model.layers.1.self_attn.q_proj.weight is missing"),
     "compiled": (
         with_prefix("_orig_mod."),
-        "they have _orig_mod.model.embed_tokens.weight: rename",
+        "they contain _orig_mod.model.embed_tokens.weight: remove that prefix",
     ),
-    "wrapped": (with_prefix("module."), "they have module.model.embed_tokens.weight: rename"),
-    "of a trainer": (with_prefix("state.net."), "they have state.net.model.embed_tokens.weight"),
+    "wrapped": (with_prefix("module."), "they contain module.model.embed_tokens.weight: remove that prefix"),
+    "of a trainer": (with_prefix("state.net."), "they contain state.net.model.embed_tokens.weight"),
     "one more layer": (
         adding("model.layers.2.input_layernorm.weight"),
-        "hold model.layers.2.input_",
+        "contain model.layers.2.input_",
     ),
-    "a bias": (adding("model.layers.0.mlp.up_proj.bias"), "hold model.layers.0.mlp.up_proj.bias"),
-    "LoRA": (adding("model.layers.0.mlp.up_proj.lora_A.weight"), "hold .*lora_A.weight, for which"),
+    "a bias": (adding("model.layers.0.mlp.up_proj.bias"), "contain model.layers.0.mlp.up_proj.bias"),
+    "LoRA": (adding("model.layers.0.mlp.up_proj.lora_A.weight"), "contain .*lora_A.weight, which"),
     "integers": (
         integers,
         r"weight model\.\S+ is stored as (I8|torch\.int8), expected floating-point",
     ),
     "another shape": (
         reshaped(NORM),
-        rf"{NORM} has the shape \[3\] in the files, .* makes it \[16\]",
+        rf"{NORM} has shape \[3\] in the files, .* implies \[16\]",
     ),
 }
 
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_wraps_its_weights_is_named(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(
         UserError,
-        match=r"pytorch_model.bin: state_dict is no tensor: save the model's state_dict alone",
+        match=r"pytorch_model.bin: state_dict is not a tensor: save only the model's state_dict",
     ):
         check_weights(str(folder))
 
@@ -185,7 +185,7 @@ def test_names_that_transformers_ignores_or_converts_pass(tmp_path):
     ("edit", "message"),
     [
         (without("layers.1.block_sparse_moe.experts.1.w1"), "experts.1.w1.weight is missing"),
-        (without("layers.1.block_sparse_moe.experts.3"), "experts.* has the shape"),
+        (without("layers.1.block_sparse_moe.experts.3"), "experts.* has shape"),
         (reshaped("model.layers.0.block_sparse_moe.experts.2.w3.weight"), r"experts.2.w3.* \[3\]"),
     ],
 )
@@ -199,11 +199,11 @@ def test_a_missing_part_of_experts_is_named(edit, message, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "nothing"}, "config.json is not accepted"),
-        ({"hidden_size": "wide"}, "config.json is not accepted"),
+        ({"model_type": "nothing"}, "transformers does not accept config.json"),
+        ({"hidden_size": "wide"}, "transformers does not accept config.json"),
         ({"num_attention_heads": 0}, "config.json"),
-        ({"pad_token_id": 99}, "config.json describes no language model"),
-        ({"model_type": "vit"}, "config.json describes no language model"),
+        ({"pad_token_id": 99}, "transformers cannot build a language model"),
+        ({"model_type": "vit"}, "transformers cannot build a language model"),
     ],
 )
 def test_a_config_that_describes_no_model(changes, message, tmp_path):

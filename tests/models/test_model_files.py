@@ -103,13 +103,13 @@ def _pickled_and_cut_off(folder):
 
 WEIGHTS = {
     _pointer: "model.safetensors is a Git LFS pointer",
-    _cut_off: "model.safetensors was cut off or changed: it has .* bytes, and its header describes",
-    _cut_off_header: "model.safetensors is no safetensors file, or was cut off",
-    _no_header: "model.safetensors is no safetensors file: its header is damaged",
+    _cut_off: "model.safetensors is truncated or was changed: it has .* bytes, but its header describes",
+    _cut_off_header: "model.safetensors is not a safetensors file or is truncated",
+    _no_header: "model.safetensors is not a safetensors file: its header is damaged",
     _none: "the folder has no weights",
-    _missing_shard: f"model-2.safetensors is missing, and {INDEX} names it",
+    _missing_shard: f"model-2.safetensors is missing, but {INDEX} names it",
     _damaged_index: f"{INDEX} is damaged, it has no weight_map",
-    _pickled_and_cut_off: "pytorch_model.bin is empty or was cut off",
+    _pickled_and_cut_off: "pytorch_model.bin is empty or truncated",
 }
 
 
@@ -123,13 +123,13 @@ def test_damaged_weights_are_named(folder, damage):
 def test_an_adapter_in_place_of_a_model(folder):
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
-    with pytest.raises(UserError, match=r"holds a LoRA adapter of owner/base and no whole model"):
+    with pytest.raises(UserError, match=r"contains a LoRA adapter of owner/base, not a complete model"):
         check_model(str(folder))
 
 
 def test_weights_and_an_adapter_in_one_folder(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
-    with pytest.raises(UserError, match="move the adapter's files to a folder of their own"):
+    with pytest.raises(UserError, match="move the adapter to a folder of its own"):
         load_model(str(folder), torch.float32)
 
 

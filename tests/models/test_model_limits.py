@@ -46,7 +46,7 @@ def test_a_token_beyond_the_embeddings_is_named(limits, tiny_model, role):
         tokenizer.add_special_tokens({role: "<|e|>"})
     else:
         tokenizer.add_tokens(["<|e|>"])
-    with pytest.raises(UserError, match=r"has 49152 rows, .* gives '<\|e\|>' the id 49152"):
+    with pytest.raises(UserError, match=r"has 49152 rows, .* maps '<\|e\|>' to id 49152"):
         check_vocabulary(limits, tiny_model, tokenizer)
 
 
@@ -54,9 +54,9 @@ def test_a_special_token_that_no_text_holds_is_logged(limits, tiny_model, caplog
     tokenizer = load_tokenizer(tiny_model)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     check_vocabulary(limits, tiny_model, tokenizer)
-    assert "special token '<image>' has the id 49152, beyond the 49152 rows" in caplog.text
+    assert "special token '<image>' has id 49152, beyond the 49152 rows" in caplog.text
     tokenizer.chat_template = "<image>{{ messages }}"
-    with pytest.raises(UserError, match="gives '<image>' the id 49152"):
+    with pytest.raises(UserError, match="maps '<image>' to id 49152"):
         check_vocabulary(limits, tiny_model, tokenizer)
 
 
@@ -143,7 +143,7 @@ def test_rotary_positions_are_logged_and_models_without_positions_are_not(tiny_m
     assert not caplog.text
     check_model_limits(tiny_model, None, {"mixture.seq_len": 4097})
     assert "mixture.seq_len=4097" in caplog.text
-    assert "made for 4096 positions" in caplog.text
+    assert "trained on 4096 positions" in caplog.text
 
 
 @pytest.mark.parametrize(

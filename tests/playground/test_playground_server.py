@@ -13,7 +13,7 @@ from ipt.playground.server import POLICY, Guard, check_page, is_loopback
     [
         ({"port": 0}, "playground.port=0"),
         ({"max_characters": 0}, "max_characters=0"),
-        ({"models": ["embedded:none"]}, "no such embedded model"),
+        ({"models": ["embedded:none"]}, "unknown embedded model"),
     ],
 )
 def test_values_that_cannot_work(changes, message):

@@ -324,7 +324,7 @@ def test_a_missing_engine_names_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"max_model_len": 8000}, "the model embedded:tiny was made for at most 4096 tokens"),
+    ({"max_model_len": 8000}, "the model embedded:tiny supports at most 4096 tokens"),
     ({"max_model_len": 85}, "leaves no room for a document"),
 ])  # fmt: skip
 def test_a_window_that_does_not_fit_the_model_stops_before_the_engine_starts(
