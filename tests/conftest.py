@@ -35,14 +35,11 @@ os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR",
     f"{tempfile.gettempdir()}/ipt-tests-inductor-{getpass.getuser()}-{CAPABILITY}",
 )
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # models are tiny and workers many: more threads only wait for each other
+# models are tiny and workers many: more threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-UNTIMED = {
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.too_slow],
-}  # a busy machine is slow
+# a busy machine is slow
+UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=10, derandomize=True, **UNTIMED)
 settings.register_profile("full", **UNTIMED)
 settings.load_profile("quick")

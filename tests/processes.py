@@ -20,10 +20,8 @@ import torch
 from torch.distributed import TCPStore
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE, AFTER_A_FAILURE = (
-    600,
-    60,
-)  # seconds to wait for a process, and for those that wait for one that has failed
+# seconds to wait for a process, and for those that wait for one that has failed
+PATIENCE, AFTER_A_FAILURE = (600, 60)
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["tests.warm"])
 
@@ -51,9 +49,8 @@ def started(
     """
     wanted = (function, arguments, {**os.environ, **environment}, log, torch.get_num_threads())
     process = FORKING.Process(target=_call, args=wanted)
-    with patch.dict(
-        os.environ, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ):  # of the server, if this starts it
+    with patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}):
+        # of the server, if this starts it
         process.start()
     try:
         yield process

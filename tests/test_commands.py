@@ -15,11 +15,8 @@ from ipt.pipeline.stages import arm_config
 from ipt.pipeline.validation import check_evaluate, check_reproduce, check_synthesize
 from tests.commands import ROOT, run, run_here
 
-ALONE = (
-    "model={no_tokenizer}",
-    "corpus.path={no_text}",
-    "trainer.max_step=3",
-)  # also in a process of their own, which imports anew
+# also in a process of their own, which imports anew
+ALONE = ("model={no_tokenizer}", "corpus.path={no_text}", "trainer.max_step=3")
 RECIPES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 CHOICES = {
     group.name: sorted(path.stem for path in group.glob("*.yaml"))
@@ -232,9 +229,8 @@ def test_a_place_that_cannot_be_written_is_one_line(overrides, environment, mess
     arguments = [*settings, *(override.format(**places) for override in overrides)]
     if overrides[:1] == ["-m"]:
         arguments = [*overrides, *settings]
-    start = (
-        partial(run, "-m", "ipt") if environment else run_here
-    )  # this process has a cache already
+    # this process has a cache already
+    start = partial(run, "-m", "ipt") if environment else run_here
     result = start("synthesize", *arguments, cwd=Path("/proc"), **environment)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: {message.format(**places)}"), result.stderr

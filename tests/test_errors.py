@@ -23,9 +23,8 @@ def test_an_error_of_the_package_keeps_its_traceback(kind, tmp_path, monkeypatch
     def broken(path):
         raise kind("of ours")
 
-    monkeypatch.setitem(
-        broken.__globals__, "__name__", "ipt.pipeline.validation"
-    )  # as if it were defined there
+    # as if it were defined there
+    monkeypatch.setitem(broken.__globals__, "__name__", "ipt.pipeline.validation")
     monkeypatch.setattr(validation, "check_model", broken)
     process = run_here("evaluate", "model=embedded:smollm2", "tasks=[ontology]", cwd=tmp_path)
     assert process.returncode == 1

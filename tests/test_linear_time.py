@@ -20,10 +20,8 @@ from ipt.synthesis.long_documents import SENTENCE_END, sentences
 from ipt.synthesis.quality import measures
 from ipt.synthesis.quality.task_types import kind_of
 
-SHORT, FACTOR = (
-    2_000,
-    16,
-)  # linear time is 16 times as much for a text 16 times as long, quadratic time 256 times
+# linear time is 16 times as much for a text 16 times as long, quadratic time 256 times
+SHORT, FACTOR = (2_000, 16)
 LIMIT = 80  # between the two, in the middle on a logarithmic scale, with room for what is done once
 
 
@@ -94,9 +92,8 @@ def test_time_grows_with_the_length(name):
     slow = {}
     for unit in UNITS:
         short, long = (unit * -(-length // len(unit)) for length in (SHORT, SHORT * FACTOR))
-        base = max(
-            cpu_time(read, short), 2e-4
-        )  # below that the clock and the garbage collector are what is measured
+        # below that the clock and the garbage collector are what is measured
+        base = max(cpu_time(read, short), 2e-4)
         if (taken := cpu_time(read, long)) > LIMIT * base:
             slow[unit] = (base, taken)
     assert not slow

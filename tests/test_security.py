@@ -219,9 +219,8 @@ def test_the_project_calls_nothing_that_runs_data():
                     keywords.get(name, "False") != "False"
                     for name in ("shell", "allow_pickle", "trust_remote_code")
                 )
-                bad |= (
-                    called == "yaml.load" and keywords.get("Loader") != "loader"
-                )  # of ipt.stage, a safe one
+                # of ipt.stage, a safe one
+                bad |= called == "yaml.load" and keywords.get("Loader") != "loader"
                 found += [f"{path.name}:{node.lineno}: {called}"] * bad
     assert found == []
 

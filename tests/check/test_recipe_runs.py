@@ -123,9 +123,8 @@ def _small(name: str, config: Config, data: Path) -> list[str]:
     else:
         overrides += ["corpus.max_documents=12", "corpus.questions=8"]
     if name == "synthesizer_smollm2":
-        overrides.append(
-            "mixture.seq_len=1024"
-        )  # contexts come first, and of the pairs behind them there must be some
+        # contexts come first, and of the pairs behind them there must be some
+        overrides.append("mixture.seq_len=1024")
     if config.architecture:
         overrides += [f"architecture.{key}={value}" for key, value in TINY.items()]
     for source, settings in config.mixture.sources.items():
@@ -148,7 +147,6 @@ def test_it_runs(name, data_dir, request, tmp_path):
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     stages = (tmp_path / "outputs" / "stages").glob("training-*/metrics.jsonl")
     steps = [json.loads(line) for path in stages for line in path.read_text().splitlines()]
-    assert (
-        len(steps) >= 2 and len(steps) % 2 == 0
-    )  # arms that are the same when so small share a training
+    # arms that are the same when so small share a training
+    assert len(steps) >= 2 and len(steps) % 2 == 0
     assert [step["loss"] for step in steps if not 0 < step["loss"] < 20] == []

@@ -10,12 +10,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from ipt.models import generation_config
 from ipt.config import Config
 from ipt.errors import UserError
 from ipt.export.folder import check_export
 from ipt.export.huggingface import write_model
-from ipt.models import load_model
+from ipt.models import generation_config, load_model
 from ipt.models.generation_config import accepted, load_generation_config
 
 GREEDY = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 2}

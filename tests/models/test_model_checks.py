@@ -68,13 +68,19 @@ FAULTS = {
         with_prefix("_orig_mod."),
         "they contain _orig_mod.model.embed_tokens.weight: remove that prefix",
     ),
-    "wrapped": (with_prefix("module."), "they contain module.model.embed_tokens.weight: remove that prefix"),
+    "wrapped": (
+        with_prefix("module."),
+        "they contain module.model.embed_tokens.weight: remove that prefix",
+    ),
     "of a trainer": (with_prefix("state.net."), "they contain state.net.model.embed_tokens.weight"),
     "one more layer": (
         adding("model.layers.2.input_layernorm.weight"),
         "contain model.layers.2.input_",
     ),
-    "a bias": (adding("model.layers.0.mlp.up_proj.bias"), "contain model.layers.0.mlp.up_proj.bias"),
+    "a bias": (
+        adding("model.layers.0.mlp.up_proj.bias"),
+        "contain model.layers.0.mlp.up_proj.bias",
+    ),
     "LoRA": (adding("model.layers.0.mlp.up_proj.lora_A.weight"), "contain .*lora_A.weight, which"),
     "integers": (
         integers,

@@ -103,7 +103,7 @@ def _pickled_and_cut_off(folder):
 
 WEIGHTS = {
     _pointer: "model.safetensors is a Git LFS pointer",
-    _cut_off: "model.safetensors is truncated or was changed: it has .* bytes, but its header describes",
+    _cut_off: "model.safetensors is truncated or was changed: it has .* bytes, but its header",
     _cut_off_header: "model.safetensors is not a safetensors file or is truncated",
     _no_header: "model.safetensors is not a safetensors file: its header is damaged",
     _none: "the folder has no weights",
@@ -123,7 +123,9 @@ def test_damaged_weights_are_named(folder, damage):
 def test_an_adapter_in_place_of_a_model(folder):
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
-    with pytest.raises(UserError, match=r"contains a LoRA adapter of owner/base, not a complete model"):
+    with pytest.raises(
+        UserError, match=r"contains a LoRA adapter of owner/base, not a complete model"
+    ):
         check_model(str(folder))
 
 
