@@ -40,11 +40,11 @@ check: $(INSTALLED) $(UV)  ## what is slow and rarely breaks: lock files, wheel,
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 drill: $(INSTALLED)  ## faults on every stage: kills, full disks, damaged files, clocks, servers (long; ARGS=--quick: a selection)
-	$(BIN)/python -m scripts.drill $(ARGS)
+	$(BIN)/python -m dev.drill $(ARGS)
 
 audit: $(INSTALLED)  ## the pinned packages against known security holes
 	test -x $(AUDIT) || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install -qq pip-audit; }
-	$(BIN)/python scripts/audit.py $(AUDIT)
+	$(BIN)/python -m dev.audit $(AUDIT)
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .

@@ -173,7 +173,7 @@ def files_to_a_step() -> tuple[list[Path], list[Path]]:
         )
         traced = [sys.executable, "-c", TRACE, str(ROOT / "ipt"), *train, "trainer.max_steps=7"]
         done = subprocess.run(
-            traced, cwd=folder, env=environment, check=True, capture_output=True, text=True
+            traced, cwd=folder, env=environment, check=True, capture_output=True, encoding="utf-8"
         )
     lines = done.stdout.splitlines()
     run, stack = lines[lines.index("run") : lines.index("stack")], lines[lines.index("stack") :]

@@ -1,4 +1,4 @@
-"""benchmarks/scale.py on little: hundreds of ranks read and write what few do, and slopes are what
+"""dev/scale on little: hundreds of ranks read and write what few do, and slopes are what
 they say.
 """
 
@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from torch.distributed.checkpoint import CheckpointException
 
-from benchmarks.scaling import ranks
-from benchmarks.scaling.held import HOST, Held
-from benchmarks.scaling.rooms import Cost, fit
+from dev.scale import ranks
+from dev.scale.held import HOST, Held
+from dev.scale.rooms import Cost, fit
 from ipt.config import TrainerConfig
 from ipt.training.checkpoint.storage import is_whole, read_facts, read_random
 from ipt.training.memory_estimate import sharded
 from ipt.training.parallelize import data_mesh
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_64_ranks_read_what_one_process_reads_and_512_go_on():
@@ -109,7 +109,7 @@ def test_slopes_starts_and_growth():
 
 
 def test_the_command_says_what_is_held():
-    command = [sys.executable, "benchmarks/scale.py", "held", "--units", "200"]
+    command = [sys.executable, "-m", "dev.scale", "held", "--units", "200"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "corpus.near_duplicates" in result.stdout and "tasks of rendering" in result.stdout

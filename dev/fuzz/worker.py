@@ -20,7 +20,7 @@ from time import monotonic
 from types import CodeType, FrameType
 from typing import Any
 
-from benchmarks.fuzzing.targets import TARGETS, Target
+from dev.fuzz.targets import TARGETS, Target
 from ipt.errors import UserError
 
 SECONDS = 10  # an input that takes longer is a finding

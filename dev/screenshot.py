@@ -1,7 +1,7 @@
 """Pictures of a report (or any page on disk) in Chromium: light, dark and as a phone shows it.
 
-    python scripts/screenshot.py outputs/ontology/report.html docs/images/report
-    python scripts/screenshot.py outputs/ontology/report.html docs/images/scores --section scores
+    python -m dev.screenshot outputs/ontology/report.html docs/images/report
+    python -m dev.screenshot outputs/ontology/report.html docs/images/scores --section scores
 
 writes docs/images/report-light.png, -dark.png and -phone.png. Needs the `dev` extra and a Chromium
 on the path.

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from benchmarks.fuzzing.mutations import Mutation, mutate, packed, parquet
+from dev.fuzz.mutations import Mutation, mutate, packed, parquet
 from ipt.arguments import plain_arguments
 from ipt.config import Config, CorpusConfig, RenderingConfig, SynthesisConfig, conf_dir
 from ipt.corpus.documents import read_documents

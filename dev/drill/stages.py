@@ -245,7 +245,7 @@ def undisturbed(
     """Run the stage, without unfinished or later ones in its folder. Raises RuntimeError if it
     fails.
     """
-    from scripts.drill.content import content_of
+    from dev.drill.content import content_of
 
     start, whole = place / f"{stage.name} before", place / f"{stage.name} whole"
     for folder in (start, whole):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzzing.targets import TARGETS, Target
-from benchmarks.fuzzing.worker import Lines, Progress, _try, documented
+from dev.fuzz.targets import TARGETS, Target
+from dev.fuzz.worker import Lines, Progress, _try, documented
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -124,7 +124,8 @@ def test_new_lines_of_the_project_are_noticed(tmp_path):
 def test_the_command_works_on_a_target(tmp_path):
     command = [
         sys.executable,
-        "benchmarks/fuzz.py",
+        "-m",
+        "dev.fuzz",
         "--minutes",
         "0.02",
         "--only",

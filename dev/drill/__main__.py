@@ -1,8 +1,8 @@
 """Fault drills: what is done to each stage of a tiny recipe, whether it survives, and what is lost.
 
-    python -m scripts.drill                          # all
-    python -m scripts.drill --quick                  # a selection
-    python -m scripts.drill --stages training --faults kill disk
+    python -m dev.drill                          # all
+    python -m dev.drill --quick                  # a selection
+    python -m dev.drill --stages training --faults kill disk
 
 Survived: the command goes on, or ends in one line for people; the same command again completes; and
 then all files are those of an undisturbed run. Exit code 1 if a fault was not survived or something
@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scripts.drill.content import lost
-from scripts.drill.faults import Differs, Fault, NotSurvived, Trial, can_mount, faults_of
-from scripts.drill.servers import Server, serve
-from scripts.drill.stages import SERVER_STAGE, STAGES, Stage, Undisturbed, copy, undisturbed
+from dev.drill.content import lost
+from dev.drill.faults import Differs, Fault, NotSurvived, Trial, can_mount, faults_of
+from dev.drill.servers import Server, serve
+from dev.drill.stages import SERVER_STAGE, STAGES, Stage, Undisturbed, copy, undisturbed
 
 KINDS = ("kill", "disk", "damage", "clock", "server")
 ALL = (*STAGES, SERVER_STAGE)
@@ -190,7 +190,7 @@ def _total(outcomes: list[Outcome]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.drill",
+        prog="python -m dev.drill",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -243,7 +243,7 @@ def _enter_namespace() -> None:
     ):
         os.execve(
             unshare,
-            [unshare, "-rm", sys.executable, "-m", "scripts.drill", *sys.argv[1:]],
+            [unshare, "-rm", sys.executable, "-m", "dev.drill", *sys.argv[1:]],
             {**os.environ, "DRILL_NAMESPACE": "1"},
         )
 

@@ -104,7 +104,7 @@ def fit(costs: Sequence[Cost]) -> Line:
 
 def measured(room: str, folder: Path, megabytes: float) -> Cost:
     """Run a room in a process of its own. Raises RuntimeError if it fails."""
-    command = [sys.executable, "-m", "benchmarks.scaling.rooms", room, str(folder), str(megabytes)]
+    command = [sys.executable, "-m", "dev.scale.rooms", room, str(folder), str(megabytes)]
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(

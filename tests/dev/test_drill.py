@@ -1,13 +1,13 @@
-"""The drills of scripts/drill see what survives and what does not: on stages that are small, one
+"""The drills of dev/drill see what survives and what does not: on stages that are small, one
 sound and others with a fault.
 """
 
 import random
 
-from scripts.drill import faults
-from scripts.drill.content import lost
-from scripts.drill.faults import NotSurvived, Trial, kills
-from scripts.drill.stages import Stage, copy, undisturbed
+from dev.drill import faults
+from dev.drill.content import lost
+from dev.drill.faults import NotSurvived, Trial, kills
+from dev.drill.stages import Stage, copy, undisturbed
 
 # Writes ten parts, slowly; the fault is what the first argument says.
 WORK = """

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from dev.drill.content import content_of, finished_stages
+from dev.drill.servers import MODES, Server, serve
+from dev.drill.stages import LIMIT, Ended, Running, Stage, Undisturbed, copy, run, whole_recipe
 from ipt.stage import STARTED
-from scripts.drill.content import content_of, finished_stages
-from scripts.drill.servers import MODES, Server, serve
-from scripts.drill.stages import LIMIT, Ended, Running, Stage, Undisturbed, copy, run, whole_recipe
 
 HITS = 3  # times that one run is killed
 MARGIN = 0.3  # seconds: a stage of a few milliseconds is hit around its time

@@ -1,11 +1,11 @@
 """Cost and limits of each room by the size of the text, and hundreds of ranks in one process.
 docs/scale.md says what came out.
 
-    python benchmarks/scale.py rooms                     # seconds and memory a megabyte, for 4, 16 and 64 MB
-    python benchmarks/scale.py rooms --sizes 1 4 16 --rooms corpus tokens
-    python benchmarks/scale.py held                      # bytes that stay in memory, and the text that fills 64 GiB with them
-    python benchmarks/scale.py ranks                     # 512 ranks: order, plan of 1 T tokens, slices of 8B, a checkpoint, resume on 64
-    python benchmarks/scale.py network                   # memory and network of 8B on 8 to 512 GPUs; derived, not measured
+    python -m dev.scale rooms                     # seconds and memory a megabyte, for 4, 16 and 64 MB
+    python -m dev.scale rooms --sizes 1 4 16 --rooms corpus tokens
+    python -m dev.scale held                      # bytes that stay in memory, and the text that fills 64 GiB with them
+    python -m dev.scale ranks                     # 512 ranks: order, plan of 1 T tokens, slices of 8B, a checkpoint, resume on 64
+    python -m dev.scale network                   # memory and network of 8B on 8 to 512 GPUs; derived, not measured
 
 Seconds are those of one core (CPU time), so that what else the machine does does not lengthen them.
 """
@@ -14,7 +14,7 @@ import argparse
 
 from rich.console import Console
 
-from benchmarks.scaling import held, rooms
+from dev.scale import held, rooms
 
 
 def main() -> None:
@@ -25,18 +25,20 @@ def main() -> None:
     elif arguments.what == "held":
         console.print(held.measure_held(arguments.units))
     elif arguments.what == "ranks":
-        from benchmarks.scaling import ranks
+        from dev.scale import ranks
 
         console.print(ranks.measure_ranks(arguments.world, arguments.resumed))
     else:
-        from benchmarks.scaling import network
+        from dev.scale import network
 
         console.print(network.network_table())
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m dev.scale",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="what", required=True)
     of_rooms = commands.add_parser("rooms")

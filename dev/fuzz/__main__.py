@@ -1,9 +1,9 @@
 """Fuzzing of every parser and reader: valid inputs are changed at random, those that reach new
 lines of the project further.
 
-    python benchmarks/fuzz.py --minutes 60
-    python benchmarks/fuzz.py --minutes 5 --only journal "task csv" --seed 7
-    python benchmarks/fuzz.py --replay outputs/fuzz/findings/journal/0123456789ab
+    python -m dev.fuzz --minutes 60
+    python -m dev.fuzz --minutes 5 --only journal "task csv" --seed 7
+    python -m dev.fuzz --replay outputs/fuzz/findings/journal/0123456789ab
 
 A finding is an error other than UserError, more than 10 seconds, more than 1 GiB of memory, a crash
 of the process, or something that is lost where it is written and read again. Each is kept with its
@@ -22,11 +22,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from dev.fuzz.targets import TARGETS
+from dev.fuzz.worker import SECONDS, Progress
 
-from benchmarks.fuzzing.targets import TARGETS  # noqa: E402
-from benchmarks.fuzzing.worker import SECONDS, Progress  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 SLICE = 30.0  # seconds that a target is worked on before the next one
 START = (
@@ -51,7 +50,9 @@ class Total:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m dev.fuzz", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -137,7 +138,7 @@ def work_apart(name: str, folder: Path, seed: int, first: int, seconds: float) -
         command = [
             sys.executable,
             "-m",
-            "benchmarks.fuzzing.worker",
+            "dev.fuzz.worker",
             name,
             str(folder),
             home,
