@@ -1,29 +1,35 @@
-"""Cost and limits of each room by the size of the text, and hundreds of ranks in one process.
-docs/scale.md says what came out.
+"""Time and memory of each package of ipt by the size of the text, and hundreds of simulated ranks.
 
-    python -m dev.scale rooms                     # seconds and memory a megabyte, for 4, 16 and 64 MB
-    python -m dev.scale rooms --sizes 1 4 16 --rooms corpus tokens
-    python -m dev.scale held                      # bytes that stay in memory, and the text that fills 64 GiB with them
-    python -m dev.scale ranks                     # 512 ranks: order, plan of 1 T tokens, slices of 8B, a checkpoint, resume on 64
-    python -m dev.scale network                   # memory and network of 8B on 8 to 512 GPUs; derived, not measured
+    python -m dev.scale packages
+    python -m dev.scale packages --sizes 1 4 16 --only corpus tokens
+    python -m dev.scale memory
+    python -m dev.scale ranks
+    python -m dev.scale network
 
-Seconds are those of one core (CPU time), so that what else the machine does does not lengthen them.
+`packages` runs each package alone on texts of 4, 16 and 64 MB and prints seconds and memory per MB.
+`memory` prints the bytes kept per document, file or shard, and how much text fills 64 GiB with
+them. `ranks` simulates 512 ranks in one process: data order, a plan of 1 T tokens, the shards of an
+8B model, a checkpoint and its resume on 64 ranks. `network` derives memory and network traffic of
+an 8B model on 8 to 512 GPUs; nothing of it is measured.
+
+All seconds are CPU time of one core, so other work on the machine does not add to them. The results
+are in docs/scale.md.
 """
 
 import argparse
 
 from rich.console import Console
 
-from dev.scale import held, rooms
+from dev.scale import memory, packages
 
 
 def main() -> None:
     arguments = parse_arguments()
     console = Console(width=170)
-    if arguments.what == "rooms":
-        console.print(rooms.measure_rooms(arguments.sizes, arguments.rooms))
-    elif arguments.what == "held":
-        console.print(held.measure_held(arguments.units))
+    if arguments.what == "packages":
+        console.print(packages.measure_packages(arguments.sizes, arguments.only))
+    elif arguments.what == "memory":
+        console.print(memory.measure_memory(arguments.units))
     elif arguments.what == "ranks":
         from dev.scale import ranks
 
@@ -41,19 +47,31 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="what", required=True)
-    of_rooms = commands.add_parser("rooms")
-    of_rooms.add_argument(
-        "--sizes", type=float, nargs="+", default=[4, 16, 64], help="megabytes, three or more"
+    of_packages = commands.add_parser("packages")
+    of_packages.add_argument(
+        "--sizes",
+        type=float,
+        nargs="+",
+        default=[4, 16, 64],
+        help="megabytes, at least three sizes",
     )
-    of_rooms.add_argument("--rooms", nargs="+", choices=rooms.ROOMS, default=list(rooms.ROOMS))
-    of_held = commands.add_parser("held")
-    of_held.add_argument(
-        "--units", type=int, default=100_000, help="documents; of files a fiftieth"
+    names = list(packages.PACKAGES)
+    of_packages.add_argument(
+        "--only",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="PACKAGE",
+        help=f"some of: {'; '.join(names)}",
+    )
+    of_memory = commands.add_parser("memory")
+    of_memory.add_argument(
+        "--units", type=int, default=100_000, help="documents; files and shards: a fiftieth of it"
     )
     of_ranks = commands.add_parser("ranks")
-    of_ranks.add_argument("--world", type=int, default=512)
+    of_ranks.add_argument("--world", type=int, default=512, help="number of ranks")
     of_ranks.add_argument(
-        "--resumed", type=int, default=64, help="ranks that go on from the checkpoint"
+        "--resumed", type=int, default=64, help="number of ranks that resume from the checkpoint"
     )
     commands.add_parser("network")
     return parser.parse_args()
