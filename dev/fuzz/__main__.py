@@ -50,7 +50,9 @@ class Total:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        "python -m dev.fuzz", description="Fuzz every parser and reader of ipt."
+        "python -m dev.fuzz",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
