@@ -39,12 +39,12 @@ test-all: $(INSTALLED)  ## the same tests with all examples of the property test
 check: $(INSTALLED) $(UV)  ## what is slow and rarely breaks: lock files, wheel, commands of the docs, every recipe (an hour)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-drill: $(INSTALLED)  ## faults on every stage: kills, full disks, damaged files, clocks, servers (long; ARGS=--quick: a selection)
-	$(BIN)/python -m scripts.drill $(ARGS)
+drill: $(INSTALLED)  ## inject faults into every stage: kills, full disks, damaged files, clocks, servers (long; ARGS=--quick: a selection)
+	$(BIN)/python -m dev.drill $(ARGS)
 
-audit: $(INSTALLED)  ## the pinned packages against known security holes
+audit: $(INSTALLED)  ## check the pinned packages for known vulnerabilities
 	test -x $(AUDIT) || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install -qq pip-audit; }
-	$(BIN)/python scripts/audit.py $(AUDIT)
+	$(BIN)/python -m dev.audit $(AUDIT)
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .

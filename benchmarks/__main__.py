@@ -1,8 +1,8 @@
 """All benchmarks with one command, each against its peers, and one page of their results.
 
-    python -m benchmarks                                  # two quiet cores: hours; into outputs/benchmarks
-    python -m benchmarks --quick                          # small: into outputs/benchmarks-quick
-    python -m benchmarks --only training,loss --again     # these two, even if they have finished before
+    python -m benchmarks                                  # hours; writes outputs/benchmarks
+    python -m benchmarks --quick                          # small; writes outputs/benchmarks-quick
+    python -m benchmarks --only training,loss --again     # rerun these two
     python -m benchmarks --data DATA --released LMOps/instruction_pretrain
 
 Each runs as a process of its own, in which the sides take turns. The folder gets NAME.json and

@@ -1,9 +1,13 @@
 """Examples scored per second: this scorer, a plain loop that runs each option whole, and
 lm-evaluation-harness's Hugging Face backend.
 
-    python benchmarks/evaluation.py                             # made-up items of the shape of ChemProt and ARC; two cores: ten minutes
-    python benchmarks/evaluation.py --data ../shared/data       # real ones, in the layout of data_dir
-    python benchmarks/evaluation.py --model FOLDER --device cuda --dtype bfloat16 --items 512 --peer-items 512 --batch-size 64
+    python benchmarks/evaluation.py
+    python benchmarks/evaluation.py --data ../shared/data
+    python benchmarks/evaluation.py --model FOLDER --device cuda --dtype bfloat16 \\
+        --items 512 --peer-items 512 --batch-size 64
+
+The first command uses synthetic items with the shape of ChemProt and ARC (ten minutes on two
+cores). `--data` names a folder with the real data sets in the layout of data_dir.
 
 Three forms of tasks: 13 options after 13 demonstrations that each item has for itself, as in the
 published prompts; the same after demonstrations that all items share; and 4 options without

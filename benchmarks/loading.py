@@ -1,10 +1,10 @@
 """Packed, mixed and masked batches: this loader against Hugging Face datasets; and what plans of
 any size cost.
 
-    python benchmarks/loading.py                            # tokens/s of both, in turn; made-up stores, two cores: a minute
+    python benchmarks/loading.py                            # synthetic stores; a minute
     python benchmarks/loading.py --workers 2 --passes 5
     python benchmarks/loading.py --stores raw=outputs/…/a instruction=outputs/…/b
-    python benchmarks/loading.py --plan                     # a plan of 1 B tokens with its report, and one of 1 T tokens
+    python benchmarks/loading.py --plan                     # plans of 1 B and of 1 T tokens
 
 The Hugging Face side has the same documents as tokenised, memory-mapped datasets,
 `interleave_datasets` with probabilities that give the same shares of tokens on average, and a

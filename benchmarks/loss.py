@@ -1,8 +1,11 @@
 """Projection to the vocabulary and cross-entropy: this project's chunked operation against torch's,
 the plain way, and Liger's.
 
-    python benchmarks/loss.py                                    # 2,048 tokens of SmolLM2-135M's shape, fp32 and bf16
-    python benchmarks/loss.py --tokens 8192 --width 4096 --vocabulary 128256 --device cuda   # Llama-3-8B's
+    python benchmarks/loss.py
+    python benchmarks/loss.py --tokens 8192 --width 4096 --vocabulary 128256 --device cuda
+
+The first command uses 2,048 tokens and the shape of SmolLM2-135M, in fp32 and bf16; the second one
+uses the shape of Llama-3-8B.
 
 For each: seconds of a forward and a backward pass (the median of several, alternating), memory that
 they take beyond their inputs, and what is off in the loss (nats/token) and in the gradients (share

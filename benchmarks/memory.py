@@ -2,8 +2,8 @@
 documents.
 
     python benchmarks/memory.py                                  # the corpus stage
-    python benchmarks/memory.py --synthesis                      # and synthesis=rule_based behind it
-    python benchmarks/memory.py corpus.exact_duplicates=remove   # settings are handed on
+    python benchmarks/memory.py --synthesis                      # then synthesis=rule_based
+    python benchmarks/memory.py corpus.exact_duplicates=remove   # with config overrides
 
 Each stage runs in a process of its own, whose largest resident set the operating system reports.
 The ratio of the two sizes tells whether memory grows with the corpus. Documents are made up from a

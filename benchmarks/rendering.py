@@ -1,8 +1,10 @@
 """Speed of rendering and of the parser, beside the released ones.
 
-    python benchmarks/rendering.py                              # documents and pairs that are made up
-    python benchmarks/rendering.py --data fairytaleqa.jsonl.gz  # your own: text (or context) and pairs (or qa) in each line
+    python benchmarks/rendering.py                              # synthetic documents and pairs
+    python benchmarks/rendering.py --data fairytaleqa.jsonl.gz  # your own data
     python benchmarks/rendering.py --released LMOps/instruction_pretrain
+
+Each line of the `--data` file has the fields text (or context) and pairs (or qa).
 
 One core, in memory: chains of three documents are rendered as published (`rendering=paper`), and
 generations of five pairs are parsed. With workers: the stage, from Parquet to Parquet, with one

@@ -101,7 +101,7 @@ def named(peer: str, package: str) -> str:
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:
-    """The median, and from where to where the passes go if there are several; empty without values."""
+    """The median, and the range if there are several values; an empty string without values."""
     if not values:
         return ""
     median = short(statistics.median(values)) + unit

@@ -6,7 +6,7 @@ a small learning rate.
 
 The arithmetic is in fp32 for all, so only the weights' type differs: after each of AdamW's updates
 they are left alone, rounded to the nearest number that bf16 has, or rounded stochastically
-(trainer.precision=bf16-true). Prints the mean loss of each pass over the same sequences.
+(trainer.precision=bf16-mixed-true). Prints the mean loss of each pass over the same sequences.
 """
 
 import argparse

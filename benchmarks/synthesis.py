@@ -1,9 +1,12 @@
 """This pipeline against a plain loop in the published manner: the same vLLM, model and documents,
 greedy.
 
-    python benchmarks/synthesis.py                                  # two cores: minutes
-    python benchmarks/synthesis.py --model instruction-pretrain/instruction-synthesizer --documents 2000 --live 256 --batched-tokens 16384 \
-        --kv-gib 0 --max-model-len 4096                             # a GPU
+    python benchmarks/synthesis.py      # minutes on two cores
+
+On a GPU:
+
+    python benchmarks/synthesis.py --model instruction-pretrain/instruction-synthesizer \\
+        --documents 2000 --live 256 --batched-tokens 16384 --kv-gib 0 --max-model-len 4096
 
 The plain loop runs rounds with a barrier: one `LLM.generate` for the current document of all
 chains, then the next round, each prompt rendered anew from the parsed pairs. The pipeline runs

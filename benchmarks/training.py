@@ -1,10 +1,13 @@
 """Training steps on a CPU: this project's against Hugging Face Trainer's and litgpt's, on the same
 weights and documents.
 
-    python benchmarks/training.py                       # fp32 and bf16, two cores: about ten minutes, the first time more
-    python benchmarks/training.py --quick               # fp32, small steps, without litgpt: two minutes
+    python benchmarks/training.py                       # fp32 and bf16
+    python benchmarks/training.py --quick               # fp32, small steps, without litgpt
     python benchmarks/training.py --texts 'data/*.parquet' --seq-len 1024 --precision bf16-mixed
-    python benchmarks/training.py --model FOLDER --litgpt ''   # without litgpt, which knows models by its own names only
+    python benchmarks/training.py --model FOLDER --litgpt ''   # without litgpt
+
+On two cores the first command takes about ten minutes, and longer the first time; `--quick` takes
+two minutes. litgpt accepts only models that it has a name for, so leave it out for others.
 
 Each side is a process of its own that trains with its own loop, as its users run it, and is held
 behind each step: `ipt` (the training stage of train.py, twice: as it comes, and with

@@ -1,10 +1,10 @@
-"""How readable the package is, in figures: `python -m dev.style [FOLDER]`.
+"""Measure how readable the package is: `python -m dev.style [FOLDER]`.
 
-Prints for the Python files of ipt/ (or of another folder): modules a folder, lengths of files and
-functions, characters a code line, lines over 100 columns, comprehensions and conditional
-expressions for 100 code lines, imports inside functions, config keys, and with `--path` the modules
-that run between the command and the first optimizer step of the tiny recipe (a minute). Code lines
-are those with a token that is neither a comment nor a docstring.
+For the Python files of ipt/ (or another folder) it prints: modules per folder, lengths of files and
+functions, characters per code line, lines over 100 columns, comprehensions and conditional
+expressions per 100 code lines, imports inside functions, and config keys. With `--path` it also
+prints the modules that run between the command and the first optimizer step of the tiny recipe,
+which takes a minute. A code line contains a token other than a comment or a docstring.
 """
 
 import argparse
@@ -34,7 +34,7 @@ NO_CODE = (
 )
 TRACE = """
 import sys
-from inspect import CO_OPTIMIZED  # of functions; bodies of classes and modules, which run at import, have it not
+from inspect import CO_OPTIMIZED  # set for functions, but not for class and module bodies
 from pathlib import Path
 
 root, seen = Path(sys.argv.pop(1)), []
@@ -53,7 +53,8 @@ def note(frame, event, argument):
             if path in seen and path not in stack:
                 stack.append(path)
             frame = frame.f_back
-        print("\\n".join(["run", *seen, "stack", *reversed(stack)]), file=sys.__stdout__, flush=True)
+        lines = ["run", *seen, "stack", *reversed(stack)]
+        print("\\n".join(lines), file=sys.__stdout__, flush=True)
         import os
         os._exit(0)
 
@@ -70,7 +71,7 @@ def main() -> None:
     )
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "ipt")
     parser.add_argument(
-        "--path", action="store_true", help="also trace the way to the first optimizer step"
+        "--path", action="store_true", help="also trace the modules up to the first optimizer step"
     )
     arguments = parser.parse_args()
     for name, value in figures(arguments.folder).items():
@@ -88,7 +89,7 @@ def main() -> None:
 
 
 def figures(folder: Path) -> dict[str, str]:
-    """What is measured, in words and numbers."""
+    """Each measure and its value."""
     paths = sorted(folder.rglob("*.py"))
     sources = [path.read_text(encoding="utf-8") for path in paths]
     trees = [ast.parse(source) for source in sources]
@@ -119,14 +120,14 @@ def figures(folder: Path) -> dict[str, str]:
         "modules, lines, code lines": f"{len(paths)}, {len(lines)}, {len(code)}",
         "characters of code": f"{sum(map(len, code))}",
         "most modules in a folder": f"{counts[largest]} ({largest.relative_to(folder.parent)})",
-        "lines a file, p50/p90/max": spread([len(source.splitlines()) for source in sources]),
-        "lines a function, p50/p90/max": spread(functions),
-        "characters a code line": f"{sum(map(len, code)) / max(1, len(code)):.1f}",
+        "lines per file, p50/p90/max": spread([len(source.splitlines()) for source in sources]),
+        "lines per function, p50/p90/max": spread(functions),
+        "characters per code line": f"{sum(map(len, code)) / max(1, len(code)):.1f}",
         "lines over 100 columns": (
             f"{sum(len(line) > 100 for line in lines)} ({_percent(lines):.1f}%)"
         ),
-        "comprehensions for 100 code lines": f"{100 * comprehensions / max(1, len(code)):.1f}",
-        "conditional expressions for 100 code lines": (
+        "comprehensions per 100 code lines": f"{100 * comprehensions / max(1, len(code)):.1f}",
+        "conditional expressions per 100 code lines": (
             f"{100 * len(conditions) / max(1, len(code)):.1f} ({nested} nested)"
         ),
         "imports inside functions": f"{sum(map(_inner_imports, trees))}",
@@ -135,7 +136,7 @@ def figures(folder: Path) -> dict[str, str]:
 
 
 def code_lines(source: str, tree: ast.Module) -> Iterator[str]:
-    """The lines that hold code, without indentation and without a comment at their end."""
+    """The lines with code, without their indentation and trailing comments."""
     docstrings = {number for node in ast.walk(tree) for number in _docstring(node)}
     found: dict[int, str] = {}
     lines = source.splitlines()
@@ -150,16 +151,14 @@ def code_lines(source: str, tree: ast.Module) -> Iterator[str]:
 
 
 def spread(values: list[int]) -> str:
-    """The middle, the tenth from the top of a hundred, and the largest."""
+    """Median, 90th percentile and maximum."""
     tenths = statistics.quantiles(values, n=10, method="inclusive")
     return f"{statistics.median(values):.0f}/{tenths[-1]:.0f}/{max(values)}"
 
 
 def files_to_a_step() -> tuple[list[Path], list[Path]]:
-    """Modules whose functions run between the command and the first optimizer step, and those on
-    the stack of that step.
-
-    The stages before the training are cached.
+    """Modules whose functions run between the command and the first optimizer step, and modules on
+    the call stack of that step. The stages before the training are cached.
     """
     with tempfile.TemporaryDirectory() as folder:
         train = ["train", "experiment=tiny", "synthesis=rule_based", "tasks=[]"]
@@ -173,7 +172,7 @@ def files_to_a_step() -> tuple[list[Path], list[Path]]:
         )
         traced = [sys.executable, "-c", TRACE, str(ROOT / "ipt"), *train, "trainer.max_steps=7"]
         done = subprocess.run(
-            traced, cwd=folder, env=environment, check=True, capture_output=True, text=True
+            traced, cwd=folder, env=environment, check=True, capture_output=True, encoding="utf-8"
         )
     lines = done.stdout.splitlines()
     run, stack = lines[lines.index("run") : lines.index("stack")], lines[lines.index("stack") :]

@@ -28,7 +28,7 @@ def test_every_file_is_opened_as_utf8():
     found = []
     for path in [
         *ROOT.glob("ipt/**/*.py"),
-        *ROOT.glob("scripts/**/*.py"),
+        *ROOT.glob("dev/**/*.py"),
         *ROOT.glob("benchmarks/**/*.py"),
     ]:
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -22,8 +22,9 @@ def test_the_wheel_carries_conf_adapter_and_templates_and_runs_from_anywhere(tmp
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
-    for path in (ROOT / "conf").rglob("*.yaml"):
+    for path in (ROOT / "conf").rglob("*.*"):
         assert f"ipt/{path.relative_to(ROOT)}" in names
+    assert "ipt/conf/slurm/train.sbatch" in names
     assert "ipt/synthesis/adapter/adapter_model.safetensors" in names
     assert "ipt/rendering/templates/default.yaml" in names
     assert "hydra_plugins/ipt_sweeps/__init__.py" in names

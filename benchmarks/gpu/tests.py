@@ -8,7 +8,7 @@ from benchmarks.gpu.piece import Piece, run
 
 
 def measure(piece: Piece) -> None:
-    rooms = (
+    folders = (
         ["tests/training/test_attention.py"]
         if piece.smoke
         else ["tests/training", "tests/evaluation"]
@@ -20,7 +20,7 @@ def measure(piece: Piece) -> None:
         "-q",
         "-p",
         "no:cacheprovider",
-        *rooms,
+        *folders,
         "-k",
         "gpu or cuda",
     ]

@@ -274,6 +274,6 @@ def test_values_that_no_run_could_use(key, make_config):
 
 
 def test_the_slurm_script_is_a_script_and_asks_for_the_signal_that_is_handled():
-    path = ROOT / "scripts" / "slurm" / "train.sbatch"
+    path = ROOT / "conf" / "slurm" / "train.sbatch"
     subprocess.run(["bash", "-n", str(path)], check=True)
     assert f"#SBATCH --signal={signal.SIGUSR1.name.removeprefix('SIG')}@" in path.read_text()

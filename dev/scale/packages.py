@@ -1,5 +1,7 @@
-"""Time and memory of each room by the size of the text: what a megabyte costs, what a start costs,
-and whether either grows.
+"""Time and memory of each package of ipt, run alone on texts of several sizes.
+
+The measurements give the cost per megabyte, the fixed cost of a start, and whether time grows
+faster than the text.
 """
 
 import json
@@ -18,53 +20,53 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 SOURCE, SHUFFLED = "source.jsonl", "shuffled.jsonl"
-TEXT = "text"  # what is made before the rooms
+TEXT = "text"  # writes the input of the packages
 MODEL = "embedded:tiny"
-ITEMS = 1_000  # that contamination looks for
+ITEMS = 1_000  # evaluation items that contamination looks for
 STEP_TOKENS, STEPS_A_MEGABYTE = 128, 25  # of the tiny training
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a room on one text: seconds of one core, and peak memory in bytes."""
+    """Cost of a package on one text: CPU seconds of one core, peak memory in bytes."""
 
     megabytes: float
     seconds: float
     memory: int
 
 
-def measure_rooms(sizes: Sequence[float], rooms: Sequence[str]) -> Table:
-    """A row for each room; each is measured in processes of their own, one for a size."""
-    costs: dict[str, list[Cost]] = {room: [] for room in rooms}
+def measure_packages(sizes: Sequence[float], packages: Sequence[str]) -> Table:
+    """A table with a row per package. Each package and size runs in a subprocess of its own."""
+    costs: dict[str, list[Cost]] = {package: [] for package in packages}
     with tempfile.TemporaryDirectory() as name:
         for megabytes in sizes:
             folder = Path(name) / f"{megabytes:g}"
             folder.mkdir()
-            measured(TEXT, folder, megabytes)
-            for room in ROOMS:  # each reads what those before it wrote
-                cost = measured(room, folder, megabytes)
-                if room in costs:
-                    costs[room].append(cost)
+            run_in_subprocess(TEXT, folder, megabytes)
+            for package in PACKAGES:  # each one reads the output of earlier ones
+                cost = run_in_subprocess(package, folder, megabytes)
+                if package in costs:
+                    costs[package].append(cost)
     columns = (
-        "s a MB",
+        "s per MB",
         "growth",
         "s to start",
-        "MB/s of a core",
+        "MB/s per core",
         *(f"MiB at {size:g} MB" for size in sizes),
-        "MiB a MB",
+        "MiB per MB",
     )
     table = Table(
-        title=f"Rooms on {', '.join(f'{size:g}' for size in sizes)} MB of text, one core",
+        title=f"Packages on {', '.join(f'{size:g}' for size in sizes)} MB of text, one core",
         title_justify="left",
     )
-    table.add_column("room")
+    table.add_column("package")
     for column in columns:
         table.add_column(column, justify="right")
-    for room, found in costs.items():
+    for package, found in costs.items():
         line = fit(found)
         memory = [f"{cost.memory / 2**20:,.0f}" for cost in found]
         table.add_row(
-            room,
+            package,
             f"{line.slope:.3f}",
             f"{line.growth:.2f}",
             f"{line.start:.1f}",
@@ -76,19 +78,19 @@ def measure_rooms(sizes: Sequence[float], rooms: Sequence[str]) -> Table:
 
 
 class Line(NamedTuple):
-    """What costs follow from size."""
+    """Cost as a linear function of the text size."""
 
-    slope: float  # seconds a megabyte
-    start: float  # seconds at no text at all
-    # the slope between the two largest sizes by that between the two smallest: 1 where time is
-    # linear
+    slope: float  # seconds per megabyte
+    start: float  # seconds without any text
+    # slope between the two largest sizes divided by the slope between the two smallest; 1 if time
+    # is linear
     growth: float
-    memory: float  # MiB a megabyte, between the two largest sizes
+    memory: float  # MiB per megabyte, between the two largest sizes
 
 
 def fit(costs: Sequence[Cost]) -> Line:
-    """The line through the smallest and the largest of three sizes or more."""
-    assert len(costs) >= 3, "growth needs three sizes"
+    """The line through the smallest and the largest of at least three sizes."""
+    assert len(costs) >= 3, "growth needs at least three sizes"
     slopes = [
         (after.seconds - before.seconds) / (after.megabytes - before.megabytes)
         for before, after in pairwise(costs)
@@ -102,25 +104,26 @@ def fit(costs: Sequence[Cost]) -> Line:
     )
 
 
-def measured(room: str, folder: Path, megabytes: float) -> Cost:
-    """Run a room in a process of its own. Raises RuntimeError if it fails."""
-    command = [sys.executable, "-m", "benchmarks.scaling.rooms", room, str(folder), str(megabytes)]
+def run_in_subprocess(package: str, folder: Path, megabytes: float) -> Cost:
+    """Run one package in a subprocess. Raises RuntimeError if the subprocess fails."""
+    command = [sys.executable, "-m", "dev.scale.packages", package, str(folder), str(megabytes)]
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         command, cwd=root, env=environment, capture_output=True, encoding="utf-8", check=False
     )
     if result.returncode:
-        raise RuntimeError(f"{room} on {megabytes:g} MB failed: {result.stderr.strip()[-2000:]}")
+        raise RuntimeError(f"{package} on {megabytes:g} MB failed: {result.stderr.strip()[-2000:]}")
     return Cost(megabytes, **json.loads(result.stdout.splitlines()[-1]))
 
 
-def run_room(room: str, folder: Path, megabytes: float) -> None:
-    """In a process of its own: print the CPU seconds from where the room begins its work, and the
-    process's peak memory.
+def run_package(package: str, folder: Path, megabytes: float) -> None:
+    """Run one package in this process. Prints its CPU seconds, without loading and set-up, and the
+    peak memory of the process, as JSON.
     """
     clock = Clock()
-    (write_text if room == TEXT else ROOMS[room])(folder, megabytes, clock)
+    work = write_text if package == TEXT else PACKAGES[package]
+    work(folder, megabytes, clock)
     seconds = clock.seconds()
     peak = next(
         line
@@ -131,7 +134,7 @@ def run_room(room: str, folder: Path, megabytes: float) -> None:
 
 
 class Clock:
-    """CPU seconds of this process, which other work on the machine does not lengthen."""
+    """CPU seconds of this process since `begin`; other processes do not add to them."""
 
     def __init__(self) -> None:
         self.begin()
@@ -143,13 +146,13 @@ class Clock:
         return time.process_time() - self._started
 
 
-# Rooms
+# Packages
 # ----------------------------------------------------------------------------------------------
 
 
 def write_text(folder: Path, megabytes: float, clock: Clock) -> None:
-    """The embedded corpus, again and again under other ids, as it is and with the words of each
-    document shuffled.
+    """Write the embedded corpus repeatedly under new ids until the size is reached: once unchanged,
+    and once with the words of each document shuffled.
     """
     from ipt.corpus.build import build_corpus
     from ipt.files import read_parts
@@ -212,7 +215,7 @@ def tokens(folder: Path, megabytes: float, clock: Clock) -> None:
     from ipt.models import load_tokenizer
     from ipt.tokens.tokenize import tokenize_texts
 
-    load_tokenizer(MODEL)  # it is kept
+    load_tokenizer(MODEL)  # cached, so not part of the measured time
     clock.begin()
     tokenize_texts(
         _config("tokens.workers=1").tokens, folder / "rendering" / "texts", MODEL, folder / "tokens"
@@ -220,7 +223,7 @@ def tokens(folder: Path, megabytes: float, clock: Clock) -> None:
 
 
 def hashing(folder: Path, megabytes: float, clock: Clock) -> None:
-    """What the manifests of rendering and tokens take: every finished stage hashes what it wrote."""
+    """Hashing for the manifests of rendering and tokens: a finished stage hashes its output."""
     from ipt.stage import hash_folder
 
     clock.begin()
@@ -246,8 +249,8 @@ def loading(folder: Path, megabytes: float, clock: Clock) -> None:
 
 
 def training(folder: Path, megabytes: float, clock: Clock) -> None:
-    """Steps of a tiny model, as many as the text is long: what a step costs beside the model, and
-    what grows with their number.
+    """Steps of a tiny model, in proportion to the text: the overhead of a step outside the model,
+    and whether it grows with the number of steps.
     """
     from ipt.training.train import train
 
@@ -271,8 +274,8 @@ def training(folder: Path, megabytes: float, clock: Clock) -> None:
 
 
 def contamination(folder: Path, megabytes: float, clock: Clock) -> None:
-    """The part of the evaluation that reads the training data; what scoring costs goes with the
-    tasks' items alone.
+    """The contamination check, the only part of evaluation that reads the training data. The cost
+    of scoring depends on the number of items alone.
     """
     from ipt.evaluation.contamination import find_contamination
     from ipt.files import read_parts
@@ -294,7 +297,7 @@ def contamination(folder: Path, megabytes: float, clock: Clock) -> None:
     )
 
 
-ROOMS: dict[str, Callable[[Path, float, Clock], None]] = {
+PACKAGES: dict[str, Callable[[Path, float, Clock], None]] = {
     "corpus": corpus,
     "corpus, duplicates removed": duplicates,
     "synthesis by rules": synthesis,
@@ -319,7 +322,7 @@ def _read(source: Path, output: Path, clock: Clock, *settings: str) -> None:
 
 
 def _embedded(folder: Path) -> Path:
-    """The embedded corpus, which all sizes share."""
+    """Folder of the embedded corpus, shared by all sizes."""
     return folder.with_name("embedded")
 
 
@@ -330,7 +333,7 @@ def _config(*settings: str, command: str = "synthesize") -> Any:
 
 
 def _enough(texts: Sequence[str], characters: int) -> Iterator[tuple[int, str]]:
-    """Numbered texts, from the first again behind the last, until there are so many characters."""
+    """Numbered texts, cycling through `texts` until they add up to `characters`."""
     for number in count():
         yield number, texts[number % len(texts)]
         characters -= len(texts[number % len(texts)])
@@ -339,4 +342,4 @@ def _enough(texts: Sequence[str], characters: int) -> Iterator[tuple[int, str]]:
 
 
 if __name__ == "__main__":
-    run_room(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))
+    run_package(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))

@@ -1,6 +1,4 @@
-"""What a folder of a run holds, apart from times: for comparing a disturbed run with an undisturbed
-one.
-"""
+"""Contents of a run's folder without times, to compare a run with and without a fault."""
 
 import json
 from collections import Counter
@@ -10,14 +8,14 @@ from typing import Any
 
 from ipt.files import hash_file, hash_json, read_parts
 
-TIMED = ("README.md", "summary.json", "metrics.jsonl", "results.md")  # these tell seconds, or dates
-TIMES = ("tokens_per_second", "mfu", "data_wait", "memory")  # of a line of metrics.jsonl
+TIMED = ("README.md", "summary.json", "metrics.jsonl", "results.md")  # contain durations or dates
+TIMES = ("tokens_per_second", "mfu", "data_wait", "memory")  # fields of metrics.jsonl
 TOKEN_BYTES = 4
 
 
 def content_of(folder: Path) -> Counter[tuple[str, ...]]:
-    """(stage, file, hash) of every file of every finished stage, as often as it is there; of a
-    report and of sweeps their figures.
+    """Counts of (stage, file, hash) over all files of all finished stages. For reports the entries
+    are their CSV files, for sweeps the figures of each job.
     """
     found: Counter[tuple[str, ...]] = Counter()
     for place, manifest in finished_stages(folder):
@@ -41,7 +39,7 @@ def finished_stages(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def lost(whole: Path, folder: Path) -> dict[str, int]:
-    """Documents, pairs and tokens that the undisturbed run has and this one lacks."""
+    """Number of documents, pairs and tokens of the reference run `whole` that `folder` lacks."""
     expected, found = _items(whole), _items(folder)
     return {kind: (expected[kind] - found[kind]).total() for kind in expected}
 
@@ -54,7 +52,7 @@ def _metrics(path: Path) -> str:
 
 
 def _rows(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """What is there; all may be gone."""
+    """Rows of all parts; none if there are no parts."""
     return read_parts(folder, columns) if any(folder.glob("part-*.parquet")) else iter(())
 
 

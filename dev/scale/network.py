@@ -1,17 +1,18 @@
-"""Memory and network of a training of Llama-3-8B on many GPUs: derived, not measured.
+"""Memory and network traffic of training Llama-3-8B on many GPUs: derived, not measured.
 
-Memory is what the dry run foresees. Network is counted from what FSDP2 does as
-`ipt.training.parallelize` asks it to, for P numbers of which R are outside the blocks, cut over s
-devices, with r copies:
+Memory is the dry run's estimate. Network traffic is counted from the collectives of FSDP2 with the
+settings of `ipt.training.parallelize`: P parameters, R of them outside the blocks, sharded over s
+devices, with r replicas.
 
-    gathered in a micro-batch, bf16    2 (2 (P - R) + R) (s - 1) / s      blocks forward and
-    backward, the rest once reduced in a micro-batch, fp32     4 P (s - 1) / s
-    once a step with trainer.no_sync between copies in a step, fp32     2 * 4 P / s * (r - 1) / r
-    all-reduce of the slices
+    all-gather, bf16, per micro-batch       2 (2 (P - R) + R) (s - 1) / s
+        blocks in the forward and in the backward pass, all other parameters once
+    reduce-scatter, fp32, per micro-batch   4 P (s - 1) / s
+        once per step with trainer.no_sync
+    all-reduce of the shards between        2 * 4 P / s * (r - 1) / r
+    replicas, fp32, per step
 
-All are bytes that a device sends, and receives. A rate is that of the slowest link on the way:
-NVLINK where the devices are of one node, else INFINIBAND, of which each device has an adapter of
-its own.
+All figures are bytes that one device sends; it receives as many. The bandwidth is the slowest link
+involved: NVLINK if all devices are in one node, otherwise INFINIBAND with one adapter per device.
 """
 
 from dataclasses import dataclass
@@ -27,49 +28,39 @@ from ipt.training.model import transformer_blocks
 from ipt.training.shapes import meta_model
 
 GPU, MFU = "H100", 0.4
-NVLINK, INFINIBAND, SHARE = (
-    450e9,
-    50e9,
-    0.8,
-)  # bytes/s of a device, one way: fourth generation, NDR; share of it that is reached
-LAYOUTS = (
-    (8, 1),
-    (64, 1),
-    (64, 8),
-    (512, 1),
-    (512, 8),
-    (512, 64),
-)  # devices, and copies of the model
+NVLINK = 450e9  # bytes/s per device in one direction, fourth generation
+INFINIBAND = 50e9  # bytes/s per device in one direction, NDR
+EFFICIENCY = 0.8  # fraction of the bandwidth that is reached
+# devices and replicas
+LAYOUTS = ((8, 1), (64, 1), (64, 8), (512, 1), (512, 8), (512, 64))
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that a device sends, and seconds that it takes where nothing of it is hidden behind
-    computing.
-    """
+    """Bytes that a device sends, and the seconds this takes without overlap with computation."""
 
     gathered: float
     reduced: float
-    between_copies: float
+    between_replicas: float
     seconds: float
 
 
 def network_table(layouts: tuple[tuple[int, int], ...] = LAYOUTS) -> Table:
     table = Table(
-        title=f"Llama-3-8B, {GPU}, one sequence of 8,192 tokens a device and step",
+        title=f"Llama-3-8B, {GPU}, one sequence of 8,192 tokens per device and step",
         title_justify="left",
     )
     columns = (
         "GPUs",
-        "copies",
-        "lasting GiB",
+        "replicas",
+        "persistent GiB",
         "peak GiB",
         "gathered GB",
         "reduced GB",
-        "between copies GB",
-        "s on the way",
+        "between replicas GB",
+        "network s",
     )
-    for column in (*columns, f"s computing at {MFU:.0%}", "M tokens/s at 100% MFU"):
+    for column in (*columns, f"compute s at MFU {MFU:.0%}", "M tokens/s at 100% MFU"):
         table.add_column(column, justify="right")
     for devices, replicas in layouts:
         config = layout(devices, replicas)
@@ -79,18 +70,16 @@ def network_table(layouts: tuple[tuple[int, int], ...] = LAYOUTS) -> Table:
             f"{replicas}",
             f"{needs.memory.lasting / 2**30:.1f}",
             f"{needs.memory.peak / 2**30:.1f}",
-            *(f"{size / 1e9:.1f}" for size in (sent.gathered, sent.reduced, sent.between_copies)),
+            *(f"{size / 1e9:.1f}" for size in (sent.gathered, sent.reduced, sent.between_replicas)),
             f"{sent.seconds:.2f}",
-            f"{computing(needs, devices):.2f}",
+            f"{compute_seconds(needs, devices):.2f}",
             f"{devices * peak() / needs.flops_per_token / 1e6:.2f}",
         )
     return table
 
 
 def layout(devices: int, replicas: int) -> Config:
-    """The recipe of the paper's 8B model, on so many devices, a sequence of its whole window on
-    each.
-    """
+    """The recipe of the paper's 8B model with one sequence of 8,192 tokens per device."""
     settings = (
         f"trainer.devices={min(devices, DEVICES_OF_A_NODE)}",
         f"trainer.num_nodes={max(1, devices // DEVICES_OF_A_NODE)}",
@@ -105,7 +94,7 @@ def layout(devices: int, replicas: int) -> Config:
 
 
 def traffic(config: Config) -> Traffic:
-    """Of one micro-batch, which is a step."""
+    """Traffic of a step with one micro-batch."""
     model: Any = meta_model(config)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     in_blocks = sum(
@@ -118,12 +107,12 @@ def traffic(config: Config) -> Traffic:
     within = NVLINK if shards <= DEVICES_OF_A_NODE else INFINIBAND
     across = NVLINK if world_size(config.trainer) <= DEVICES_OF_A_NODE else INFINIBAND
     return Traffic(
-        gathered, reduced, between, ((gathered + reduced) / within + between / across) / SHARE
+        gathered, reduced, between, ((gathered + reduced) / within + between / across) / EFFICIENCY
     )
 
 
-def computing(needs: Needs, devices: int) -> float:
-    """Seconds of a step."""
+def compute_seconds(needs: Needs, devices: int) -> float:
+    """Seconds of computation per step."""
     return needs.flops_per_token * needs.tokens_per_step / (devices * peak() * MFU)
 
 

@@ -1,4 +1,4 @@
-"""Servers that do not do what they should: they say nothing, half of it, an error, or nonsense."""
+"""Faulty servers: no answer, half an answer, an error, or garbage."""
 
 import json
 import threading
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from zlib import crc32
 
-# What the server does once it has answered some requests well.
+# The behaviour after the first GOOD requests, which get a valid answer.
 MODES = (
     "never answers",
     "answers half and hangs",
@@ -17,13 +17,13 @@ MODES = (
     "answers 500",
     "garbage",
 )
-GOOD = 5  # requests that are answered before
-ERRORS = 3  # answers with 500 before it recovers
+GOOD = 5  # requests with a valid answer
+ERRORS = 3  # answers with status 500 before the server recovers
 
 
 class Server(ThreadingHTTPServer):
-    """Speaks enough of OpenAI's protocol for the engine; what it generates depends on the prompt
-    alone.
+    """Implements the part of the OpenAI protocol that the engine uses. The generated text depends
+    on the prompt alone. A negative `good` means that the server never answers any request.
     """
 
     daemon_threads, block_on_close = True, False
@@ -39,7 +39,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def number(self) -> int:
-        """Of this request, after the ones that are answered well: 0 or less for those."""
+        """Count a request and return its number after the valid answers: 0 or less for those."""
         with self._lock:
             self.requests += 1
             return self.requests - self.good
@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         ):
             self.send_error(500)
         elif number > 0 and mode == "garbage":
-            self._send_bytes(b"<html>\xff\x00 not what was asked for", "text/html")
+            self._send_bytes(b"<html>\xff\x00 not a completion", "text/html")
         else:
             self._answer(request, half=number > 0 and mode.startswith("answers half"))
 

@@ -1,5 +1,6 @@
-"""What is fuzzed: each parser and reader with valid inputs to begin from. A check raises what the
-reader raises, or AssertionError where something was lost on the way.
+"""The fuzzing targets: each parser and reader of ipt, with valid inputs to start from.
+
+The check of a target raises the error of the reader, or AssertionError if data are lost.
 """
 
 import gzip
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from benchmarks.fuzzing.mutations import Mutation, mutate, packed, parquet
+from dev.fuzz.mutations import Mutation, compressed, mutate, parquet
 from ipt.arguments import plain_arguments
 from ipt.config import Config, CorpusConfig, RenderingConfig, SynthesisConfig, conf_dir
 from ipt.corpus.documents import read_documents
@@ -75,8 +76,8 @@ class Target:
 
 
 def _text(data: bytes) -> str:
-    """Any text: what is no UTF-8 becomes halves of surrogate pairs, which models' decoders and JSON
-    can give too.
+    """Text of any bytes. Invalid UTF-8 becomes lone surrogates, which model decoders and JSON can
+    contain too.
     """
     return data.decode(errors="surrogateescape")
 
@@ -91,9 +92,7 @@ def _encodes(*texts: str) -> None:
 
 
 def _pairs(data: bytes, folder: Path) -> None:
-    """Accepted pairs, written again, are read as the same pairs; rendering uses or counts each of
-    them.
-    """
+    """Accepted pairs survive writing and parsing. Rendering uses or counts each of them."""
     parsed = parse(data.decode(errors="replace"))
     again = parse(pairs_text(parsed.pairs))
     assert again.pairs == parsed.pairs and not again.rejected, (parsed.pairs, again)
@@ -116,7 +115,7 @@ def _chat_format(name: str) -> chat.ChatFormat:
 
 
 def _structured(data: bytes, folder: Path) -> None:
-    """What is put before the next document says the same as what was accepted."""
+    """The demonstration for the next document contains exactly the accepted pairs."""
     output = data.decode(errors="replace")
     prompt_format = _chat_format(("pairs", "math_problem", "dialogue", "table")[len(data) % 4])
     parsed = prompt_format.parse(output)
@@ -131,7 +130,7 @@ def _reply(data: bytes, folder: Path) -> None:
 
 
 def _answers(data: bytes, folder: Path) -> None:
-    """Scores are numbers between 0 and 1, and a text is right by its own measure."""
+    """Scores are between 0 and 1, and each text matches itself."""
     output, _, answer = _text(data).partition("\n\n")
     for score in (answers.released_entity_f1, answers.word_f1):
         assert 0 <= score(output, answer) <= 1
@@ -183,7 +182,7 @@ def _template(data: bytes, folder: Path) -> None:
     if any(
         sign in template for sign in ("*", "range", "~", "%", "<<", "center", "ljust", "indent")
     ):
-        return  # a template is the user's own: it may ask for as much work as it likes
+        return  # templates are trusted and may take any time
     list(
         read_documents(
             CorpusConfig(kind="files", path=str(folder / "row.jsonl"), template=template or "-")
@@ -195,7 +194,7 @@ def _ontology(data: bytes, folder: Path) -> None:
     try:
         entries = json.loads(data)
     except (ValueError, RecursionError):
-        return  # the package's file is read by a library
+        return  # a library reads the file of the package
     ontology = parse_ontology("CL", "v1", entries)
     assert len(ontology.terms) + ontology.left_out.total() == len(entries)
     assert sum(map(len, ontology.children.values())) == sum(
@@ -228,7 +227,7 @@ def _tuning(data: bytes, folder: Path) -> None:
 
 
 def _journal(data: bytes, folder: Path) -> None:
-    """A damaged journal gives what is whole in it, and what is added then is there the next time."""
+    """A damaged journal gives its intact entries, and new entries are found in it afterwards."""
     path = folder / "journal"
     path.write_bytes(data)
     journal = Journal(path)
@@ -262,7 +261,7 @@ def _preview(data: bytes, folder: Path) -> None:
 
 
 def _store(name: str, data: bytes, folder: Path) -> None:
-    """A damaged store is refused, or gives token ids; `verify` notices every change."""
+    """A damaged store raises an error or gives token ids. `verify` detects every change."""
     store = folder / "store"
     for path, content in _store_files().items():
         (store / path).parent.mkdir(parents=True, exist_ok=True)
@@ -292,13 +291,13 @@ def _store_files() -> dict[str, bytes]:
         }
 
 
-# Books that stages keep
+# Manifests and checkpoints
 # ----------------------------------------------------------------------------------------------
 
 
 def _manifest(data: bytes, folder: Path) -> None:
-    """A folder with a damaged manifest is refused, or worked on anew; it never counts as finished
-    unless its key is right.
+    """A folder with a damaged manifest raises an error or is built again. It counts as finished
+    only if its key is right.
     """
     import shutil
 
@@ -313,9 +312,7 @@ def _manifest(data: bytes, folder: Path) -> None:
 
 
 def _checkpoint(data: bytes, folder: Path) -> None:
-    """A damaged checkpoint.json makes a checkpoint that is not whole, and one line where it is
-    asked for.
-    """
+    """A checkpoint with a damaged checkpoint.json is incomplete. Reading it raises a UserError."""
     from ipt.training.checkpoint.storage import (
         FACTS,
         checkpoint_name,
@@ -353,7 +350,7 @@ def _task_file(data: bytes, folder: Path) -> None:
 
 
 def _prompting(data: bytes, folder: Path) -> None:
-    """A row of a task's file is put into its prompt."""
+    """Rows of a task file are rendered as prompts."""
     path = folder / "rows.jsonl"
     path.write_bytes(data)
     task = Task(
@@ -374,7 +371,7 @@ def _prompting(data: bytes, folder: Path) -> None:
 
 
 def _overrides(data: bytes, folder: Path) -> None:
-    """Command lines are composed and checked, or refused with an error of Hydra's or ours."""
+    """Command lines compose and pass the checks, or raise an error of Hydra, OmegaConf or ipt."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -405,7 +402,7 @@ class _Tags(HTMLParser):
 
 
 def _views(data: bytes, folder: Path) -> None:
-    """No text makes a tag on the page."""
+    """Text never becomes an HTML tag on the page."""
     from ipt.chat import Turn
     from ipt.playground.outputs import read_output
     from ipt.playground.views import _said, conversation_view, draws_view, notice
@@ -439,7 +436,7 @@ def _views(data: bytes, folder: Path) -> None:
 
 
 class _Plain:
-    """The published format, as far as the playground's reader needs it."""
+    """The parts of the published format that the playground's reader needs."""
 
     pair_end = "</END>"
 
@@ -665,7 +662,7 @@ TEMPLATES = (
     "{% for x in list %}{{ x }}{% endfor %}{{ n + 1 }}",
     "{{ text | upper }}{% if n is none %}{{ list[1].a }}{% endif %}",
 )
-_FOUND = (
+_ALL = (
     Target("pairs", _pairs, partial(_bytes, OUTPUTS)),
     Target("structured outputs", _structured, _structured_outputs),
     Target(
@@ -689,8 +686,10 @@ _FOUND = (
         ),
     ),
     Target("corpus jsonl", partial(_corpus, ".jsonl"), _json_rows),
-    Target("corpus gz", partial(_corpus, ".jsonl.gz"), partial(_gz, _json_rows), packed("gz")),
-    Target("corpus zst", partial(_corpus, ".jsonl.zst"), partial(_zst, _json_rows), packed("zst")),
+    Target("corpus gz", partial(_corpus, ".jsonl.gz"), partial(_gz, _json_rows), compressed("gz")),
+    Target(
+        "corpus zst", partial(_corpus, ".jsonl.zst"), partial(_zst, _json_rows), compressed("zst")
+    ),
     Target("corpus parquet", partial(_corpus, ".parquet"), _parquet_rows, parquet),
     Target("corpus txt", partial(_corpus, ".txt"), partial(_bytes, [TEXT, "é"])),
     Target("corpus template", _template, partial(_bytes, TEMPLATES)),
@@ -725,8 +724,12 @@ _FOUND = (
         )
         for ending in (".csv", ".tsv", ".json", ".jsonl", ".conll")
     ),
-    Target("task jsonl.gz", partial(_rows, ".jsonl.gz"), partial(_gz, _json_rows), packed("gz")),
-    Target("task csv.zst", partial(_rows, ".csv.zst"), partial(_zst, _table_rows), packed("zst")),
+    Target(
+        "task jsonl.gz", partial(_rows, ".jsonl.gz"), partial(_gz, _json_rows), compressed("gz")
+    ),
+    Target(
+        "task csv.zst", partial(_rows, ".csv.zst"), partial(_zst, _table_rows), compressed("zst")
+    ),
     Target("task parquet", partial(_rows, ".parquet"), _parquet_rows, parquet),
     Target("task file", _task_file, partial(_yaml_files, TASKS)),
     Target(
@@ -740,4 +743,4 @@ _FOUND = (
     Target("playground views", _views, partial(_bytes, OUTPUTS)),
     Target("playground file", _dropped_file, lambda: [TEXT.encode(), *_json_rows()]),
 )
-TARGETS = {target.name: target for target in _FOUND}
+TARGETS = {target.name: target for target in _ALL}

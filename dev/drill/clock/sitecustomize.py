@@ -1,9 +1,9 @@
-"""A clock that is set anew in the middle of a run. Python imports this by itself where its folder
-is on PYTHONPATH.
+"""Shifts time.time() in the middle of a run. Python imports this module at startup if its folder is
+on PYTHONPATH.
 
-DRILL_CLOCK_JUMP: hours; DRILL_CLOCK_AFTER: seconds until then. time.monotonic() goes on as it does
-when a machine's clock is set. datetime.now() keeps the machine's time: extensions in C need the
-real class.
+DRILL_CLOCK_JUMP is the shift in hours, DRILL_CLOCK_AFTER the number of seconds before the shift.
+time.monotonic() is unchanged, as when the clock of a machine is set. datetime.now() is unchanged
+too, because C extensions need the real class.
 """
 
 import os

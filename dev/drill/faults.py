@@ -1,4 +1,6 @@
-"""The faults, each a function that does something to a stage at work and says what came of it."""
+"""The faults. Each is a function that disturbs a running stage and raises NotSurvived if the stage
+does not recover.
+"""
 
 import os
 import random
@@ -13,40 +15,38 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from dev.drill.content import content_of, finished_stages
+from dev.drill.servers import MODES, Server, serve
+from dev.drill.stages import LIMIT, Ended, Running, Stage, Undisturbed, copy, run, whole_recipe
 from ipt.stage import STARTED
-from scripts.drill.content import content_of, finished_stages
-from scripts.drill.servers import MODES, Server, serve
-from scripts.drill.stages import LIMIT, Ended, Running, Stage, Undisturbed, copy, run, whole_recipe
 
-HITS = 3  # times that one run is killed
-MARGIN = 0.3  # seconds: a stage of a few milliseconds is hit around its time
-ROOM = (0.2, 0.7)  # of what a stage writes
-LARGEST = 8192  # bytes of a file where no small disk can be mounted
+HITS = 3  # kills per drill
+MARGIN = 0.3  # seconds added to the duration of a stage, which may be a few milliseconds
+SPACE = (0.2, 0.7)  # fractions of the bytes that a stage writes
+LARGEST = 8192  # maximum file size in bytes if tmpfs cannot be mounted
 HOURS = (5, -5)
-# seconds that a command may take longer than undisturbed before something must have waited in vain
+# seconds that a command may take beyond its reference run; more means that it waited in vain
 SLACK = 60
-NO_ROOM = "no room to write"
+DISK_FULL = "no room to write"  # in the message of ipt
 
 
 class NotSurvived(Exception):
-    """Says what went wrong."""
+    """The fault was not survived; the message says why."""
 
 
 class Differs(NotSurvived):
-    """The command has come to its end, but not to that of the undisturbed run."""
+    """The command completed, but its files differ from those of the reference run."""
 
 
 @dataclass
 class Trial:
-    """One drill on its way: a copy of what the stage begins with, and what is known of it
-    undisturbed.
-    """
+    """One drill: a copy of the stage's initial folder, and the reference run of the stage."""
 
     reference: Undisturbed
     folder: Path
     random: random.Random
-    hits: int = 0  # times that the fault met the stage at work
-    told: list[str] = field(default_factory=list)
+    hits: int = 0  # how often the fault occurred while the stage was running
+    notes: list[str] = field(default_factory=list)
 
     @property
     def stage(self) -> Stage:
@@ -55,35 +55,36 @@ class Trial:
     def check_orderly(self, ended: Ended) -> None:
         if not ended.is_orderly:
             raise NotSurvived(
-                f"ended with code {ended.code} and no error in one line: {_last(ended.said)}"
+                f"ended with code {ended.code} without an error line: {_last(ended.output)}"
             )
 
     def complete(self, more: tuple[str, ...] = (), command: list[str] | None = None) -> None:
-        """Run the same command again; it must end well and with what the undisturbed run has."""
+        """Run the same command again. It must succeed and give the files of the reference run."""
         ended = run(command or self.stage.arguments(*more), self.folder)
         if ended.code:
-            raise NotSurvived(f"run again it fails: {ended.error or _last(ended.said)}")
+            raise NotSurvived(f"running it again fails: {ended.error or _last(ended.output)}")
         self.compare()
 
     def compare(self) -> None:
-        """What was there undisturbed is there, and nothing with other content.
+        """Raise Differs unless the folder has all files of the reference run and no file with other
+        content.
 
-        More often is no harm: a training that was made again tells other seconds, so what comes
-        after it gets a folder of its own.
+        Extra copies of a file are fine: the manifest of a repeated training has other durations,
+        so later stages write to another folder.
         """
         found, expected = content_of(self.folder), self.reference.content
         if different := sorted(
             {entry[:2] for entry in [*(expected - found), *(found.keys() - expected.keys())]}
         ):
             raise Differs(
-                "differs from the undisturbed run in "
+                "differs from the reference run in "
                 f"{', '.join(' '.join(entry) for entry in different[:4])}"
             )
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to a stage. `quick`: it is among those of a short drill."""
+    """A fault of a stage. `quick`: part of the selection of `--quick`."""
 
     name: str
     kind: str
@@ -96,8 +97,8 @@ class Fault:
 
 
 def kills(trial: Trial) -> None:
-    """SIGKILL several times, every other time of the command's process group alone, and then the
-    command undisturbed.
+    """Send SIGKILL several times, every second time to the process group of the command alone, then
+    run the command without a fault.
     """
     for number in range(HITS):
         running = _run_until_a_moment(trial)
@@ -108,7 +109,7 @@ def kills(trial: Trial) -> None:
 
 
 def stop(trial: Trial, number: signal.Signals) -> None:
-    """A signal to the process itself, as a queue or Ctrl-C sends it."""
+    """Send a signal to the process, as a batch queue or Ctrl-C does."""
     running = _run_until_a_moment(trial)
     if running is None:
         return trial.complete()
@@ -116,15 +117,15 @@ def stop(trial: Trial, number: signal.Signals) -> None:
     os.kill(running.process.pid, number)
     ended = running.finish(limit=90)
     if ended.code == -signal.SIGKILL:
-        raise NotSurvived(f"goes on for 90 s after {number.name}")
-    if ended.code != -number and "Traceback" in ended.said:
-        raise NotSurvived(f"a traceback after {number.name}: {_last(ended.said)}")
-    trial.told.append(ended.error or f"code {ended.code}")
+        raise NotSurvived(f"runs for 90 s after {number.name}")
+    if ended.code != -number and "Traceback" in ended.output:
+        raise NotSurvived(f"traceback after {number.name}: {_last(ended.output)}")
+    trial.notes.append(ended.error or f"code {ended.code}")
     trial.complete()
 
 
 def _run_until_a_moment(trial: Trial) -> Running | None:
-    """The command at a random moment of its stage's work; None if it has ended before."""
+    """Start the command and return at a random moment of its stage; None if it has ended."""
     known = _begun(trial)
     running = Running(trial.stage.arguments(), trial.folder)
     moment = trial.random.uniform(0, _work_seconds(trial) + MARGIN)
@@ -136,7 +137,7 @@ def _run_until_a_moment(trial: Trial) -> Running | None:
 
 
 def _begun(trial: Trial) -> set[tuple[Path, int]]:
-    """What the stage writes when it begins, and when that was."""
+    """The folders or files that the stage creates at its start, with their times."""
     found = set()
     for path in trial.folder.glob(trial.stage.begins):
         with suppress(FileNotFoundError):
@@ -145,7 +146,7 @@ def _begun(trial: Trial) -> set[tuple[Path, int]]:
 
 
 def _work_seconds(trial: Trial) -> float:
-    """Of the stage alone, where its manifest tells; else until the end of the command."""
+    """Duration of the stage alone if its manifest has it, otherwise until the command ends."""
     own = [
         manifest["seconds"]
         for _, manifest in finished_stages(trial.reference.whole)
@@ -162,19 +163,19 @@ def _work_seconds(trial: Trial) -> float:
 # ----------------------------------------------------------------------------------------------
 
 
-def full_disk(trial: Trial, room: float) -> None:
-    """Room for a part of what the stage writes; then for all of it."""
+def full_disk(trial: Trial, space: float) -> None:
+    """Give the stage a fraction of the disk space that it needs, then all of it."""
     used, needed = _disk_bytes(trial.folder), _disk_bytes(trial.reference.whole)
-    with _small_disk(trial.folder, used + int(room * (needed - used))) as (limit, more_room):
+    with _small_disk(trial.folder, used + int(space * (needed - used))) as (limit, enlarge):
         ended = run(trial.stage.arguments(), trial.folder, before=limit)
         trial.check_orderly(ended)
         if ended.code == 0:
-            raise NotSurvived("the disk was not full: the drill is wrong")
-        if NO_ROOM not in ended.said:
-            raise NotSurvived(f"does not say that the disk is full: {ended.error}")
+            raise NotSurvived("the disk did not fill up: the drill is wrong")
+        if DISK_FULL not in ended.output:
+            raise NotSurvived(f"the error does not mention the full disk: {ended.error}")
         trial.hits += 1
-        trial.told.append(ended.error)
-        more_room()
+        trial.notes.append(ended.error)
+        enlarge()
         trial.complete()
 
 
@@ -186,21 +187,22 @@ def can_mount() -> bool:
 def _small_disk(
     folder: Path, size: int
 ) -> Iterator[tuple[Callable[[], None] | None, Callable[[], None]]]:
-    """The folder on a file system of its own of so many bytes, and back; where none can be mounted,
-    no file can grow beyond LARGEST.
+    """Put the folder on a tmpfs of `size` bytes, and back at the end. If tmpfs cannot be mounted,
+    limit the file size to LARGEST instead.
 
-    Gives what a process is to call before it starts, and what makes room.
+    Yields a function that the subprocess must call before it starts, if any, and a function that
+    enlarges the file system.
     """
     if not can_mount():
         yield partial(resource.setrlimit, resource.RLIMIT_FSIZE, (LARGEST, LARGEST)), lambda: None
         return
-    saved = copy(folder, folder.with_name("as it was"))
+    saved = copy(folder, folder.with_name("before the small disk"))
     _mount(folder, f"size={size}")
     try:
         shutil.copytree(saved, folder, symlinks=True, dirs_exist_ok=True)
         yield None, partial(_mount, folder, "remount,size=1g")
     finally:
-        left = copy(folder, folder.with_name("off the small disk"))
+        left = copy(folder, folder.with_name("after the small disk"))
         subprocess.run(["umount", str(folder)], check=True)
         copy(left, folder)
 
@@ -210,7 +212,7 @@ def _mount(folder: Path, options: str) -> None:
 
 
 def _disk_bytes(folder: Path) -> int:
-    """What the files take in pages of 4 KiB."""
+    """Disk usage of the files, in blocks of 4 KiB."""
     return sum(
         -(-path.stat().st_size // 4096) * 4096
         for path in folder.rglob("*")
@@ -224,15 +226,15 @@ def _disk_bytes(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is damaged before the stage reads it. `unfinished`: one of the stage's own, after
-    a kill in its midst.
+    """A file that is damaged before the stage reads it. `unfinished`: the file is one that the
+    stage itself wrote before it was killed.
     """
 
     name: str
-    stage: str  # that reads it
-    pattern: str  # glob below outputs/stages, or below documents for the corpus
+    stage: str  # the stage that reads the file
+    pattern: str  # glob in outputs/stages, or in documents for the corpus
     unfinished: bool = False
-    ways: tuple[str, ...] = ("flip", "cut")
+    ways: tuple[str, ...] = ("flip", "truncate")
     quick: bool = False
 
     @property
@@ -241,12 +243,11 @@ class Damage:
 
 
 DAMAGES = (
-    Damage(
-        "documents (JSON lines)", "corpus", "a.jsonl", ways=("cut",)
-    ),  # another letter in a text is another text
+    # a flipped bit in a text is just another text, which nothing can detect
+    Damage("documents (JSON lines)", "corpus", "a.jsonl", ways=("truncate",)),
     Damage("documents (gzip)", "corpus", "b.jsonl.gz"),
     Damage("documents (Zstandard)", "corpus", "c.jsonl.zst"),
-    Damage("documents (Parquet of others)", "corpus", "d.parquet", ways=("cut",)),
+    Damage("documents (external Parquet)", "corpus", "d.parquet", ways=("truncate",)),
     Damage("manifest", "synthesis", "corpus-*/manifest.json", quick=True),
     Damage("statistics", "synthesis", "corpus-*/stats.json"),
     Damage("documents (Parquet)", "synthesis", "corpus-*/documents/part-*.parquet", quick=True),
@@ -309,7 +310,7 @@ DAMAGES = (
 
 
 def damaged(trial: Trial, damage: Damage, how: str) -> None:
-    """A byte that flips, or a file that is cut: the stage must refuse it by name, or make it again."""
+    """Flip a bit of a file or truncate it. The stage must rewrite it or report its name."""
     path = _file_to_damage(trial, damage)
     _spoil(path, how, trial.random)
     trial.hits += 1
@@ -319,11 +320,11 @@ def damaged(trial: Trial, damage: Damage, how: str) -> None:
     ended = run(trial.stage.arguments(), trial.folder)
     trial.check_orderly(ended)
     if ended.code == 0:
-        trial.told.append("made again")
+        trial.notes.append("rewritten")
         return trial.compare()
-    if path.name not in ended.said and path.parent.name not in ended.said:
-        raise NotSurvived(f"refuses without the name of {name}: {ended.error}")
-    trial.told.append("refused")
+    if path.name not in ended.output and path.parent.name not in ended.output:
+        raise NotSurvived(f"the error does not name {name}: {ended.error}")
+    trial.notes.append("named in an error")
     if damage.stage == "corpus":
         shutil.copy(trial.reference.before / name, path)
     else:
@@ -342,18 +343,18 @@ def _file_to_damage(trial: Trial, damage: Damage) -> Path:
         if not running.wait_for(
             lambda: any(path.stat().st_size for path in trial.folder.glob(pattern))
         ):
-            raise NotSurvived(f"{damage.pattern} was never there: the drill is wrong")
+            raise NotSurvived(f"{damage.pattern} never appeared: the drill is wrong")
         running.kill()
     paths = sorted(path for path in trial.folder.glob(pattern) if path.stat().st_size)
     if not paths:
-        raise NotSurvived(f"{damage.pattern} is gone: the drill is wrong")
+        raise NotSurvived(f"no file matches {damage.pattern}: the drill is wrong")
     return paths[-1]
 
 
 def _spoil(path: Path, how: str, draw: random.Random) -> None:
     content = bytearray(path.read_bytes())
     place = draw.randrange(len(content))
-    if how == "cut":
+    if how == "truncate":
         del content[place:]
     else:
         content[place] ^= 1 << draw.randrange(7)
@@ -361,9 +362,9 @@ def _spoil(path: Path, how: str, draw: random.Random) -> None:
 
 
 def _check_verify(trial: Trial, path: Path) -> None:
-    """`python -m ipt verify` must name the file."""
+    """Check that `python -m ipt verify` names the file."""
     ended = run([*whole_recipe("corpus")[:3], "verify", "outputs/stages"], trial.folder)
-    if ended.code == 0 or path.name not in ended.said:
+    if ended.code == 0 or path.name not in ended.output:
         raise NotSurvived(f"verify does not find {path.name}")
 
 
@@ -372,7 +373,7 @@ def _check_verify(trial: Trial, path: Path) -> None:
 
 
 def clock_jump(trial: Trial, hours: int) -> None:
-    """The machine's clock is set anew in the middle of the stage's work."""
+    """Set the clock forward or back in the middle of the stage."""
     after = trial.reference.until + _work_seconds(trial) / 2
     shim = str(Path(__file__).parent / "clock")
     environment = {
@@ -383,12 +384,14 @@ def clock_jump(trial: Trial, hours: int) -> None:
     ended = run(trial.stage.arguments(), trial.folder, environment)
     trial.hits += 1
     if ended.code:
-        raise NotSurvived(f"fails: {ended.error or _last(ended.said)}")
+        raise NotSurvived(f"fails: {ended.error or _last(ended.output)}")
     if ended.seconds > 3 * (trial.reference.until + trial.reference.work) + SLACK:
         raise NotSurvived(f"takes {ended.seconds:.0f} s")
     for place, manifest in finished_stages(trial.folder):
         if not 0 <= manifest["seconds"] < LIMIT:
-            raise NotSurvived(f"{place.name} says that it took {manifest['seconds']} s")
+            raise NotSurvived(
+                f"the manifest of {place.name} has a duration of {manifest['seconds']} s"
+            )
     trial.compare()
 
 
@@ -397,9 +400,7 @@ def clock_jump(trial: Trial, hours: int) -> None:
 
 
 def server(trial: Trial, mode: str) -> None:
-    """A server that stops doing its part after some requests, or does not from the beginning; then
-    one that does.
-    """
+    """Run with a server that fails at once or after some requests, then with a working one."""
     waits = ("synthesis.timeout=2", "synthesis.max_retries=1")
     bad = Server(mode, good=-1) if mode == SILENT else Server(mode)
     with serve(bad):
@@ -410,15 +411,15 @@ def server(trial: Trial, mode: str) -> None:
         )
     trial.check_orderly(ended)
     trial.hits += 1
-    trial.told.append(ended.error or "goes on")
+    trial.notes.append(ended.error or "continues")
     if ("recovers" in mode) != (ended.code == 0):
-        raise NotSurvived(f"ended with code {ended.code}: {_last(ended.said)}")
+        raise NotSurvived(f"ended with code {ended.code}: {_last(ended.output)}")
     with serve(Server()) as good:
         trial.complete((f"synthesis.base_url={good.address}/v1",))
 
 
 def dashboard(trial: Trial) -> None:
-    """Training that logs to a W&B whose server takes connections and never answers."""
+    """Train with logger=wandb and a W&B server that accepts connections but never answers."""
     with serve(Server(good=-1)) as silent:
         environment = {
             "WANDB_MODE": "online",
@@ -430,7 +431,7 @@ def dashboard(trial: Trial) -> None:
         )
     trial.hits += 1
     if ended.code:
-        raise NotSurvived(f"fails: {ended.error or _last(ended.said)}")
+        raise NotSurvived(f"fails: {ended.error or _last(ended.output)}")
     if ended.seconds > trial.reference.until + trial.reference.work + SLACK:
         raise NotSurvived(f"takes {ended.seconds:.0f} s")
     trial.compare()
@@ -439,12 +440,12 @@ def dashboard(trial: Trial) -> None:
 SILENT = "never answers at all"
 
 
-# The table
+# List of faults
 # ----------------------------------------------------------------------------------------------
 
 
 def faults_of(stage: str) -> Iterator[Fault]:
-    """What is done to a stage."""
+    """The faults that are injected into a stage."""
     if stage == "synthesis by a server":
         for mode in (SILENT, *MODES):
             yield Fault(
@@ -459,12 +460,12 @@ def faults_of(stage: str) -> Iterator[Fault]:
             partial(stop, number=number),
             quick=stage == "training" and number == signal.SIGTERM,
         )
-    for room in ROOM:
+    for space in SPACE:
         yield Fault(
-            f"full disk, {room:.0%} of the room",
+            f"full disk, {space:.0%} of the space",
             "disk",
-            partial(full_disk, room=room),
-            quick=room == ROOM[0],
+            partial(full_disk, space=space),
+            quick=space == SPACE[0],
         )
     for hours in HOURS:
         yield Fault(
@@ -486,6 +487,6 @@ def faults_of(stage: str) -> Iterator[Fault]:
         yield Fault("W&B never answers", "server", dashboard, quick=False)
 
 
-def _last(said: str) -> str:
-    lines = [line for line in said.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "(nothing said)"
+def _last(output: str) -> str:
+    lines = [line for line in output.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "(no output)"

@@ -1,10 +1,10 @@
-"""Pictures of a report (or any page on disk) in Chromium: light, dark and as a phone shows it.
+"""Screenshots of a report (or any HTML file) in Chromium: light, dark and at the width of a phone.
 
-    python scripts/screenshot.py outputs/ontology/report.html docs/images/report
-    python scripts/screenshot.py outputs/ontology/report.html docs/images/scores --section scores
+    python -m dev.screenshot outputs/ontology/report.html docs/images/report
+    python -m dev.screenshot outputs/ontology/report.html docs/images/scores --section scores
 
-writes docs/images/report-light.png, -dark.png and -phone.png. Needs the `dev` extra and a Chromium
-on the path.
+The first command writes docs/images/report-light.png, report-dark.png and report-phone.png. The
+script needs the `dev` extra, and chromium or google-chrome on PATH.
 """
 
 import argparse
@@ -18,20 +18,24 @@ VIEWS = {"light": ("light", 1280, 900), "dark": ("dark", 1280, 900), "phone": ("
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m dev.screenshot",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("page", type=Path)
-    parser.add_argument("output", type=Path, help="beginning of the files' names")
-    parser.add_argument("--section", help="id of a heading whose section is shown alone")
+    parser.add_argument("output", type=Path, help="prefix of the file names")
+    parser.add_argument("--section", help="id of a heading: show its section alone")
     parser.add_argument(
-        "--full", action="store_true", help="the whole page, not only what is seen first"
+        "--full", action="store_true", help="the whole page, not just the first screen"
     )
     arguments = parser.parse_args()
     if not arguments.page.exists():
-        raise SystemExit(f"error: there is no page {arguments.page}")
+        raise SystemExit(f"error: {arguments.page} does not exist")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        raise SystemExit("error: no chromium on the path: install one")
+        raise SystemExit(
+            "error: neither chromium nor google-chrome is on PATH: install one of them"
+        )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)

@@ -1,5 +1,5 @@
-"""One target, worked on in a process of its own: it may crash, hang or eat memory without harm to
-the others.
+"""Fuzzes one target in a process of its own, so that a crash, a hang or a memory leak does not
+affect the other targets.
 """
 
 import errno
@@ -20,12 +20,12 @@ from time import monotonic
 from types import CodeType, FrameType
 from typing import Any
 
-from benchmarks.fuzzing.targets import TARGETS, Target
+from dev.fuzz.targets import TARGETS, Target
 from ipt.errors import UserError
 
 SECONDS = 10  # an input that takes longer is a finding
-BYTES = 1 << 30  # and one that needs more memory than this beyond what the process had
-WATCHED = 5  # one input in so many is watched: it takes several times as long
+BYTES = 1 << 30  # an input that allocates more than this is a finding
+WATCHED = 5  # one in so many inputs records line coverage, which is several times slower
 OURS = str(Path(__file__).resolve().parents[2] / "ipt")
 
 
@@ -35,22 +35,21 @@ class Hang(BaseException):
 
 @dataclass
 class Progress:
-    """What a worker has done, written for whoever watches it."""
+    """Result of a worker, which it writes for the main process."""
 
     executions: int = 0
-    slowest: float = 0.0  # seconds that an input took
-    kept: int = 0  # inputs that reached lines which no earlier one had reached
-    findings: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # what went wrong and where -> the input's file, the error
+    slowest: float = 0.0  # seconds of the slowest input
+    kept: int = 0  # inputs that reached new lines
+    # error type and place -> path of the input, error message
+    findings: dict[str, list[str]] = field(default_factory=dict)
 
 
 def work(name: str, folder: Path, home: Path, seed: int, first: int, seconds: float) -> Progress:
-    """Try inputs `first`, `first + 1`, … of the target until the time is up. Each follows from the
-    seed, its number and the kept ones.
+    """Run inputs number `first`, `first + 1`, … of the target until the time is up.
 
-    What is kept goes to `folder`; `home` has the input that is being tried and how many there were,
-    to be found after a crash.
+    An input is determined by the seed, its number and the inputs kept so far. Findings and kept
+    inputs are written to `folder`. For the case of a crash, `home` has the current input and the
+    number of inputs before it.
     """
     target, lines, progress = TARGETS[name], Lines(), Progress()
     kept = folder / "kept" / name
@@ -58,7 +57,9 @@ def work(name: str, folder: Path, home: Path, seed: int, first: int, seconds: fl
     with tempfile.TemporaryDirectory() as scratch:
         pool = [*target.seeds(), *(path.read_bytes() for path in sorted(kept.iterdir()))]
         with suppress(ValueError, FileNotFoundError):
-            target.check(pool[0], Path(scratch))  # imports and caches, however long they take
+            target.check(
+                pool[0], Path(scratch)
+            )  # warm-up of imports and caches, without a time limit
         for data in pool:
             _try(target, data, Path(scratch), lines, progress, folder)
         resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + BYTES, resource.RLIM_INFINITY))
@@ -79,8 +80,8 @@ def work(name: str, folder: Path, home: Path, seed: int, first: int, seconds: fl
 
 
 class Lines:
-    """Which lines of the project have been run. `new` says whether the last input reached any that
-    none had reached before.
+    """The lines of ipt that have run. `new`: whether the last input reached a line for the first
+    time.
     """
 
     def __init__(self) -> None:
@@ -115,7 +116,9 @@ def _try(
     progress: Progress,
     folder: Path,
 ) -> bool:
-    """Whether the input reached new lines, if these are watched. What goes wrong is kept with it."""
+    """Run an input and keep it if it is a finding. Returns whether it reached new lines, if `lines`
+    is given.
+    """
     signal.signal(signal.SIGALRM, _hang)
     signal.alarm(SECONDS)
     started = monotonic()
@@ -133,17 +136,13 @@ def _try(
 
 
 def documented(error: BaseException) -> bool:
-    """Whether an error is one that the commands print as one line: an error that the user can fix,
-    or a name that no file can have.
-    """
+    """Whether an error is expected: a UserError, or an OSError because a file name is too long."""
     too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
     return isinstance(error, UserError) or too_long
 
 
 def _keep(name: str, data: bytes, error: BaseException, progress: Progress, folder: Path) -> None:
-    """Write the input and the traceback, once for each place where something goes wrong; a shorter
-    input replaces a longer one.
-    """
+    """Write the input and the traceback, keeping the shortest input per error type and place."""
     traces = traceback.extract_tb(error.__traceback__)
     ours = next(
         (trace for trace in reversed(traces) if trace.filename.startswith(OURS)), traces[-1]
@@ -165,7 +164,7 @@ def _hang(number: int, frame: FrameType | None) -> None:
 
 
 def _data_bytes() -> int:
-    """Memory of this process that counts towards RLIMIT_DATA."""
+    """Bytes of this process that count towards RLIMIT_DATA."""
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[5])
     return pages * resource.getpagesize()
 

@@ -1,4 +1,4 @@
-"""The fuzzer itself, and a few inputs of each of its targets."""
+"""dev.fuzz itself, and a few inputs for each of its targets."""
 
 import json
 import random
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzzing.targets import TARGETS, Target
-from benchmarks.fuzzing.worker import Lines, Progress, _try, documented
+from dev.fuzz.targets import TARGETS, Target
+from dev.fuzz.worker import Lines, Progress, _try, documented
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -30,13 +30,12 @@ def test_a_target_takes_valid_and_broken_inputs(name, tmp_path):
 
 
 def index(without: str = "", **changed: int) -> bytes:
-    """The index of the fuzzer's store, with something missing or changed."""
+    """The index of the fuzzed store with a key missing or changed values."""
     values = json.loads(TARGETS["token index"].seeds()[0]) | changed
     return json.dumps({name: value for name, value in values.items() if name != without}).encode()
 
 
-# What the fuzzer has found: each of these ended in an error that was not the project's own, or
-# never ended.
+# Inputs found by the fuzzer: each raised an error other than UserError, or did not end.
 FOUND = {
     "judge's reply": [b"[" * 100_000],
     "rules": [sign * 200_000 for sign in (b".", b"!", "…".encode())],
@@ -87,9 +86,9 @@ FOUND = {
 }
 
 
-@pytest.mark.timeout(300)  # a busy machine; what never ended ran for hours
+@pytest.mark.timeout(300)  # generous for a busy machine: a hang took hours
 @pytest.mark.parametrize("name", FOUND)
-def test_what_was_found_stays_fixed(name, tmp_path):
+def test_earlier_findings_stay_fixed(name, tmp_path):
     for data in FOUND[name]:
         try:
             TARGETS[name].check(data, tmp_path)
@@ -102,7 +101,7 @@ def _fail(data: bytes, folder: Path) -> None:
         raise KeyError("lost")
 
 
-def test_an_error_of_another_kind_is_kept_with_its_input(tmp_path):
+def test_an_unexpected_error_is_kept_with_its_input(tmp_path):
     progress, target = Progress(), Target("failing", _fail, lambda: [b"good"])
     for data in (b"good", b"bad"):
         _try(target, data, tmp_path, None, progress, tmp_path)
@@ -113,7 +112,7 @@ def test_an_error_of_another_kind_is_kept_with_its_input(tmp_path):
     )
 
 
-def test_new_lines_of_the_project_are_noticed(tmp_path):
+def test_inputs_that_reach_new_lines_are_detected(tmp_path):
     lines, target = Lines(), TARGETS["judge's reply"]
     assert [
         _try(target, data, tmp_path, lines, Progress(), tmp_path)
@@ -121,10 +120,11 @@ def test_new_lines_of_the_project_are_noticed(tmp_path):
     ] == [True, False, True, False]
 
 
-def test_the_command_works_on_a_target(tmp_path):
+def test_the_command_fuzzes_a_target(tmp_path):
     command = [
         sys.executable,
-        "benchmarks/fuzz.py",
+        "-m",
+        "dev.fuzz",
         "--minutes",
         "0.02",
         "--only",

@@ -1,15 +1,13 @@
-"""The drills of scripts/drill see what survives and what does not: on stages that are small, one
-sound and others with a fault.
-"""
+"""dev.drill on small stages: a correct one survives, a faulty one is detected."""
 
 import random
 
-from scripts.drill import faults
-from scripts.drill.content import lost
-from scripts.drill.faults import NotSurvived, Trial, kills
-from scripts.drill.stages import Stage, copy, undisturbed
+from dev.drill import faults
+from dev.drill.content import lost
+from dev.drill.faults import NotSurvived, Trial, kills
+from dev.drill.stages import Stage, copy, undisturbed
 
-# Writes ten parts, slowly; the fault is what the first argument says.
+# Writes ten parts slowly. With the argument "forgets" it deletes the parts of an earlier run.
 WORK = """
 import sys, time
 from pathlib import Path
@@ -36,8 +34,8 @@ def trial(tmp_path, fault: str, seed: int = 0) -> Trial:
     return Trial(reference, copy(reference.before, tmp_path / "trial"), random.Random(seed))
 
 
-def test_a_stage_that_goes_on_survives_kills_and_loses_nothing(tmp_path):
-    for seed in range(8):  # a kill may come when all is done
+def test_a_correct_stage_survives_kills_and_loses_nothing(tmp_path):
+    for seed in range(8):  # a kill may come after the end
         tried = trial(tmp_path / str(seed), "sound", seed)
         kills(tried)
         if tried.hits:
@@ -45,15 +43,13 @@ def test_a_stage_that_goes_on_survives_kills_and_loses_nothing(tmp_path):
     assert tried.hits and not any(lost(tried.reference.whole, tried.folder).values())
 
 
-def test_a_stage_that_forgets_what_it_had_does_not_survive(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        faults, "HITS", 1
-    )  # a second run would make again what the first one forgot
-    for seed in range(8):  # the kill may come before there is anything to forget
+def test_a_stage_that_deletes_earlier_work_does_not_survive(tmp_path, monkeypatch):
+    monkeypatch.setattr(faults, "HITS", 1)  # a second run would rewrite the deleted parts
+    for seed in range(8):  # the kill may come before the first part is written
         tried = trial(tmp_path / str(seed), "forgets", seed)
         try:
             kills(tried)
         except NotSurvived as error:
-            assert "differs from the undisturbed run in corpus documents" in str(error)
+            assert "differs from the reference run in corpus documents" in str(error)
             break
     assert lost(tried.reference.whole, tried.folder)["documents"] > 0

@@ -1,12 +1,12 @@
-"""Fault drills: what is done to each stage of a tiny recipe, whether it survives, and what is lost.
+"""Fault drills: inject faults into each stage of a tiny recipe and check that nothing is lost.
 
-    python -m scripts.drill                          # all
-    python -m scripts.drill --quick                  # a selection
-    python -m scripts.drill --stages training --faults kill disk
+    python -m dev.drill                          # all drills
+    python -m dev.drill --quick                  # a selection
+    python -m dev.drill --stages training --faults kill disk
 
-Survived: the command goes on, or ends in one line for people; the same command again completes; and
-then all files are those of an undisturbed run. Exit code 1 if a fault was not survived or something
-was lost.
+A stage survives a fault if three things hold. The command continues, or prints one error line. The
+same command, run again, completes. All files are then equal to those of a run without the fault.
+Exit code 1: a fault was not survived or data were lost.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scripts.drill.content import lost
-from scripts.drill.faults import Differs, Fault, NotSurvived, Trial, can_mount, faults_of
-from scripts.drill.servers import Server, serve
-from scripts.drill.stages import SERVER_STAGE, STAGES, Stage, Undisturbed, copy, undisturbed
+from dev.drill.content import lost
+from dev.drill.faults import Differs, Fault, NotSurvived, Trial, can_mount, faults_of
+from dev.drill.servers import Server, serve
+from dev.drill.stages import SERVER_STAGE, STAGES, Stage, Undisturbed, copy, undisturbed
 
 KINDS = ("kill", "disk", "damage", "clock", "server")
 ALL = (*STAGES, SERVER_STAGE)
@@ -40,9 +40,9 @@ class Outcome:
     stage: str
     fault: str
     hits: int
-    problem: str  # "" if it was survived
+    problem: str  # "" if the fault was survived
     lost: dict[str, int]
-    told: str
+    notes: str
     seconds: float
 
     @property
@@ -69,14 +69,14 @@ def main() -> None:
     place = Path(tempfile.mkdtemp(prefix="drill-", dir=options.folder))
     console.print(
         "full disk: "
-        f"{'a small tmpfs' if can_mount() else 'RLIMIT_FSIZE, for no file system can be mounted'}; "
+        f"{'a small tmpfs' if can_mount() else 'RLIMIT_FSIZE, because tmpfs cannot be mounted'}; "
         f"folder: {place}"
     )
     outcomes = []
     for outcome in drill(place, options.stages, options.faults, options.quick, options.seed):
         outcomes.append(outcome)
         console.print(
-            f"{outcome.seconds:5.0f} s  {' | '.join(outcome.cells())}  {outcome.told}",
+            f"{outcome.seconds:5.0f} s  {' | '.join(outcome.cells())}  {outcome.notes}",
             markup=False,
             highlight=False,
         )
@@ -92,8 +92,8 @@ def main() -> None:
 def drill(
     place: Path, stages: list[str], kinds: list[str], quick: bool, seed: int
 ) -> Iterator[Outcome]:
-    """Do what is done to these stages, one after the other; undisturbed runs of the stages before
-    them come first.
+    """Run the drills of these stages one after the other. Reference runs of the stages and of
+    earlier ones, which they need, come first.
     """
     known: dict[str, Undisturbed] = {}
     for stage in ALL:
@@ -119,7 +119,7 @@ def _try(reference: Undisturbed, fault: Fault, place: Path, draw: random.Random)
     missing: dict[str, int] = {}
     try:
         fault.work(trial)
-        problem = "" if trial.hits else "the fault never met the stage at work"
+        problem = "" if trial.hits else "the fault never occurred while the stage was running"
         missing = lost(reference.whole, folder)
     except NotSurvived as error:
         problem = str(error)
@@ -132,13 +132,13 @@ def _try(reference: Undisturbed, fault: Fault, place: Path, draw: random.Random)
         trial.hits,
         problem,
         missing,
-        "; ".join(trial.told),
+        "; ".join(trial.notes),
         time.monotonic() - clock,
     )
 
 
 def _needed(stages: list[str]) -> set[str]:
-    """The stages, and those before them."""
+    """The stages, and the earlier ones that they depend on."""
     needed = set(stages)
     for stage in reversed(ALL):
         if stage.name in needed and stage.after:
@@ -190,7 +190,7 @@ def _total(outcomes: list[Outcome]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.drill",
+        prog="python -m dev.drill",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -201,7 +201,7 @@ def _options() -> argparse.Namespace:
         choices=names,
         default=names,
         metavar="STAGE",
-        help=f"of: {', '.join(names)}",
+        help=f"some of: {', '.join(names)}",
     )
     parser.add_argument(
         "--faults",
@@ -209,29 +209,29 @@ def _options() -> argparse.Namespace:
         choices=KINDS,
         default=KINDS,
         metavar="KIND",
-        help=f"of: {', '.join(KINDS)}",
+        help=f"some of: {', '.join(KINDS)}",
     )
-    parser.add_argument("--quick", action="store_true", help="a selection")
+    parser.add_argument("--quick", action="store_true", help="run a selection of the drills")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the moments, and of the bytes that are damaged"
+        "--seed", type=int, default=0, help="for the times of kills and the damaged bytes"
     )
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where to work; default: the system's folder for temporary files",
+        help="working folder (default: the system's folder for temporary files)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("outputs/drill.md"),
-        help="the table as Markdown (default: outputs/drill.md)",
+        help="file for the table in Markdown (default: outputs/drill.md)",
     )
     return parser.parse_args()
 
 
 def _enter_namespace() -> None:
-    """Go on in a mount namespace of this process's own, where small disks can be mounted that
-    nobody else sees.
+    """Restart this command in a private mount namespace, if possible, where it can mount small
+    file systems that other processes do not see.
     """
     unshare = shutil.which("unshare")
     if "DRILL_NAMESPACE" in os.environ:
@@ -243,7 +243,7 @@ def _enter_namespace() -> None:
     ):
         os.execve(
             unshare,
-            [unshare, "-rm", sys.executable, "-m", "scripts.drill", *sys.argv[1:]],
+            [unshare, "-rm", sys.executable, "-m", "dev.drill", *sys.argv[1:]],
             {**os.environ, "DRILL_NAMESPACE": "1"},
         )
 

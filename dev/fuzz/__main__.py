@@ -1,14 +1,14 @@
-"""Fuzzing of every parser and reader: valid inputs are changed at random, those that reach new
-lines of the project further.
+"""Fuzz every parser and reader: change valid inputs at random, and change those further that reach
+new lines of ipt.
 
-    python benchmarks/fuzz.py --minutes 60
-    python benchmarks/fuzz.py --minutes 5 --only journal "task csv" --seed 7
-    python benchmarks/fuzz.py --replay outputs/fuzz/findings/journal/0123456789ab
+    python -m dev.fuzz --minutes 60
+    python -m dev.fuzz --minutes 5 --only journal "task csv" --seed 7
+    python -m dev.fuzz --replay outputs/fuzz/findings/journal/0123456789ab
 
 A finding is an error other than UserError, more than 10 seconds, more than 1 GiB of memory, a crash
-of the process, or something that is lost where it is written and read again. Each is kept with its
-shortest input and its traceback in FOLDER/findings. The same seed in an empty folder tries the same
-inputs. Exit code 1 if there are findings.
+of the process, or data that are lost between writing and reading. FOLDER/findings has the shortest
+input and the traceback of each finding. The same seed and an empty folder give the same inputs.
+Exit code 1: there are findings.
 """
 
 import argparse
@@ -22,16 +22,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from dev.fuzz.targets import TARGETS
+from dev.fuzz.worker import SECONDS, Progress
 
-from benchmarks.fuzzing.targets import TARGETS  # noqa: E402
-from benchmarks.fuzzing.worker import SECONDS, Progress  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
-SLICE = 30.0  # seconds that a target is worked on before the next one
-START = (
-    600.0  # seconds that a process may need beyond its slice: imports, and the inputs kept before
-)
+SLICE = 30.0  # seconds per target and turn
+# seconds that a process may need beyond its slice, for imports and for inputs of earlier runs
+START = 600.0
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -42,7 +40,7 @@ ENVIRONMENT = {
 
 @dataclass
 class Total:
-    """What was done for one target in all slices."""
+    """Statistics of one target over all slices."""
 
     executions: int = 0
     kept: int = 0
@@ -51,12 +49,14 @@ class Total:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m dev.fuzz",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--slice", type=float, default=SLICE, help="seconds for a target before the next one"
-    )
+    parser.add_argument("--slice", type=float, default=SLICE, help="seconds per target and turn")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -68,13 +68,13 @@ def main() -> None:
         "--folder",
         type=Path,
         default=Path("outputs/fuzz"),
-        help="where inputs that reach new lines and findings are kept",
+        help="folder for findings and for inputs that reach new lines",
     )
     parser.add_argument(
         "--replay",
         type=Path,
         metavar="FINDING",
-        help="try the input of a finding once and show what it raises",
+        help="run the input of a finding once and show the error",
     )
     arguments = parser.parse_args()
     if arguments.replay:
@@ -100,11 +100,9 @@ def main() -> None:
 
 
 def fuzz(
-    names: list[str], folder: Path, seed: int, seconds: float, share: float
+    names: list[str], folder: Path, seed: int, seconds: float, slice_seconds: float
 ) -> tuple[dict[str, Total], set[str]]:
-    """Work on the targets in turns until the time is up; what was done for each, and what was
-    found.
-    """
+    """Fuzz the targets in turns until the time is up. Returns statistics and findings."""
     totals = {name: Total() for name in names}
     findings: set[str] = set()
     end = monotonic() + seconds
@@ -113,31 +111,27 @@ def fuzz(
             if (left := end - monotonic()) <= 0:
                 break
             started = monotonic()
-            done = work_apart(name, folder, seed, total.executions, min(share, left))
-            total.executions, total.kept = (
-                total.executions + done.executions,
-                total.kept + done.kept,
-            )
-            total.slowest, total.seconds = (
-                max(total.slowest, done.slowest),
-                total.seconds + monotonic() - started,
-            )
+            done = run_slice(name, folder, seed, total.executions, min(slice_seconds, left))
+            total.executions += done.executions
+            total.kept += done.kept
+            total.slowest = max(total.slowest, done.slowest)
+            total.seconds += monotonic() - started
             for place, (path, error) in done.findings.items():
                 findings.add(f"{name}: {place}")
                 print(f"FINDING {name}: {place}: {error}\n        {path}", flush=True)
     return totals, findings
 
 
-def work_apart(name: str, folder: Path, seed: int, first: int, seconds: float) -> Progress:
-    """One slice of a target in a process of its own. A process that crashes or hangs outside of
-    Python is a finding too.
+def run_slice(name: str, folder: Path, seed: int, first: int, seconds: float) -> Progress:
+    """Fuzz a target for one slice in a subprocess. If the subprocess crashes, or hangs outside
+    Python, that is a finding too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".slice-") as home:
         command = [
             sys.executable,
             "-m",
-            "benchmarks.fuzzing.worker",
+            "dev.fuzz.worker",
             name,
             str(folder),
             home,
@@ -155,34 +149,32 @@ def work_apart(name: str, folder: Path, seed: int, first: int, seconds: float) -
                 process.kill()
                 code = process.wait()
             log.seek(0)
-            said = log.read()
+            output = log.read()
         if code == 0:
             return Progress(
                 **json.loads((Path(home) / "progress.json").read_text(encoding="utf-8"))
             )
-        return _crashed(name, folder, Path(home), code, said)
+        return _crashed(name, folder, Path(home), code, output)
 
 
-def _crashed(name: str, folder: Path, home: Path, code: int, said: str) -> Progress:
+def _crashed(name: str, folder: Path, home: Path, code: int, output: str) -> Progress:
     current = home / "current"
     if not current.exists():
-        raise RuntimeError(f"{name} did not start: {said[-2000:]}")
+        raise RuntimeError(f"{name} did not start: {output[-2000:]}")
     what = f"hang or crash ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
     path = folder / "findings" / name / what.replace(" ", "-")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(current.read_bytes())
-    path.with_suffix(".txt").write_text(said, encoding="utf-8")
+    path.with_suffix(".txt").write_text(output, encoding="utf-8")
     number = int((home / "number").read_text(encoding="utf-8"))
-    return Progress(
-        executions=number + 1,
-        findings={what: [str(path), said.strip().splitlines()[-1] if said.strip() else ""]},
-    )
+    lines = output.strip().splitlines() or [""]
+    return Progress(executions=number + 1, findings={what: [str(path), lines[-1]]})
 
 
 def replay(path: Path) -> None:
     with TemporaryDirectory() as scratch:
         TARGETS[path.parent.name].check(path.read_bytes(), Path(scratch))
-    print("nothing is raised")
+    print("no error is raised")
 
 
 if __name__ == "__main__":

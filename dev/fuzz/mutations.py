@@ -1,4 +1,4 @@
-"""Inputs that are almost right: valid ones with bytes, lines or parts of their structure changed."""
+"""Almost valid inputs: valid ones with changed bytes, lines or structure."""
 
 import gzip
 import io
@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import yaml
 import zstandard
 
-# What parsers stumble over: signs of formats, numbers at the edges, halves of characters, markup,
-# ways out of folders and of shells.
+# Inputs that break parsers: format characters, extreme numbers, incomplete characters, markup, path
+# traversal and shell injection.
 TOKENS = (
     *(
         b'"',
@@ -98,7 +98,7 @@ TOKENS = (
         b"-DOCSTART-",
     ),
 )
-# What is repeated in dotted lines, rulers, tables, listings and broken outputs of models.
+# Long repetitions occur in dotted lines, rulers, tables, listings and degenerate model outputs.
 RUNS = tuple(
     sign.encode()
     for sign in (
@@ -165,8 +165,8 @@ Mutation = Callable[[bytes, random.Random, Sequence[bytes]], bytes]
 
 
 def mutate(data: bytes, random_: random.Random, others: Sequence[bytes]) -> bytes:
-    """`data` with one to six changes, or with changes inside of what it is when it is JSON, JSON
-    lines or YAML.
+    """`data` with one to six changed spans, or with a changed value if it is JSON, JSON lines or
+    YAML.
     """
     if random_.random() < 0.4:
         changed = _structure(data, random_)
@@ -177,8 +177,8 @@ def mutate(data: bytes, random_: random.Random, others: Sequence[bytes]) -> byte
     return data[: 1 << 20]
 
 
-def packed(kind: str) -> Mutation:
-    """Changes inside of what is compressed, and now and then of the compressed bytes."""
+def compressed(kind: str) -> Mutation:
+    """A mutation of the decompressed data, or in 30% of the cases of the compressed bytes."""
 
     def change(data: bytes, random_: random.Random, others: Sequence[bytes]) -> bytes:
         if random_.random() < 0.3:
@@ -202,7 +202,7 @@ def packed(kind: str) -> Mutation:
 
 
 def parquet(data: bytes, random_: random.Random, others: Sequence[bytes]) -> bytes:
-    """Another column type or other values in a Parquet file; as often, other bytes."""
+    """Change values or column types of a Parquet file, or in half of the cases its bytes."""
     if random_.random() < 0.5:
         return mutate(data, random_, others)
     try:
@@ -212,7 +212,7 @@ def parquet(data: bytes, random_: random.Random, others: Sequence[bytes]) -> byt
         )
         buffer = io.BytesIO()
         pq.write_table(changed, buffer)
-    except Exception:  # what cannot be written is no input
+    except Exception:  # these rows cannot be written as Parquet
         return mutate(data, random_, others)
     return buffer.getvalue()
 
@@ -254,8 +254,8 @@ def _repeat(data: bytes, random_: random.Random, others: Sequence[bytes]) -> byt
 
 
 def _run(data: bytes, random_: random.Random, others: Sequence[bytes]) -> bytes:
-    """A long run of one sign or of a few, which takes quadratic time where each of its places is
-    tried.
+    """Insert a long repetition of a few characters. A parser that rescans from each position takes
+    quadratic time on it.
     """
     place = random_.randint(0, len(data))
     sign = (
@@ -267,7 +267,7 @@ def _run(data: bytes, random_: random.Random, others: Sequence[bytes]) -> bytes:
     return data[:place] + run + data[place:]
 
 
-def _cut(data: bytes, random_: random.Random, others: Sequence[bytes]) -> bytes:
+def _truncate(data: bytes, random_: random.Random, others: Sequence[bytes]) -> bytes:
     return data[: random_.randint(0, len(data))]
 
 
@@ -284,7 +284,7 @@ CHANGES: tuple[Mutation, ...] = (
     _replace,
     _repeat,
     _run,
-    _cut,
+    _truncate,
     _splice,
 )
 
@@ -294,8 +294,8 @@ CHANGES: tuple[Mutation, ...] = (
 
 
 def _structure(data: bytes, random_: random.Random) -> bytes | None:
-    """Other values, keys or types inside of JSON, one of several JSON lines, or YAML; None where
-    `data` is none of these.
+    """Change a value, key or type in JSON, in one of several JSON lines, or in YAML. None if `data`
+    is in none of these formats.
     """
     try:
         return _dumped(_changed(json.loads(data), random_))
@@ -315,7 +315,7 @@ def _structure(data: bytes, random_: random.Random) -> bytes | None:
             if isinstance(value, dict | list)
             else None
         )
-    except Exception:  # YAML's loaders and dumpers raise whatever they come upon
+    except Exception:  # YAML loaders and dumpers raise errors of many types
         return None
 
 
@@ -324,7 +324,7 @@ def _dumped(value: Any) -> bytes:
 
 
 def _changed(value: Any, random_: random.Random) -> Any:
-    """A copy of `value` with one node somewhere in it changed."""
+    """A copy of `value` with one node changed at a random depth."""
     if isinstance(value, dict) and value and random_.random() < 0.9:
         key = random_.choice(list(value))
         action = random_.random()

@@ -1,6 +1,4 @@
-"""What is drilled: the stages of a tiny recipe, each as the command that brings a folder from the
-stage before to its end.
-"""
+"""The stages of a tiny recipe: the command of each, how to run it, and its reference run."""
 
 import gzip
 import json
@@ -22,7 +20,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 900  # seconds after which a command counts as one that hangs
+LIMIT = 900  # seconds after which a command counts as hanging
 RECIPE = (
     "experiment=tiny",
     "corpus.path=documents",
@@ -47,12 +45,12 @@ SERVED = (
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, and the folder that appears when it begins with what it is named for."""
+    """A command, and the folder that it creates when the stage itself starts."""
 
     name: str
     command: tuple[str, ...]
     begins: str  # glob
-    after: str | None = None  # the stage whose folder it starts from; None: an empty one
+    after: str | None = None  # the stage whose folder this one starts with; None: no earlier stage
 
     def arguments(self, *more: str) -> list[str]:
         return [sys.executable, *self.command, *more]
@@ -63,7 +61,7 @@ def _recipe(*phases: str) -> tuple[str, ...]:
 
 
 def whole_recipe(stage: str) -> list[str]:
-    """The command that does again what is missing of all stages up to this one, and of this one."""
+    """The command that repeats all missing work up to and including this stage."""
     phases = next(
         (number for number, phase in enumerate(PHASES) if phase in _BY_NAME[stage].command[-1]),
         len(PHASES) - 1,
@@ -112,27 +110,27 @@ SERVER_STAGE = Stage(
 
 @dataclass
 class Ended:
-    """A command that has ended."""
+    """Result of a command."""
 
     code: int
-    said: str
+    output: str
     seconds: float
 
     @property
     def error(self) -> str:
-        """The line that tells what went wrong, "" if there is none."""
+        """The last error line; "" if there is none."""
         return next(
-            (line for line in reversed(self.said.splitlines()) if line.startswith("error: ")), ""
+            (line for line in reversed(self.output.splitlines()) if line.startswith("error: ")), ""
         )
 
     @property
     def is_orderly(self) -> bool:
-        """Whether it ended well, or in a line for people and without a traceback."""
-        return self.code == 0 or (bool(self.error) and "Traceback" not in self.said)
+        """Whether the command succeeded, or printed an error line and no traceback."""
+        return self.code == 0 or (bool(self.error) and "Traceback" not in self.output)
 
 
 class Running:
-    """A command at work in a folder, with all that it starts in a process group of its own."""
+    """A running command. It and its subprocesses have their own process group."""
 
     def __init__(
         self,
@@ -142,9 +140,8 @@ class Running:
         before: Callable[[], None] | None = None,
     ) -> None:
         def prepare() -> None:
-            signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            )  # what a shell starts in the background ignores it
+            # background jobs of a shell ignore SIGINT, and so would their subprocesses
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             if before:
                 before()
 
@@ -163,7 +160,7 @@ class Running:
             )
 
     def wait_for(self, there: Callable[[], bool], limit: float = LIMIT) -> bool:
-        """Until `there()`, or the command has ended; whether it was still running."""
+        """Wait for `there()` to become true. False if the command ends first or time is up."""
         end = time.monotonic() + limit
         while self.process.poll() is None and time.monotonic() < end:
             if there():
@@ -172,7 +169,7 @@ class Running:
         return False
 
     def finish(self, limit: float = LIMIT) -> Ended:
-        """Wait for the end; what hangs is killed and gets the code -9."""
+        """Wait for the command to end. After `limit` seconds kill it, which gives code -9."""
         try:
             self.process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -185,8 +182,8 @@ class Running:
         )
 
     def kill(self, only_group: bool = False) -> None:
-        """As when the machine goes down; `only_group`: what the command has put in other groups
-        must end by itself.
+        """Kill all processes, as when the machine goes down. `only_group`: kill the process group
+        alone; subprocesses in other groups must end by themselves.
         """
         family = psutil.Process(self.process.pid).children(recursive=True)
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -197,7 +194,7 @@ class Running:
         self.process.wait()
         _, left = psutil.wait_procs(family, timeout=90)
         assert not left, (
-            f"processes live on after their parent: {[process.cmdline() for process in left]}"
+            f"processes outlive their parent: {[process.cmdline() for process in left]}"
         )
 
 
@@ -211,7 +208,9 @@ def run(
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Sums depend on the number of threads in their last bits; lines are not to be folded."""
+    """One thread, because the last bits of sums depend on their number; wide lines, so that no
+    message wraps.
+    """
     paths = [more.get("PYTHONPATH", ""), str(ROOT)]
     own = {
         "OMP_NUM_THREADS": "1",
@@ -223,18 +222,18 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **own, **more, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-# The undisturbed run
+# The reference run
 # ----------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Undisturbed:
-    """A stage before and after a run that nothing disturbed."""
+    """The reference run of a stage: its folder before and after a run without a fault."""
 
     stage: Stage
     before: Path
     whole: Path
-    until: float = 0.0  # seconds until the stage itself begins
+    until: float = 0.0  # seconds until the stage itself starts
     work: float = 0.0  # seconds from there to the end of the command
     content: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
@@ -242,10 +241,10 @@ class Undisturbed:
 def undisturbed(
     stage: Stage, place: Path, before: Path | None, more: tuple[str, ...] = ()
 ) -> Undisturbed:
-    """Run the stage, without unfinished or later ones in its folder. Raises RuntimeError if it
+    """Run the stage in a folder without results of this or later stages. Raises RuntimeError if it
     fails.
     """
-    from scripts.drill.content import content_of
+    from dev.drill.content import content_of
 
     start, whole = place / f"{stage.name} before", place / f"{stage.name} whole"
     for folder in (start, whole):
@@ -259,12 +258,12 @@ def undisturbed(
     until = time.monotonic() - clock
     ended = running.finish()
     if ended.code:
-        raise RuntimeError(f"{stage.name} fails by itself, before any drill: {ended.said[-2000:]}")
+        raise RuntimeError(f"{stage.name} fails without any fault: {ended.output[-2000:]}")
     return Undisturbed(stage, start, whole, until, ended.seconds - until, content_of(whole))
 
 
 def write_documents(folder: Path) -> None:
-    """A few documents in a file of each kind that a corpus is read from."""
+    """Write 40 documents in files of four formats that a corpus can be read from."""
     folder.mkdir(parents=True)
     words = [
         "heart",
@@ -302,15 +301,13 @@ def write_documents(folder: Path) -> None:
 
 
 def copy(folder: Path, target: Path) -> Path:
-    """A copy in the place of whatever is there."""
+    """Copy a folder, replacing `target`."""
     shutil.rmtree(target, ignore_errors=True)
     return Path(shutil.copytree(folder, target, symlinks=True, dirs_exist_ok=True))
 
 
 def _copy_up_to(whole: Path, target: Path, stage: Stage) -> None:
-    """A copy of the folder of the stage before, without what this stage and later ones have made in
-    it.
-    """
+    """Copy the folder of an earlier stage without the results of this stage and later ones."""
     copy(whole, target)
     names = [known.name for known in STAGES]
     first = names.index(stage.name) if stage.name in names else names.index("synthesis")

@@ -1,10 +1,10 @@
-"""Hundreds of processes in one: which sequences each reads, what each holds, and what each writes,
-through the project's own code.
+"""Hundreds of ranks simulated in one process with the code of ipt: the sequences that each rank
+reads, the shards that it holds, and the checkpoint files that it writes.
 
-Two of torch's own stand-ins for a cluster serve here. The fake backend makes this process one of
-many whose collectives do nothing: enough for whatever a process decides alone, as its slices. The
-threaded backend makes many threads of this process, whose collectives are carried out: what it
-takes to write a checkpoint together.
+Two process-group backends from torch's own tests simulate the cluster. With the fake backend this
+process is one rank of many, and collectives do nothing. This suffices for what a rank computes
+alone, such as its shards. With the threaded backend each rank is a thread and collectives really
+run, which writing a checkpoint needs.
 """
 
 import copy
@@ -52,25 +52,25 @@ from ipt.training.parallelize import data_mesh, shard
 from ipt.training.shapes import meta_model
 
 Result = TypeVar("Result")
-TOKENS, SEQUENCE = 10**12, 2048  # of the run that is planned
+TOKENS, SEQUENCE = 10**12, 2048  # size of the planned run, tokens per sequence
 
 
 def measure_ranks(world: int, resumed: int) -> Table:
-    """What was tried with so many ranks, and how it went: CPU seconds, and what was found."""
+    """Run each simulation with `world` ranks: CPU seconds and result of each."""
     table = Table(title=f"{world} ranks in one process", title_justify="left")
-    table.add_column("what")
+    table.add_column("simulation")
     table.add_column("s", justify="right")
-    table.add_column("found")
+    table.add_column("result")
     trials: dict[str, Callable[[], str]] = {
-        f"{world} ranks read what one process reads; {resumed} go on from there": lambda: order(
+        f"{world} ranks read the sequences of one process; {resumed} ranks resume": lambda: order(
             world, resumed
         ),
         f"1 T tokens: plan and a step's batch on ranks 0 and {world - 1}": lambda: planned(world),
-        "8B: slices on the first and the last rank, by FSDP2": lambda: slices(world, 1),
-        "8B: slices with a copy on each 64 ranks (HSDP)": lambda: slices(
+        "8B: shards on the first and the last rank, FSDP2": lambda: shard_sizes(world, 1),
+        "8B: shards with one replica per 64 ranks (HSDP)": lambda: shard_sizes(
             world, max(1, world // 64)
         ),
-        "8B: what the first rank does to agree on a checkpoint": lambda: agreed(world),
+        "8B: merging the checkpoint plans on the first rank": lambda: merged(world),
         f"a tiny model's checkpoint, written by {world} ranks, read by {resumed}": lambda: written(
             world, resumed
         ),
@@ -83,19 +83,19 @@ def measure_ranks(world: int, resumed: int) -> Table:
 
 
 def order(world: int, resumed: int) -> str:
-    data = made_up_data(3 * world, 64)
+    data = synthetic_data(3 * world, 64)
     whole = steps_of(data, 1, world)
     assert len({sequence for step in whole for sequence in step}) == 3 * world, (
-        "sequences are told apart"
+        "sequences are not distinct"
     )
     assert steps_of(data, world, 1) == whole
     assert steps_of(data, resumed, world // resumed, taken=world) == whole[1:]
-    return f"equal, step by step, {3 * world:,} sequences"
+    return f"equal in every step, {3 * world:,} sequences"
 
 
 def planned(world: int) -> str:
     empty, started = status_now(), time.process_time()
-    data = made_up_data(TOKENS // SEQUENCE // world * world, SEQUENCE, 2_000_000_000)
+    data = synthetic_data(TOKENS // SEQUENCE // world * world, SEQUENCE, 2_000_000_000)
     plan_seconds, seconds = time.process_time() - started, []
     for rank in (0, world - 1):
         batches = MicroBatches(data, 1, 1, rank, world)
@@ -105,12 +105,12 @@ def planned(world: int) -> str:
             seconds.append(time.process_time() - started)
     grown = (status_now() - empty) / 2**20
     return (
-        f"planned in {plan_seconds:.2f} s; any batch, with its step's targets, in at most "
+        f"plan in {plan_seconds:.2f} s; any batch, with the targets of its step, in at most "
         f"{max(seconds):.2f} s; {grown:.0f} MiB"
     )
 
 
-def slices(world: int, replicas: int) -> str:
+def shard_sizes(world: int, replicas: int) -> str:
     sizes = []
     for rank in (0, world - 1):
         with one_of(rank, world) as mesh:
@@ -123,13 +123,13 @@ def slices(world: int, replicas: int) -> str:
             )
             sizes.append(sum(local(parameter).numel() for parameter in model.parameters()))
     foreseen = sum(sharded(parameter, world // replicas) for parameter in _model_8b().parameters())
-    assert sizes[0] == foreseen, "the dry run's memory is that of the first rank"
-    return f"{sizes[0]:,} numbers, as the dry run foresees, and {sizes[1]:,}"
+    assert sizes[0] == foreseen, "the dry run estimates another size for the first rank"
+    return f"{sizes[0]:,} parameters, as the dry run estimates, and {sizes[1]:,}"
 
 
-def agreed(world: int) -> str:
-    """Plans of all ranks, as each makes its own, and the first rank's work on them: no device's
-    memory and no file is touched.
+def merged(world: int) -> str:
+    """Make the checkpoint plan of every rank and merge them as the first rank does. No tensor is
+    allocated and no file is written.
     """
     shapes = {name: parameter.shape for name, parameter in _model_8b().named_parameters()}
     plans: list[SavePlan] = []
@@ -141,15 +141,13 @@ def agreed(world: int) -> str:
             plans.append(planner.create_local_plan())
             first = first or planner
     assert first is not None
-    gathered, pieces = (
-        sum(len(pickle.dumps(plan)) for plan in plans),
-        sum(len(plan.items) for plan in plans),
-    )
+    gathered = sum(len(pickle.dumps(plan)) for plan in plans)
+    shards = sum(len(plan.items) for plan in plans)
     started = time.process_time()
     _, metadata = first.create_global_plan(plans)
     seconds, size = time.process_time() - started, len(pickle.dumps(metadata))
     return (
-        f"{gathered / 1e6:.0f} MB gathered, {pieces:,} slices merged in {seconds:.1f} s to "
+        f"{gathered / 1e6:.0f} MB gathered, {shards:,} shards merged in {seconds:.1f} s to "
         f"{size / 1e6:.0f} MB of metadata"
     )
 
@@ -160,17 +158,19 @@ def written(world: int, resumed: int) -> str:
         write_together(model, folder, world)
         assert is_whole(folder)
         files = read_facts(folder)["files"]
-        assert not (wrong := differences(model, folder, resumed)), f"not as written: {wrong}"
-        return f"{len(files):,} files, all tensors equal to the bit"
+        assert not (wrong := differences(model, folder, resumed)), (
+            f"tensors differ from those written: {wrong}"
+        )
+        return f"{len(files):,} files, all tensors bit-identical"
 
 
-# One process for all
+# Simulated process groups
 # ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def one_of(rank: int, world: int) -> Iterator[DeviceMesh]:
-    """This process as number `rank` of `world`, with the mesh of them all; its collectives do
+    """Make this process rank `rank` of `world`, and yield the mesh of all ranks. Collectives do
     nothing.
     """
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
@@ -181,8 +181,9 @@ def one_of(rank: int, world: int) -> Iterator[DeviceMesh]:
 
 
 def together(world: int, work: Callable[[int], Result]) -> list[Result]:
-    """What `work(rank)` gives in each of `world` threads, which are a process group. Raises what
-    the first of them that failed raised.
+    """The results of `work(rank)` in `world` threads that form a process group.
+
+    If any rank fails, the exception of the lowest such rank is raised.
     """
     found: dict[int, Result] = {}
     failures: dict[int, BaseException] = {}
@@ -195,9 +196,8 @@ def together(world: int, work: Callable[[int], Result]) -> list[Result]:
             dist.destroy_process_group()
         except BaseException as error:
             failures[rank] = error
-            threaded.ProcessLocalGroup.exception_handle(
-                error
-            )  # the others, which wait for this one, end too
+            # ends the other ranks, which wait for this one
+            threaded.ProcessLocalGroup.exception_handle(error)
 
     torch._C._distributed_c10d._set_thread_isolation_mode(True)  # type: ignore[attr-defined]
     threaded._install_threaded_pg()
@@ -212,7 +212,7 @@ def together(world: int, work: Callable[[int], Result]) -> list[Result]:
         threaded.ProcessLocalGroup.reset()
         torch._C._distributed_c10d._set_thread_isolation_mode(False)  # type: ignore[attr-defined]
     for rank in sorted(failures):
-        if not isinstance(failures[rank], SystemExit):  # one that only ended with the others
+        if not isinstance(failures[rank], SystemExit):  # a rank ended because another one failed
             raise failures[rank]
     return [found[rank] for rank in range(world)]
 
@@ -221,18 +221,18 @@ def together(world: int, work: Callable[[int], Result]) -> list[Result]:
 # ----------------------------------------------------------------------------------------------
 
 
-class MadeUpStore(FormulaLengths):
-    """Documents whose tokens say where they are, in no memory."""
+class SyntheticStore(FormulaLengths):
+    """Documents whose token ids are their positions in the store; nothing is kept in memory."""
 
-    indices = ()  # of no shard, and so without a loss mask
+    indices = ()  # no shards, so no loss mask
 
     def tokens(self, document: int, start: int, end: int) -> np.ndarray:
         begin, stop = self.positions(np.array([document, document + 1])).tolist()
         return np.arange(begin + start, min(begin + end, stop)) % 2**31
 
 
-def made_up_data(sequences: int, seq_len: int, documents: int = 10_000) -> PackedSequences:
-    store: Any = MadeUpStore(documents)
+def synthetic_data(sequences: int, seq_len: int, documents: int = 10_000) -> PackedSequences:
+    store: Any = SyntheticStore(documents)
     plan = make_plan(
         {"all": store}, MixtureConfig(ratios={"all": 1.0}, seq_len=seq_len), sequences, seed=0
     )
@@ -242,8 +242,8 @@ def made_up_data(sequences: int, seq_len: int, documents: int = 10_000) -> Packe
 def batches_of(
     data: PackedSequences, world: int, rank: int, accumulate: int, taken: int = 0
 ) -> list[dict[str, Any]]:
-    """The micro-batches, of one sequence each, that a process reads once all have taken `taken`
-    sequences together.
+    """The micro-batches of one sequence each that a rank reads after all ranks have read `taken`
+    sequences in total.
     """
     loader = PackedLoader(data, 1, accumulate, rank, world)
     loader.load_state_dict({"taken": taken})
@@ -253,9 +253,7 @@ def batches_of(
 def steps_of(
     data: PackedSequences, world: int, accumulate: int, taken: int = 0
 ) -> list[list[bytes]]:
-    """The sequences of each optimizer step, as `world` processes read them between them, in an
-    order of their own (sorted).
-    """
+    """The sequences that `world` ranks read in each optimizer step, sorted within the step."""
     read = [batches_of(data, world, rank, accumulate, taken) for rank in range(world)]
     steps = range(len(read[0]) // accumulate)
     return [
@@ -273,9 +271,7 @@ def steps_of(
 
 
 class Run(L.LightningModule):
-    """What a checkpoint is made of: a model and its optimizer's state, cut as `ipt.training` cuts
-    them for one process of many.
-    """
+    """A model and its optimizer state, sharded for one rank as `ipt.training` does it."""
 
     def __init__(self, model: nn.Module, world: int, replicas: int = 1) -> None:
         super().__init__()
@@ -293,8 +289,8 @@ class Run(L.LightningModule):
         self.state.prepare()
 
     def fill(self, number: float) -> None:
-        """Other numbers everywhere: of weights their own times `number`, of moments as many as
-        numbers before them, times `number`.
+        """Change every value: multiply weights by `number`, and set element i of each optimizer
+        state to `number` * i.
         """
         for name, tensor in self.state.tensors().items():
             here = local(tensor)
@@ -307,7 +303,7 @@ class Run(L.LightningModule):
 
 
 def write_together(model: nn.Module, folder: Path, world: int, replicas: int = 1) -> None:
-    """Write the checkpoint of a made-up run of `world` processes."""
+    """Write the checkpoint of a synthetic run with `world` ranks."""
 
     def write(rank: int) -> None:
         run = Run(model, world, replicas)
@@ -325,9 +321,7 @@ def write_together(model: nn.Module, folder: Path, world: int, replicas: int = 1
 
 
 def differences(model: nn.Module, folder: Path, world: int, replicas: int = 1) -> list[str]:
-    """Names of the tensors that `world` other processes do not read from that checkpoint as they
-    were written, to the bit.
-    """
+    """Names of the tensors that differ in any bit when `world` ranks read that checkpoint."""
 
     def read(rank: int) -> set[str]:
         run, wanted = Run(model, world, replicas), Run(model, world, replicas)
@@ -364,19 +358,18 @@ def _model_8b() -> Any:
 
 
 def _state(shapes: dict[str, torch.Size], mesh: DeviceMesh, rank: int) -> dict[str, Any]:
-    """Weights and AdamW's state of one rank, as slices without memory."""
+    """Weights and AdamW state of one rank as shards on the meta device."""
     state: dict[str, Any] = {}
     for name, shape in shapes.items():
         size = -(-shape[0] // mesh.size())
         here = max(0, min(size, shape[0] - rank * size))
         whole = torch.empty(shape, device="meta")
         part = torch.empty((here, *shape[1:]), device="meta")
-        cut = DTensor.from_local(
+        sharded_tensor = DTensor.from_local(
             part, mesh, [Shard(0)], run_check=False, shape=shape, stride=whole.stride()
         )
-        state |= {
-            f"{kind}.{name}": cut for kind in ("model", "optimizer.exp_avg", "optimizer.exp_avg_sq")
-        }
+        for kind in ("model", "optimizer.exp_avg", "optimizer.exp_avg_sq"):
+            state[f"{kind}.{name}"] = sharded_tensor
         state[f"optimizer.step.{name}"] = torch.zeros(())
     return state
 

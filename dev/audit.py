@@ -1,9 +1,10 @@
-"""Are the pinned packages free of known holes? `make audit` runs it, and so does CI.
+"""Check the pinned packages for known vulnerabilities: `python -m dev.audit PIP_AUDIT`.
 
-Every line of requirements/*.txt has to pin one version exactly, so that what is audited is what is
-installed. The versions are compared with the advisories of the Python Packaging Authority by
-pip-audit. Where these cannot be reached, as behind a mirror that has none, nothing is known, which
-is said loudly and is no failure. Exit code 1: a line that is no pin, or a known hole.
+`make audit` and CI run it. Every line of requirements/cpu.txt and gpu.txt must pin an exact
+version, so that the audited versions are the installed ones. pip-audit compares them with the
+advisories of the Python Packaging Authority. If these cannot be reached, the audit prints a warning
+and exits with 0. Exit code 1: a line does not pin a version, or a package has a known
+vulnerability.
 """
 
 import json
@@ -15,7 +16,9 @@ from tempfile import TemporaryDirectory
 
 REQUIREMENTS = sorted((Path(__file__).resolve().parents[1] / "requirements").glob("?pu.txt"))
 PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+")
-PROBE = "jinja2==3.1.2"  # has known holes: whoever finds none in it has no advisories
+PROBE = (
+    "jinja2==3.1.2"  # has known vulnerabilities: without any result the advisories are unreachable
+)
 
 
 def main(pip_audit: str) -> int:
@@ -26,37 +29,32 @@ def main(pip_audit: str) -> int:
         if not PIN.fullmatch(line)
     ]
     if wrong:
-        print(f"error: no exact pin of a version: {'; '.join(wrong)}", file=sys.stderr)
+        print(f"error: not pinned to an exact version: {'; '.join(wrong)}", file=sys.stderr)
         return 1
     if not look_up(pip_audit, [PROBE])[0]:
-        print(
-            "=" * 100
-            + (
-                "\nAUDIT NOT DONE: the advisories cannot be reached from here. Run `make audit` "
-                "where they can.\n"
-            )
-            + "=" * 100
-        )
+        rule = "=" * 100
+        reason = "the advisories cannot be reached. Run `make audit` on another network."
+        print(f"{rule}\nAUDIT NOT DONE: {reason}\n{rule}")
         return 0
-    holes, unknown = look_up(
+    vulnerable, unknown = look_up(
         pip_audit, sorted({line for path in REQUIREMENTS for line in _lines(path)})
     )
-    for hole in holes:
-        print(f"error: {hole}", file=sys.stderr)
+    for line in vulnerable:
+        print(f"error: {line}", file=sys.stderr)
     print(
-        f"audit: {len(holes)} packages with known holes; of {len(unknown)} nothing is known: "
-        f"{', '.join(unknown) or 'none'}"
+        f"audit: {len(vulnerable)} packages with known vulnerabilities; {len(unknown)} packages "
+        f"without data: {', '.join(unknown) or 'none'}"
     )
-    return bool(holes)
+    return bool(vulnerable)
 
 
 def look_up(pip_audit: str, pins: list[str]) -> tuple[list[str], list[str]]:
-    """Packages with known holes, each with the names of these, and packages that pip-audit could
-    not ask about.
+    """Packages with known vulnerabilities, each with their ids, and packages that pip-audit could
+    not look up.
     """
-    holes: list[str] = []
+    vulnerable: list[str] = []
     unknown: list[str] = []
-    for pin in _apart(pins):
+    for pin in _without_conflicts(pins):
         with TemporaryDirectory() as folder:
             path = Path(folder) / "requirements.txt"
             path.write_text("\n".join(pin) + "\n", encoding="utf-8")
@@ -77,17 +75,13 @@ def look_up(pip_audit: str, pins: list[str]) -> tuple[list[str], list[str]]:
             if "version" not in entry:
                 unknown.append(entry["name"])
             elif entry["vulns"]:
-                holes.append(
-                    f"{entry['name']} {entry['version']}: "
-                    f"{', '.join(hole['id'] for hole in entry['vulns'])}"
-                )
-    return holes, unknown
+                ids = ", ".join(advisory["id"] for advisory in entry["vulns"])
+                vulnerable.append(f"{entry['name']} {entry['version']}: {ids}")
+    return vulnerable, unknown
 
 
-def _apart(pins: list[str]) -> list[list[str]]:
-    """Lists in which no package comes twice: the two lists of requirements pin some in two
-    versions.
-    """
+def _without_conflicts(pins: list[str]) -> list[list[str]]:
+    """Lists without a package in two versions, which pip-audit does not accept in one list."""
     lists: list[dict[str, str]] = []
     for pin in pins:
         name = pin.partition("==")[0]

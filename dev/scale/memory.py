@@ -1,9 +1,8 @@
-"""What stays in memory of each document, file, shard or step, and how many tokens of text fill a
-host with it.
+"""Memory that grows with the text: bytes per document, file or shard, and the number of tokens of
+text whose records fill a host.
 
-Everything else in the house is read and written in pieces of a bounded size. A token is 4
-characters here and a document has 500 tokens; parts and shards have the sizes that the stages give
-them.
+All other data is read and written in pieces of bounded size. The figures assume 4 characters per
+token, 500 tokens per document, and the default sizes of parts and shards.
 """
 
 import random
@@ -18,58 +17,60 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-HOST = 64 << 30
+HOST = 64 << 30  # bytes
 DOCUMENT = 500  # tokens
 SHARD_TOKENS = 100_000_000  # tokens.shard_tokens
 
 
 @dataclass(frozen=True)
-class Held:
-    """Something that grows with the text."""
+class Record:
+    """A data structure in memory that has an entry per unit of text."""
 
     what: str
     unit: str
-    tokens: int  # of a unit
-    size: float  # bytes of a unit, per process that holds it
+    tokens: int  # of text per unit
+    size: float  # bytes per unit, in each process that holds the structure
 
     @property
     def tokens_of_a_host(self) -> float:
+        """Tokens of text whose records fill HOST bytes."""
         return HOST / self.size * self.tokens
 
 
-def measure_held(units: int) -> Table:
-    """Each from so many units; those that are files a fiftieth of that."""
+def measure_memory(units: int) -> Table:
+    """Measure each record with `units` documents; records of files with a fiftieth of it."""
     table = Table(
-        title=f"Held in memory, and where {HOST >> 30} GiB are full", title_justify="left"
+        title=f"Memory that grows with the text, and when it fills {HOST >> 30} GiB",
+        title_justify="left",
     )
-    for column in ("what", "of each", "its tokens", "bytes", "full at tokens"):
-        table.add_column(column, justify="left" if column in ("what", "of each") else "right")
-    for held in sorted(all_held(units), key=lambda held: held.tokens_of_a_host):
+    for column in ("what", "unit", "tokens per unit", "bytes per unit", "full at tokens"):
+        table.add_column(column, justify="left" if column in ("what", "unit") else "right")
+    for record in sorted(all_records(units), key=lambda record: record.tokens_of_a_host):
         table.add_row(
-            held.what,
-            held.unit,
-            f"{held.tokens:,}",
-            f"{held.size:,.1f}",
-            f"{held.tokens_of_a_host:.1e}",
+            record.what,
+            record.unit,
+            f"{record.tokens:,}",
+            f"{record.size:,.1f}",
+            f"{record.tokens_of_a_host:.1e}",
         )
     return table
 
 
-def all_held(units: int) -> Iterator[Held]:
+def all_records(units: int) -> Iterator[Record]:
     from ipt.config import CorpusConfig
 
     exact, near = (
         CorpusConfig(kind="files", exact_duplicates="remove"),
         CorpusConfig(kind="files", near_duplicates=0.8),
     )
-    yield Held("corpus.exact_duplicates", "document", DOCUMENT, _of_filter(exact, units))
-    yield Held("corpus.near_duplicates", "document", DOCUMENT, _of_filter(near, units))
-    yield Held("order of an epoch (mixture)", "document", DOCUMENT, _of_plan(units))
+    yield Record("corpus.exact_duplicates", "document", DOCUMENT, _of_filter(exact, units))
+    yield Record("corpus.near_duplicates", "document", DOCUMENT, _of_filter(near, units))
+    yield Record("order of an epoch (mixture)", "document", DOCUMENT, _of_plan(units))
     files = max(20, units // 50)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         yield from _of_files(folder, files)
-        yield Held("index of a token store", "shard", SHARD_TOKENS, _of_store(folder, files))
+        yield Record("index of a token store", "shard", SHARD_TOKENS, _of_store(folder, files))
 
 
 def _of_filter(config: Any, units: int) -> float:
@@ -77,19 +78,21 @@ def _of_filter(config: Any, units: int) -> float:
 
     [drops] = build_filters(config)
     choose = random.Random(0)
-    assert drops("nothing like the others") is None  # libraries are loaded
+    assert drops("nothing like the others") is None  # also imports the libraries
 
     def read() -> list[Any]:
-        assert not any(
-            drops(" ".join(str(choose.random()) for _ in range(8))) for _ in range(units)
-        )
+        for _ in range(units):
+            words = [str(choose.random()) for _ in range(8)]
+            assert not drops(" ".join(words))
         return [drops]
 
-    return _held_by(read) / units
+    return _bytes_of(read) / units
 
 
 def _of_plan(units: int) -> float:
-    """What a plan keeps once a block is read, less what any plan keeps: the windows of its sources."""
+    """Bytes per document that a plan keeps after reading a block, without its fixed part (the
+    windows of the sources).
+    """
     from benchmarks.loading import FormulaLengths
     from ipt.config import MixtureConfig
     from ipt.mixture.plan import make_plan
@@ -102,16 +105,17 @@ def _of_plan(units: int) -> float:
             made.block(0)
             return made
 
-        return _held_by(make)
+        return _bytes_of(make)
 
     few, many = 10_000 * units, 100_000 * units
     return (plan(many) - plan(few)) / (many - few)
 
 
-def _of_files(folder: Path, files: int) -> Iterator[Held]:
-    """Lists of files and row groups that stages make before they begin; a part of documents has 32
-    M characters, one of pairs 512 rows, one of texts 8,192 rows with pairs that are half as long
-    again.
+def _of_files(folder: Path, files: int) -> Iterator[Record]:
+    """The lists of files and row groups that stages build before they start.
+
+    A part of documents has 32 M characters, a part of pairs 512 rows, and a part of texts 8,192
+    rows, where pairs add half the length of the document.
     """
     from ipt.rendering.run import SCHEMA as TEXTS
     from ipt.rendering.run import plan_tasks
@@ -122,29 +126,29 @@ def _of_files(folder: Path, files: int) -> Iterator[Held]:
 
     _write_parts(folder / "pairs", files, PAIRS, 512)
     _write_parts(folder / "texts", files, TEXTS, 8192)
-    yield Held(
+    yield Record(
         "tasks of rendering",
         "part of pairs",
         512 * DOCUMENT,
-        _held_by(lambda: plan_tasks(folder / "pairs")) / files,
+        _bytes_of(lambda: plan_tasks(folder / "pairs")) / files,
     )
-    yield Held(
+    yield Record(
         "row groups of documents",
         "part of documents",
         8_000_000,
-        _held_by(lambda: Documents(folder / "pairs", 512)) / files,
+        _bytes_of(lambda: Documents(folder / "pairs", 512)) / files,
     )
-    yield Held(
+    yield Record(
         "tasks of tokens",
         "part of texts",
         8192 * DOCUMENT * 3 // 2,
-        _held_by(lambda: make_tasks(folder / "texts", SHARD_TOKENS), True) / files,
+        _bytes_of(lambda: make_tasks(folder / "texts", SHARD_TOKENS), True) / files,
     )
-    yield Held(
+    yield Record(
         "manifest of synthesis",
         "part of pairs",
         512 * DOCUMENT,
-        _held_by(lambda: hash_folder(folder / "pairs"), True) / files,
+        _bytes_of(lambda: hash_folder(folder / "pairs"), True) / files,
     )
 
 
@@ -154,14 +158,14 @@ def _of_store(folder: Path, shards: int) -> float:
     write_store(
         folder / "store",
         (EncodedDocument(np.zeros(1, np.uint32)) for _ in range(shards)),
-        "made up",
+        "synthetic",
         1,
     )
-    return _held_by(lambda: TokenStore(folder / "store")) / shards
+    return _bytes_of(lambda: TokenStore(folder / "store")) / shards
 
 
 def _write_parts(folder: Path, files: int, schema: Any, rows: int) -> None:
-    """The same part under many names: what is held of it comes from its metadata."""
+    """Hard links to one part under many names: only its metadata is kept in memory."""
     import pyarrow as pa
 
     from ipt.files import write_parquet
@@ -185,8 +189,8 @@ def _traced() -> Iterator[None]:
         tracemalloc.stop()
 
 
-def _held_by(make: Callable[[], Any], at_peak: bool = False) -> int:
-    """Bytes that are in use once something is made and kept, or at the most while it is made."""
+def _bytes_of(make: Callable[[], Any], at_peak: bool = False) -> int:
+    """Bytes in use after `make` has returned, while its result is kept; at_peak: at most before."""
     with _traced():
         kept = make()
         now, peak = tracemalloc.get_traced_memory()
