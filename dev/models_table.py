@@ -169,14 +169,14 @@ three differ, the command ends with an error that names the difference and the s
 Before the first step the same comparison runs on the real weights.
 
 Because of this check, architectures that are not in the table can be used too.
-`trainer.attn_implementation=auto` selects the fastest implementation that passes the check. On a GPU, kernels
-that ignore a feature of the model are excluded: flash-attn 3 and 4 have no attention dropout,
+`trainer.attn_implementation=auto` selects the fastest implementation that passes the check. On a
+GPU, kernels that ignore a feature of the model are excluded: flash-attn 3 and 4 have no attention dropout,
 flash-attn 2 and 3 no attention sinks, and torch's `varlen` neither of these nor soft-caps.
 
 - *packed*, *sdpa*, *eager*: whether this value of `trainer.attn_implementation` is correct with
   `mixture.intra_document_mask=true`.
-- *without mask*: whether the model can be trained with `mixture.intra_document_mask=false`, where the
-  documents of a sequence attend to each other.
+- *without mask*: whether the model can be trained with `mixture.intra_document_mask=false`, where
+  the documents of a sequence attend to each other.
 - *tested*: the test suite trains a tiny model and checks that packed training equals separate
   documents, that the export equals the trained model, and that a resumed run equals an
   uninterrupted one.

@@ -12,7 +12,8 @@ WORK = """
 import sys, time
 from pathlib import Path
 import pyarrow as pa
-from ipt.stage import run_stage, write_parquet
+from ipt.files import write_parquet
+from ipt.stage import run_stage
 def work(folder):
     for number in range(10):
         path = folder / "documents" / f"part-{number:05d}.parquet"
