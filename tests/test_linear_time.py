@@ -10,7 +10,7 @@ from time import process_time
 
 import pytest
 
-from ipt.corpus.definitions import clean_definition, mask
+from ipt.corpus.ontology.definitions import clean_definition, mask
 from ipt.corpus.words import words_of
 from ipt.rendering.pairs import read_pair
 from ipt.synthesis import finetuning_data

@@ -8,7 +8,7 @@ import pytest
 
 from ipt.config import CorpusConfig
 from ipt.corpus.documents import read_documents
-from ipt.corpus.files import CorpusFile
+from ipt.corpus.readers.files import CorpusFile
 from ipt.errors import UserError
 from ipt.evaluation.formats import read_file
 from ipt.evaluation.task import Task

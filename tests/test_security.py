@@ -18,8 +18,8 @@ import zstandard
 
 import ipt
 from ipt.config import CorpusConfig, SynthesisConfig
-from ipt.corpus import files
 from ipt.corpus.documents import read_documents
+from ipt.corpus.readers import files
 from ipt.evaluation.data import read_rows, render_prompt
 from ipt.evaluation.task import Task, load_tasks
 from ipt.files import parse_yaml

@@ -74,7 +74,7 @@ def all_records(units: int) -> Iterator[Record]:
 
 
 def _of_filter(config: Any, units: int) -> float:
-    from ipt.corpus.filtering import build_filters
+    from ipt.corpus.filters.build import build_filters
 
     [drops] = build_filters(config)
     choose = random.Random(0)

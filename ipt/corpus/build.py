@@ -20,15 +20,12 @@ import pyarrow.parquet as pq
 
 from ipt.config import CorpusConfig, check_choices
 from ipt.console import console, progress
+from ipt.corpus.decontaminate import Overlap, OverlapCount
 from ipt.corpus.documents import SCHEMA, Document, RowText, read_documents
-from ipt.corpus.files import QUESTIONS, CorpusFile
-from ipt.corpus.filtering import build_filters
-from ipt.corpus.finding import describe_unread, find_files
+from ipt.corpus.filters.build import build_filters
 from ipt.corpus.hashing import unit_hash
-from ipt.corpus.ontology import Ontology, check_ontologies, held_out_terms, load_ontology
-from ipt.corpus.overlap import Overlap, OverlapCount
-from ipt.corpus.pages import Page, make_pages
-from ipt.corpus.questions import (
+from ipt.corpus.ontology.pages import Page, make_pages
+from ipt.corpus.ontology.questions import (
     GENERALISATION,
     RECALL,
     Asker,
@@ -37,6 +34,9 @@ from ipt.corpus.questions import (
     count_questions,
     read_questions,
 )
+from ipt.corpus.ontology.terms import Ontology, check_ontologies, held_out_terms, load_ontology
+from ipt.corpus.readers.files import QUESTIONS, CorpusFile
+from ipt.corpus.readers.find import describe_unread, find_files
 from ipt.errors import UserError
 from ipt.files import atomic
 

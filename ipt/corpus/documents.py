@@ -17,9 +17,9 @@ from jinja2 import StrictUndefined, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from ipt.config import CorpusConfig
-from ipt.corpus.files import CorpusFile, first_line, json_lines, json_rows
-from ipt.corpus.finding import find_files
 from ipt.corpus.hashing import short_hash
+from ipt.corpus.readers.files import CorpusFile, first_line, json_lines, json_rows
+from ipt.corpus.readers.find import find_files
 from ipt.errors import UserError
 
 SCHEMA = pa.schema(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
 
-from ipt.corpus.files import CorpusFile, first_line
+from ipt.corpus.readers.files import CorpusFile, first_line
 from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.distractors import with_distractors
 from ipt.evaluation.draws import text_hash

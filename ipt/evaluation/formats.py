@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ipt.corpus.files import CorpusFile, first_line
+from ipt.corpus.readers.files import CorpusFile, first_line
 from ipt.errors import UserError
 from ipt.evaluation.task import HUB, Task
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ipt.corpus.files import CorpusFile, first_line
+from ipt.corpus.readers.files import CorpusFile, first_line
 from ipt.errors import MissingFileError, UserError
 from ipt.files import hash_json, parse_yaml
 from ipt.places import expanded

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ipt import distributed
 from ipt.config import Config, CorpusConfig, SourceConfig, key_settings, to_config
 from ipt.console import console
-from ipt.corpus.overlap import Overlap
+from ipt.corpus.decontaminate import Overlap
 from ipt.distributed import rank
 from ipt.files import hash_file, read_json
 from ipt.mixture.schedule import schedule_points

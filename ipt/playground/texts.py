@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ipt.config import CorpusConfig
 from ipt.corpus.documents import read_documents
-from ipt.corpus.files import CorpusFile
+from ipt.corpus.readers.files import CorpusFile
 from ipt.errors import UserError
 
 SUFFIXES = (".txt", ".md", ".jsonl")

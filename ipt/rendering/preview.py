@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.text import Text as Coloured
 
 from ipt.config import RenderingConfig
-from ipt.corpus.files import CorpusFile, json_lines
+from ipt.corpus.readers.files import CorpusFile, json_lines
 from ipt.errors import MissingFileError, UserError
 from ipt.files import reading_parquet
 from ipt.places import check_file

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ipt.console import console
-from ipt.corpus.files import first_line
+from ipt.corpus.readers.files import first_line
 from ipt.errors import MissingFileError, UserError
 from ipt.files import hash_file
 from ipt.models import cache_dir

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ipt.corpus.ontology import Ontology, load_ontology
+from ipt.corpus.ontology.terms import Ontology, load_ontology
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ipt.config import FilterConfig, key_settings
 from ipt.console import Progress, progress
-from ipt.corpus.overlap import Overlap, OverlapCount
+from ipt.corpus.decontaminate import Overlap, OverlapCount
 from ipt.errors import UserError
 from ipt.files import read_parts, write_parquet
 from ipt.synthesis.quality.judge import check_judge, judge_pairs

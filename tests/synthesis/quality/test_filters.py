@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 from quality_cases import HEART, judge_server, verdict, write_chains
 
 from ipt.config import Config, FilterConfig, JudgeConfig, ThresholdsConfig
-from ipt.corpus.overlap import Overlap
+from ipt.corpus.decontaminate import Overlap
 from ipt.files import read_parts
 from ipt.stage import hash_folder
 from ipt.synthesis.quality.filters import (

@@ -13,7 +13,7 @@ import pytest
 from ipt.config import CorpusConfig
 from ipt.corpus.build import build_corpus
 from ipt.corpus.documents import read_documents
-from ipt.corpus.finding import (
+from ipt.corpus.readers.find import (
     ABOVE,
     BROKEN,
     FOLDERS,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ipt.config import CorpusConfig
 from ipt.corpus.documents import EMPTY, NO_TEXT, read_documents
-from ipt.corpus.finding import find_files
+from ipt.corpus.readers.find import find_files
 from tests.examples import examples
 
 ROWS = [

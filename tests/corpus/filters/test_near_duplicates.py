@@ -3,8 +3,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt.corpus import near_duplicates
-from ipt.corpus.near_duplicates import NearDuplicates, _FirstDocument
+from ipt.corpus.filters import near_duplicates
+from ipt.corpus.filters.near_duplicates import NearDuplicates, _FirstDocument
 
 
 @given(

@@ -17,8 +17,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from ipt.corpus.definitions import clean_definition, says_more_than
 from ipt.corpus.hashing import unit_hash
+from ipt.corpus.ontology.definitions import clean_definition, says_more_than
 from ipt.errors import MissingFileError, UserError
 
 PACKAGE = "cellxgene-ontology-guide"

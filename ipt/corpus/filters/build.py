@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any
 
 from ipt.config import CorpusConfig
-from ipt.corpus.near_duplicates import NearDuplicates
+from ipt.corpus.filters.near_duplicates import NearDuplicates
 from ipt.corpus.words import words_of
 from ipt.errors import UserError
 

@@ -4,8 +4,8 @@ from collections import Counter
 import pytest
 from ontology_cases import entries
 
-from ipt.corpus.ontology import held_out_terms, parse_ontology
-from ipt.corpus.pages import FULL_PAGE, LONGEST_PAGE, make_pages
+from ipt.corpus.ontology.pages import FULL_PAGE, LONGEST_PAGE, make_pages
+from ipt.corpus.ontology.terms import held_out_terms, parse_ontology
 
 
 @pytest.fixture(scope="module", params=["made up", "cells"])

@@ -6,9 +6,9 @@ import pytest
 from ontology_cases import entries
 
 from ipt.corpus.build import _askers, _Book, _shuffled
-from ipt.corpus.ontology import Ontology, held_out_terms, parse_ontology
-from ipt.corpus.pages import make_pages
-from ipt.corpus.questions import ask, count_questions, read_questions
+from ipt.corpus.ontology.pages import make_pages
+from ipt.corpus.ontology.questions import ask, count_questions, read_questions
+from ipt.corpus.ontology.terms import Ontology, held_out_terms, parse_ontology
 
 
 def make_book(source: Ontology, seed: int = 3) -> _Book:

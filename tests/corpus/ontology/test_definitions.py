@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt.corpus.definitions import (
+from ipt.corpus.ontology.definitions import (
     MASK,
     aliases,
     clean_definition,

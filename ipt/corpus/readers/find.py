@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ipt.corpus.files import (
+from ipt.corpus.readers.files import (
     KINDS,
     QUESTIONS,
     READABLE,

@@ -7,8 +7,15 @@ from hypothesis import strategies as st
 
 from ipt.config import CorpusConfig
 from ipt.corpus.build import OVERLAPS, build_corpus, check_corpus
-from ipt.corpus.filtering import NEARLY_SAME, SAME, TOO_LONG, TOO_SHORT, UNCERTAIN, build_filters
-from ipt.corpus.overlap import Overlap
+from ipt.corpus.decontaminate import Overlap
+from ipt.corpus.filters.build import (
+    NEARLY_SAME,
+    SAME,
+    TOO_LONG,
+    TOO_SHORT,
+    UNCERTAIN,
+    build_filters,
+)
 from tests.examples import examples
 
 ENGLISH = "The heart of a mammal has four chambers, and its walls are made of muscle."

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt.corpus.overlap import SHORTEST, Overlap, OverlapCount
+from ipt.corpus.decontaminate import SHORTEST, Overlap, OverlapCount
 from ipt.corpus.words import words_of
 from tests.examples import examples
 

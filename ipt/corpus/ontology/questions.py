@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from ipt.corpus.definitions import MASK, mask
 from ipt.corpus.hashing import unit_hash
-from ipt.corpus.ontology import IS_A, KNOWN, Ontology, Term
+from ipt.corpus.ontology.definitions import MASK, mask
+from ipt.corpus.ontology.terms import IS_A, KNOWN, Ontology, Term
 from ipt.errors import UserError
 
 RECALL, GENERALISATION = "recall", "generalisation"

@@ -1,8 +1,13 @@
 import pytest
 from ontology_cases import entries
 
-from ipt.corpus import ontology
-from ipt.corpus.ontology import check_ontologies, held_out_terms, load_ontology, parse_ontology
+from ipt.corpus.ontology import terms
+from ipt.corpus.ontology.terms import (
+    check_ontologies,
+    held_out_terms,
+    load_ontology,
+    parse_ontology,
+)
 
 
 def entry(label, description="", ancestors=(), **others):
@@ -81,7 +86,7 @@ def test_the_newest_release_counts_as_numbers():
         release: {"ontologies": {"CL": {"version": f"v{release}"}}}
         for release in ("5.9.0", "5.10.0", "5.2.11")
     }
-    assert ontology._newest_version(info, "CL") == "v5.10.0"
+    assert terms._newest_version(info, "CL") == "v5.10.0"
 
 
 def test_real_terms(cells):

@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ipt.corpus.definitions import (
+from ipt.corpus.hashing import pick
+from ipt.corpus.ontology.definitions import (
     aliases,
     define,
     define_it,
@@ -20,8 +21,7 @@ from ipt.corpus.definitions import (
     sentence_case,
     starts_with_name,
 )
-from ipt.corpus.hashing import pick
-from ipt.corpus.ontology import IS_A, Ontology, Term
+from ipt.corpus.ontology.terms import IS_A, Ontology, Term
 
 FULL_PAGE = 600  # characters that are enough for a page
 LONGEST_PAGE = (

@@ -17,7 +17,7 @@ import pytest
 from ipt.config import CorpusConfig
 from ipt.corpus.build import build_corpus, check_corpus, input_digests
 from ipt.corpus.documents import read_documents
-from ipt.corpus.finding import find_files
+from ipt.corpus.readers.find import find_files
 from ipt.files import hash_file
 
 QUESTION = {

@@ -1,0 +1,1 @@
+"""Filters that drop documents: by length, language and duplication."""

@@ -1,0 +1,1 @@
+"""The embedded corpus: pages and closed-book questions from biomedical ontologies."""
