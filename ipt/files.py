@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.errors import MissingFileError, UserError
-from ipt.places import check_file
+from ipt.places import check_pointer
 
 YAML_DEPTH, YAML_VALUES = 100, 1_000_000
 NOTE = ".sha256"  # ending of a hidden file beside a finished one of an unfinished stage
@@ -222,7 +222,7 @@ def read_parts(folder: Path, columns: list[str] | None = None) -> Iterator[dict[
     if not paths:
         raise MissingFileError(f"{folder} holds no part-*.parquet")
     for path in paths:
-        check_file(path)
+        check_pointer(path)
         # The buffer keeps a whole part out of memory.
         with (
             reading_parquet(path),

@@ -67,16 +67,23 @@ def check_temporary() -> None:
         ) from None
 
 
-def check_content(path: str, head: bytes) -> None:
-    """Raises UserError if `head`, the first bytes of a file, is that of a Git LFS pointer."""
+def check_pointer(file: Path) -> None:
+    """Raises UserError if `file` cannot be read or is a Git LFS pointer instead of the content."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(POINTER_BYTES)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    check_pointer_bytes(str(file), head)
+
+
+def check_pointer_bytes(where: str, head: bytes) -> None:
+    """As `check_pointer`, for the first bytes of a file that messages name `where`."""
     if head.startswith(POINTERS) and b"\noid sha256:" in head[:POINTER_BYTES]:
-        raise UserError(f"{path}: this is a Git LFS pointer: run `git lfs pull` in its repository")
-
-
-def check_file(path: Path) -> None:
-    """`check_content` for a local file."""
-    with path.open("rb") as file:
-        check_content(str(path), file.read(POINTER_BYTES))
+        raise UserError(
+            f"{where} is a Git LFS pointer, not the file itself: run `git lfs pull` in its "
+            "repository"
+        )
 
 
 def _existing(path: Path) -> Path:

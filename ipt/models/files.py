@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ipt.errors import UserError
+from ipt.places import check_pointer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -26,7 +27,6 @@ JSON_FILES = (
 )
 TEXT_FILES = ("merges.txt", "vocab.txt", "chat_template.jinja")
 BINARY_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 LARGEST_HEADER = 100_000_000  # bytes; safetensors itself accepts no longer header
 
 
@@ -139,20 +139,6 @@ def adapter_instead_of_model(folder: Path) -> str:
         "complete model: use a folder with merged weights (ipt writes them to export/, next to "
         "adapter/), or for synthesis set synthesis.adapter"
     )
-
-
-def check_pointer(file: Path) -> None:
-    """Raise UserError if the file is a Git LFS pointer instead of its content."""
-    try:
-        with file.open("rb") as opened:
-            begin = opened.read(64)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    if begin.startswith(POINTERS):
-        raise UserError(
-            f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its "
-            "repository"
-        )
 
 
 def read_object(file: Path) -> dict[str, Any]:

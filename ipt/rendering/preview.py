@@ -16,7 +16,7 @@ from ipt.config import RenderingConfig
 from ipt.corpus.readers.files import CorpusFile, json_lines
 from ipt.errors import MissingFileError, UserError
 from ipt.files import reading_parquet
-from ipt.places import check_file
+from ipt.places import check_pointer
 from ipt.rendering.pairs import ChainRow, read_document
 from ipt.rendering.pools import MARKS
 from ipt.rendering.render import Settings, Text, render_documents
@@ -134,7 +134,7 @@ def _values(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _parquet_values(path: Path) -> Iterator[Mapping[str, Any]]:
-    check_file(path)
+    check_pointer(path)
     with reading_parquet(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=64):
             yield from batch.to_pylist()

@@ -17,7 +17,7 @@ import zstandard
 
 from ipt.errors import MissingFileError, UserError
 from ipt.files import hash_file, hash_json
-from ipt.places import POINTER_BYTES, check_content
+from ipt.places import POINTER_BYTES, check_pointer_bytes
 
 # what a file can hold; .json last, which a folder's are passed over
 KINDS = ("parquet", "jsonl", "txt", "json")
@@ -97,7 +97,7 @@ class CorpusFile:
                 if self.system is None
                 else io.BufferedReader(_Remote(self.system, self.path), 1 << 20) as data
             ):
-                check_content(self.where, data.peek(POINTER_BYTES))
+                check_pointer_bytes(self.where, data.peek(POINTER_BYTES))
                 yield data
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             raise UserError(

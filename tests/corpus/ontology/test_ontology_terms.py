@@ -115,7 +115,7 @@ def test_unknown_names(names):
 
 
 def test_without_the_package(monkeypatch):
-    monkeypatch.setattr(ontology, "PACKAGE", "no-such-package-here")
+    monkeypatch.setattr(terms, "PACKAGE", "no-such-package-here")
     with pytest.raises(
         FileNotFoundError, match=r"needs the package no-such-package-here: run `make install`"
     ):
