@@ -1,13 +1,10 @@
-"""Text as a list of words, for comparing texts: what is compared is neither case nor punctuation
-nor line breaks.
-"""
+"""Splits text into words to compare texts regardless of case, punctuation and line breaks."""
 
 import re
 import unicodedata
 from functools import cache
-from itertools import groupby
 
-# Scripts that write no spaces between words: each of their characters counts as a word.
+# Code points of scripts without spaces between words: each character counts as a word.
 UNSPACED = (
     range(0x0E00, 0x0F00),  # Thai, Lao
     range(0x1000, 0x10A0),  # Myanmar
@@ -23,8 +20,9 @@ _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of `text` in lower case: runs of letters, digits and their marks; a character each
-    in scripts without spaces.
+    """The words of `text` in lower case: runs of letters, digits and combining marks.
+
+    In scripts without spaces each character is a word.
     """
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
@@ -33,29 +31,21 @@ def words_of(text: str) -> list[str]:
 
 @cache
 def _any_word() -> re.Pattern[str]:
-    """Marks belong to words (without them a Hindi word falls apart), but `\\w` leaves them out: so
-    the classes are spelled out.
+    r"""The pattern of a word in any script.
 
-    Up to U+FFFF, that is, which is what `re` looks up in a table; beyond it (rare Han characters)
+    The character classes are listed because `\w` excludes marks, without which a Hindi word falls
+    apart. They end at U+FFFF, where the lookup table of `re` ends; beyond it (rare Han characters)
     each letter is a word.
     """
-    kinds = [
-        (
-            code,
-            unicodedata.category(chr(code))[0] in "LNM",
-            any(code in script for script in UNSPACED),
-        )
-        for code in range(0x10000)
-    ]
-    spaced = _ranges([code for code, letter, alone in kinds if letter and not alone])
-    alone = _ranges([code for code, letter, alone in kinds if letter and alone])
-    return re.compile(f"[{spaced}]+|[{alone}]|[^\\W_]")
+    # L, N, M, ... for each code point: its general category; lower case in scripts without spaces
+    kinds = "".join(unicodedata.category(chr(code))[0] for code in range(0x10000))
+    for script in UNSPACED:
+        unspaced = kinds[script.start : script.stop].lower()
+        kinds = kinds[: script.start] + unspaced + kinds[script.stop :]
+    return re.compile(f"[{_ranges('[LNM]+', kinds)}]+|[{_ranges('[lnm]+', kinds)}]|[^\\W_]")
 
 
-def _ranges(codes: list[int]) -> str:
-    """The inside of a character class that holds `codes`, which ascend."""
-    runs = [
-        [code for _, code in run]
-        for _, run in groupby(enumerate(codes), key=lambda numbered: numbered[1] - numbered[0])
-    ]
-    return "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs)
+def _ranges(pattern: str, kinds: str) -> str:
+    """The ranges of code points, as in a character class, whose kinds match `pattern`."""
+    runs = re.finditer(pattern, kinds)
+    return "".join(f"{chr(run.start())}-{chr(run.end() - 1)}" for run in runs)

@@ -185,21 +185,23 @@ def define_it(definition: str) -> str:
 
 
 def mask(definition: str, names: Iterable[str]) -> str:
-    """`definition` with `names` and whatever gives them away replaced by a blank.
+    """`definition` with `names`, and the words that reveal them, replaced by a blank.
 
-    Masked are each name as a whole, and of the first name (the term's own) every word of more than
-    three letters, every number and abbreviation, and words of the same stem; upper and lower case
-    alike.
+    Masks each complete name. Of the first name (the term's own) it also masks every word of more
+    than three letters, every number and abbreviation, and words with the same stem. Case is ignored.
     """
     names = list(names)
-    spans = [
-        match.span()
-        for name in names
-        for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", definition, re.IGNORECASE)
-    ]
-    telling = [word for word in _WORD.findall(names[0]) if _tells(word)]
+    lowered = definition.lower()
+    spans = []
+    for name in names:
+        if name.lower() in lowered:  # saves the compilation of most patterns
+            whole_name = rf"(?<!\w){re.escape(name)}(?!\w)"
+            matches = re.finditer(whole_name, definition, re.IGNORECASE)
+            spans += [match.span() for match in matches]
+    telling = [word.lower() for word in _WORD.findall(names[0]) if _tells(word)]
     for match in _WORD.finditer(definition):
-        if any(_same_stem(match[0].lower(), word.lower()) for word in telling):
+        word = match[0].lower()
+        if any(_same_stem(word, other) for other in telling):
             spans.append(match.span())
     return _blank(definition, spans)
 
@@ -224,14 +226,12 @@ def _tells(word: str) -> bool:
 
 
 def _same_stem(word: str, other: str) -> bool:
-    """Equal, or equal but for an ending: colon and colonic, intestine and intestinal."""
-    if word == other or min(len(word), len(other)) <= 3:
+    """Equal, or equal except for an ending: colon and colonic, intestine and intestinal."""
+    shortest = min(len(word), len(other))
+    if shortest <= 3:
         return word == other
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b),
-        min(len(word), len(other)),
-    )
-    return shared >= max(4, min(len(word), len(other)) - 2)
+    stem = max(4, shortest - 2)
+    return word[:stem] == other[:stem]
 
 
 def _is_phrase(definition: str) -> bool:

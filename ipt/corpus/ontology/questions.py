@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from ipt.corpus.hashing import unit_hash
@@ -327,14 +327,15 @@ def _bare(name: str) -> frozenset[str]:
     return frozenset(word for word in words if not re.fullmatch(r".|[ivx]+|\w*\d\w*|type", word))
 
 
-def _content(name: str) -> set[str]:
-    """Beginnings of the words that say something, to find names that name each other."""
+@cache
+def _content(name: str) -> frozenset[str]:
+    """First four letters of the words with meaning, to find names that contain each other."""
     words = re.findall(r"[^\W_]+", name.lower())
-    return {
+    return frozenset(
         word[:4]
         for word in words
-        if len(word) > 3 and word not in COMMON_WORDS and word.removesuffix("s") not in COMMON_WORDS
-    }
+        if len(word) > 3 and COMMON_WORDS.isdisjoint((word, word.removesuffix("s")))
+    )
 
 
 def _parse(line: bytes, where: str) -> Question:
