@@ -14,10 +14,10 @@ from ipt.corpus.definitions import clean_definition, mask
 from ipt.corpus.words import words_of
 from ipt.rendering.pairs import read_pair
 from ipt.synthesis import finetuning_data
+from ipt.synthesis.chains import SENTENCE_END, sentences
 from ipt.synthesis.formats.rule_based import mine
 from ipt.synthesis.formats.tags import Pair, parse
-from ipt.synthesis.long_documents import SENTENCE_END, sentences
-from ipt.synthesis.quality import measures
+from ipt.synthesis.quality import statistics as measures
 from ipt.synthesis.quality.task_types import kind_of
 
 SHORT, FACTOR = (

@@ -44,8 +44,8 @@ from ipt.synthesis.formats import chat
 from ipt.synthesis.formats.base import Prompt, Vocabulary
 from ipt.synthesis.formats.rule_based import mine
 from ipt.synthesis.formats.tags import Pair, context_text, pairs_text, parse
-from ipt.synthesis.journal import Journal
 from ipt.synthesis.quality.judge import read_reply
+from ipt.synthesis.shards import Journal
 from ipt.tokens.shards import EncodedDocument
 from ipt.tokens.store import TokenStore, write_store
 

@@ -2,7 +2,10 @@
 rename, or not at all.
 """
 
+import hashlib
 import json
+import zlib
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass
@@ -14,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ipt.config import SynthesisConfig
+from ipt.console import console
 from ipt.errors import MissingFileError, UserError
 from ipt.files import note_hash, reading_parquet, write_parquet
-from ipt.synthesis.chains import Piece, Round, plan_chains
-from ipt.synthesis.formats.base import PromptFormat
-from ipt.synthesis.journal import Journal
-from ipt.synthesis.long_documents import fit
+from ipt.synthesis.chains import Piece, Round, fit, plan_chains
+from ipt.synthesis.engines import Generation
+from ipt.synthesis.formats.base import Prompt, PromptFormat
 
 SCHEMA = pa.schema(
     [
@@ -244,3 +247,85 @@ def _row(chain_id: int, finished: Round) -> dict[str, Any]:
         "raw_output": finished.generation.text,
         "rewrite": finished.parsed.rewrite,
     }
+
+
+# Journal
+# ----------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """Generations by chain and round. What an earlier run wrote is read first; a torn last line is
+    cut off, a damaged one passed over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = {(entry["chain"], entry["round"]): entry for entry in _read(path)}
+        self._file = path.open("a", encoding="utf-8")
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, chain: int, number: int, prompt: Prompt) -> Generation | None:
+        """The generation that an earlier run got for this very prompt at this place; None if there
+        is none.
+        """
+        entry = self._known.get((chain, number))
+        if entry is None or entry["prompt"] != _digest(prompt):
+            return None
+        return Generation(
+            entry["token_ids"],
+            entry["text"],
+            entry["finish_reason"],
+            entry["cached_tokens"],
+            entry.get("refusal", ""),
+        )
+
+    def add(self, chain: int, number: int, prompt: Prompt, generation: Generation) -> None:
+        entry = {"chain": chain, "round": number, "prompt": _digest(prompt), **generation._asdict()}
+        line = json.dumps(entry)
+        self._file.write(f"{_checksum(line.encode())} {line}\n")
+        self._file.flush()
+
+    def remove(self) -> None:
+        """Delete the file, once the shard is written."""
+        self.close()
+        self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of the journal; the file is cut back to them, so that what is appended begins
+    a line.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("rb+") as file:
+            file.truncate(len(whole))
+    lines = [line.partition(b" ") for line in whole.splitlines()]
+    entries = [
+        json.loads(line) for checksum, _, line in lines if checksum == _checksum(line).encode()
+    ]
+    if damaged := len(lines) - len(entries):
+        console.print(
+            f"{path}: {damaged} of {len(lines)} generations are damaged and made again",
+            style="yellow",
+            markup=False,
+        )
+    return entries
+
+
+def _checksum(line: bytes) -> str:
+    return f"{zlib.crc32(line):08x}"
+
+
+def _digest(prompt: Prompt) -> str:
+    content = array("q", prompt.ids).tobytes() + json.dumps(prompt.messages).encode() * bool(
+        prompt.messages
+    )
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

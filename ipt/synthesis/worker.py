@@ -147,7 +147,7 @@ def start(config: SynthesisConfig, seed: int) -> tuple[PromptFormat, Engine]:
     the engine.
     """
     if config.format == RULE_BASED:
-        from ipt.synthesis.engines.rules import RuleEngine
+        from ipt.synthesis.engines.rule_based import RuleEngine
 
         return FORMATS[RULE_BASED](None, config), RuleEngine(seed)
     from ipt.model_checks import check_weights

@@ -2,7 +2,7 @@ import pytest
 
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.formats.base import Prompt
-from ipt.synthesis.journal import Journal
+from ipt.synthesis.shards import Journal
 
 REFUSED = Generation([], "", "error", 0, "this prompt was flagged")
 GENERATION = Generation([5, 2], "naïve 心\u2028 text\n", "stop", 3)

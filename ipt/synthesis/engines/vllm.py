@@ -17,8 +17,7 @@ from zlib import crc32
 from ipt.console import console
 from ipt.errors import UserError
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions, Watch
-from ipt.synthesis.engines.keeper import ProcessReaper
-from ipt.synthesis.engines.subprocess import EngineLog
+from ipt.synthesis.engines.subprocess import EngineLog, ProcessReaper
 from ipt.synthesis.formats.base import Prompt, PromptFormat, Vocabulary
 
 if TYPE_CHECKING:

@@ -18,8 +18,18 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ipt.synthesis.formats.tags import ANSWER, CONTEXT_END, CONTEXT_START, END, QUESTION, Pair
-from ipt.synthesis.long_documents import sentences
+from ipt.synthesis.chains import sentences
+from ipt.synthesis.formats.base import Message, Prompt
+from ipt.synthesis.formats.tags import (
+    ANSWER,
+    CONTEXT_END,
+    CONTEXT_START,
+    END,
+    QUESTION,
+    Pair,
+    Parsed,
+    parse,
+)
 
 PER_RULE = 2  # examples of one rule in a text
 MIN_KEYWORD, MIN_SENTENCE, MAX_SENTENCE = 10, 50, 400  # characters
@@ -65,6 +75,31 @@ class Found(NamedTuple):
     fields: dict[str, str]
     answer: str
     sentences: tuple[int, ...]
+
+
+class RuleFormat:
+    """The prompt is the document; a shot sees nothing of the shots before it, but they are joined
+    as those of a model are.
+    """
+
+    pair_end = END
+    schema: dict[str, Any] | None = None
+    grammar: str | None = None
+
+    def __init__(self) -> None:
+        self.stop_ids: list[int] = []
+
+    def begin(self, document: str) -> Prompt:
+        return Prompt([], (Message("user", document),))
+
+    def follow(self, history: Prompt, document: str) -> Prompt:
+        return self.begin(document)
+
+    def parse(self, output: str) -> Parsed:
+        return parse(output)
+
+    def finish(self, prompt: Prompt, output_ids: list[int], output: str, parsed: Parsed) -> Prompt:
+        return Prompt([])
 
 
 def mine(text: str, seed: int, doc_id: str | None = None, title: str | None = None) -> list[Pair]:

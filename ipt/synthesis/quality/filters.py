@@ -18,15 +18,15 @@ from ipt.corpus.overlap import Overlap, OverlapCount
 from ipt.errors import UserError
 from ipt.files import read_parts, write_parquet
 from ipt.synthesis.quality.judge import OPERATION, check_judge, judge_pairs
-from ipt.synthesis.quality.measures import (
+from ipt.synthesis.quality.statistics import (
     PAIR_MEASURES,
     DocumentWords,
     PairWords,
     frame,
     read_document,
     read_pair,
+    statistics,
 )
-from ipt.synthesis.quality.statistics import statistics
 from ipt.synthesis.quality.streaming import BloomFilter, FrequentCount
 from ipt.synthesis.shards import ACCOUNT, read_account
 

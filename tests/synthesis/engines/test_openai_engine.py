@@ -25,8 +25,8 @@ from ipt.files import read_parts
 from ipt.models import resolve_model
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, start_engine
 from ipt.synthesis.engines import server as server_module
-from ipt.synthesis.engines.keeper import ProcessReaper
 from ipt.synthesis.engines.server import PROBE
+from ipt.synthesis.engines.subprocess import ProcessReaper
 from ipt.synthesis.engines.vllm import ENVIRONMENT
 from ipt.synthesis.formats.base import IptFormat
 from ipt.synthesis.formats.chat import ChatFormat

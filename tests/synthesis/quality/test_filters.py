@@ -20,8 +20,7 @@ from ipt.synthesis.quality.filters import (
     filter_settings,
     is_active,
 )
-from ipt.synthesis.quality.measures import PAIR_MEASURES
-from ipt.synthesis.quality.statistics import statistics
+from ipt.synthesis.quality.statistics import PAIR_MEASURES, statistics
 from ipt.synthesis.shards import read_account
 
 KIDNEY = "The kidney filters blood."

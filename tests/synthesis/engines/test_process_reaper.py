@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ipt.synthesis.engines.keeper import MARK, ProcessReaper
+from ipt.synthesis.engines.subprocess import MARK, ProcessReaper
 
 # A run that starts an engine; like vLLM's, its engine ends by nothing but a signal, and it tells
 # the engine's process id.
 RUN = """
 import subprocess, time
-from ipt.synthesis.engines.keeper import ProcessReaper
+from ipt.synthesis.engines.subprocess import ProcessReaper
 before = subprocess.Popen(["sleep", "600"])
 keeper = ProcessReaper()
 engine = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE, text=True)
