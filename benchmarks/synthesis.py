@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +178,11 @@ def pipeline(
         session = ShardWorker(
             config, Documents(documents, config.shard_size), output, prompt_format, engine
         )
-        await session.work_off([0], lambda documents, note: None)
+        await session.process([0], lambda documents, note: None)
         seconds = time.monotonic() - session.started
         return {
             "seconds": seconds,
-            **session.figures,
+            **asdict(session.counts),
             "found": {row["doc_id"]: row["pairs"] for row in read_parts(output)},
         }
 

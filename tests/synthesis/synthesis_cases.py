@@ -43,7 +43,7 @@ class OracleEngine:
         self.closed = False
         self._vocabulary, self._record, self._delay, self._limit = vocabulary, record, delay, limit
 
-    async def generate(self, prompt, *, priority, lane):
+    async def generate(self, prompt, *, priority, slot):
         prompt_ids, eos = prompt.ids, self._vocabulary.eos
         self.prompts.append(prompt_ids)
         if self._limit is not None and len(self.prompts) > self._limit:

@@ -1,5 +1,5 @@
-"""No engine: pairs mined from the text by rules, for `synthesis.format=rule_based`. Nothing is
-loaded and nothing is generated.
+"""The engine of `synthesis.format=rule_based`: no model, pairs are extracted from the text by
+rules.
 """
 
 from ipt.synthesis.engines import Generation, Watch
@@ -9,13 +9,13 @@ from ipt.synthesis.formats.tags import pairs_text
 
 
 class RuleEngine:
-    """Mines at once. The choice among what can be mined depends on the seed and on the text."""
+    """Extracts pairs immediately. The selection depends on the seed and the text."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     async def generate(
-        self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None
+        self, prompt: Prompt, *, priority: int, slot: int, watch: Watch | None = None
     ) -> Generation:
         document = prompt.messages[0].content
         return Generation([], pairs_text(mine(document, self._seed)), "stop", 0)

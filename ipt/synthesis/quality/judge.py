@@ -190,8 +190,8 @@ class Judge:
                 Request(CHAT, _request(self._config, case)), self._send
             )
         except PromptRefused as refusal:
-            self._server.say_once(
-                f"the server refuses a pair; further ones are only counted: {refusal}", "refused"
+            self._server.warn_once(
+                "refused", f"the server rejected a pair; further ones are only counted: {refusal}"
             )
             return {**failure("refused"), "reason": str(refusal)}
         except ServerFails as error:

@@ -464,7 +464,7 @@ def test_a_model_that_knows_nothing_writes_what_parses(name, temperature, vocabu
         engine = start_engine(config, tiny_model, vocabulary, chat, 0)
         try:
             return await asyncio.gather(
-                *(engine.generate(chat.begin(f"Text {n}."), priority=0, lane=n) for n in range(2))
+                *(engine.generate(chat.begin(f"Text {n}."), priority=0, slot=n) for n in range(2))
             )
         finally:
             engine.close()
