@@ -17,7 +17,7 @@ from ipt.synthesis import finetuning_data
 from ipt.synthesis.chains import SENTENCE_END, sentences
 from ipt.synthesis.formats.rule_based import mine
 from ipt.synthesis.formats.tags import Pair, parse
-from ipt.synthesis.quality import statistics as measures
+from ipt.synthesis.quality import statistics
 from ipt.synthesis.quality.task_types import kind_of
 
 SHORT, FACTOR = (
@@ -28,10 +28,10 @@ LIMIT = 80  # between the two, in the middle on a logarithmic scale, with room f
 
 
 def read_words(text: str) -> None:
-    document = measures.read_document(text)
-    words = measures.read_pair(text, text, document)
+    document = statistics.read_document(text)
+    words = statistics.read_pair(text, text, document)
     kind_of(text, text, words.question, words.answer)
-    measures.frame(words.question, document.known)
+    statistics.frame(words.question, document.known)
 
 
 READERS: dict[str, Callable[[str], object]] = {

@@ -16,19 +16,27 @@ from ipt.files import NOTE, hash_file, is_as_noted, remove_notes
 from ipt.synthesis.dataset_card import write_card
 from ipt.synthesis.engines import check_engine
 from ipt.synthesis.formats.base import RULE_BASED
-from ipt.synthesis.formats.chat import load_prompt, prompt_path
+from ipt.synthesis.formats.prompt_file import load_prompt, prompt_path
 from ipt.synthesis.quality.statistics import statistics
 from ipt.synthesis.shards import Documents, part_path
 from ipt.synthesis.worker import ShardWorker, start
 
 # Keys that do not affect the pairs and may change when a run is resumed.
-OPERATION = frozenset(
-    (
-        "base_url api_key_env max_retries timeout max_num_seqs max_num_batched_tokens "
-        "gpu_memory_utilization kv_cache_memory_bytes tensor_parallel_size data_parallel_size "
-        "cluster workers ray_address"
-    ).split()
-)
+OPERATION = {
+    "base_url",
+    "api_key_env",
+    "max_retries",
+    "timeout",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "gpu_memory_utilization",
+    "kv_cache_memory_bytes",
+    "tensor_parallel_size",
+    "data_parallel_size",
+    "cluster",
+    "workers",
+    "ray_address",
+}
 MINIMA = {
     "shots": 1,
     "max_new_tokens": 1,
@@ -137,7 +145,7 @@ def _check_combinations(config: SynthesisConfig) -> None:
 
 
 def synthesis_settings(config: SynthesisConfig) -> dict[str, Any]:
-    """The keys of `config` that affect the pairs, as opposed to where and how fast they are made."""
+    """The keys of `config` that affect the pairs."""
     if config.format == RULE_BASED:
         return {key: getattr(config, key) for key in ("format", "shots", "shard_size")}
     return {key: value for key, value in asdict(config).items() if key not in OPERATION}

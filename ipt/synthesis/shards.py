@@ -282,7 +282,8 @@ class Journal:
         self._file.close()
 
 
-def _read_journal(path: Path) -> list[dict[str, Any]]:
+def complete_lines(path: Path) -> list[bytes]:
+    """The lines of a journal, if it exists. An incomplete last line is removed from the file."""
     if not path.exists():
         return []
     content = path.read_bytes()
@@ -290,7 +291,11 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
     if len(complete) < len(content):
         with path.open("rb+") as file:
             file.truncate(len(complete))
-    lines = complete.splitlines()
+    return complete.splitlines()
+
+
+def _read_journal(path: Path) -> list[dict[str, Any]]:
+    lines = complete_lines(path)
     entries = []
     for line in lines:
         checksum, _, entry = line.partition(b" ")

@@ -26,8 +26,8 @@ class Generation(NamedTuple):
 
     token_ids: list[int]  # as generated, including the stop token
     text: str
-    # stop: the model ended the output | repetition: stopped by us (stop_at_repetition) | length: cut
-    # at max_new_tokens | error: the prompt was rejected
+    # stop: ended by the model | repetition: ended by stop_at_repetition | length: cut at
+    # max_new_tokens | error: the prompt was rejected
     finish_reason: str
     cached_tokens: int  # prompt tokens found in the engine's prefix cache
     refusal: str = ""  # the reason of a rejected prompt, from the engine or the server
@@ -49,8 +49,8 @@ class Engine(Protocol):
 
         `slot` is the number of a worker slot: prompts of one chain have the same slot, concurrent
         prompts have different ones. `watch` receives the output while it grows; cancelling the call
-        stops it. Raises PromptRefused if the engine rejects this prompt, and EngineDied if it cannot
-        run any more prompts.
+        stops it. Raises PromptRefused if the engine rejects this prompt, and EngineDied if it
+        cannot run any more prompts.
         """
         ...
 
@@ -66,7 +66,7 @@ class EngineDied(UserError):
 
 
 class Repetitions:
-    """Detects, token by token, when an output repeats a question (`synthesis.stop_at_repetition`)."""
+    """Detects when an output repeats a question (`synthesis.stop_at_repetition`)."""
 
     def __init__(self, vocabulary: Vocabulary, prompt_format: PromptFormat) -> None:
         self._vocabulary = vocabulary

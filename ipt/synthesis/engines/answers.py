@@ -16,31 +16,23 @@ PART_KEYS = {"type", "text", "content", "value", "thinking", "reasoning"}
 LINE_LENGTH = 300  # characters of a server's message in an error
 NO_ERROR = 200
 
-# Finish reasons in lower case. Any other one ends an output like "stop".
-STOPPED = frozenset(
-    (
-        "stop eos eos_token end_turn stop_sequence tool_calls function_call tool_use stop_token "
-        "stop_str end complete completed done"
-    ).split()
+# Finish reasons in lower case, to be matched as a whole. Any other one ends an output like "stop".
+STOPPED = re.compile(
+    "stop(_sequence|_token|_str)?|eos(_token)?|end(_turn)?|tool_calls|tool_use|function_call"
+    "|completed?|done"
 )
-CUT = frozenset(
-    (
-        "length max_tokens model_length max_length max_new_tokens max_output_tokens "
-        "max_completion_tokens token_limit context_length error_limit "
-        "model_context_window_exceeded"
-    ).split()
+CUT = re.compile(
+    "(model_|max_|context_)?length|max_((new|output|completion)_)?tokens|token_limit|error_limit"
+    "|model_context_window_exceeded"
 )
-ABORTED = frozenset(
-    (
-        "error abort aborted cancelled canceled failed timeout engine_error server_error "
-        "insufficient_system_resource"
-    ).split()
+ABORTED = re.compile(
+    "((engine|server)_)?error|abort(ed)?|cancell?ed|failed|timeout|insufficient_system_resource"
 )
 REFUSAL = re.compile(
     "filter|safety|recitation|block|prohibited|spii|refus|sensitive|moderat|guardrail|flagged"
     "|policy|toxic"
 )
-NO_REASON = frozenset(("null", "none"))  # as strings
+NO_REASON = ("", "null", "none")  # as strings
 
 # HTTP statuses. TGI reports a failed generation as 424.
 TRANSIENT = frozenset((408, 409, 424, 425, 429))
@@ -141,7 +133,7 @@ class Answer(NamedTuple):
 
 
 def read_answer(body: Any, streamed: bool = False) -> Answer:
-    """The answer in a response of either endpoint. Raises Fault for an error, or if there is none."""
+    """The answer in a response of either endpoint. Raises Fault without one."""
     fault = fault_in(body)
     if fault is not None:
         raise fault
@@ -187,18 +179,23 @@ def end_of(answer: Answer) -> str:
     """
     reason = answer.finish_reason
     is_empty = not (answer.text or answer.reasoning or answer.token_ids)
-    if reason in CUT:
+    if CUT.fullmatch(reason):
         return "length"
-    if reason in ABORTED:
+    if ABORTED.fullmatch(reason):
         named = f"finish_reason={reason}"
         raise Fault(Kind.TRANSIENT, named, f"aborts its answers with {named}")
-    if reason and reason not in STOPPED and (is_empty or REFUSAL.search(reason)):
+    if not is_known_end(reason) and (is_empty or REFUSAL.search(reason)):
         raise Fault(Kind.PROMPT, f"finish_reason={reason}", answered=True)
     if is_empty and not reason:
         raise Fault(
             Kind.TRANSIENT, "an empty answer", "returns empty answers without a finish_reason"
         )
     return "stop"
+
+
+def is_known_end(reason: str) -> bool:
+    """Whether a finish reason is a known word for a normal end, or absent."""
+    return not reason or bool(STOPPED.fullmatch(reason))
 
 
 # Faults
@@ -397,7 +394,7 @@ def _finish_reason(choice: Mapping[str, Any]) -> str:
         if isinstance(value, Mapping):  # as SGLang writes it
             value = value.get("type")
         reason = "" if value is None else str(value).strip().lower().replace("-", "_")
-        if reason and reason not in NO_REASON:
+        if reason not in NO_REASON:
             return reason
     return ""
 

@@ -3,8 +3,8 @@
 Transient faults (429, 5xx, a broken connection, an error inside an answer) are retried with growing
 pauses, or after the time that the server asks for. A rejected prompt concerns only that prompt if
 the server has answered another one since the last rejection; if not, a short probe with the same
-parameters decides. So an unknown parameter or exhausted credit stops the run, and a flagged document
-does not.
+parameters decides. So an unknown parameter or exhausted credit stops the run, and a flagged
+document does not.
 
 The openai package sends the requests. Its own retries are off, because they do not cover errors
 inside answers with status 200, streams that end early and responses that are not JSON.
@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from ipt.errors import UserError
 from ipt.synthesis.engines import EngineDied, PromptRefused
 from ipt.synthesis.engines.answers import (
-    STOPPED,
     Answer,
     Fault,
     Kind,
     end_of,
     fault_in,
     fault_of_status,
+    is_known_end,
     is_unknown,
     line,
     not_json,
@@ -157,7 +157,7 @@ class Server:
         """How a complete answer ended: stop or length. Unusual answers are logged once."""
         end = end_of(answer)
         reason = answer.finish_reason
-        if end == "stop" and reason and reason not in STOPPED:
+        if end == "stop" and not is_known_end(reason):
             self.warn_once(
                 "finish_reason",
                 f"the server's finish_reason={line(reason)} is unknown and counts as a normal end",

@@ -63,7 +63,7 @@ class ProcessReaper:
 
 
 class EngineLog:
-    """A file for the output of child processes. `close` removes it, unless an error refers to it."""
+    """A log of child processes. `close` removes it, unless an error refers to it."""
 
     def __init__(self) -> None:
         handle, name = tempfile.mkstemp(prefix="ipt-engine-", suffix=".log")

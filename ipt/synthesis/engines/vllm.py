@@ -300,8 +300,8 @@ def _lower_scheduler_priority() -> None:
 
 def _set_cpu_threads(engines: int) -> None:
     """Use all cores, without binding threads to them and without spinning, because other processes
-    may use the cores too: bound threads, vLLM's default, cannot leave a busy core, and spinning ones
-    block it for others. Settings of the user are kept.
+    may use the cores too: bound threads, vLLM's default, cannot leave a busy core, and spinning
+    ones block it for others. Settings of the user are kept.
     """
     import psutil
 

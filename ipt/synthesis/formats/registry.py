@@ -1,4 +1,4 @@
-"""The formats there are, by the names that `synthesis.format` takes."""
+"""The prompt formats by the name in `synthesis.format`."""
 
 from collections.abc import Callable
 from typing import Any

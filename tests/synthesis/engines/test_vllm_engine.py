@@ -21,7 +21,7 @@ from ipt.synthesis.engines import EngineDied, PromptRefused, start_engine
 from ipt.synthesis.engines.vllm import CPU_BLOCK_SIZE
 from ipt.synthesis.formats import registry
 from ipt.synthesis.formats.base import IptFormat, Prompt
-from ipt.synthesis.formats.chat import SHIPPED
+from ipt.synthesis.formats.prompt_file import SHIPPED
 from ipt.synthesis.formats.tags import Pair, Parsed
 from ipt.synthesis.run import synthesize
 from tests.forked_engines import fork_engines

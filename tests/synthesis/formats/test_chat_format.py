@@ -12,14 +12,9 @@ from ipt.models import load_tokenizer
 from ipt.synthesis.chains import Piece, run_chain
 from ipt.synthesis.engines import Generation, Repetitions, start_engine
 from ipt.synthesis.formats.base import Message, Vocabulary
-from ipt.synthesis.formats.chat import (
-    SHIPPED,
-    ChatFormat,
-    fill,
-    load_prompt,
-    prompt_path,
-    read_json,
-)
+from ipt.synthesis.formats.chat import ChatFormat, fill
+from ipt.synthesis.formats.json_output import read_json
+from ipt.synthesis.formats.prompt_file import SHIPPED, load_prompt, prompt_path
 from ipt.synthesis.formats.tags import Pair
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
@@ -179,7 +174,7 @@ def test_a_template_without_a_place_for_the_system_text_has_it_in_the_users_turn
     ("template", "message"),
     [
         (None, "has no chat template"),
-        ("{{ messages[0].content }}", "leaves texts out"),
+        ("{{ messages[0].content }}", "drops or repeats texts"),
         ("{{ raise_exception('Never.') }}", "Never."),
         ("{{ 1 / 0 }}", "division by zero"),
     ],
@@ -390,27 +385,27 @@ def test_pairs_follow_the_published_conventions(name, vocabulary):
         ("- a list", "expected the keys"),
         ("user: [unclosed", "not a YAML file"),
         ("user: '{document}'\nsytem: x", "sytem: no such key"),
-        ("user: '{documents}'", "must stand once in user"),
-        ("user: '{document} {document}'", "must stand once in user"),
+        ("user: '{documents}'", "must occur once in user"),
+        ("user: '{document} {document}'", "must occur once in user"),
         ("user: '{document}'\nsystem: 3", "system: expected a text, found 3"),
-        ("user: '{document}'\nrewrite: x", "give it a schema"),
+        ("user: '{document}'\nrewrite: x", "need a schema"),
         (
             "user: '{document}'\nschema: {type: array}\nrewrite: x",
             "expected type: object with properties",
         ),
-        (PROMPT.split("pairs:")[0], "say what becomes of the output"),
+        (PROMPT.split("pairs:")[0], "expected pairs .a list., rewrite, or both"),
         (
             PROMPT.replace('{q}", answer', '{question}", answer'),
-            r"pairs\[0\].question: {question} is no field here, there are title, items, q, a, wrong",
+            r"pairs\[0\].question: no field {question}, expected some of title, items, q, a, wrong",
         ),
-        (PROMPT.replace('{a}"}', '{wrong}"}'), r"{wrong} is no text: write {each: wrong"),
+        (PROMPT.replace('{a}"}', '{wrong}"}'), r"{wrong} is not a text: write {each: wrong"),
         (
             PROMPT.replace("each: items, question", "each: title, question"),
             r"pairs\[0\].each: title must be a list",
         ),
         (
             PROMPT.replace("each: items, question", "every: items, question"),
-            r"pairs\[0\]: expected question and answer",
+            r"pairs\[0\]: expected question, answer",
         ),
         (PROMPT.replace('join: "; "', "with: 3"), "expected a text, a list of parts"),
     ],
@@ -429,7 +424,7 @@ def test_names(tmp_path):
         match=r"synthesis.prompt=quiz: must be one of dialogue, faq, .*, or the path of a .yaml file",
     ):
         load_prompt("quiz")
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
+    with pytest.raises(FileNotFoundError, match="no such file"):
         load_prompt(str(tmp_path / "quiz.yaml"))
 
 
