@@ -13,7 +13,7 @@ import pytest
 from ipt.corpus.definitions import clean_definition, mask
 from ipt.corpus.words import words_of
 from ipt.rendering.pairs import read_pair
-from ipt.synthesis import finetuning_data
+from ipt.synthesis import qa_readers
 from ipt.synthesis.chains import SENTENCE_END, sentences
 from ipt.synthesis.formats.rule_based import mine
 from ipt.synthesis.formats.tags import Pair, parse
@@ -42,9 +42,9 @@ READERS: dict[str, Callable[[str], object]] = {
     "pairs": parse,
     "pair": lambda text: read_pair(Pair(text, text)),
     "tuning": lambda text: (
-        finetuning_data._unwrap(text),
-        finetuning_data._sentences(text),
-        finetuning_data._grounded(text, [Pair(text, text)], Counter()),
+        qa_readers._unwrap(text),
+        qa_readers._sentences(text),
+        qa_readers._grounded(text, [Pair(text, text)], Counter()),
     ),
     "definitions": lambda text: (clean_definition(text), mask(text, ("heart", "blood"))),
 }

@@ -26,10 +26,10 @@ from ipt.files import parse_yaml
 from ipt.playground.texts import check_text
 from ipt.rendering.pools import load_pools
 from ipt.stage import run_stage
-from ipt.synthesis.finetuning_data import read_examples
 from ipt.synthesis.formats.base import Vocabulary
 from ipt.synthesis.formats.chat import ChatFormat
 from ipt.synthesis.formats.prompt_file import load_prompt
+from ipt.synthesis.qa_readers import read_examples
 from ipt.tokens.shards import parse_index
 from ipt.tokens.store import TokenStore
 from tests.tokens.tokens_cases import write

@@ -39,11 +39,11 @@ from ipt.rendering.preview import read_rows as read_pair_rows
 from ipt.rendering.render import Settings, render_documents
 from ipt.stage import load_stage, run_stage
 from ipt.synthesis.engines import Generation
-from ipt.synthesis.finetuning_data import READERS, read_examples
 from ipt.synthesis.formats import chat, prompt_file
 from ipt.synthesis.formats.base import Prompt, Vocabulary
 from ipt.synthesis.formats.rule_based import mine
 from ipt.synthesis.formats.tags import Pair, context_text, pairs_text, parse
+from ipt.synthesis.qa_readers import READERS, read_examples
 from ipt.synthesis.quality.judge import read_reply
 from ipt.synthesis.shards import Journal
 from ipt.tokens.shards import EncodedDocument
