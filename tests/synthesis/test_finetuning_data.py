@@ -354,7 +354,7 @@ def test_the_recipe_of_the_published_synthesizer():
     )
     assert source.max_tokens == config.mixture.seq_len == 4096
     assert trainer.max_steps * 16_384 == pytest.approx(5 * 0.2e9, rel=0.01)
-    assert (config.optimizer.lr, config.optimizer.betas, config.schedule.warmup_steps) == (
+    assert (config.optimizer.lr, config.optimizer.betas, config.lr_scheduler.warmup_steps) == (
         5e-6,
         [0.9, 0.95],
         1000,
