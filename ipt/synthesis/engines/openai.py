@@ -221,7 +221,7 @@ def _list_models(config: "SynthesisConfig") -> dict[str, str] | None:
             ) from fault
         if fault.kind is Kind.TRANSIENT and fault.status != NO_ERROR:
             raise EngineDied(f"{server} {fault.message}: {KEPT}") from fault
-        log.warning("%s does not list its models: it %s", server, fault.message)
+        log.warning(f"{server} does not list its models: it {fault.message}")
         return None
 
 

@@ -54,9 +54,9 @@ class AnythingGoes(IptFormat):
 
 def test_chains_on_the_real_engine(request, tmp_path, monkeypatch, vocabulary):
     fork_engines(request, monkeypatch)
-    monkeypatch.setitem(registry.FORMATS, "anything", AnythingGoes)
+    monkeypatch.setitem(registry.FORMATS, "ipt", AnythingGoes)
     config = replace(
-        CONFIG, format="anything", max_pairs=2, data_parallel_size=2
+        CONFIG, max_pairs=2, data_parallel_size=2
     )  # chains stay with their engine, and so with its cache
     texts = [f"The {organ} is an organ. " * 12 for organ in ORGANS]
     documents, environment = write_documents(tmp_path / "documents", texts), dict(os.environ)
