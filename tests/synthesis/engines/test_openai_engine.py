@@ -851,7 +851,7 @@ def vllm_serve(folder: Path, model: str):
         f"--structured-outputs-config={structured}",
         "--enable-prompt-tokens-details",
     ]
-    keeper, log = ProcessReaper(), folder / "vllm.log"
+    reaper, log = ProcessReaper(), folder / "vllm.log"
     environment = {
         **os.environ,
         **ENVIRONMENT,
@@ -873,7 +873,7 @@ def vllm_serve(folder: Path, model: str):
                 server.terminate()
                 server.wait(60)
     finally:
-        keeper.close()
+        reaper.close()
 
 
 def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
