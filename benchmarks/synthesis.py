@@ -175,14 +175,14 @@ def pipeline(
     async def run(output: Path) -> Pass:
         output.mkdir()
         await engine.reset_prefix_cache()
-        session = ShardWorker(
+        worker = ShardWorker(
             config, Documents(documents, config.shard_size), output, prompt_format, engine
         )
-        await session.process([0], lambda documents, note: None)
-        seconds = time.monotonic() - session.started
+        await worker.process([0], lambda documents, note: None)
+        seconds = time.monotonic() - worker.started
         return {
             "seconds": seconds,
-            **asdict(session.counts),
+            **asdict(worker.counts),
             "found": {row["doc_id"]: row["pairs"] for row in read_parts(output)},
         }
 

@@ -1,5 +1,5 @@
-"""What the tests of the synthesis room share: documents on disk, and an engine whose output is a
-pure function of the prompt.
+"""Shared by the tests of synthesis: documents on disk, and an engine whose output is a pure function
+of the prompt.
 """
 
 import asyncio
@@ -28,12 +28,11 @@ def write_documents(folder: Path, texts: list[str]) -> Path:
 
 
 class OracleEngine:
-    """Says something for each prompt that depends on nothing but the prompt: good pairs, none at
-    all, repeated, broken and torn ones.
+    """The output depends only on the prompt: valid pairs, no pairs, repeated, invalid or truncated
+    ones.
 
-    It takes a random moment for it, so that chains overtake each other. `record` gets one line for
-    each prompt it is asked. With a `limit` it answers no more than that many prompts and then waits
-    for its process to be killed.
+    It takes a random time of up to `delay`, so that chains overtake each other. `record` gets a line
+    for each prompt. After `limit` prompts the engine waits until its process is killed.
     """
 
     def __init__(

@@ -27,7 +27,12 @@ schema:
     title: {type: string}
     items:
       type: array
-      items: {type: object, properties: {q: {type: string}, a: {type: string}, wrong: {type: array, items: {type: string}}}}
+      items:
+        type: object
+        properties:
+          q: {type: string}
+          a: {type: string}
+          wrong: {type: array, items: {type: string}}
 pairs:
   - {each: items, question: "{q}", answer: "{a}"}
 rewrite: ["# {title}\\n", {each: items, text: "{q} ({title})", join: "; "}]
@@ -117,7 +122,10 @@ def test_a_chain_is_a_conversation_in_the_models_chat_template(vocabulary, token
 def test_a_template_reads_the_options_of_the_config(
     vocabulary, tokenizer, prompt_file, monkeypatch, thinks
 ):
-    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n<think>\n"
+    turns = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n<think>\n"
+    )
     monkeypatch.setattr(tokenizer, "chat_template", turns)
     config = SynthesisConfig(
         format="chat", prompt=prompt_file(), chat_template_kwargs={"enable_thinking": thinks}
@@ -151,9 +159,14 @@ def test_what_was_rejected_or_cut_is_not_shown_to_the_next_document(chat, vocabu
 
 
 TEMPLATES = {
-    "refuses system": "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
-    "[{{ m.role }}]{{ m.content | trim }}<|im_end|>{% endfor %}[assistant]",
-    "leaves system out": "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}[assistant]",
+    "refuses system": (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content | trim }}<|im_end|>{% endfor %}[assistant]"
+    ),
+    "leaves system out": (
+        "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}<|im_end|>"
+        "{% endfor %}[assistant]"
+    ),
 }
 
 
@@ -211,12 +224,14 @@ def test_pairs_and_a_rewrite_from_one_output(chat):
         ('{"title": "T"}', 0, {"wrong_shape": 2}),  # the pairs and the rewrite
         ('{"title": "T", "items": "none"}', 0, {"wrong_shape": 2}),
         (
-            '{"title": "T", "items": [{"q": "Q?"}, {"q": "Q?", "a": ["b"]}, "x", {"q": "Q?", "a": 3.5}]}',
+            '{"title": "T", "items": [{"q": "Q?"}, {"q": "Q?", "a": ["b"]}, "x", '
+            '{"q": "Q?", "a": 3.5}]}',
             1,
             {"wrong_shape": 3},
         ),
         (
-            '{"title": "T", "items": [{"q": " ", "a": "a"}, {"q": "Q?", "a": "\\n"}, {"q": "Q?", "a": "a"}]}',
+            '{"title": "T", "items": [{"q": " ", "a": "a"}, {"q": "Q?", "a": "\\n"}, '
+            '{"q": "Q?", "a": "a"}]}',
             1,
             {"empty_question": 1, "empty_answer": 1},
         ),
@@ -334,7 +349,7 @@ def example(schema):
 
 
 def bounds(schema):
-    """Complaints about a schema: what engines need so that an output always ends and always parses."""
+    """Violations of what a schema needs so that outputs always end and are always valid."""
     if schema["type"] == "string":
         return [] if "maxLength" in schema else ["a string without maxLength"]
     if schema["type"] == "array":
@@ -421,7 +436,7 @@ def test_names(tmp_path):
     assert prompt_path("pairs") == SHIPPED / "pairs.yaml"
     with pytest.raises(
         ValueError,
-        match=r"synthesis.prompt=quiz: must be one of dialogue, faq, .*, or the path of a .yaml file",
+        match=r"synthesis.prompt=quiz: must be one of dialogue, .*, or the path of a .yaml file",
     ):
         load_prompt("quiz")
     with pytest.raises(FileNotFoundError, match="no such file"):

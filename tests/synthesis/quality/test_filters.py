@@ -71,7 +71,8 @@ def test_limits_remove_pairs_and_count_why(tmp_path):
         tmp_path, thresholds={"grounded": [0.8, None], "answer_words": [1, 10]}
     )
     assert answers == {
-        "a": ["The heart"], "b": [], "c": ["The heart"], "d": ["The heart"], "e": ["The kidney"], "f": [], "g": [], "h": ["The heart"] * 2,
+        "a": ["The heart"], "b": [], "c": ["The heart"], "d": ["The heart"],
+        "e": ["The kidney"], "f": [], "g": [], "h": ["The heart"] * 2,
     }  # fmt: skip
     assert stats["filtered"] == {"grounded": 3, "answer_words": 1}
     assert stats["pairs_before"] == stats["pairs"] + 4 == 10
@@ -149,13 +150,13 @@ def test_filtering_what_was_filtered_adds_up(tmp_path):
 @pytest.mark.parametrize(
     ("limits", "kept", "filtered"),
     [
-        ({"question_words": [3, 3]}, ["a", "a", "b", "c", "d", "e", "g", "h", "h"], {"question_words": 1}),
+        ({"question_words": [3, 3]}, [*"aabcdeghh"], {"question_words": 1}),
         ({"verbatim": [1, None]}, ["a", "c", "d", "e", "h", "h"], {"verbatim": 4}),
         ({"pairs": [2, None]}, ["a", "a", "c", "c", "h", "h"], {"pairs": 4}),
         ({"pairs": [2, None], "verbatim": [1, None]}, ["h", "h"], {"verbatim": 4, "pairs": 4}),
         ({"document_words": [None, 5]}, ["b", "e"], {"document_words": 8}),
         ({"duplicate_question": [None, 0]}, ["a", "a", "c", "e"], {"duplicate_question": 6}),
-        ({"question_template_count": [None, 1]}, ["a", "a", "b", "c", "c"], {"question_template_count": 5}),
+        ({"question_template_count": [None, 1]}, [*"aabcc"], {"question_template_count": 5}),
         ({"finished": [1, None]}, ["a", "a", "b", "c", "c", "d", "e", "g", "h", "h"], {}),
     ],
 )  # fmt: skip
@@ -245,7 +246,9 @@ def test_a_judge_as_filter_sees_what_the_other_limits_leave(tmp_path):
         ({"thresholds": {"judge_accuracy": [1, None]}}, (
             "judge_accuracy needs a judge: set filters.judge.model"
         )),
-        ({"thresholds": {"judge_relevance": [1, 1]}, "judge": JudgeConfig("j")}, "set filters.judge.sample=null"),
+        ({"thresholds": {"judge_relevance": [1, 1]}, "judge": JudgeConfig("j")}, (
+            "set filters.judge.sample=null"
+        )),
         ({"judge": JudgeConfig("j", sample=0)}, "filters.judge.sample=0: must be at least 1"),
     ],
 )  # fmt: skip
