@@ -1,6 +1,4 @@
-"""Shared by the tests of synthesis: documents on disk, and an engine whose output is a pure function
-of the prompt.
-"""
+"""Documents on disk, and an engine whose output is a pure function of the prompt."""
 
 import asyncio
 import json
@@ -31,8 +29,8 @@ class OracleEngine:
     """The output depends only on the prompt: valid pairs, no pairs, repeated, invalid or truncated
     ones.
 
-    It takes a random time of up to `delay`, so that chains overtake each other. `record` gets a line
-    for each prompt. After `limit` prompts the engine waits until its process is killed.
+    It takes a random time of up to `delay`, so that chains overtake each other. `record` gets a
+    line for each prompt. After `limit` prompts the engine waits until its process is killed.
     """
 
     def __init__(
