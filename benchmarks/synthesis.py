@@ -22,7 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,14 +178,14 @@ def pipeline(
     async def run(output: Path) -> Pass:
         output.mkdir()
         await engine.reset_prefix_cache()
-        session = ShardWorker(
+        worker = ShardWorker(
             config, Documents(documents, config.shard_size), output, prompt_format, engine
         )
-        await session.work_off([0], lambda documents, note: None)
-        seconds = time.monotonic() - session.started
+        await worker.process([0], lambda documents, note: None)
+        seconds = time.monotonic() - worker.started
         return {
             "seconds": seconds,
-            **session.figures,
+            **asdict(worker.counts),
             "found": {row["doc_id"]: row["pairs"] for row in read_parts(output)},
         }
 

@@ -13,11 +13,11 @@ import pytest
 from ipt.corpus.ontology.definitions import clean_definition, mask
 from ipt.corpus.words import words_of
 from ipt.rendering.pairs import read_pair
-from ipt.synthesis import finetuning_data
+from ipt.synthesis import qa_readers
+from ipt.synthesis.chains import SENTENCE_END, sentences
 from ipt.synthesis.formats.rule_based import mine
 from ipt.synthesis.formats.tags import Pair, parse
-from ipt.synthesis.long_documents import SENTENCE_END, sentences
-from ipt.synthesis.quality import measures
+from ipt.synthesis.quality import statistics
 from ipt.synthesis.quality.task_types import kind_of
 
 # linear time is 16 times as much for a text 16 times as long, quadratic time 256 times
@@ -26,10 +26,10 @@ LIMIT = 80  # between the two, in the middle on a logarithmic scale, with room f
 
 
 def read_words(text: str) -> None:
-    document = measures.read_document(text)
-    words = measures.read_pair(text, text, document)
+    document = statistics.read_document(text)
+    words = statistics.read_pair(text, text, document)
     kind_of(text, text, words.question, words.answer)
-    measures.frame(words.question, document.known)
+    statistics.frame(words.question, document.known)
 
 
 READERS: dict[str, Callable[[str], object]] = {
@@ -40,9 +40,9 @@ READERS: dict[str, Callable[[str], object]] = {
     "pairs": parse,
     "pair": lambda text: read_pair(Pair(text, text)),
     "tuning": lambda text: (
-        finetuning_data._unwrap(text),
-        finetuning_data._sentences(text),
-        finetuning_data._grounded(text, [Pair(text, text)], Counter()),
+        qa_readers._unwrap(text),
+        qa_readers._sentences(text),
+        qa_readers._grounded(text, [Pair(text, text)], Counter()),
     ),
     "definitions": lambda text: (clean_definition(text), mask(text, ("heart", "blood"))),
 }

@@ -26,9 +26,10 @@ from ipt.files import parse_yaml
 from ipt.playground.texts import check_text
 from ipt.rendering.pools import load_pools
 from ipt.stage import run_stage
-from ipt.synthesis.finetuning_data import read_examples
 from ipt.synthesis.formats.base import Vocabulary
-from ipt.synthesis.formats.chat import ChatFormat, load_prompt
+from ipt.synthesis.formats.chat import ChatFormat
+from ipt.synthesis.formats.prompt_file import load_prompt
+from ipt.synthesis.qa_readers import read_examples
 from ipt.tokens.shards import parse_index
 from ipt.tokens.store import TokenStore
 from tests.tokens.tokens_cases import write
@@ -186,7 +187,7 @@ def test_a_chat_template_stays_in_its_sandbox(canary, tiny_model, template):
 
     tokenizer = load_tokenizer(tiny_model)
     tokenizer.chat_template = template.replace("X", str(canary)) + "{{ messages }}"
-    with pytest.raises(ValueError, match="cannot show a conversation"):
+    with pytest.raises(ValueError, match="cannot render a conversation"):
         ChatFormat(Vocabulary(tokenizer), SynthesisConfig(format="chat", prompt="pairs"))
 
 

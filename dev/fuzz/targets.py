@@ -40,13 +40,13 @@ from ipt.rendering.preview import read_rows as read_pair_rows
 from ipt.rendering.render import Settings, render_documents
 from ipt.stage import load_stage, run_stage
 from ipt.synthesis.engines import Generation
-from ipt.synthesis.finetuning_data import READERS, read_examples
-from ipt.synthesis.formats import chat
+from ipt.synthesis.formats import chat, prompt_file
 from ipt.synthesis.formats.base import Prompt, Vocabulary
 from ipt.synthesis.formats.rule_based import mine
 from ipt.synthesis.formats.tags import Pair, context_text, pairs_text, parse
-from ipt.synthesis.journal import Journal
+from ipt.synthesis.qa_readers import READERS, read_examples
 from ipt.synthesis.quality.judge import read_reply
+from ipt.synthesis.shards import Journal
 from ipt.tokens.shards import EncodedDocument
 from ipt.tokens.store import TokenStore, write_store
 
@@ -243,8 +243,8 @@ def _journal(data: bytes, folder: Path) -> None:
 def _prompt_file(data: bytes, folder: Path) -> None:
     path = folder / "prompt.yaml"
     path.write_bytes(data)
-    prompt = chat.load_prompt(str(path))
-    assert prompt.user.count(chat.DOCUMENT) == 1
+    prompt = prompt_file.load_prompt(str(path))
+    assert prompt.user.count(prompt_file.DOCUMENT) == 1
 
 
 def _pools(data: bytes, folder: Path) -> None:
@@ -697,7 +697,7 @@ _ALL = (
     Target("questions", _questions, _question_rows),
     Target("tuning data", _tuning, _tuning_rows),
     Target("journal", _journal, _journal_rows),
-    Target("prompt file", _prompt_file, partial(_yaml_files, chat.SHIPPED)),
+    Target("prompt file", _prompt_file, partial(_yaml_files, prompt_file.SHIPPED)),
     Target("template pools", _pools, partial(_yaml_files, POOLS)),
     Target(
         "preview",

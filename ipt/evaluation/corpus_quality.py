@@ -29,7 +29,7 @@ from ipt.synthesis.quality.judge import (
     spelled_out,
     verdict_row,
 )
-from ipt.synthesis.quality.measures import GROUNDED, read_document, read_pair
+from ipt.synthesis.quality.statistics import GROUNDED, read_document, read_pair
 from ipt.synthesis.quality.task_types import kind_of
 
 RESULTS = "pair_quality.json"

@@ -98,7 +98,7 @@ class Task:
         "ipt"  # pairs: prompt format: ipt (the synthesizer's) | chat (through the chat template)
     )
     # pairs: the file is one of the sets that synthesizers are tuned on
-    # (ipt.synthesis.finetuning_data.READERS)
+    # (ipt.synthesis.qa_readers.READERS)
     reader: str = ""
     pairs: str = ""  # pairs: the field that lists the right pairs; empty: the row is one
     # pairs: template over an entry of `pairs` and the row; the response is `answer`

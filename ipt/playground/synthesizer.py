@@ -154,7 +154,7 @@ class Synthesizer:
             writing.started = writing.started or monotonic()
             writing.output, writing.current = "", (number, chain[number], prompt)
             return await engine.generate(
-                prompt, priority=0, lane=0, watch=lambda output: setattr(writing, "output", output)
+                prompt, priority=0, slot=0, watch=lambda output: setattr(writing, "output", output)
             )
 
         try:

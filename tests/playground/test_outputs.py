@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.playground.outputs import Said, read_output
-from ipt.synthesis.engines.rules import RuleFormat
+from ipt.synthesis.formats.rule_based import RuleFormat
 from ipt.synthesis.formats.tags import Pair, parse
 
 FORMAT = RuleFormat()  # the published text format, without a vocabulary

@@ -38,7 +38,7 @@ def last(writings):
 async def unwatched(config):
     """What synthesis has for the text."""
     prompt_format, engine = start(config, 0)
-    generation = await engine.generate(prompt_format.begin(TEXT), priority=0, lane=0)
+    generation = await engine.generate(prompt_format.begin(TEXT), priority=0, slot=0)
     engine.close()
     return generation
 

@@ -13,8 +13,8 @@ from ipt.rendering.render import ARRANGEMENTS, Settings, render_chain
 from ipt.rendering.run import PairsRow
 from ipt.synthesis.chains import Piece, Round
 from ipt.synthesis.engines import Generation
-from ipt.synthesis.engines.rules import RuleFormat
 from ipt.synthesis.formats.base import Prompt
+from ipt.synthesis.formats.rule_based import RuleFormat
 from ipt.synthesis.formats.tags import Pair, pairs_text, parse
 
 EVIL = "<script>alert(1)</script> ${1+1} {{value}} \"' & <b>bold</b>"

@@ -1,6 +1,4 @@
-"""What the tests of the synthesis room share: documents on disk, and an engine whose output is a
-pure function of the prompt.
-"""
+"""Documents on disk, and an engine whose output is a pure function of the prompt."""
 
 import asyncio
 import json
@@ -28,12 +26,11 @@ def write_documents(folder: Path, texts: list[str]) -> Path:
 
 
 class OracleEngine:
-    """Says something for each prompt that depends on nothing but the prompt: good pairs, none at
-    all, repeated, broken and torn ones.
+    """The output depends only on the prompt: valid pairs, no pairs, repeated, invalid or truncated
+    ones.
 
-    It takes a random moment for it, so that chains overtake each other. `record` gets one line for
-    each prompt it is asked. With a `limit` it answers no more than that many prompts and then waits
-    for its process to be killed.
+    It takes a random time of up to `delay`, so that chains overtake each other. `record` gets a
+    line for each prompt. After `limit` prompts the engine waits until its process is killed.
     """
 
     def __init__(
@@ -43,7 +40,7 @@ class OracleEngine:
         self.closed = False
         self._vocabulary, self._record, self._delay, self._limit = vocabulary, record, delay, limit
 
-    async def generate(self, prompt, *, priority, lane):
+    async def generate(self, prompt, *, priority, slot):
         prompt_ids, eos = prompt.ids, self._vocabulary.eos
         self.prompts.append(prompt_ids)
         if self._limit is not None and len(self.prompts) > self._limit:

@@ -27,14 +27,14 @@ def test_the_published_demo():
 
 
 def test_the_window_is_bounded_in_order_and_without_a_barrier():
-    live, most_live, begun, ended, lanes = set(), 0, [], [], set()
+    live, most_live, begun, ended, slots = set(), 0, [], [], set()
     gate = asyncio.Event()
 
-    async def chain(number, lane):
+    async def chain(number, slot):
         nonlocal most_live
         live.add(number)
-        assert lane not in lanes  # no two chains share one
-        lanes.add(lane)
+        assert slot not in slots  # no two chains share one
+        slots.add(slot)
         begun.append(number)
         most_live = max(most_live, len(live))
         if number == 0:
@@ -43,7 +43,7 @@ def test_the_window_is_bounded_in_order_and_without_a_barrier():
         if number == 9:
             gate.set()
         live.remove(number)
-        lanes.remove(lane)
+        slots.remove(slot)
         ended.append(number)
 
     taken = []
@@ -65,10 +65,10 @@ def test_the_window_is_bounded_in_order_and_without_a_barrier():
 def test_the_first_error_stops_all_and_is_raised_as_it_is():
     finished = []
 
-    async def fail(lane):
+    async def fail(slot):
         raise EngineDied("dead")
 
-    async def wait(lane):
+    async def wait(slot):
         await asyncio.sleep(60)
         finished.append(True)
 

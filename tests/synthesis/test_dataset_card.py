@@ -46,14 +46,14 @@ def test_a_hub_reads_the_pairs_by_the_card(output):
 def test_it_says_how_many_of_what_and_how(output):
     text = card(output, model="some/model", shots=2)
     for line in (
-        "- documents: 5 (all that went in)",
-        "- dropped: empty 2 (not in the data, by reason)",
+        "- documents: 5 (all inputs)",
+        "- dropped: empty 2 (not included, by reason)",
         "- pairs: 2",
         "- rows with a rewrite: 1",
     ):
         assert f"\n{line}\n" in text
     assert "the model `some/model`" in text and "\nshots: 2\n" in text and "\nseed: 0\n" in text
-    assert "| answers found in their document | 50.0% | word for word |" in text
+    assert "| verbatim answers | 50.0% | occur in the document word for word |" in text
     assert "| fact | 1 | 50.0% |" in text and "The documents keep their licence" in text
 
 
@@ -61,7 +61,7 @@ def test_a_judge_is_quoted_with_its_intervals(output):
     judge = {"judged": 500, "accuracy": 0.775, "accuracy_ci95": [0.7363, 0.8094], "relevance": None}
     text = card(output, {"judge": judge})
     assert (
-        "| right answers | 77.5% | 95%: 73.6% to 80.9%, by a judge model, of 500 |" in text
+        "| correct answers | 77.5% | 95%: 73.6% to 80.9%, by a judge model, of 500 |" in text
         and "pairs about their document |" not in text
     )
 

@@ -2,7 +2,7 @@ import pytest
 
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.formats.base import Prompt
-from ipt.synthesis.journal import Journal
+from ipt.synthesis.shards import Journal
 
 REFUSED = Generation([], "", "error", 0, "this prompt was flagged")
 GENERATION = Generation([5, 2], "naïve 心\u2028 text\n", "stop", 3)
@@ -44,7 +44,7 @@ def test_a_torn_last_line_is_cut_off_at_any_byte(tmp_path):
 
 
 @pytest.mark.parametrize("place", [0, 12, 60, 150])
-def test_a_generation_with_a_changed_byte_is_not_taken_and_the_others_are(tmp_path, capfd, place):
+def test_a_generation_with_a_changed_byte_is_not_taken_and_the_others_are(tmp_path, caplog, place):
     path = tmp_path / ".journal"
     journal = Journal(path)
     journal.add(0, 0, Prompt([1]), GENERATION)
@@ -56,6 +56,4 @@ def test_a_generation_with_a_changed_byte_is_not_taken_and_the_others_are(tmp_pa
     damaged = Journal(path)
     assert damaged.find(0, 0, Prompt([1])) is None
     assert damaged.find(0, 1, Prompt([2])) == GENERATION
-    assert "1 of 2 generations are damaged and made again" in " ".join(
-        capfd.readouterr().err.split()
-    )
+    assert "1 of 2 generations are damaged and run again" in caplog.text

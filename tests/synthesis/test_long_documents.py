@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt.synthesis.long_documents import fit, sentences, split, truncate
+from ipt.synthesis.chains import fit, sentences, split, truncate
 from tests.examples import examples
 
 

@@ -48,10 +48,10 @@ def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_when_there_is_room
         command(corpus, tmp_path / "whole", *options), capture_output=True, text=True, timeout=300
     )
     assert whole.returncode == 0, whole.stderr
-    biggest = max(path.stat().st_size for path in (tmp_path / "whole" / "pairs").iterdir())
+    smallest = min(path.stat().st_size for path in (tmp_path / "whole" / "pairs").iterdir())
 
-    def no_room() -> None:  # files cannot grow beyond this: what a write meets on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (biggest // 2, biggest // 2))
+    def no_room() -> None:  # files cannot reach this size: writes fail as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (smallest - 1, smallest - 1))
 
     full = subprocess.run(
         command(corpus, tmp_path / "full", *options),

@@ -2,7 +2,7 @@
 
 Log-probabilities are those that vLLM gives for the tokens of a prompt, so each option is scored by
 a text of its own. vLLM forms the batches; its processes end with this one
-(ipt.synthesis.engines.keeper).
+(ipt.synthesis.engines.subprocess).
 """
 
 import logging
@@ -31,8 +31,7 @@ from ipt.models import load_tokenizer, resolve_model
 from ipt.models.checks import check_weights
 from ipt.models.generation_config import load_generation_config
 from ipt.synthesis.engines import ENGINES, EngineDied
-from ipt.synthesis.engines.keeper import ProcessReaper
-from ipt.synthesis.engines.subprocess import EngineLog
+from ipt.synthesis.engines.subprocess import EngineLog, ProcessReaper
 from ipt.synthesis.engines.vllm import ENVIRONMENT, engine_options
 
 if TYPE_CHECKING:

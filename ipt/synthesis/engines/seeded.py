@@ -1,4 +1,7 @@
-"""Samples that depend on a seed and the prompt alone, where vLLM's own seeds fail: on a CPU."""
+"""Sampling that depends only on a seed and the prompt, for vLLM on a CPU, where its own seeds fail.
+
+A module of its own: vLLM's worker processes import it by name, and only after vLLM.
+"""
 
 import random
 from collections.abc import Callable
@@ -11,8 +14,8 @@ from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 
 class SeededSampler(AdapterLogitsProcessor):
-    """Of a request whose `extra_args` are the arguments of `draw`, leaves one token with a chance;
-    it must ask for greedy sampling.
+    """Leaves one token to each request whose `extra_args` are the arguments of `draw`; the request
+    itself must use greedy sampling.
     """
 
     def is_argmax_invariant(self) -> bool:
@@ -27,12 +30,13 @@ class SeededSampler(AdapterLogitsProcessor):
 def draw(
     output_ids: list[int], logits_V: Tensor, *, seed: int, temperature: float, min_p: float
 ) -> Tensor:
-    """Logits that leave one token: the one that is drawn for the place behind `output_ids`,
-    whatever else is in the batch.
+    """Logits with one finite value, at the token that is sampled after `output_ids`. The token does
+    not depend on the rest of the batch.
     """
-    chances_V = (logits_V.double() / temperature).softmax(-1)
-    chances_V[chances_V < min_p * chances_V.max()] = 0
-    edges_V = chances_V.cumsum(-1)
-    share = random.Random(f"{seed} {len(output_ids)}").random()
-    token = torch.searchsorted(edges_V, share * edges_V[-1], right=True).clamp(max=len(edges_V) - 1)
+    probabilities_V = (logits_V.double() / temperature).softmax(-1)
+    probabilities_V[probabilities_V < min_p * probabilities_V.max()] = 0
+    cumulative_V = probabilities_V.cumsum(-1)
+    quantile = random.Random(f"{seed} {len(output_ids)}").random()
+    token = torch.searchsorted(cumulative_V, quantile * cumulative_V[-1], right=True)
+    token = token.clamp(max=len(cumulative_V) - 1)
     return torch.full_like(logits_V, -torch.inf).index_fill(-1, token, 0.0)

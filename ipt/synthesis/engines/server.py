@@ -1,14 +1,18 @@
-"""A client for servers that speak OpenAI's protocol, which tells faults of a prompt from others.
+"""A client for servers with OpenAI's protocol that distinguishes faults of one prompt from others.
 
-A fault that may pass (429, 5xx, a broken connection, an error inside an answer) is retried with
-growing pauses, or after as long as the server asks. A rejected prompt concerns this prompt alone
-only if the server has answered another one since the last rejection; if it has not, a short probe
-with the same parameters decides. So a parameter that the server does not know, or credit that runs
-out, stops the run, and a flagged document does not.
+Transient faults (429, 5xx, a broken connection, an error inside an answer) are retried with growing
+pauses, or after the time that the server asks for. A rejected prompt concerns only that prompt if
+the server has answered another one since the last rejection; if not, a short probe with the same
+parameters decides. So an unknown parameter or exhausted credit stops the run, and a flagged
+document does not.
+
+The openai package sends the requests. Its own retries are off, because they do not cover errors
+inside answers with status 200, streams that end early and responses that are not JSON.
 """
 
 import asyncio
 import json
+import logging
 import os
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -16,17 +20,16 @@ from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ipt.console import console
 from ipt.errors import UserError
 from ipt.synthesis.engines import EngineDied, PromptRefused
 from ipt.synthesis.engines.answers import (
-    ENDS,
     Answer,
     Fault,
     Kind,
     end_of,
     fault_in,
     fault_of_status,
+    is_known_end,
     is_unknown,
     line,
     not_json,
@@ -39,33 +42,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 COMPLETIONS, CHAT = "/completions", "/chat/completions"
 PROBE = "The heart pumps blood through the body."  # the document of a probe
-NO_KEY = "none"  # for a server that wants no key: the library insists on one
+NO_KEY = "none"  # for a server without keys: the openai package requires one
 SHORTEST_SECRET = 8  # characters; placeholders such as "none" and "EMPTY" are shorter
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between tries
-LONGEST_WAIT = 600.0  # seconds: a server that asks for more stops the run
+LONGEST_WAIT = 600.0  # seconds; a server that asks for more stops the run
 OLD_LIMIT, NEW_LIMIT = "max_tokens", "max_completion_tokens"
-KEPT = "what is finished is kept, run the same command again"
+KEPT = "finished work is kept, run the same command again"
+
+log = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
-    """A request to an endpoint. `more`: parameters that the protocol does not have."""
-
     path: str
     body: dict[str, Any]
 
 
 class ServerFails(EngineDied):
-    """The server answers, but after all tries only with errors that may pass."""
+    """The server answers, but after all retries only with transient errors."""
 
 
 Send = Callable[[Request], Awaitable[T]]
 
 
 class Server:
-    """The server that a section of the config (synthesis or filters.judge) names.
+    """The server of a section of the config (synthesis or filters.judge).
 
-    `probe` is a short request with the parameters of all others. `unlisted` is what an error adds
-    if the server does not list the model and has answered nothing.
+    `probe` is a short request with the parameters of all others. `unlisted` is added to errors if
+    the server does not list the model and has not answered yet.
     """
 
     def __init__(
@@ -77,30 +80,32 @@ class Server:
     ) -> None:
         import openai
 
-        self._config, self._section, self._probe = config, section, probe
+        self._config = config
+        self._section = section
+        self._probe = probe
         self._unlisted = unlisted
         self._client = openai.AsyncOpenAI(
             base_url=config.base_url,
             api_key=api_key(config, section),
-            max_retries=0,  # counted here, together with those after errors inside answers
+            max_retries=0,
             timeout=config.timeout,
-            # The library's own closes itself when it is collected, in whatever event loop runs
-            # then.
+            # The default client closes itself in whatever event loop runs when it is collected.
             http_client=openai.DefaultAsyncHttpxClient(timeout=config.timeout),
         )
-        self._has_answered = False  # ever
-        self._has_answered_lately = False  # a request that was sent after the last rejected prompt
+        self._has_answered = False
+        # whether a request was answered that was sent after the last rejected prompt
+        self._has_answered_lately = False
         self._rejected = 0
         self._checking = asyncio.Lock()
-        self._accepted: set[str] = set()  # parameters of requests that were answered
+        self._accepted: set[str] = set()  # parameters of answered requests
         self._wants_new_limit = False
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     async def ask(self, request: Request, send: Send[T]) -> T:
-        """The result of `send(request)`, which raises Fault where there is none.
+        """The result of `send(request)`, which raises Fault if there is none.
 
-        Raises PromptRefused if the server does not take this prompt, UserError if it takes none and
-        EngineDied if it keeps failing.
+        Raises PromptRefused if the server rejects this prompt, UserError if it rejects all prompts
+        and EngineDied if it keeps failing.
         """
         rejected = self._rejected
         try:
@@ -112,19 +117,19 @@ class Server:
                 self._has_answered = True
             else:
                 await self._check()
-            raise PromptRefused(fault.words) from fault
+            raise PromptRefused(fault.reason) from fault
         self._has_answered = True
         self._has_answered_lately |= rejected == self._rejected
         return result
 
     async def whole(self, request: Request) -> Any:
-        """The decoded body of the answer to a request. Raises Fault."""
+        """The decoded body of the response. Raises Fault."""
         with faults(self._config, self._section):
             body = await self._client.post(request.path, body=request.body, cast_to=object)
         return decoded(body)
 
     async def stream(self, request: Request, usage: bool = True) -> AsyncGenerator[Any, None]:
-        """The decoded events of a streamed answer, as they come. Raises Fault."""
+        """The decoded events of a streamed response. Raises Fault."""
         import openai
 
         body = {**request.body, "stream": True}
@@ -149,29 +154,29 @@ class Server:
             raise
 
     def read_end(self, answer: Answer) -> str:
-        """stop or length: how a whole answer ended; what is odd about it is logged once."""
+        """How a complete answer ended: stop or length. Unusual answers are logged once."""
         end = end_of(answer)
         reason = answer.finish_reason
-        if end == "stop" and reason and reason not in ENDS:
-            said = (
-                f"the server's finish_reason={line(reason)} is unknown and counts as a normal end"
+        if end == "stop" and not is_known_end(reason):
+            self.warn_once(
+                "finish_reason",
+                f"the server's finish_reason={line(reason)} is unknown and counts as a normal end",
             )
-            self.say_once(said, "finish_reason")
         if not answer.text and not answer.token_ids:
-            said = "the server returned empty content"
+            message = "the server returned empty content"
             if answer.reasoning:
-                said += (
-                    ", the text is in its reasoning: disable that on the server or allow more "
+                message += (
+                    ", the text is in its reasoning: disable reasoning on the server or allow more "
                     "tokens"
                 )
-            self.say_once(said, "empty")
+            self.warn_once("empty", message)
         return end
 
-    def say_once(self, message: str, topic: str) -> None:
-        """Show a message, one for each topic."""
-        if topic not in self._said:
-            self._said.add(topic)
-            console.print(f"{self._section}: {message}", style="yellow", markup=False)
+    def warn_once(self, topic: str, message: str) -> None:
+        """Log a warning, one for each topic."""
+        if topic not in self._logged:
+            self._logged.add(topic)
+            log.warning("%s: %s", self._section, message)
 
     async def close(self) -> None:
         await self._client.close()
@@ -183,36 +188,36 @@ class Server:
             except Fault as fault:
                 wait = fault.wait or _pause(attempt)
                 last = attempt >= self._config.max_retries or wait > LONGEST_WAIT
-                if last or fault.kind is not Kind.PASSING:
+                if last or fault.kind is not Kind.TRANSIENT:
                     raise
             await asyncio.sleep(wait)
         raise AssertionError
 
     async def _adapt(self, request: Request, send: Send[T]) -> T:
-        """Send a request, with max_completion_tokens once the server rejects max_tokens."""
-        asked = _with_new_limit(request) if self._wants_new_limit else request
+        """Send a request, with max_completion_tokens once the server has rejected max_tokens."""
+        sent = _with_new_limit(request) if self._wants_new_limit else request
         try:
-            result = await send(asked)
+            result = await send(sent)
         except Fault as fault:
-            if not self._is_about_limit(asked, fault):
+            if not self._is_about_limit(sent, fault):
                 raise
-            asked = _with_new_limit(request)
+            sent = _with_new_limit(request)
             try:
-                result = await send(asked)
+                result = await send(sent)
             except Fault as other:
-                raise fault if NEW_LIMIT in other.words else other from None
+                raise fault if NEW_LIMIT in other.reason else other from None
             self._wants_new_limit = True
-        self._accepted.update(asked.body)
+        self._accepted.update(sent.body)
         return result
 
     def _is_about_limit(self, request: Request, fault: Fault) -> bool:
-        """Whether a server does not know max_tokens, rather than finding it too large."""
+        """Whether max_tokens is unknown to the server, as opposed to too large."""
         if OLD_LIMIT not in request.body or OLD_LIMIT in self._accepted:
             return False
-        return fault.kind is not Kind.PASSING and is_unknown(OLD_LIMIT, NEW_LIMIT, fault.words)
+        return fault.kind is not Kind.TRANSIENT and is_unknown(OLD_LIMIT, NEW_LIMIT, fault.reason)
 
     async def _check(self) -> None:
-        """Raise an error unless the server takes other prompts than the rejected one."""
+        """Raise an error unless the server accepts other prompts than the rejected one."""
         async with self._checking:
             if self._has_answered_lately:
                 self._has_answered_lately = False
@@ -228,44 +233,43 @@ class Server:
     async def _send_probe(self, request: Request) -> None:
         end_of(read_answer(await self.whole(request)))
 
-    def _error(self, fault: Fault) -> Exception:
-        """What stops the run."""
+    def _error(self, fault: Fault) -> UserError:
+        """The error that stops the run."""
         config, section = self._config, self._section
-        server = f"the server at {section}.base_url={config.base_url} {fault.said}"
+        server = f"the server at {section}.base_url={config.base_url} {fault.message}"
         if fault.wait is not None and fault.wait > LONGEST_WAIT:
             server += f" and asks to wait {fault.wait:.0f} seconds"
         if self._unlisted and not self._has_answered:
             return UserError(f"{section}.model={config.model}: {server}; {self._unlisted}")
-        server = f"{section}: {server}"
-        if fault.kind is Kind.PASSING:
+        if fault.kind is Kind.TRANSIENT:
             fails = EngineDied if fault.status is None else ServerFails
-            return fails(f"{server}{' ' if server.endswith('?') else ': '}{KEPT}")
+            return fails(f"{section}: {server}{' ' if server.endswith('?') else ': '}{KEPT}")
         if fault.kind is Kind.SERVER:
-            remedy = (
-                f"check the address (most end in /v1), {section}.model={config.model} and the key "
-                f"in the environment variable {config.api_key_env}"
+            return UserError(
+                f"{section}: {server}: check the address (most end in /v1), "
+                f"{section}.model={config.model} and the key in the environment variable "
+                f"{config.api_key_env}; {KEPT}"
             )
-            return UserError(f"{server}: {remedy}; {KEPT}")
         return UserError(
-            f"{server} to every request, also to one with a short document: change the setting "
-            "that it "
-            f"names, or check {section}.model={config.model} and the key in {config.api_key_env}"
+            f"{section}: {server} to every request, also to one with a short document: change the "
+            f"setting in its message, or check {section}.model={config.model} and the key in "
+            f"{config.api_key_env}"
         )
 
 
 def api_key(config: "SynthesisConfig | JudgeConfig", section: str) -> str:
-    """The key for a server. Raises UserError for one that cannot be sent; the key is not shown."""
+    """The key for a server. Raises UserError, without the key, if it cannot be sent."""
     key = os.environ.get(config.api_key_env, "").strip() or NO_KEY
     if not (key.isascii() and key.isprintable()):
         raise UserError(
             f"{section}.api_key_env={config.api_key_env}: the key in this environment variable has "
-            "characters that no key has (line breaks, quotes of a word processor): set it again"
+            "characters that are invalid in a key, such as line breaks: set it again"
         )
     return key
 
 
 def decoded(body: Any) -> Any:
-    """A body as JSON: the library leaves it a text where its content type is another."""
+    """A body as JSON; the openai package leaves it a string if its content type is another."""
     if not isinstance(body, str):
         return body
     try:
@@ -276,7 +280,7 @@ def decoded(body: Any) -> Any:
 
 @contextmanager
 def faults(config: "SynthesisConfig | JudgeConfig", section: str) -> Iterator[None]:
-    """The library's errors as faults."""
+    """Turns errors of the openai package into faults."""
     import openai
 
     try:
@@ -284,23 +288,23 @@ def faults(config: "SynthesisConfig | JudgeConfig", section: str) -> Iterator[No
     except openai.APIStatusError as error:
         try:
             content = error.response.text
-        except RuntimeError:  # it broke off before it could be read
+        except RuntimeError:  # the connection broke before the body was read
             content = error.message
         key = api_key(config, section)
         if len(key) >= SHORTEST_SECRET:  # some servers repeat a wrong key
             content = content.replace(key, "…")
         raise fault_of_status(error.status_code, content, error.response.headers) from error
     except openai.APITimeoutError as error:
-        said = f"does not answer in time ({section}.timeout={config.timeout:g} seconds)"
-        raise Fault(Kind.PASSING, "timeout", said, status=None) from error
+        message = f"does not answer in time ({section}.timeout={config.timeout:g} seconds)"
+        raise Fault(Kind.TRANSIENT, "timeout", message, status=None) from error
     except openai.APIConnectionError as error:
         cause = line(str(error.__cause__ or error))
-        said = f"cannot be reached ({cause}): is it running?"
-        raise Fault(Kind.PASSING, cause, said, status=None) from error
-    except openai.APIError as error:  # an event of a stream
+        message = f"cannot be reached ({cause}): is it running?"
+        raise Fault(Kind.TRANSIENT, cause, message, status=None) from error
+    except openai.APIError as error:  # in an event of a stream
         body = {"error": error.body or error.message}
-        raise fault_in(body) or Fault(Kind.PASSING, error.message) from error
-    except (ValueError, RecursionError) as error:  # half an answer, or bytes that are no text
+        raise fault_in(body) or Fault(Kind.TRANSIENT, error.message) from error
+    except (ValueError, RecursionError) as error:  # a cut body, or invalid UTF-8
         raise not_json(str(error)) from error
 
 

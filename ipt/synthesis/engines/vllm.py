@@ -1,9 +1,8 @@
-"""Generation with vLLM's asynchronous engine, in a process of its own that this one starts and
-stops.
+"""Generation with vLLM's asynchronous engine, which runs in processes of its own.
 
-Prompts go in as token ids and come back as token ids. vLLM keeps the keys and values of finished
-prompts in its prefix cache, so a chain's next prompt, which begins with the previous one, costs
-only its new part as long as the cache holds it.
+Prompts and outputs are token ids. vLLM keeps the keys and values of finished prompts in its prefix
+cache. The next prompt of a chain begins with the previous one, so only its new part is computed as
+long as the cache holds the rest.
 """
 
 import itertools
@@ -12,36 +11,42 @@ import os
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
-from ipt.console import console
 from ipt.errors import UserError
-from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, Repetitions, Watch
-from ipt.synthesis.engines.keeper import ProcessReaper
-from ipt.synthesis.engines.subprocess import EngineLog
+from ipt.synthesis.engines import (
+    EngineDied,
+    Generation,
+    PromptRefused,
+    Repetitions,
+    Watch,
+    check_length,
+    prompt_seed,
+)
+from ipt.synthesis.engines.subprocess import EngineLog, ProcessReaper
 from ipt.synthesis.formats.base import Prompt, PromptFormat, Vocabulary
 
 if TYPE_CHECKING:
     from ipt.config import SynthesisConfig
 
-# Set before vLLM is imported, unless the user has set them: no telemetry, its own messages only
-# where something fails, and engine processes that are started afresh (a forked one would hold the
-# keeper's pipe open).
+# Environment variables to set before vLLM is imported, unless the user has set them: no telemetry,
+# error messages only, and spawned engine processes (forked ones would keep the reaper's pipe open).
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 CPU_KV_CACHE = 2**30  # bytes
-LOOKUP_MATCH = (2, 4)  # tokens that must match for what followed them in the prompt to be guessed
-# tokens; vLLM's kernels for CPUs want a multiple of 32, and a finer block is found in the cache
-# more often
+# vLLM's kernels for CPUs need a multiple of 32; smaller blocks give more cache hits
 CPU_BLOCK_SIZE = 32
+# prompt lookup: minimum and maximum number of tokens that must match
+LOOKUP_MATCH = (2, 4)
+
+log = logging.getLogger(__name__)
 
 
 class VllmEngine:
-    """vLLM serving `model`, in `config.replicas` engines side by side; start it inside a running
-    event loop.
+    """vLLM with `model`, as `config.data_parallel_size` engines. Start it inside a running event
+    loop.
 
     Raises EngineDied if vLLM does not start.
     """
@@ -55,17 +60,15 @@ class VllmEngine:
         seed: int,
     ) -> None:
         self._environment = dict(os.environ)
-        os.environ.update(
-            {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
-        )
-        self._keeper, self._log = ProcessReaper(), EngineLog()
-        os.environ.setdefault("VLLM_RPC_BASE_PATH", self._keeper.scratch)  # of its sockets
-        self._config, self._vocabulary, self._format, self._seed = (
-            config,
-            vocabulary,
-            prompt_format,
-            seed,
-        )
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self._reaper = ProcessReaper()
+        self._log = EngineLog()
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", self._reaper.scratch)  # for its sockets
+        self._config = config
+        self._vocabulary = vocabulary
+        self._format = prompt_format
+        self._seed = seed
         self._repetitions = Repetitions(vocabulary, prompt_format)
         self._request_ids = itertools.count()
         self._engines: list[Any] = []
@@ -81,76 +84,85 @@ class VllmEngine:
         self._vocabulary_size = self._engines[0].model_config.get_vocab_size()
 
     async def generate(
-        self, prompt: Prompt, *, priority: int, lane: int, watch: Watch | None = None
+        self, prompt: Prompt, *, priority: int, slot: int, watch: Watch | None = None
     ) -> Generation:
         from vllm import TokensPrompt
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._check(prompt)
-        sampling, request_id = (
-            self._sampling(prompt, watch is not None),
-            str(next(self._request_ids)),
-        )
-        request = self._engines[lane % len(self._engines)].generate(
+        request = self._engines[slot % len(self._engines)].generate(
             TokensPrompt(prompt_token_ids=prompt.ids),
-            sampling,
-            request_id=request_id,
+            self._sampling(prompt, watch is not None),
+            request_id=str(next(self._request_ids)),
             priority=priority,
         )
         ids: list[int] = []
         try:
             async with aclosing(request) as outputs:
                 async for output in outputs:
+                    cached_tokens = output.num_cached_tokens or 0
                     for token in output.outputs[0].token_ids:
                         ids.append(token)
                         if self._config.stop_at_repetition and self._repetitions.ended_by_last(ids):
                             text = self._vocabulary.decode_continuation(ids)
-                            return Generation(
-                                ids, text, "repetition", output.num_cached_tokens or 0
-                            )
+                            return Generation(ids, text, "repetition", cached_tokens)
                     if watch:
                         watch(self._vocabulary.decode_continuation(ids))
         except VLLMClientError as error:
             raise PromptRefused(str(error)) from error
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineDied(
-                f"synthesis.engine=vllm stopped in between ({self._log.cause()}): what is finished "
+                f"synthesis.engine=vllm stopped unexpectedly ({self._log.cause()}): finished work "
                 "is kept, run the same command again"
             ) from error
-        return self._generation(ids, output)
+        finish_reason = output.outputs[0].finish_reason
+        if finish_reason not in ("stop", "length"):
+            raise PromptRefused(f"vLLM ended the request with finish_reason={finish_reason}")
+        text_ids = ids[:-1] if ids and ids[-1] in self._format.stop_ids else ids
+        text = self._vocabulary.decode_continuation(text_ids)
+        return Generation(ids, text, finish_reason, cached_tokens)
 
     async def reset_prefix_cache(self) -> None:
-        """Forget all prompts, for measurements."""
+        """Empty the prefix cache, for benchmarks."""
         for engine in self._engines:
             await engine.reset_prefix_cache()
 
     def close(self) -> None:
+        """Stop all processes of the engine, and restore this process's environment, to which vLLM
+        adds library preloads and thread settings that later stages would inherit.
+        """
         for engine in self._engines:
             engine.shutdown()
-            engine.shutdown = lambda: (
-                None
-            )  # vLLM's finaliser calls it again, and fails at the end of the interpreter
-        self._clean_up()
+            # vLLM's finaliser calls it again, which fails while the interpreter shuts down
+            engine.shutdown = lambda: None
+        self._reaper.close()
+        self._log.close()
+        for name in set(os.environ) - set(self._environment):
+            del os.environ[name]
+        os.environ.update(self._environment)
 
     def _start(self, model: str) -> None:
-        """Start vLLM's engines. Their processes print to the log, unless the user has set a level
-        and so wants to see it.
+        """Start vLLM's engines. Their processes write to the log, unless the user has set a log
+        level of vLLM's.
         """
         quiet = "VLLM_LOGGING_LEVEL" not in self._environment
         if quiet:
-            console.print(f"[dim]synthesis: vLLM starts; its log is {self._log.path}")
-            logging.getLogger("vllm").setLevel(logging.CRITICAL)
+            log.info(
+                "synthesis: starting vLLM; its log is %s", self._log.path, extra={"style": "dim"}
+            )
         with self._log.child_output() if quiet else nullcontext():
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
+            if quiet:
+                # EngineDied reports an engine that dies. Importing vLLM sets this level.
+                logging.getLogger("vllm").setLevel(logging.CRITICAL)
             options = engine_options(self._config, model, self._seed)
             if self._format.schema is None and self._format.grammar is None:
-                options["skip_tokenizer_init"] = (
-                    True  # we tokenise ourselves; only a grammar needs the tokenizer there
-                )
-            else:  # without free white space, which a model may write without end
+                options["skip_tokenizer_init"] = True  # only a grammar needs vLLM's tokenizer
+            else:
+                # without optional white space, which some models generate endlessly
                 options["structured_outputs_config"] = {
                     "backend": "xgrammar",
                     "disable_any_whitespace": True,
@@ -158,82 +170,48 @@ class VllmEngine:
             for replica in range(self._config.data_parallel_size):
                 with _own_devices(replica, self._config):
                     self._engines.append(AsyncLLM.from_engine_args(AsyncEngineArgs(**options)))
-            _let_workers_go_first()
-        if quiet:
-            logging.getLogger("vllm").setLevel(
-                logging.CRITICAL
-            )  # vLLM has set it again; that it died is told by our error
-
-    def _clean_up(self) -> None:
-        """End what may be left of the engine, and take back what vLLM put into this process's
-        environment (library preloads, thread settings), which later stages would inherit.
-        """
-        self._keeper.close()
-        self._log.close()
-        for name in set(os.environ) - set(self._environment):
-            del os.environ[name]
-        os.environ.update(self._environment)
+            _lower_scheduler_priority()
 
     def _check(self, prompt: Prompt) -> None:
-        """Refuse what vLLM would take and not do."""
-        length, new = len(prompt.ids), self._config.max_new_tokens
-        if (
-            max(prompt.ids, default=0) >= self._vocabulary_size
-        ):  # vLLM does not check this, and its worker dies of it
+        """Raise PromptRefused for prompts that vLLM accepts and then handles wrongly: it generates
+        less than requested for long ones, and token ids beyond the vocabulary crash its worker.
+        """
+        largest = max(prompt.ids, default=0)
+        if largest >= self._vocabulary_size:
             raise PromptRefused(
-                f"token {max(prompt.ids)} is beyond the model's {self._vocabulary_size} tokens"
+                f"token {largest} is beyond the model's {self._vocabulary_size} tokens"
             )
-        if length + new > self._config.max_model_len:  # vLLM would silently generate less
-            raise PromptRefused(
-                f"{length} prompt tokens and {new} new ones, "
-                f"max_model_len={self._config.max_model_len}"
-            )
+        check_length(prompt, self._config)
 
     def _sampling(self, prompt: Prompt, watched: bool) -> Any:
         from vllm import SamplingParams
         from vllm.platforms import current_platform
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        temperature = self._config.temperature
+        options: dict[str, Any] = {"temperature": temperature, "min_p": self._config.min_p}
+        if temperature > 0:
+            options["seed"] = prompt_seed(prompt, self._seed)
+        if temperature > 0 and current_platform.is_cpu():
+            # vLLM's runner fails on seeds there ("CPU Generator does not use offset"), so that
+            # SeededSampler samples
+            options = {"temperature": 0.0, "extra_args": options}
         schema, grammar = self._format.schema, self._format.grammar
-        choice: dict[str, Any] = {
-            "temperature": self._config.temperature,
-            "min_p": self._config.min_p,
-        }
-        if (
-            self._config.temperature > 0
-        ):  # a seed for each prompt: the same sample whatever else is in the batch, and after a resume
-            choice["seed"] = (self._seed + crc32(bytes(str(prompt.ids), "ascii"))) % 2**31
-            if (
-                current_platform.is_cpu()
-            ):  # where vLLM's runner fails on seeds ("CPU Generator does not use offset")
-                choice = {"temperature": 0.0, "extra_args": choice}
+        if schema or grammar:
+            options["structured_outputs"] = StructuredOutputsParams(json=schema, grammar=grammar)
+        grows = watched or self._config.stop_at_repetition
         return SamplingParams(
-            **choice,
+            **options,
             max_tokens=self._config.max_new_tokens,
             stop_token_ids=self._format.stop_ids,
-            structured_outputs=StructuredOutputsParams(json=schema, grammar=grammar)
-            if schema or grammar
-            else None,
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA
-            if watched or self._config.stop_at_repetition
-            else RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if grows else RequestOutputKind.FINAL_ONLY,
         )
-
-    def _generation(self, ids: list[int], output: Any) -> Generation:
-        completion = output.outputs[0]
-        if completion.finish_reason not in ("stop", "length"):
-            raise PromptRefused(
-                f"vLLM ended the request with finish_reason={completion.finish_reason}"
-            )
-        text_ids = ids[:-1] if ids and ids[-1] in self._format.stop_ids else ids
-        text = self._vocabulary.decode_continuation(text_ids)
-        return Generation(ids, text, completion.finish_reason, output.num_cached_tokens or 0)
 
 
 def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str, Any]:
-    """Arguments of vLLM's AsyncEngineArgs. Batch sizes are always given: in process, vLLM would
-    fall back to small ones.
+    """Arguments of vLLM's AsyncEngineArgs. Batch sizes are always set, because vLLM's defaults for
+    use as a library are small.
     """
     from vllm.platforms import current_platform
 
@@ -276,32 +254,28 @@ def engine_options(config: "SynthesisConfig", model: str, seed: int) -> dict[str
 
 @contextmanager
 def _own_devices(replica: int, config: "SynthesisConfig") -> Iterator[None]:
-    """Processes started inside see only the GPUs of this replica: the next `tensor_parallel_size` of
-    those that are visible.
+    """Processes started inside see only the GPUs of this replica: `tensor_parallel_size` of the
+    visible ones.
     """
     from vllm.platforms import current_platform
 
     if config.data_parallel_size == 1 or current_platform.is_cpu():
         yield
         return
-    name, before = (
-        current_platform.device_control_env_var,
-        os.environ.get(current_platform.device_control_env_var),
-    )
+    name = current_platform.device_control_env_var
+    before = os.environ.get(name)
     visible = (
-        before.split(",")
-        if before
-        else [str(number) for number in range(current_platform.device_count())]
+        before.split(",") if before else list(map(str, range(current_platform.device_count())))
     )
     size = config.tensor_parallel_size
-    mine = visible[replica * size : (replica + 1) * size]
-    if len(mine) < size:
-        needed = config.data_parallel_size * size
+    own = visible[replica * size : (replica + 1) * size]
+    if len(own) < size:
         raise UserError(
-            f"synthesis.data_parallel_size={config.data_parallel_size} x tensor_parallel_size={size} need {needed} GPUs, "
-            f"there are {len(visible)}"
+            f"synthesis.data_parallel_size={config.data_parallel_size} x "
+            f"tensor_parallel_size={size} needs {config.data_parallel_size * size} GPUs, found "
+            f"{len(visible)}"
         )
-    os.environ[name] = ",".join(mine)
+    os.environ[name] = ",".join(own)
     try:
         yield
     finally:
@@ -311,9 +285,9 @@ def _own_devices(replica: int, config: "SynthesisConfig") -> Iterator[None]:
             os.environ[name] = before
 
 
-def _let_workers_go_first() -> None:
-    """On a CPU vLLM's scheduler, which spins while its workers compute, gets a core only when they
-    leave it one: 1.2 times as fast.
+def _lower_scheduler_priority() -> None:
+    """On a CPU vLLM's scheduler spins while its workers compute. With the lowest priority it does
+    not take their cores, which makes generation 1.2 times as fast.
     """
     import psutil
     from vllm.platforms import current_platform
@@ -325,18 +299,15 @@ def _let_workers_go_first() -> None:
 
 
 def _set_cpu_threads(engines: int) -> None:
-    """All cores, none bound, and threads that sleep while they wait for each other: other work may
-    share the cores.
-
-    Bound threads, vLLM's own choice, cannot move away from a busy core, and spinning ones keep the
-    others from theirs. What the user has set is left alone.
+    """Use all cores, without binding threads to them and without spinning, because other processes
+    may use the cores too: bound threads, vLLM's default, cannot leave a busy core, and spinning
+    ones block it for others. Settings of the user are kept.
     """
     import psutil
 
     if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        cores = min(
-            psutil.cpu_count(logical=False) or 1, len(psutil.Process().cpu_affinity() or [0])
-        )
+        available = len(psutil.Process().cpu_affinity() or [0])
+        cores = min(psutil.cpu_count(logical=False) or 1, available)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // engines)))
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")

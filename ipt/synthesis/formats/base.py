@@ -1,8 +1,8 @@
-"""Prompts as token ids: how a document begins, and how a finished shot is put before the next
-document.
+"""Prompt formats: how a document becomes a prompt in token ids, and how a finished shot precedes
+the next document.
 
-A format (`synthesis.format`) is a class with the methods of `PromptFormat`; what runs the chains
-knows no format.
+A format (`synthesis.format`) is a class with the methods of `PromptFormat`; chains and engines do
+not depend on the format.
 """
 
 from bisect import bisect_left
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ipt.config import SynthesisConfig
 
 
-RULE_BASED = "rule_based"  # the format without a model, and so without a vocabulary
+RULE_BASED = "rule_based"  # the format without a model and a vocabulary
 
 
 class Message(NamedTuple):
@@ -27,52 +27,47 @@ class Message(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What a model is given, as token ids; for chat models also as the conversation that the ids
-    spell.
-    """
+    """The input of a model as token ids; for chat models also as messages."""
 
     ids: list[int]
     messages: tuple[Message, ...] = ()
 
 
 class Vocabulary:
-    """Text to token ids and back, with nothing added, nothing left out and no special token read
-    from a document's text.
+    """Converts text to token ids and back, without adding or dropping anything, and without
+    reading special tokens from the text of a document.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         if tokenizer.eos_token_id is None:
             raise UserError(
-                f"tokenizer of {tokenizer.name_or_path}: it has no EOS token, which ends each "
-                "generation: set eos_token"
+                f"the tokenizer of {tokenizer.name_or_path} has no EOS token to end generations: "
+                "set eos_token"
             )
         self.bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self.eos: int = tokenizer.eos_token_id
         self.special = frozenset(tokenizer.all_special_ids)
         self.tokenizer = tokenizer
-        # Some tokenizers put a space before the first word of what they encode and take it away
-        # from the first word of what they decode. Text that continues other text is therefore
-        # encoded and decoded behind a line break.
+        # Some tokenizers add a space before the first word when they encode, and remove it when
+        # they decode. Text that continues other text is therefore encoded and decoded after a line
+        # break.
         self._anchor = self.encode("\n")
         self._anchor_length = len(self._decode(self._anchor))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`. A special token that is spelt out in a document is plain text here."""
+        """Token ids of `text`. Special tokens that a document spells out are plain text."""
         return self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         )["input_ids"]
 
     def encode_continuation(self, text: str) -> list[int]:
-        """Token ids of `text` where it follows other text, so that it decodes to itself there."""
+        """Token ids of `text` that decode to `text` after other tokens."""
         ids = self.encode("\n" + text)
-        return (
-            ids[len(self._anchor) :]
-            if ids[: len(self._anchor)] == self._anchor
-            else self.encode(text)
-        )
+        length = len(self._anchor)
+        return ids[length:] if ids[:length] == self._anchor else self.encode(text)
 
     def decode_continuation(self, ids: Sequence[int]) -> str:
-        """The text of token ids that follow others; special tokens leave no text."""
+        """The text of token ids that follow others, without special tokens."""
         return self._decode([*self._anchor, *ids])[self._anchor_length :]
 
     def _decode(self, ids: list[int]) -> str:
@@ -84,29 +79,29 @@ class Vocabulary:
 
 
 class PromptFormat(Protocol):
-    """What chains and engines need to know of a prompt format."""
+    """What chains and engines use of a prompt format."""
 
     stop_ids: list[int]  # tokens that end a generation
-    pair_end: str  # what an output says at the end of each pair
-    # What engines hold the output to, if they can: a JSON schema or a grammar in xgrammar's EBNF,
-    # one of them at most.
+    pair_end: str  # the text at the end of each pair in an output
+    # Constraint of the output, for engines that support it: a JSON schema, or a grammar in
+    # xgrammar's EBNF, or neither.
     schema: dict[str, Any] | None
     grammar: str | None
 
     def begin(self, document: str) -> Prompt:
-        """The prompt of `document` alone."""
+        """The prompt for `document` alone."""
         ...
 
     def follow(self, history: Prompt, document: str) -> Prompt:
-        """The prompt of `document` behind what `finish` gave for the shot before it; begins with
-        the ids of `history`.
+        """The prompt for `document` after the result of `finish` for the previous shot. It begins
+        with the ids of `history`.
         """
         ...
 
     def parse(self, output: str) -> Parsed: ...
 
     def finish(self, prompt: Prompt, output_ids: list[int], output: str, parsed: Parsed) -> Prompt:
-        """What goes before the next document: this prompt, and of its output what was accepted."""
+        """What precedes the next document: this prompt, and the accepted part of its output."""
         ...
 
 
@@ -133,20 +128,21 @@ class IptFormat:
         return parse(output)
 
     def finish(self, prompt: Prompt, output_ids: list[int], output: str, parsed: Parsed) -> Prompt:
-        """The output's own ids where they say exactly the accepted pairs, so that the engine finds
-        them in its prefix cache.
+        """See `PromptFormat`. The ids of the output are used if they decode to exactly the accepted
+        pairs, because the engine has them in its prefix cache.
 
-        Otherwise (a piece was rejected, a space was doubled, a special token stood in between) the
-        pairs are rendered and encoded anew.
+        Otherwise (a piece was rejected, there are double spaces or special tokens) the pairs are
+        encoded again.
         """
         text = pairs_text(parsed.pairs)
         ids = self._prefix(output_ids, text) if output.startswith(text) else None
-        said = self._vocabulary.encode_continuation(text) if ids is None else ids
-        return Prompt([*prompt.ids, *said, self._vocabulary.eos])
+        if ids is None:
+            ids = self._vocabulary.encode_continuation(text)
+        return Prompt([*prompt.ids, *ids, self._vocabulary.eos])
 
     def _prefix(self, ids: list[int], text: str) -> list[int] | None:
-        """The first of `ids` that say exactly `text`; None if a token reaches beyond it or a
-        special token is among them.
+        """The prefix of `ids` that decodes to `text`; None without one, or if it has a special
+        token.
         """
 
         def length(end: int) -> int:
@@ -154,9 +150,5 @@ class IptFormat:
 
         end = bisect_left(range(len(ids) + 1), len(text), key=length)
         found = ids[:end]
-        if (
-            self._vocabulary.special.intersection(found)
-            or self._vocabulary.decode_continuation(found) != text
-        ):
-            return None
-        return found
+        is_exact = self._vocabulary.decode_continuation(found) == text
+        return found if is_exact and not self._vocabulary.special.intersection(found) else None

@@ -1,4 +1,4 @@
-"""The JSON object in a model's output, and the part of an output that follows its reasoning."""
+"""Finding the JSON object in a model's output, and the part after its reasoning."""
 
 import json
 import re
@@ -6,12 +6,12 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-# Strings, the last one perhaps without its end, and brackets outside of strings.
+# Strings, the last of which may lack its end, and brackets outside of strings.
 JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*(?P<end>"?)|[\[\]{}]', re.DOTALL)
 CLOSING = {"[": "]", "{": "}"}
 BEGINS_NOTHING = ' \t\r\n,:{[]}"'
 OBJECT_START = re.compile(r'\{(?=\s*(?:["}]|$))')
-LONGEST_TOKEN = 6  # characters of \uXXXX; an error nearer to the end than that may come from a cut
+LONGEST_TOKEN = 6  # characters of \uXXXX; an error closer to the end may come from truncation
 TYPES: dict[str, Any] = {
     "object": dict,
     "array": list,
@@ -22,8 +22,8 @@ TYPES: dict[str, Any] = {
     "null": type(None),
 }
 
-# How models write reasoning into their output: DeepSeek, Qwen, Seed, EXAONE; Magistral; Kimi;
-# Command A; OpenThinker; and gpt-oss where the server does not take the channels apart.
+# Reasoning tags of DeepSeek, Qwen, Seed and EXAONE; Magistral; Kimi; Command A; OpenThinker; and
+# gpt-oss, if the server does not separate its channels.
 TAG = r"(?:seed:)?(?:think|thinking|thought|reasoning)"
 OPEN_TAG = re.compile(
     rf"<{TAG}>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|begin_of_thought\|>"
@@ -41,15 +41,15 @@ FENCE = re.compile(r"[`\s]*")
 
 class Json(NamedTuple):
     value: dict[str, Any]
-    whole: bool = True  # false: of a beginning, `value` has the items of lists that are complete
-    reason: str = ""  # not_json; truncated: something had begun where it ends
+    whole: bool = True  # false: truncated, `value` has only the complete items of lists
+    reason: str = ""  # not_json; truncated: inside an item
 
 
 class Answer(NamedTuple):
     """An output without its reasoning."""
 
     text: str
-    ended: bool = True  # false: the output ends inside the reasoning, and `text` is empty
+    ended: bool = True  # false: the output ends inside its reasoning, and `text` is empty
 
 
 NOT_JSON = Json({}, reason="not_json")
@@ -57,9 +57,9 @@ TRUNCATED = Json({}, False, "truncated")
 
 
 def after_reasoning(output: str) -> Answer:
-    """The part of an output that follows its reasoning; the whole output without reasoning.
+    """The part of an output after its reasoning, or all of it if there is none.
 
-    Several blocks may follow one another, and the opening tag may be missing, because many chat
+    There may be several blocks of reasoning, and the opening tag may be missing, because many chat
     templates put it into the prompt. A tag inside a JSON string of the answer is text.
     """
     place, spans = 0, list(_spans(output)) if CLOSE_TAG.search(output) else []
@@ -76,12 +76,12 @@ def after_reasoning(output: str) -> Answer:
 
 
 def read_json(output: str, schema: Mapping[str, Any] | None = None) -> Json:
-    """The JSON object in an output, also one that was cut; reasoning and text around it are
+    """The JSON object in an output, which may be truncated; reasoning and text around it are
     ignored.
 
-    Of several objects the last one that fits `schema` counts (see `fits`), or if none does the one
-    that has most of its properties. An output that never closes its reasoning tag has an answer
-    only if it ends with an object that fits.
+    Among several objects, the last one that fits `schema` counts (see `fits`), or if none does, the
+    one with most of its properties. An output that never closes its reasoning tag must end with an
+    object that fits.
     """
     answer = after_reasoning(output)
     if not answer.ended:
@@ -101,7 +101,7 @@ def read_json(output: str, schema: Mapping[str, Any] | None = None) -> Json:
 def fits(value: Any, schema: Any) -> bool:
     """Whether `value` has the structure of a JSON schema: types, required properties and items.
 
-    Bounds such as maxLength are not looked at, because models without a grammar overstep them.
+    Limits such as maxLength are ignored, because models without a grammar violate them.
     """
     if not isinstance(schema, Mapping):
         return True
@@ -127,7 +127,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _last_fitting(text: str, schema: Mapping[str, Any] | None) -> tuple[dict[str, Any], int] | None:
-    """The last whole object of a text that fits, and where it ends."""
+    """The last complete object of a text that fits, and its end."""
     last = None
     for start, end in _spans(text):
         if end < 0:
@@ -139,7 +139,7 @@ def _last_fitting(text: str, schema: Mapping[str, Any] | None) -> tuple[dict[str
 
 
 def _is_in_object(text: str, spans: list[tuple[int, int]], begin: int, place: int) -> bool:
-    """Whether `place` is inside an object; a cut one counts only if it starts at `begin`."""
+    """Whether `place` is inside an object; a truncated one must start at `begin`."""
     number = bisect_left(spans, (place,)) - 1
     if number < 0:
         return False
@@ -148,7 +148,7 @@ def _is_in_object(text: str, spans: list[tuple[int, int]], begin: int, place: in
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Where the objects of a text start and end; the end of a cut one, which is the last, is -1."""
+    """Start and end of each object of a text. The last one may be truncated: its end is -1."""
     start = -1
     while match := OBJECT_START.search(text, start + 1):
         start = match.start()
@@ -164,14 +164,14 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _decode(text: str, start: int) -> tuple[dict[str, Any], int]:
-    # not strict: takes line breaks in strings, as models without a grammar write them
+    # not strict: accepts line breaks in strings, which models without a grammar write
     value, end = json.JSONDecoder(strict=False).raw_decode(text, start)
     assert isinstance(value, dict)
     return value, end
 
 
 def _may_be_cut(error: Exception, text: str) -> bool:
-    """Whether an object could not be read because the text ends inside it."""
+    """Whether the end of the text may be the reason why an object is invalid."""
     if not isinstance(error, json.JSONDecodeError):
         return isinstance(error, RecursionError)
     at_end = error.pos >= len(text.rstrip()) - LONGEST_TOKEN
@@ -179,7 +179,7 @@ def _may_be_cut(error: Exception, text: str) -> bool:
 
 
 def _read_at(output: str, start: int) -> Json:
-    """The complete items of an object that starts at `start` and is cut; NOT_JSON if it is none."""
+    """The complete items of a truncated object that starts at `start`, or NOT_JSON."""
     end, closing = _last_item(output, start)
     if end < 0:
         return NOT_JSON
@@ -193,10 +193,10 @@ def _read_at(output: str, start: int) -> Json:
 
 
 def _last_item(output: str, start: int) -> tuple[int, str]:
-    """Where the last complete item of an outermost list ends in a cut JSON object, and the brackets
-    that are open there.
+    """The end of the last complete item of an outermost list in a truncated JSON object, and the
+    brackets that close what is open there.
 
-    The end is `start` if there is no such item, and -1 if the output is no beginning of an object.
+    The end is `start` without such an item, and -1 if the output is not the start of an object.
     """
     end, closing = start, ""
     still_open: list[str] = []
@@ -207,7 +207,7 @@ def _last_item(output: str, start: int) -> tuple[int, str]:
             continue
         if text in "]}" and still_open.pop() != text:
             return -1, ""
-        if not still_open:  # it has an end, and yet it could not be read
+        if not still_open:  # a complete object, which is invalid
             return -1, ""
         if (text in "]}" or part["end"]) and still_open[-1] == "]" and still_open.count("]") == 1:
             end, closing = part.end(), "".join(reversed(still_open))

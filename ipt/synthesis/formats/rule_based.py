@@ -1,11 +1,11 @@
-"""Pairs mined from a text by rules, without any model, after AdaptLLM (arXiv 2309.09530; patterns
+"""Pairs extracted from a text by rules, without a model, after AdaptLLM (arXiv 2309.09530; patterns
 and wordings are our own).
 
-A connective says how two sentences belong together ("As a result, …"), so a text holds ready-made
-tasks of six types: inference (nli), reasoning on cause and effect, paraphrase, words to text,
-summary and completion. Each answer is a part of the text, its title, or one of the options of its
-question. Connectives are English; a text in another language gives completions, and words to text
-where its script has spaces between words.
+Connectives such as "As a result, …" state the relation of two sentences, so texts contain tasks of
+six types: inference (nli), reasoning on cause and effect, paraphrase, words to text, summary and
+completion. Each answer is a part of the text, its title, or one of the options of its question.
+Connectives are English; texts in other languages yield completions, and words to text if their
+script separates words by spaces.
 """
 
 import random
@@ -18,19 +18,27 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ipt.synthesis.formats.tags import ANSWER, CONTEXT_END, CONTEXT_START, END, QUESTION, Pair
-from ipt.synthesis.long_documents import sentences
+from ipt.synthesis.chains import sentences
+from ipt.synthesis.formats.base import Message, Prompt
+from ipt.synthesis.formats.tags import (
+    ANSWER,
+    CONTEXT_END,
+    CONTEXT_START,
+    END,
+    QUESTION,
+    Pair,
+    Parsed,
+    parse,
+)
 
-PER_RULE = 2  # examples of one rule in a text
+PER_RULE = 2  # maximum number of examples per rule and text
 MIN_KEYWORD, MIN_SENTENCE, MAX_SENTENCE = 10, 50, 400  # characters
-MIN_CLAUSE = 20  # characters of a part of a sentence
-# share of inference tasks that ask for the second sentence; the others ask how it is related to the
-# first
+MIN_CLAUSE = 20  # characters
+# fraction of inference tasks that ask for the second sentence; the others ask for its relation to
+# the first one
 GENERATE = 0.2
-TITLE, COMPLETION = (
-    0.8,
-    0.5,
-)  # a text with a title: summary only 0.4, completion only 0.1, both 0.4, neither 0.1
+# probabilities of a summary task, for texts with a title, and of a completion task
+TITLE, COMPLETION = 0.8, 0.5
 
 TYPES = {
     "entailment": "nli",
@@ -54,12 +62,12 @@ INFERENCE = ("entailment", "neutral", "contrast")  # in the order of the options
 class Sentence(NamedTuple):
     text: str
     line: int
-    usable: bool  # a whole, plain sentence of a fit length
+    usable: bool  # a complete, plain sentence of suitable length
 
 
 class Found(NamedTuple):
-    """What a rule found: what its wordings are filled with, the answer, and the numbers of the
-    sentences that both are taken from.
+    """A match of a rule: the fields of its wordings, the answer, and the numbers of the sentences
+    that they are taken from.
     """
 
     fields: dict[str, str]
@@ -67,13 +75,37 @@ class Found(NamedTuple):
     sentences: tuple[int, ...]
 
 
-def mine(text: str, seed: int, doc_id: str | None = None, title: str | None = None) -> list[Pair]:
-    """Pairs mined from `text`, at most two by each rule; the same for the same seed and `doc_id`
-    (without one: the same text).
+class RuleFormat:
+    """The prompt is the document. It does not contain earlier shots, but rendering joins them to
+    one text as it does for a model.
+    """
 
-    `title` is the text's title; without one, its first line where that looks like a title. The
-    whole text is mined, however long it is. No question comes twice, no side is empty or holds a
-    tag of the format, and each pair follows its conventions.
+    pair_end = END
+    schema: dict[str, Any] | None = None
+    grammar: str | None = None
+
+    def __init__(self) -> None:
+        self.stop_ids: list[int] = []
+
+    def begin(self, document: str) -> Prompt:
+        return Prompt([], (Message("user", document),))
+
+    def follow(self, history: Prompt, document: str) -> Prompt:
+        return self.begin(document)
+
+    def parse(self, output: str) -> Parsed:
+        return parse(output)
+
+    def finish(self, prompt: Prompt, output_ids: list[int], output: str, parsed: Parsed) -> Prompt:
+        return Prompt([])
+
+
+def mine(text: str, seed: int, doc_id: str | None = None, title: str | None = None) -> list[Pair]:
+    """Pairs from `text`, at most two per rule. They are the same for the same seed and `doc_id`, or
+    the same text without `doc_id`.
+
+    Without a `title`, the first line is the title if it looks like one. Questions are distinct, and
+    questions and answers are not empty and contain no tag of the format.
     """
     return [pair for _, pair in mine_typed(text, seed, doc_id, title)]
 
@@ -81,8 +113,8 @@ def mine(text: str, seed: int, doc_id: str | None = None, title: str | None = No
 def mine_typed(
     text: str, seed: int, doc_id: str | None = None, title: str | None = None
 ) -> list[tuple[str, Pair]]:
-    """As `mine`, with the type of task of each pair: nli, reasoning, paraphrase, word_to_text,
-    summary or completion.
+    """The pairs of `mine` with their types: nli, reasoning, paraphrase, word_to_text, summary or
+    completion.
     """
     random_ = random.Random(f"{seed}/{text if doc_id is None else doc_id}")
     lines = _lines(text)
@@ -96,37 +128,36 @@ def mine_typed(
     seen: set[str] = set()
     result = []
     for rule, pair in mined:
-        if pair.question.lower() not in seen and not any(
-            tag in side for tag in TAGS for side in pair
-        ):
+        has_tag = TAG.search(pair.question) or TAG.search(pair.answer)
+        if pair.question.lower() not in seen and not has_tag:
             seen.add(pair.question.lower())
             result.append((TYPES[rule], pair))
     return result
 
 
 def _mine_rules(parts: list[Sentence], random_: random.Random) -> Iterator[tuple[str, Pair]]:
-    """Rules in random order, those that fit nearly any sentence last; no sentence serves twice."""
-    found = {rule: list(find(parts)) for rule, find in RULES.items()}
-    order = (
-        random_.sample(list(RULES), len(RULES))
-        + ["keywords"]
-        + ["completion"] * (random_.random() < COMPLETION)
-    )
+    """Apply the rules in random order, those that match nearly any sentence last. Each sentence is
+    used once.
+    """
+    order = [*random_.sample(list(RULES), len(RULES)), "keywords"]
+    if random_.random() < COMPLETION:
+        order.append("completion")
     used: set[int] = set()
     for rule in order:
-        candidates = found[rule] if rule in found else list(ANYWHERE[rule](parts))
+        find = RULES.get(rule) or ANYWHERE[rule]
+        candidates = list(find(parts))
         taken = 0
         for candidate in random_.sample(candidates, len(candidates)):
-            if taken < (1 if rule == "completion" else PER_RULE) and used.isdisjoint(
-                candidate.sentences
-            ):
-                used.update(candidate.sentences)
-                taken += 1
-                if rule == "definition":  # only now: it looks through the whole text
-                    candidate = candidate._replace(
-                        fields={"term": _as_within(candidate.fields["term"], parts)}
-                    )
-                yield rule, _ask(rule, candidate, random_)
+            if taken == (1 if rule == "completion" else PER_RULE):
+                break
+            if not used.isdisjoint(candidate.sentences):
+                continue
+            used.update(candidate.sentences)
+            taken += 1
+            if rule == "definition":  # not in its rule, because it searches the whole text
+                term = _as_within(candidate.fields["term"], parts)
+                candidate = candidate._replace(fields={"term": term})
+            yield rule, _ask(rule, candidate, random_)
 
 
 def _ask(rule: str, found: Found, random_: random.Random) -> Pair:
@@ -134,42 +165,41 @@ def _ask(rule: str, found: Found, random_: random.Random) -> Pair:
         wording = random_.choice(_wordings()["classify"])
         answer = wording["options"][INFERENCE.index(rule)]
         options = random_.sample(wording["options"], len(wording["options"]))
-        return Pair(
-            "\n- ".join([wording["question"].format(**found.fields) + "\nOptions:", *options]),
-            answer,
-        )
+        question = wording["question"].format(**found.fields) + "\nOptions:"
+        return Pair("\n- ".join([question, *options]), answer)
     return Pair(random_.choice(_wordings()[rule]).format(**found.fields), found.answer)
 
 
 # Sentences
 # ----------------------------------------------------------------------------------------------
 
-TAGS = (CONTEXT_START, CONTEXT_END, QUESTION, ANSWER, END)
+TAG = re.compile("|".join((CONTEXT_START, CONTEXT_END, QUESTION, ANSWER, END)))
 ABBREVIATION = re.compile(
-    r"(?:\b(?:Drs?|Mrs?|Ms|Prof|Sts?|Mt|vs|etc|e\.g|i\.e|cf|al|Figs?|Nos?|Inc|Ltd|Co|Corp|Jr|Sr|approx|ca|pp?|U\.S|U\.K)"
-    r"|(?:^|[ .(])[A-Z])\.$"
+    r"(?:\b(?:Drs?|Mrs?|Ms|Prof|Sts?|Mt|vs|etc|e\.g|i\.e|cf|al|Figs?|Nos?|Inc|Ltd|Co|Corp|Jr|Sr"
+    r"|approx|ca|pp?|U\.S|U\.K)|(?:^|[ .(])[A-Z])\.$"
 )
 SENTENCE = re.compile(r"[\"'“‘(\[]?[^\W_].*[.!…。！｡।][\"'”’)\]]*")
 ODD = re.compile(
-    r"https?:|www\.|[@|\\{}<>=•]|\b(?:Figure|Fig\.|Table|Exhibit|Equation|Chapter|Section|Link to)\b|\.\.\.|: [A-Z]"
+    r"https?:|www\.|[@|\\{}<>=•]|\.\.\.|: [A-Z]"
+    r"|\b(?:Figure|Fig\.|Table|Exhibit|Equation|Chapter|Section|Link to)\b"
 )
-ABSTRACT = 400  # characters of the shortest abstract
-NO_TITLE = re.compile(  # what a sentence of prose has, and headings that say nothing of their text
-    r"\"|“|\b(?:I|[Hh]e|[Ss]he|[Tt]hey|[Ww]e|[Hh]is|[Hh]er|[Hh]im|[Tt]hem|was|were|had|said|did|came|went)\b"
-    r"|\b(?:a|an|the|of|in|to|and|for|that|with|by)$"
-    r"|^(?:Abstract|Background|Introduction|Key Points|Key Terms|Learning Outcomes|Objectives?|Overview|Summary|Table of Contents)$"
+ABSTRACT = 400  # minimum characters of an abstract
+# Words of a sentence, and headings that do not describe their text.
+NO_TITLE = re.compile(
+    r"\"|“|\b(?:I|[Hh]e|[Ss]he|[Tt]hey|[Ww]e|[Hh]is|[Hh]er|[Hh]im|[Tt]hem)\b"
+    r"|\b(?:was|were|had|said|did|came|went)\b|\b(?:a|an|the|of|in|to|and|for|that|with|by)$"
+    r"|^(?:Abstract|Background|Introduction|Key Points|Key Terms|Learning Outcomes|Objectives?"
+    r"|Overview|Summary|Table of Contents)$"
 )
-SIGN, MAX_SIGNS = (
-    re.compile(r"[\d!-/:-@\[-`{-~]"),
-    0.2,
-)  # a sentence with more digits and signs is a table, a formula or a list
+# A sentence with a larger fraction of digits and signs is a table, a formula or a list.
+SIGN, MAX_SIGNS = re.compile(r"[\d!-/:-@\[-`{-~]"), 0.2
 BRACKETS = (("(", ")"), ("[", "]"), ("“", "”"))
 SENTENCE_SIGN = re.compile(r"[.!?:;,…。！？]$")
 
 
 def _lines(text: str) -> list[str]:
-    """Lines that are not empty, spaces squeezed; a line break within a sentence (the next line
-    begins small) is a space.
+    """Non-empty lines with normalised spaces. Lines are joined where a sentence continues: the next
+    line begins with a lower-case letter.
     """
     lines: list[list[str]] = []
     is_open = False
@@ -183,16 +213,14 @@ def _lines(text: str) -> list[str]:
 
 
 def _first_line_title(lines: list[str]) -> str | None:
-    """The first line, where it is short, is no sentence, and is followed by much more.
+    """The first line, if it is short, is not a sentence, and precedes a much longer text.
 
-    A full stop at its end is taken as one of an abstract's title only if the rest of the text is
-    one long line.
+    It may end with a full stop only if the rest of the text is one long line, as in an abstract.
     """
     if len(lines) < 2 or not lines[0][0].isalnum() or NO_TITLE.search(lines[0]):
         return None
-    ends_like_a_sentence = SENTENCE_SIGN.search(lines[0]) and not (
-        lines[0].endswith(".") and len(lines) == 2 and len(lines[1]) >= ABSTRACT
-    )
+    is_abstract = lines[0].endswith(".") and len(lines) == 2 and len(lines[1]) >= ABSTRACT
+    ends_like_a_sentence = SENTENCE_SIGN.search(lines[0]) and not is_abstract
     fits = 2 <= len(lines[0].split()) <= 25 and 3 * len(lines[0]) <= sum(map(len, lines[1:]))
     return lines[0] if fits and not ends_like_a_sentence else None
 
@@ -213,13 +241,9 @@ def _sentences(lines: list[str]) -> list[Sentence]:
 def _is_usable(sentence: str) -> bool:
     if not MIN_SENTENCE <= _length(sentence) <= MAX_SENTENCE or sentence[0].islower():
         return False
-    if (
-        not SENTENCE.fullmatch(sentence)
-        or ODD.search(sentence)
-        or len(SIGN.findall(sentence)) > MAX_SIGNS * len(sentence)
-    ):
+    if not SENTENCE.fullmatch(sentence) or ODD.search(sentence) or not _is_balanced(sentence):
         return False
-    return _is_balanced(sentence)
+    return len(SIGN.findall(sentence)) <= MAX_SIGNS * len(sentence)
 
 
 def _is_balanced(text: str) -> bool:
@@ -229,12 +253,10 @@ def _is_balanced(text: str) -> bool:
 
 
 def _length(text: str) -> int:
-    """Characters, of which those of East Asian scripts count as three."""
-    return (
-        len(text)
-        if text.isascii()
-        else len(text) + 2 * sum(character >= "\u2e80" for character in text)
-    )
+    """The number of characters; those of East Asian scripts count as three."""
+    if text.isascii():
+        return len(text)
+    return len(text) + 2 * sum(character >= "\u2e80" for character in text)
 
 
 def _capital(text: str) -> str:
@@ -246,18 +268,27 @@ def _capital(text: str) -> str:
 
 Rule = Callable[[list[Sentence]], Iterator[Found]]
 
-# How the second of two sentences begins.
-ENTAILMENT = r"(?:Therefore|Thus|Hence|Consequently|Accordingly),?|It follows that|This (?:means|implies) that"
-NEUTRAL = r"(?:In addition|Additionally|Moreover|Furthermore|Besides|Also|Likewise|Similarly|Meanwhile|At the same time),"
-CONTRAST = r"(?:However|In contrast|By contrast|On the contrary|Conversely|On the other hand|Nevertheless|Nonetheless|Even so|Yet|Instead),"
+# The beginning of the second of two sentences.
+ENTAILMENT = (
+    r"(?:Therefore|Thus|Hence|Consequently|Accordingly),?|It follows that"
+    r"|This (?:means|implies) that"
+)
+NEUTRAL = (
+    r"(?:In addition|Additionally|Moreover|Furthermore|Besides|Also|Likewise|Similarly|Meanwhile"
+    r"|At the same time),"
+)
+CONTRAST = (
+    r"(?:However|In contrast|By contrast|On the contrary|Conversely|On the other hand"
+    r"|Nevertheless|Nonetheless|Even so|Yet|Instead),"
+)
 EFFECT = (
-    r"(?:As a result|As a consequence|In consequence|For this reason|For that reason|Because of this|Due to this|Consequently|Therefore),"
-    r"|(?:That|This) is (?:the reason )?why"
+    r"(?:As a result|As a consequence|In consequence|For (?:this|that) reason|Because of this"
+    r"|Due to this|Consequently|Therefore),|(?:That|This) is (?:the reason )?why"
 )
 CAUSE = r"(?:That|This) is (?:in part )?because|The reason (?:for this )?is that"
 RESTATEMENT = (
-    r"(?:In other words|That is to say|That is|Put differently|Put another way|To put it (?:differently|another way|simply)"
-    r"|Stated differently|Put simply|Simply put),"
+    r"(?:In other words|That is(?: to say)?|(?:To put it|Put) (?:differently|another way|simply)"
+    r"|Stated differently|Simply put),"
 )
 ANY_CONNECTIVE = re.compile(rf"(?:{'|'.join((ENTAILMENT, NEUTRAL, CONTRAST, EFFECT))}) (?=\S)")
 
@@ -270,56 +301,54 @@ BECAUSE_FIRST = re.compile(
     r"(?P<cause>Because (?!of (?:this|that|it)\b)[^,;:]+), (?P<effect>[^,;:]+)"
 )
 SO = re.compile(
-    r"(?P<cause>[^;:]+), (?:and )?so (?P<effect>(?!that\b|far\b|as\b|much\b|many\b|long\b|on\b|forth\b|to\b|called\b)[^;:]+)"
+    r"(?P<cause>[^;:]+), (?:and )?so "
+    r"(?P<effect>(?!(?:that|far|as|much|many|long|on|forth|to|called)\b)[^;:]+)"
 )
-UNFINISHED = re.compile(
-    r"\b(?:am|is|are|was|were|be|been|not|only|just|or|and|but|that|which|mainly|mostly|partly|largely|primarily|\w+ly)$"
-)
+UNFINISHED = re.compile(r"\b(?:am|is|are|was|were|be|been|not|just|or|and|but|that|which|\w+ly)$")
 THING = (
-    r"(?:(?:An?|The) )?(?!(?:It|This|That|These|Those|There|Here|He|She|They|We|You|I|One|Another|His|Her|Its|Their|Our|My|What|Who"
-    r"|Although|Though|While|When|If|Because|Since|As|But|And|So|Or|Also|However|Both|All|Some|Each|Many|Most|Such|To|In|For|With|By|At|On|From)\b)"
+    r"(?:(?:An?|The) )?(?!(?:It|This|That|These|Those|There|Here|He|She|They|We|You|I|One|Another"
+    r"|His|Her|Its|Their|Our|My|What|Who|Although|Though|While|When|If|Because|Since|As|But|And|So"
+    r"|Or|Also|However|Both|All|Some|Each|Many|Most|Such|To|In|For|With|By|At|On|From)\b)"
 )
 DEFINITION = re.compile(
-    rf"(?:The term )?(?P<term>{THING}[\w'’-]+(?: (?!of\b|in\b|and\b|that\b|which\b|is\b|are\b)[\w'’-]+){{0,3}})"
-    r" (?:(?:is|are) (?:an?|any) |(?:is|are) the (?!same\b|most\b)\w+ (?:of|that|which) |(?:is|are) defined as |refers? to |means )\w.+"
+    rf"(?:The term )?(?P<term>{THING}[\w'’-]+"
+    r"(?: (?!(?:of|in|and|that|which|is|are)\b)[\w'’-]+){0,3})"
+    r" (?:(?:is|are) (?:an?|any) |(?:is|are) the (?!(?:same|most)\b)\w+ (?:of|that|which) "
+    r"|(?:is|are) defined as |refers? to |means )\w.+"
 )
 NAMING = re.compile(
-    rf"(?P<meaning>{THING}[^,;:]+?) (?:is|are) (?:also |often |usually |commonly )?(?:called|termed|known as|referred to as) "
-    r"(?P<term>(?:an? |the )?[\w'’-]+(?: (?!and\b|or\b|because\b|in\b|by\b|if\b)[\w'’-]+){0,3})\."
+    rf"(?P<meaning>{THING}[^,;:]+?) (?:is|are) (?:also |often |usually |commonly )?"
+    r"(?:called|termed|known as|referred to as) "
+    r"(?P<term>(?:an? |the )?[\w'’-]+(?: (?!(?:and|or|because|in|by|if)\b)[\w'’-]+){0,3})\."
 )
 CONCLUSION = re.compile(
-    r"(?:In (?:summary|conclusion|short|sum|brief)|To (?:sum up|summarize|summarise|conclude)|Taken together|All in all), "
+    r"(?:In (?:summary|conclusion|short|sum|brief)|To (?:sum up|summarize|summarise|conclude)"
+    r"|Taken together|All in all), "
 )
 FINDING = re.compile(
-    r"(?:(?:These|Our|The|This) (?:\w+ )?(?:results?|findings?|data|observations?|study|analysis) (?:\w+ )?"
-    r"(?:show|suggest|indicate|demonstrate|reveal|support|confirm|imply|implie)(?:s|d|ed)?\b"
+    r"(?:(?:These|Our|The|This) (?:\w+ )?(?:results?|findings?|data|observations?|study|analysis) "
+    r"(?:\w+ )?(?:show|suggest|indicate|demonstrate|reveal|support|confirm|imply|implie)"
+    r"(?:s|d|ed)?\b"
     r"|(?:We|It was|It is) (?:found|concluded?|shown) that)"
 )
 
 
 def _linked(connective: str, answer_first: bool = False) -> Rule:
-    """A rule for two neighbouring sentences of which the second begins with `connective`, which is
-    taken away.
+    """A rule for two neighbouring sentences, the second of which begins with `connective`. The
+    connective is removed.
     """
     pattern = re.compile(rf"(?:{connective}) (?=\w)")
 
     def find(parts: list[Sentence]) -> Iterator[Found]:
         for number, (before, after) in enumerate(pairwise(parts)):
-            start = (
-                pattern.match(after.text)
-                if after.usable and before.usable and before.line == after.line
-                else None
-            )
+            if not _are_usable(before, after):
+                continue
+            start = pattern.match(after.text)
             if start and len(after.text) - start.end() >= MIN_SENTENCE:
-                first, second = (
-                    _without_connective(before.text),
-                    _capital(after.text[start.end() :]),
-                )
-                yield Found(
-                    {"first": first, "second": second},
-                    first if answer_first else second,
-                    (number, number + 1),
-                )
+                first = _without_connective(before.text)
+                second = _capital(after.text[start.end() :])
+                answer = first if answer_first else second
+                yield Found({"first": first, "second": second}, answer, (number, number + 1))
 
     return find
 
@@ -334,13 +363,10 @@ def _clauses(pattern: re.Pattern[str], given: str, asked: str) -> Rule:
 
     def find(parts: list[Sentence]) -> Iterator[Found]:
         for number, sentence in _usable(parts):
-            said = pattern.fullmatch(sentence)
-            if said and _are_clauses(said["effect"], said["cause"]):
-                yield Found(
-                    {"first": _clause(_without_connective(said[given]))},
-                    _clause(said[asked]),
-                    (number,),
-                )
+            match = pattern.fullmatch(sentence)
+            if match and _are_clauses(match["effect"], match["cause"]):
+                first = _clause(_without_connective(match[given]))
+                yield Found({"first": first}, _clause(match[asked]), (number,))
 
     return find
 
@@ -351,7 +377,7 @@ def _are_clauses(effect: str, cause: str) -> bool:
 
 
 def _clause(text: str) -> str:
-    """A clause as a sentence of its own."""
+    """A clause as a sentence."""
     return _capital(text) if SENTENCE.fullmatch(text) else _capital(text) + "."
 
 
@@ -361,21 +387,21 @@ def _any_of(*rules: Rule) -> Rule:
 
 def _definition(parts: list[Sentence]) -> Iterator[Found]:
     for number, sentence in _usable(parts):
-        said = DEFINITION.fullmatch(sentence)
-        if said:
-            yield Found({"term": said["term"]}, sentence, (number,))
+        match = DEFINITION.fullmatch(sentence)
+        if match:
+            yield Found({"term": match["term"]}, sentence, (number,))
 
 
 def _naming(parts: list[Sentence]) -> Iterator[Found]:
     for number, sentence in _usable(parts):
-        said = NAMING.fullmatch(sentence)
-        if said and len(said["meaning"]) >= MIN_CLAUSE:
-            yield Found({"meaning": said["meaning"] + "."}, _capital(said["term"]), (number,))
+        match = NAMING.fullmatch(sentence)
+        if match and len(match["meaning"]) >= MIN_CLAUSE:
+            yield Found({"meaning": match["meaning"] + "."}, _capital(match["term"]), (number,))
 
 
 def _as_within(term: str, parts: list[Sentence]) -> str:
-    """The term as it stands within a sentence: with a small letter, unless the text only has it
-    with a capital one.
+    """The term as it is written within a sentence: with a lower-case letter, unless the text
+    always capitalises it.
     """
     small = term[0].lower() + term[1:]
     is_name = not re.match(r"(?:An?|The) ", term) and not any(small in part.text for part in parts)
@@ -390,44 +416,41 @@ def _conclusion(parts: list[Sentence]) -> Iterator[Found]:
 
 
 def _finding(parts: list[Sentence]) -> Iterator[Found]:
-    yield from (
-        Found({}, sentence, (number,))
-        for number, sentence in _usable(parts)
-        if FINDING.match(sentence)
-    )
+    for number, sentence in _usable(parts):
+        if FINDING.match(sentence):
+            yield Found({}, sentence, (number,))
 
 
 def _keywords(parts: list[Sentence]) -> Iterator[Found]:
-    """Sentences with two or three long words that are not ordinary ones."""
+    """Sentences with two or three long, uncommon words."""
     for number, sentence in _usable(parts):
-        words = [word.strip(".,;:!?()[]\"'“”‘’") for word in sentence.split()]
-        rare = list(
-            dict.fromkeys(
-                word
-                for word in words
-                if len(word) >= MIN_KEYWORD
-                and word.isalpha()
-                and word.lower() not in _common_words()
-            )
-        )
+        words = sentence.split()
+        rare: list[str] = []
+        for word in words:
+            word = word.strip(".,;:!?()[]\"'“”‘’")
+            is_rare = word.isalpha() and word.lower() not in _common_words()
+            if len(word) >= MIN_KEYWORD and is_rare and word not in rare:
+                rare.append(word)
         if len(rare) >= 2 and len(words) >= 8:
             *others, last = rare[:3]
             yield Found({"words": f"{', '.join(others)} and {last}"}, sentence, (number,))
 
 
 def _completion(parts: list[Sentence]) -> Iterator[Found]:
-    """A sentence, and the next one or two of its line."""
+    """A sentence, and the one or two sentences after it in its line."""
     for number, (before, after) in enumerate(pairwise(parts)):
-        if before.usable and after.usable and before.line == after.line:
-            further = [
-                part
-                for part in parts[number + 2 : number + 3]
-                if part.usable and part.line == before.line
-            ]
-            answer = " ".join(part.text for part in (after, *further))
-            yield Found(
-                {"passage": before.text}, answer, tuple(range(number, number + 2 + len(further)))
-            )
+        if not _are_usable(before, after):
+            continue
+        end = number + 2
+        answer = after.text
+        if end < len(parts) and _are_usable(before, parts[end]):
+            answer += " " + parts[end].text
+            end += 1
+        yield Found({"passage": before.text}, answer, tuple(range(number, end)))
+
+
+def _are_usable(first: Sentence, second: Sentence) -> bool:
+    return first.usable and second.usable and first.line == second.line
 
 
 def _usable(parts: list[Sentence]) -> Iterator[tuple[int, str]]:

@@ -1,10 +1,16 @@
 """The synthesizer's text format and its parser (paper section 3.1; data format of the released
 synthesizer).
 
-One example is `<s> <CON> {context} </CON>\\n\\n<QUE> {question} <ANS> {answer} </END>\\n\\n<QUE> …
-</END></s>`, where `<s>` and `</s>` stand for the model's own BOS and EOS tokens. The tags are plain
-text, not added vocabulary. An M-shot prompt is M - 1 whole examples followed by the beginning of
-another one.
+One example, with `<s>` and `</s>` for the model's own BOS and EOS tokens:
+
+    <s> <CON> {context} </CON>
+
+    <QUE> {question} <ANS> {answer} </END>
+
+    <QUE> {question} <ANS> {answer} </END></s>
+
+The tags are plain text, not special tokens. An M-shot prompt is M - 1 complete examples and the
+beginning of another one.
 """
 
 from collections import Counter
@@ -13,12 +19,12 @@ from typing import NamedTuple
 
 CONTEXT_START, CONTEXT_END, QUESTION, ANSWER, END = "<CON>", "</CON>", "<QUE>", "<ANS>", "</END>"
 
-# Reasons that the published rules do not have: they take an empty question, and a question or
-# answer with another tag in it, of which they take out question tags only.
+# Reasons of ours: the published rules accept an empty question, and a question or answer that
+# contains another tag.
 STRICTER = ("empty_question", "tag_inside")
 
 _FIRST, _MIDDLE, _NEXT, _LAST = f"{QUESTION} ", f" {ANSWER} ", f" {END}\n\n{QUESTION} ", f" {END}"
-_NOTHING: Counter[str] = Counter()  # rejected; shared, as nobody changes what a parser gives
+_NOTHING: Counter[str] = Counter()  # shared, because nobody changes the result of the parser
 
 
 class Pair(NamedTuple):
@@ -27,33 +33,31 @@ class Pair(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """Pairs in the order of the output, and how many pieces were rejected for which reason."""
+    """Pairs in the order of the output, and the number of rejected pieces by reason."""
 
     pairs: list[Pair]
     rejected: Counter[str]
-    rewrite: str = (
-        ""  # a text that was written in place of pairs or beside them, by formats that have such
-    )
+    rewrite: str = ""  # a text instead of pairs or in addition to them (chat prompts)
 
     @property
     def found(self) -> bool:
-        """Whether the output gave anything."""
+        """Whether the output contained anything."""
         return bool(self.pairs or self.rewrite)
 
 
 def context_text(context: str) -> str:
-    """What follows BOS: the document between its tags. The model's output continues this text."""
+    """The text after BOS: the document between its tags. The model continues it with pairs."""
     return f" {CONTEXT_START} {context} {CONTEXT_END}\n\n"
 
 
 def pairs_text(pairs: Iterable[Pair]) -> str:
-    """The pairs as the model writes them. EOS follows with nothing between."""
+    """The pairs as the model writes them. EOS follows immediately."""
     return "\n\n".join(f"{QUESTION} {pair.question} {ANSWER} {pair.answer} {END}" for pair in pairs)
 
 
 def grammar(max_pairs: int) -> str:
-    """The outputs of 1 to `max_pairs` pairs that `parse` takes whole, in xgrammar's EBNF. Questions
-    and answers have no `<`.
+    """A grammar in xgrammar's EBNF for outputs of 1 to `max_pairs` pairs that `parse` accepts
+    completely. Questions and answers contain no `<`.
     """
     return f"""root ::= pair ("\\n\\n" pair){{0,{max_pairs - 1}}}
 pair ::= "{QUESTION} " text " {ANSWER} " text " {END}"
@@ -61,20 +65,18 @@ text ::= [^< \\n\\t] [^<]*"""
 
 
 def parse(output: str) -> Parsed:
-    """Read the pairs from a generation by the published rules, and reject what those would let into
-    training texts.
+    """The pairs of an output by the published rules, with the additional checks of STRICTER.
 
-    The output is cut at each end tag. A piece counts when it holds exactly one answer tag, begins
-    with a question tag and its answer is not empty. Of pairs with the same question, upper and
-    lower case alike, the first is kept. A last piece without its end tag is a truncated generation.
-    Ours alone are the reasons in STRICTER.
+    The output is split at each end tag. A piece is a pair if it has exactly one answer tag, begins
+    with a question tag and has an answer. Among pairs with the same question (ignoring case) the
+    first is kept. A last piece without an end tag counts as truncated.
     """
     return _parse_clean(output) or _parse_pieces(output)
 
 
 def _parse_clean(output: str) -> Parsed | None:
-    """The common case in a third of the time: an output that is `pairs_text` of different
-    questions. None for any other.
+    """A fast path, three times as fast, for outputs that are the `pairs_text` of distinct
+    questions; None for other outputs.
     """
     if not (output.startswith(_FIRST) and output.endswith(_LAST)):
         return None
@@ -84,14 +86,10 @@ def _parse_clean(output: str) -> Parsed | None:
         question, _, answer = piece.partition(_MIDDLE)
         question, answer = question.strip(), answer.strip()
         if question and answer:
-            pairs.append(
-                tuple.__new__(Pair, (question, answer))
-            )  # without the detour of a named tuple's own
+            pairs.append(tuple.__new__(Pair, (question, answer)))  # faster than Pair(...)
             seen.add(question.lower())
-    is_clean = len(seen) == len(pairs) and output.count("<") == 3 * len(
-        pairs
-    )  # no tag but those of the pairs
-    return Parsed(pairs, _NOTHING) if is_clean else None
+    has_only_its_tags = output.count("<") == 3 * len(pairs)
+    return Parsed(pairs, _NOTHING) if len(seen) == len(pairs) and has_only_its_tags else None
 
 
 def _parse_pieces(output: str) -> Parsed:
@@ -124,10 +122,7 @@ def _parse_piece(piece: str) -> tuple[str, Pair | None]:
         return "empty_answer", None
     if not question:
         return "empty_question", None
-    if (
-        any(tag in piece for tag in (CONTEXT_START, CONTEXT_END))
-        or QUESTION in question
-        or QUESTION in answer
-    ):
+    has_context_tag = CONTEXT_START in piece or CONTEXT_END in piece
+    if has_context_tag or QUESTION in question or QUESTION in answer:
         return "tag_inside", None
     return "", Pair(question, answer)

@@ -1,5 +1,5 @@
-"""A judge: a model behind an OpenAI-compatible server that says of each pair whether it is right
-(measures of the paper's Table 6).
+"""The judge: a model on an OpenAI-compatible server that rates pairs (measures of the paper's
+Table 6).
 """
 
 import asyncio
@@ -28,18 +28,19 @@ from ipt.synthesis.engines.answers import read_answer
 from ipt.synthesis.engines.server import CHAT, PROBE, Request, Server, ServerFails
 from ipt.synthesis.formats.json_output import read_json
 from ipt.synthesis.quality.streaming import DistinctCount, FrequentCount, share, wilson_interval
+from ipt.synthesis.shards import complete_lines
 
 PROMPT = Path(__file__).with_name("judge_prompt.yaml")
 SCHEMA = pa.schema(
     [
-        ("number", pa.int64()),  # of the pair among all pairs of the stage, in order
+        ("number", pa.int64()),  # position of the pair among all pairs of the stage
         ("doc_id", pa.string()),
         ("question", pa.string()),
         ("answer", pa.string()),
         ("answer_is_right", pa.bool_()),  # null where the judge failed
         ("about_document", pa.bool_()),
         ("task", pa.string()),
-        ("reason", pa.string()),  # of a refused one the server's words
+        ("reason", pa.string()),  # for failure=refused the server's message
         ("failure", pa.string()),  # "", or one of FAILURES
     ]
 )
@@ -55,35 +56,35 @@ SHOWN_REFUSALS = 20
 
 def judge_pairs(config: JudgeConfig, pairs: Path, output: Path, seed: int) -> dict[str, Any]:
     """Judge a sample of the pairs in `pairs/part-*.parquet`, write
-    `output/judgements/part-*.parquet` and return the figures.
+    `output/judgements/part-*.parquet` and return the results.
 
-    accuracy: the answer is right, given the document and the question; relevance: the pair is about
-    its document; each with its 95% interval (Wilson). `kinds_of_task` is how many different kinds
-    the judge named, `tasks` the most frequent ones. Pairs on which the judge failed are in `failed`
-    by reason and in none of the shares: malformed (the reply is no verdict), refused (the server
-    rejects the request), unavailable (it answers with errors only). Verdicts are kept as they come:
-    the same call goes on from there. Raises UserError where the server wants another key, model or
-    address, EngineDied if it cannot be reached or never answers.
+    accuracy: the answer is correct, given the document and the question; relevance: the pair is
+    about its document; each with its 95% confidence interval (Wilson). `kinds_of_task` is the
+    number of distinct kinds that the judge named, `tasks` the most frequent ones. Pairs without a
+    verdict are counted in `failed` by reason: malformed (the reply is not a verdict), refused (the
+    server rejects the request), unavailable (all retries failed). Verdicts are saved immediately,
+    and the same call resumes. Raises UserError for a wrong key, model or address, and EngineDied if
+    the server cannot be reached or never answers.
     """
     number, cases = sample_cases(pairs, config.sample, seed)
     folder = output / "judgements"
     folder.mkdir(parents=True, exist_ok=True)
     with progress("judge", number) as bar:
-        asyncio.run(_work_off(config, cases, folder, bar))
+        asyncio.run(_judge(config, cases, folder, bar))
     return figures(folder)
 
 
 def check_judge(config: JudgeConfig) -> None:
-    """Raise a one-line UserError for a config that `judge_pairs` cannot work with. Asks no server."""
+    """Raise UserError for a config that `judge_pairs` rejects. Sends no request."""
     for key, least in (("sample", 1), ("concurrency", 1), ("max_retries", 0), ("max_tokens", 1)):
         value = getattr(config, key)
         if value is not None and value < least:
             raise UserError(f"filters.judge.{key}={value}: must be at least {least}")
     if config.timeout <= 0:
-        raise UserError(f"filters.judge.timeout={config.timeout}: must be more than 0")
+        raise UserError(f"filters.judge.timeout={config.timeout}: must be greater than 0")
 
 
-# Asking
+# Requests
 # ----------------------------------------------------------------------------------------------
 
 
@@ -103,16 +104,13 @@ class Case:
 
 
 def sample_cases(pairs: Path, sample: int | None, seed: int) -> tuple[int, Iterator[Case]]:
-    """How many pairs of `pairs/part-*.parquet` are to be judged, and these in order: `sample` of
-    them drawn by `seed`, or all.
+    """The number of pairs to judge, and these pairs in order: a sample of `pairs/part-*.parquet`
+    drawn with `seed`, or all.
     """
     total = sum(len(row["pairs"]) for row in read_parts(pairs, ["pairs"]))
-    chosen = (
-        None
-        if sample is None or sample >= total
-        else set(random.Random(seed).sample(range(total), sample))
-    )
-    return total if chosen is None else len(chosen), _cases(pairs, chosen)
+    if sample is None or sample >= total:
+        return total, _cases(pairs, None)
+    return sample, _cases(pairs, set(random.Random(seed).sample(range(total), sample)))
 
 
 def _cases(pairs: Path, chosen: set[int] | None) -> Iterator[Case]:
@@ -124,28 +122,29 @@ def _cases(pairs: Path, chosen: set[int] | None) -> Iterator[Case]:
             number += 1
 
 
-async def _work_off(
-    config: JudgeConfig, cases: Iterator[Case], folder: Path, bar: Progress
-) -> None:
+async def _judge(config: JudgeConfig, cases: Iterator[Case], folder: Path, bar: Progress) -> None:
     probe = Case(0, "", PROBE, "What does the heart pump?", "Blood.")
     server = Server(config, SECTION, Request(CHAT, _request(config, probe)))
     try:
-        await Judge(config, server, folder, bar).work_off(cases)
+        await Judge(config, server, folder, bar).judge(cases)
     finally:
         await server.close()
 
 
 class Judge:
-    """Works off pairs part by part. Parts that are there are not asked for again, nor are verdicts
-    in the journal of an unfinished one.
+    """Judges pairs part by part. Finished parts, and verdicts in the journal of an unfinished one,
+    are not repeated.
     """
 
     def __init__(self, config: JudgeConfig, server: Server, folder: Path, bar: Progress) -> None:
-        self._config, self._server, self._folder, self._bar = config, server, folder, bar
+        self._config = config
+        self._server = server
+        self._folder = folder
+        self._bar = bar
         self._last_error: ServerFails | None = None
         self._journal = folder / ".journal.jsonl"
 
-    async def work_off(self, cases: Iterator[Case]) -> None:
+    async def judge(self, cases: Iterator[Case]) -> None:
         part = 0
         while block := list(islice(cases, PAIRS_PER_PART)):
             path = self._folder / f"part-{part:05d}.parquet"
@@ -153,12 +152,11 @@ class Judge:
                 self._bar.advance(len(block))
             else:
                 verdicts = await self._judge_block(block)
-                write_parquet(
-                    path, [verdict_row(case, verdicts[case.key]) for case in block], SCHEMA
-                )
+                rows = [verdict_row(case, verdicts[case.key]) for case in block]
+                write_parquet(path, rows, SCHEMA)
                 self._journal.unlink()
             part += 1
-        if not part:  # no pairs, no verdicts, but a file that says so
+        if not part:  # an empty file if there are no pairs
             write_parquet(self._folder / "part-00000.parquet", [], SCHEMA)
 
     async def _judge_block(self, block: list[Case]) -> dict[str, Verdict]:
@@ -168,7 +166,7 @@ class Judge:
             async def judge(case: Case, _: int) -> None:
                 if case.key not in verdicts:
                     verdict = verdicts[case.key] = await self._ask(case)
-                    if verdict["failure"] != "unavailable":  # the next run tries those again
+                    if verdict["failure"] != "unavailable":  # the next run retries those
                         journal.write(json.dumps({"key": case.key, "verdict": verdict}) + "\n")
                         journal.flush()
                 self._bar.advance()
@@ -179,12 +177,11 @@ class Judge:
 
     async def _ask(self, case: Case) -> Verdict:
         try:
-            content = await self._server.ask(
-                Request(CHAT, _request(self._config, case)), self._send
-            )
+            request = Request(CHAT, _request(self._config, case))
+            content = await self._server.ask(request, self._send)
         except PromptRefused as refusal:
-            self._server.say_once(
-                f"the server refuses a pair; further ones are only counted: {refusal}", "refused"
+            self._server.warn_once(
+                "refused", f"the server rejected a pair; further ones are only counted: {refusal}"
             )
             return {**failure("refused"), "reason": str(refusal)}
         except ServerFails as error:
@@ -198,18 +195,17 @@ class Judge:
         return answer.text
 
     def _stop_without_verdict(self, verdicts: list[Verdict]) -> None:
-        """Raise EngineDied if the server gave no reply at all for the pairs of a part."""
+        """Raise EngineDied if the server answered no request of a part."""
+        server = f"judge: the server at {self._config.base_url}"
         failures = Counter(verdict["failure"] for verdict in verdicts)
         if failures.keys() <= {"refused"} and not any(self._folder.glob("part-*.parquet")):
-            self._journal.unlink()  # else the next run would refuse them again without a request
+            self._journal.unlink()  # otherwise the next run would not send them again
             raise EngineDied(
-                f"judge: {self._config.base_url} refuses all of {len(verdicts)} requests: "
-                f"{verdicts[0]['reason']}"
+                f"{server} rejected all {len(verdicts)} requests: {verdicts[0]['reason']}"
             )
         if failures.keys() <= {"refused", "unavailable"} and failures["unavailable"]:
             raise EngineDied(
-                f"judge: {self._config.base_url} answered none of {len(verdicts)} requests: "
-                f"{self._last_error}"
+                f"{server} answered none of {len(verdicts)} requests: {self._last_error}"
             )
 
 
@@ -225,7 +221,7 @@ def _request(config: JudgeConfig, case: Case) -> dict[str, Any]:
 
 
 def messages(case: Case) -> list[dict[str, str]]:
-    """The prompt with the case filled in; braces in a document are text."""
+    """The prompt for a case; braces in a document are text."""
     values = {"{document}": case.text, "{question}": case.question, "{answer}": case.answer}
     parts = re.split("({document}|{question}|{answer})", _prompt()["user"])
     return [
@@ -235,8 +231,8 @@ def messages(case: Case) -> list[dict[str, str]]:
 
 
 def spelled_out(case: Case) -> str:
-    """All of the prompt as one text, for a model that is not held to the schema of the reply: the
-    fields are told in words.
+    """The prompt as one text with a description of the fields, for models without a grammar for the
+    schema of the reply.
     """
     fields = [
         f"- {name} ({WORDS[kind]}): {' '.join(_prompt()['fields'][name].split())}"
@@ -260,23 +256,22 @@ def _reply_schema() -> dict[str, Any]:
 
 
 def read_reply(content: str) -> Verdict:
-    """The verdict in a model's reply, after reasoning or other text; a failure without a verdict."""
+    """The verdict in a model's reply, which may contain reasoning or other text."""
     found = read_json(content, _reply_schema())
     return read_verdict(found.value) if found.whole and not found.reason else failure("malformed")
 
 
 def read_verdict(reply: Any) -> Verdict:
     """The verdict in a reply's JSON."""
-    if not isinstance(reply, dict) or not all(
-        isinstance(reply.get(name), kind) for name, kind in FIELDS.items()
-    ):
-        return failure("malformed")
+    for name, kind in FIELDS.items():
+        if not isinstance(reply, dict) or not isinstance(reply.get(name), kind):
+            return failure("malformed")
     task = " ".join(words_of(reply["task"]))
     return {**{name: reply[name] for name in FIELDS}, "task": task, "failure": ""}
 
 
 def failure(reason: str) -> Verdict:
-    """No verdict, for one of FAILURES."""
+    """The verdict of a case that failed, for one of FAILURES."""
     return {**dict.fromkeys(FIELDS), "failure": reason}
 
 
@@ -292,20 +287,15 @@ def verdict_row(case: Case, verdict: Verdict) -> dict[str, Any]:
 
 
 def _read_journal(path: Path) -> dict[str, Verdict]:
-    """The verdicts of an unfinished part; a torn last line is cut off."""
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    with path.open("rb+") as file:
-        file.truncate(len(whole))
+    """The verdicts of an unfinished part."""
+    verdicts = {}
     try:
-        entries = [json.loads(line) for line in whole.splitlines()]
-        return {entry["key"]: entry["verdict"] for entry in entries}
+        for line in complete_lines(path):
+            entry = json.loads(line)
+            verdicts[entry["key"]] = entry["verdict"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise UserError(
-            f"{path} is damaged: remove it, and what it held is asked for again"
-        ) from None
+        raise UserError(f"{path} is damaged: remove it to request its verdicts again") from None
+    return verdicts
 
 
 @cache
@@ -315,37 +305,36 @@ def _prompt() -> dict[str, Any]:
     return prompt
 
 
-# Figures
+# Results
 # ----------------------------------------------------------------------------------------------
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """What the verdicts in `folder/part-*.parquet` amount to: see `judge_pairs`."""
-    counts: Counter[str] = Counter()
+    """The results of the verdicts in `folder/part-*.parquet`: see `judge_pairs`."""
+    judged = right = relevant = 0
     failed: Counter[str] = Counter()
     refused = FrequentCount()
     tasks = FrequentCount()
-    different = DistinctCount()
+    kinds = DistinctCount()
     for row in read_parts(folder):
         if row["failure"]:
             failed[row["failure"]] += 1
             if row["failure"] == "refused" and row["reason"]:
                 refused.add(row["reason"])
             continue
-        counts["judged"] += 1
-        counts["right"] += row["answer_is_right"]
-        counts["relevant"] += row["about_document"]
+        judged += 1
+        right += row["answer_is_right"]
+        relevant += row["about_document"]
         tasks.add(row["task"])
-        different.add(row["task"])
-    judged = counts["judged"]
+        kinds.add(row["task"])
     return {
         "judged": judged,
         "failed": dict(failed),
         "refused": dict(refused.most_common(SHOWN_REFUSALS)),
-        "accuracy": share(counts["right"], judged),
-        "accuracy_ci95": wilson_interval(counts["right"], judged),
-        "relevance": share(counts["relevant"], judged),
-        "relevance_ci95": wilson_interval(counts["relevant"], judged),
-        "kinds_of_task": different.result(),
+        "accuracy": share(right, judged),
+        "accuracy_ci95": wilson_interval(right, judged),
+        "relevance": share(relevant, judged),
+        "relevance_ci95": wilson_interval(relevant, judged),
+        "kinds_of_task": kinds.result(),
         "tasks": dict(tasks.most_common(SHOWN_TASKS)),
     }

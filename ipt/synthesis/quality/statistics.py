@@ -1,19 +1,18 @@
-"""What the pairs are like: counts and rates over the finished parts of a synthesis stage, and
-examples to look at.
+"""Statistics of the pairs of a synthesis stage, measures of single pairs, and example rows.
 
-One pass over the rows in bounded memory; what is exact only up to a size says so.
+One pass over the rows in bounded memory.
 """
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
 from ipt.console import progress
 from ipt.corpus.words import words_of
 from ipt.files import read_parts
-from ipt.synthesis.quality.measures import GROUNDED, DocumentWords, frame, read_document, read_pair
 from ipt.synthesis.quality.streaming import (
     DistinctCount,
     FrequentCount,
@@ -24,11 +23,10 @@ from ipt.synthesis.quality.streaming import (
 from ipt.synthesis.quality.task_types import kind_of
 from ipt.synthesis.shards import most_frequent, read_account
 
-FRAMES = 10  # how many of the most frequent question frames count as stock questions
-SAMPLED_PAIRS, COMPARED_QUESTIONS = (
-    1000,
-    100,
-)  # for diversity, which depends on how many are compared
+GROUNDED = 0.8  # fraction of an answer's words that must occur in the document
+FRAMES = 10  # the most frequent question frames, which count as stock questions
+# Diversity is measured on samples of fixed size, because it depends on the size.
+SAMPLED_PAIRS, COMPARED_QUESTIONS = 1000, 100
 NGRAM = 4
 EDGES = {
     "pairs_per_row": range(13),
@@ -45,49 +43,54 @@ COLUMNS = [
     "output_tokens",
     "rewrite",
 ]
+# Words that stay in a question's frame even if they occur in the document.
+FRAME_WORDS = frozenset(
+    words_of(
+        "a an and are as at be been by can could did do does for from had has have how if in into "
+        "is it its kind main many may much of on or should that the their there these they this "
+        "those to type was were what when where which who whom whose why will with would you"
+    )
+)
 
 
 def statistics(
     pairs_folder: Path, *, max_new_tokens: int | None = None, parameters: int | None = None
 ) -> dict[str, Any]:
-    """Statistics of `pairs_folder/part-*.parquet`. Rates are shares from 0 to 1; None where there
-    is nothing to divide by.
+    """Statistics of `pairs_folder/part-*.parquet`. Rates are fractions from 0 to 1, or None if
+    their denominator is 0.
 
-    - documents = documents_with_pairs + documents_without_pairs + those in `dropped` (by reason). A
-      document in pieces has pairs if one of its pieces has. `long_documents`: documents that were
-      split (into so many pieces) or truncated.
-    - rows: generations asked for, one per document or piece. `joined`: rows that continue the text
-      of the row before them.
-    - well_formed_rate: of all rows, those whose generation was not cut, gave something, and of
-      which the parser rejected nothing but repeated questions. `rejected`: pieces by reason.
-      `filtered`: pairs that filters took away, by reason. `refused`: prompts that the engine or
-      server refused, by its words; their rows have finish_reason error.
-    - rewrites: rows with a text that the model wrote in place of pairs; rewrite_words: their mean
-      length.
-    - distinct_question_rate: different questions of all documents' pairs, upper and lower case
-      alike, by all of them; exact up to a million different ones, an estimate beyond
-      (DistinctCount).
-    - repeated_question_rate: of all questions written, those that the parser rejected because their
-      document had them before.
+    - documents = documents_with_pairs + documents_without_pairs + the sum of `dropped` (by reason).
+      A document in pieces has pairs if one of its pieces has. `long_documents`: documents that were
+      split (and the number of pieces) or truncated.
+    - rows: generations, one per document or piece. `joined`: rows that continue the text of the
+      previous row.
+    - well_formed_rate: rows whose generation was not cut, is not empty, and of which nothing but
+      repeated questions was rejected. `rejected`: pieces by reason. `filtered`: pairs removed by
+      filters, by reason. `refused`: prompts rejected by the engine or server, by its message; their
+      rows have finish_reason error.
+    - rewrites: rows with a text instead of pairs; rewrite_words: their mean length.
+    - distinct_question_rate: distinct questions (ignoring case) among all questions. Exact up to a
+      million distinct questions, then an estimate (DistinctCount).
+    - repeated_question_rate: generated questions that the parser rejected because an earlier
+      question of their document was the same.
     - what_is_share: questions that begin with "What is" or "What are".
     - stock_question_share: questions with one of the ten most frequent frames. A frame is the
-      question in lower case with each run of words that also occur in its document, function words
-      aside, replaced by "_"; `frames` lists the ten with their counts. Exact up to 200,000
-      different frames, lower bounds beyond (FrequentCount).
-    - grounded_rate: answers of which at least four fifths of the words occur in their document, in
-      any order; verbatim_rate: answers that stand there word for word.
-    - kinds: pairs by kind of task, told by the rules of ipt.synthesis.quality.task_types.
-    - diversity, of a sample that is the same in each run: self_bleu (how much of a question's 1- to
-      4-grams stands in the other questions, 0 to 1) of `questions_compared`, distinct_4grams of
-      `pairs_sampled`. Comparable between samples of one size only.
-    - question_words, answer_words: mean lengths; `histograms` has the lengths, and pairs per row,
-      by bins [edge, next edge).
-    - Token counts are sums; cached_tokens is the part of prompt_tokens that the engine had in its
-      prefix cache. tokens_not_generated: what stopping at a repetition saved at most, each such
-      generation taken to go on to `max_new_tokens`.
-    - generator_flops: 2 x `parameters` x (prompt tokens that were not cached + generated tokens): a
-      multiplication and an addition for each parameter and token, attention left out. None where
-      `parameters` is None.
+      question in lower case, with "_" for each run of words that also occur in its document,
+      except function words; `frames` lists the ten with their counts. Exact up to 200,000 distinct
+      frames, then lower bounds (FrequentCount).
+    - grounded_rate: answers with at least four fifths of their words in the document, in any order;
+      verbatim_rate: answers that occur in the document word for word.
+    - kinds: pairs by kind of task (`ipt.synthesis.quality.task_types`).
+    - diversity, of a fixed sample: self_bleu (fraction of a question's 1- to 4-grams in the other
+      questions, 0 to 1) of `questions_compared`, distinct_4grams of `pairs_sampled`. Comparable
+      only between samples of the same size.
+    - question_words, answer_words: mean lengths; `histograms` has the distributions of lengths and
+      of pairs per row, in bins [edge, next edge).
+    - Token counts are sums; cached_tokens is the part of prompt_tokens that was in the engine's
+      prefix cache. tokens_not_generated: an upper bound of what stop_at_repetition saved, with
+      `max_new_tokens` as the length of each generation that it stopped.
+    - generator_flops: 2 x `parameters` x (prompt tokens that were not cached + generated tokens),
+      without attention. None if `parameters` is None.
     """
     tally = Tally(max_new_tokens)
     parts = sorted(pairs_folder.glob("part-*.parquet"))
@@ -98,21 +101,91 @@ def statistics(
                 bar.advance(1000)
         bar.advance(tally.counts["rows"] % 1000)
     accounts = add_accounts([read_account(part) for part in parts])
-    return {**accounts, **tally.result(), **_rates(accounts, tally.counts, parameters)}
+    counts = tally.counts
+    repeated = accounts["rejected"].get("repeated_question", 0)
+    questions = counts["pairs"] + sum(accounts["filtered"].values()) + repeated
+    computed = counts["prompt_tokens"] - accounts["cached_tokens"] + counts["generated_tokens"]
+    return {
+        **accounts,
+        **tally.result(),
+        "well_formed_rate": share(accounts["well_formed"], counts["rows"]),
+        "repeated_question_rate": share(repeated, questions),
+        "generator_flops": None if parameters is None else 2 * parameters * computed,
+    }
 
 
 def examples(pairs_folder: Path, n: int, seed: int) -> list[dict[str, Any]]:
-    """`n` random documents (or pieces) that have pairs or a rewrite, or all if there are fewer, in
-    the order of the corpus.
+    """`n` random documents (or pieces) with pairs or a rewrite, or all if there are fewer, in the
+    order of the corpus.
 
-    Each is {"doc_id", "text", "pairs": [{"question", "answer"}], "rewrite"}. One pass, in bounded
-    memory; the choice depends on `seed` only.
+    Each is {"doc_id", "text", "pairs": [{"question", "answer"}], "rewrite"}. One pass in bounded
+    memory; the selection depends only on `seed`.
     """
     sample: ReservoirSample[tuple[int, dict[str, Any]]] = ReservoirSample(n, seed)
     for number, row in enumerate(read_parts(pairs_folder, ["doc_id", "text", "pairs", "rewrite"])):
         if row["pairs"] or row["rewrite"]:
             sample.add((number, row))
     return [row for _, row in sorted(sample.items, key=lambda item: item[0])]
+
+
+# Measures of one pair
+# ----------------------------------------------------------------------------------------------
+
+
+class DocumentWords(NamedTuple):
+    """The words of a document: their number, their set, and all of them in one line, with a space
+    before and after each.
+    """
+
+    length: int
+    known: frozenset[str]
+    line: str
+
+
+class PairWords(NamedTuple):
+    """The words of a pair, and how they occur in the document."""
+
+    question: list[str]
+    answer: list[str]
+    grounded: float  # fraction of the answer's words that occur in the document
+    verbatim: bool  # the document contains the answer word for word
+
+
+def read_document(text: str) -> DocumentWords:
+    words = words_of(text)
+    return DocumentWords(len(words), frozenset(words), f" {' '.join(words)} ")
+
+
+def read_pair(question: str, answer: str, document: DocumentWords) -> PairWords:
+    words = words_of(answer)
+    grounded = sum(word in document.known for word in words) / max(1, len(words))
+    verbatim = grounded == 1 and f" {' '.join(words)} " in document.line
+    return PairWords(words_of(question), words, grounded, verbatim)
+
+
+def frame(question_words: list[str], document_words: frozenset[str]) -> str:
+    """A question with "_" for each run of words that it takes from its document."""
+    kept: list[str] = []
+    for word in question_words:
+        if word not in document_words or word in FRAME_WORDS:
+            kept.append(word)
+        elif kept[-1:] != ["_"]:
+            kept.append("_")
+    return " ".join(kept)
+
+
+# Measures of a pair for `filters.thresholds`, from its words and its row.
+PAIR_MEASURES: dict[str, Callable[[PairWords, Mapping[str, Any]], float]] = {
+    "question_words": lambda words, row: len(words.question),
+    "answer_words": lambda words, row: len(words.answer),
+    "grounded": lambda words, row: words.grounded,
+    "verbatim": lambda words, row: words.verbatim,
+    "finished": lambda words, row: row["finish_reason"] != "length",
+}
+
+
+# Statistics of many pairs
+# ----------------------------------------------------------------------------------------------
 
 
 class Tally:
@@ -124,7 +197,8 @@ class Tally:
         self._finish_reasons: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter()
         self._histograms = {name: Histogram(edges) for name, edges in EDGES.items()}
-        self._questions, self._frames = DistinctCount(), FrequentCount()
+        self._questions = DistinctCount()
+        self._frames = FrequentCount()
         self._sample: ReservoirSample[tuple[list[str], list[str]]] = ReservoirSample(SAMPLED_PAIRS)
 
     def add(self, row: dict[str, Any]) -> None:
@@ -162,7 +236,8 @@ class Tally:
 
     def result(self) -> dict[str, Any]:
         counts, pairs = self.counts, self.counts["pairs"]
-        frames = self._frames.most_common(FRAMES)
+        frames = dict(self._frames.most_common(FRAMES))
+        not_generated = counts["tokens_not_generated"]
         return {
             "rows": counts["rows"],
             "joined": counts["joined"],
@@ -174,35 +249,29 @@ class Tally:
             "grounded_rate": share(counts["grounded"], pairs),
             "verbatim_rate": share(counts["verbatim"], pairs),
             "what_is_share": share(counts["what_is"], pairs),
-            "stock_question_share": share(sum(count for _, count in frames), pairs),
-            "frames": dict(frames),
+            "stock_question_share": share(sum(frames.values()), pairs),
+            "frames": frames,
             "kinds": dict(self._kinds.most_common()),
             "diversity": diversity(self._sample.items),
             "question_words": share(counts["question_words"], pairs),
             "answer_words": share(counts["answer_words"], pairs),
-            "histograms": {
-                name: histogram.result() for name, histogram in self._histograms.items()
-            },
+            "histograms": {name: bins.result() for name, bins in self._histograms.items()},
             "prompt_tokens": counts["prompt_tokens"],
             "generated_tokens": counts["generated_tokens"],
-            "tokens_not_generated": None
-            if self._max_new_tokens is None
-            else counts["tokens_not_generated"],
+            "tokens_not_generated": None if self._max_new_tokens is None else not_generated,
             "finish_reasons": dict(self._finish_reasons),
         }
 
 
 def diversity(pairs: list[tuple[list[str], list[str]]]) -> dict[str, Any]:
-    """Self-BLEU of the first questions, and the share of distinct 4-grams in all questions and
-    answers; words of (question, answer).
+    """Self-BLEU of the first questions, and the fraction of distinct 4-grams in all questions and
+    answers, which are given as words.
     """
     questions = [" ".join(question) for question, _ in pairs[:COMPARED_QUESTIONS]]
-    texts = [text for pair in pairs for text in pair]
-    ngrams = [
-        tuple(text[start : start + NGRAM])
-        for text in texts
-        for start in range(len(text) - NGRAM + 1)
-    ]
+    ngrams: list[tuple[str, ...]] = []
+    for pair in pairs:
+        for words in pair:
+            ngrams += zip(*(words[start:] for start in range(NGRAM)), strict=False)
     return {
         "pairs_sampled": len(pairs),
         "questions_compared": len(questions),
@@ -212,56 +281,39 @@ def diversity(pairs: list[tuple[list[str], list[str]]]) -> dict[str, Any]:
 
 
 def self_bleu(texts: list[str]) -> float | None:
-    """Mean BLEU-4 of each text against all the others, 0 to 1: 1 if all say the same (Zhu et al.
-    2018). None for fewer than two.
+    """Mean BLEU-4 of each text against all others, 0 to 1: 1 if all are the same (Zhu et al. 2018).
+    None for fewer than two texts.
     """
     if len(texts) < 2:
         return None
     from sacrebleu.metrics import BLEU
 
     bleu = BLEU(tokenize="none", effective_order=True)
-    scores = [
-        bleu.sentence_score(text, texts[:place] + texts[place + 1 :]).score
-        for place, text in enumerate(texts)
-    ]
-    return round(sum(scores) / len(scores) / 100, 4)
+    total = 0.0
+    for place, text in enumerate(texts):
+        total += bleu.sentence_score(text, texts[:place] + texts[place + 1 :]).score
+    return round(total / len(texts) / 100, 4)
 
 
 def add_accounts(accounts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The shards' own records, added up."""
-    dropped, long_documents, rejected, filtered, refused = (
-        sum((Counter(account.get(name, {})) for account in accounts), Counter())
-        for name in ("dropped", "long_documents", "rejected", "filtered", "refused")
-    )
-    documents, with_pairs, well_formed, cached_tokens = (
-        sum(account[name] for account in accounts)
-        for name in ("documents", "documents_with_pairs", "well_formed", "cached_tokens")
-    )
-    return {
-        "documents": documents,
-        "documents_with_pairs": with_pairs,
-        "documents_without_pairs": documents - with_pairs - dropped.total(),
-        "dropped": dict(dropped),
-        "long_documents": dict(long_documents),
-        "well_formed": well_formed,
-        "cached_tokens": cached_tokens,
-        "rejected": dict(rejected),
-        "filtered": dict(filtered),
-        "refused": most_frequent(refused),
+    """The sums of the counts in the shards' metadata."""
+    total: Counter[str] = Counter()
+    by_reason: dict[str, Counter[str]] = {
+        name: Counter() for name in ("dropped", "long_documents", "rejected", "filtered", "refused")
     }
-
-
-def _rates(
-    accounts: dict[str, Any], counts: Counter[str], parameters: int | None
-) -> dict[str, Any]:
-    """Figures of rows and accounts together."""
-    repeated, filtered = (
-        accounts["rejected"].get("repeated_question", 0),
-        sum(accounts["filtered"].values()),
-    )
-    computed = counts["prompt_tokens"] - accounts["cached_tokens"] + counts["generated_tokens"]
+    for account in accounts:
+        for name in ("documents", "documents_with_pairs", "well_formed", "cached_tokens"):
+            total[name] += account[name]
+        for name, counts in by_reason.items():
+            counts.update(account.get(name, {}))
+    dropped, refused = by_reason["dropped"], by_reason.pop("refused")
+    without_pairs = total["documents"] - total["documents_with_pairs"] - dropped.total()
     return {
-        "well_formed_rate": share(accounts["well_formed"], counts["rows"]),
-        "repeated_question_rate": share(repeated, counts["pairs"] + filtered + repeated),
-        "generator_flops": None if parameters is None else 2 * parameters * computed,
+        "documents": total["documents"],
+        "documents_with_pairs": total["documents_with_pairs"],
+        "documents_without_pairs": without_pairs,
+        **{name: dict(counts) for name, counts in by_reason.items()},
+        "well_formed": total["well_formed"],
+        "cached_tokens": total["cached_tokens"],
+        "refused": most_frequent(refused),
     }

@@ -1,12 +1,12 @@
-"""Figures of streams of any length, in bounded memory: exact as long as the stream is small, and
-estimates in a stated way beyond.
+"""Statistics of streams of any length in bounded memory: exact for small streams, estimates with a
+stated error for larger ones.
 """
 
 import random
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from math import ceil, log2, sqrt
+from math import ceil, log2
 from typing import Generic, TypeVar
 
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
@@ -16,14 +16,15 @@ HASHES = 2**64
 
 
 class DistinctCount:
-    """How many different texts there were. Exact up to `kept` of them, then an unbiased estimate
-    (off by 0.1% with a million kept).
+    """The number of distinct texts. Exact up to `kept` of them, then an unbiased estimate (with a
+    standard error of 0.1% for a million).
 
-    Hashes below a threshold are kept; whenever there are too many the threshold is halved.
+    Hashes below a threshold are kept; when there are too many, the threshold is halved.
     """
 
     def __init__(self, kept: int = 1_000_000) -> None:
-        self._kept, self._threshold = kept, HASHES
+        self._kept = kept
+        self._threshold = HASHES
         self._hashes: set[int] = set()
 
     def add(self, text: str) -> None:
@@ -39,11 +40,10 @@ class DistinctCount:
 
 
 class FrequentCount:
-    """How often each text came, for the frequent ones. Exact as long as there are at most `kept`
-    different texts.
+    """Counts of the most frequent texts. Exact for at most `kept` distinct texts.
 
-    Beyond that the rarer half is forgotten, and a text of it that comes again starts from one:
-    counts are then lower bounds, close for texts that are much more frequent than those forgotten.
+    Beyond that the less frequent half is discarded, and its texts start again from one: counts are
+    then lower bounds, and close for texts that are much more frequent than the discarded ones.
     """
 
     def __init__(self, kept: int = 200_000) -> None:
@@ -51,7 +51,7 @@ class FrequentCount:
         self._counts: Counter[str] = Counter()
 
     def add(self, text: str) -> int:
-        """Count `text`, and return how often it came before."""
+        """Count `text`, and return how often it occurred before."""
         before = self._counts[text]
         self._counts[text] = before + 1
         if len(self._counts) > self._kept:
@@ -63,11 +63,10 @@ class FrequentCount:
 
 
 class BloomFilter:
-    """Whether a text came before: a Bloom filter of 2 to 4 bytes for each of `capacity` texts, at
-    most 1 GiB.
+    """Whether a text occurred before, with 2 to 4 bytes per text of `capacity`, at most 1 GiB.
 
-    A text that came before is always known. A new one is taken for known in fewer than one of 1,000
-    cases up to `capacity`, or up to 500 million texts.
+    There are no false negatives. The rate of false positives is below 0.1% up to `capacity`, or up
+    to 500 million texts.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -75,7 +74,7 @@ class BloomFilter:
         self._set = bytearray(self._bits // 8)
 
     def add(self, text: str) -> bool:
-        """Remember `text`, and return whether it came before."""
+        """Add `text`, and return whether it occurred before."""
         first, step = divmod(xxh3_128_intdigest(text.encode()), HASHES)
         known = True
         for number in range(8):
@@ -86,13 +85,15 @@ class BloomFilter:
 
 
 class ReservoirSample(Generic[T]):
-    """`size` random items of a stream, the same ones for the same stream and seed; all of them if
-    there are fewer.
+    """`size` random items of a stream, or all of them if there are fewer. The same stream and seed
+    give the same items.
     """
 
     def __init__(self, size: int, seed: int = 0) -> None:
         self.items: list[T] = []
-        self._size, self._seen, self._random = size, 0, random.Random(seed).random
+        self._size = size
+        self._seen = 0
+        self._random = random.Random(seed).random
 
     def add(self, item: T) -> None:
         self._seen += 1
@@ -103,12 +104,13 @@ class ReservoirSample(Generic[T]):
 
 
 class Histogram:
-    """Counts by bins [edges[i], edges[i + 1]); the last one has no upper end. No value may be less
-    than edges[0].
+    """Counts per bin [edges[i], edges[i + 1]); the last bin has no upper edge. Values must be at
+    least edges[0].
     """
 
     def __init__(self, edges: Sequence[int]) -> None:
-        self._edges, self._counts = edges, [0] * len(edges)
+        self._edges = edges
+        self._counts = [0] * len(edges)
 
     def add(self, value: int) -> None:
         self._counts[bisect_right(self._edges, value) - 1] += 1
@@ -118,17 +120,17 @@ class Histogram:
 
 
 def share(part: float, whole: float) -> float | None:
-    """part / whole, to four places; None where there is nothing to divide by."""
+    """part / whole, rounded to four places; None if `whole` is 0."""
     return round(part / whole, 4) if whole else None
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float] | None:
-    """The 95% interval of a share (Wilson 1927), which holds for few trials and for shares near 0
-    and 1; None without trials.
+def wilson_interval(successes: int, n: int) -> tuple[float, float] | None:
+    """The 95% confidence interval of a proportion (Wilson 1927), which is valid for few trials and
+    near 0 and 1; None without trials.
     """
     if not n:
         return None
-    rate, spread = successes / n, z * z / n
-    middle = (rate + spread / 2) / (1 + spread)
-    half = z * sqrt(rate * (1 - rate) / n + spread / (4 * n)) / (1 + spread)
-    return round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    return round(float(interval.low), 4), round(float(interval.high), 4)

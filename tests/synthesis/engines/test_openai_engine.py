@@ -25,8 +25,8 @@ from ipt.files import read_parts
 from ipt.models import resolve_model
 from ipt.synthesis.engines import EngineDied, Generation, PromptRefused, start_engine
 from ipt.synthesis.engines import server as server_module
-from ipt.synthesis.engines.keeper import ProcessReaper
 from ipt.synthesis.engines.server import PROBE
+from ipt.synthesis.engines.subprocess import ProcessReaper
 from ipt.synthesis.engines.vllm import ENVIRONMENT
 from ipt.synthesis.formats.base import IptFormat
 from ipt.synthesis.formats.chat import ChatFormat
@@ -210,7 +210,7 @@ def generate(server, config, prompt_format, vocabulary, prompt=None, watch=None)
             return await engine.generate(
                 prompt or prompt_format.begin("A heart. <|im_end|>"),
                 priority=0,
-                lane=0,
+                slot=0,
                 watch=watch,
             )
         finally:
@@ -275,7 +275,7 @@ def test_vllm_is_asked_for_more(vocabulary, ipt):
 
 
 @pytest.mark.parametrize("owner", ["vllm", "somebody"])
-def test_only_a_vllm_server_is_asked_for_a_grammar(owner, vocabulary, capsys):
+def test_only_a_vllm_server_is_asked_for_a_grammar(owner, vocabulary, caplog):
     config = replace(CONFIG, max_pairs=3)
     with serving(pairs_text(PAIRS[:1]), owner=owner) as server:
         generate(server, config, IptFormat(vocabulary, config), vocabulary)
@@ -283,7 +283,7 @@ def test_only_a_vllm_server_is_asked_for_a_grammar(owner, vocabulary, capsys):
     assert server.requests[0][1].get("structured_outputs") == (
         {"grammar": grammar(3)} if is_asked else None
     )
-    assert ("not held to" in capsys.readouterr().err) != is_asked
+    assert ("no grammar constrains" in caplog.text) != is_asked
 
 
 def test_a_repetition_breaks_the_stream_off(vocabulary, ipt):
@@ -511,7 +511,7 @@ def test_what_may_pass_is_tried_again_whatever_it_looks_like(vocabulary, ipt, an
 def test_what_does_not_pass_stops_the_run(vocabulary, ipt, answer):
     with (
         serving(answer, answer) as server,
-        pytest.raises(EngineDied, match="what is finished is kept") as raised,
+        pytest.raises(EngineDied, match="finished work is kept") as raised,
     ):
         generate(server, replace(WHOLE, max_retries=1), ipt, vocabulary)
     assert (
@@ -541,7 +541,7 @@ def test_a_server_that_asks_to_wait_for_hours_is_not_waited_for(vocabulary, ipt)
     ],
 )
 @pytest.mark.parametrize("streamed", [False, True])
-def test_finish_reasons_of_other_servers(vocabulary, ipt, capsys, finish, end, logged, streamed):
+def test_finish_reasons_of_other_servers(vocabulary, ipt, caplog, finish, end, logged, streamed):
     event = Raw(choice(finish=finish))
     if streamed:
         event = Raw(
@@ -554,7 +554,7 @@ def test_finish_reasons_of_other_servers(vocabulary, ipt, capsys, finish, end, l
         config = replace(CONFIG, stop_at_repetition=streamed)
         first, second = generate_twice(server, config, ipt, vocabulary)
     assert (first.text, first.finish_reason) == (second.text, second.finish_reason) == (TEXT, end)
-    assert capsys.readouterr().err.count("finish_reason=new_word") == logged
+    assert caplog.text.count("finish_reason=new_word") == logged
 
 
 def generate_twice(server, config, prompt_format, vocabulary):
@@ -563,21 +563,21 @@ def generate_twice(server, config, prompt_format, vocabulary):
             replace(config, base_url=server.url), "", vocabulary, prompt_format, 0
         )
         prompts = [prompt_format.begin(f"A heart {number}.") for number in range(2)]
-        return [await engine.generate(prompt, priority=0, lane=0) for prompt in prompts]
+        return [await engine.generate(prompt, priority=0, slot=0) for prompt in prompts]
 
     return asyncio.run(run())
 
 
 @pytest.mark.parametrize("reasoning", ["", "Well."])
-def test_empty_contents_are_logged_once(vocabulary, capsys, reasoning):
+def test_empty_contents_are_logged_once(vocabulary, caplog, reasoning):
     config = replace(WHOLE, format="chat", prompt="math_problem")
     message = {"role": "assistant", "content": None, "reasoning_content": reasoning}
     answer = Raw({"choices": [{"index": 0, "finish_reason": "stop", "message": message}]})
     with serving(answer, answer) as server:
         generations = generate_twice(server, config, ChatFormat(vocabulary, config), vocabulary)
     assert [generation.text for generation in generations] == ["", ""]
-    err = capsys.readouterr().err
-    assert err.count("empty content") == 1 and ("in its reasoning" in err) == bool(reasoning)
+    assert caplog.text.count("empty content") == 1
+    assert ("in its reasoning" in caplog.text) == bool(reasoning)
 
 
 @pytest.mark.parametrize(
@@ -685,11 +685,11 @@ CARD = {"id": "served", "object": "model"}
         ),
     ],
 )
-def test_lists_of_models(vocabulary, ipt, capsys, models, said):
+def test_lists_of_models(vocabulary, ipt, caplog, models, said):
     with serving(TEXT, models=models) as server:
         assert generate(server, WHOLE, ipt, vocabulary).text == TEXT
-    err = " ".join(capsys.readouterr().err.split())
-    assert said in err and ("synthesis: " in err) == bool(said)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said in "\n".join(warnings) and bool(warnings) == bool(said)
 
 
 def test_a_key_that_cannot_be_sent_is_not_shown(vocabulary, ipt, monkeypatch):
@@ -776,7 +776,7 @@ def test_flagged_documents_are_counted_in_the_servers_words(tmp_path, flagged, s
             "unknown parameter: seed",
         ),
         (lambda _: Raw({"error": "model not found"}, 404), UserError, "model not found"),
-        (flags(*range(6)), UserError, "all of 6 prompts were refused .this prompt was flagged"),
+        (flags(*range(6)), UserError, "all 6 prompts were rejected .this prompt was flagged"),
     ],
 )
 def test_a_server_that_is_not_usable_leaves_nothing_behind(tmp_path, reply, error, words):
@@ -851,7 +851,7 @@ def vllm_serve(folder: Path, model: str):
         f"--structured-outputs-config={structured}",
         "--enable-prompt-tokens-details",
     ]
-    keeper, log = ProcessReaper(), folder / "vllm.log"
+    reaper, log = ProcessReaper(), folder / "vllm.log"
     environment = {
         **os.environ,
         **ENVIRONMENT,
@@ -873,7 +873,7 @@ def vllm_serve(folder: Path, model: str):
                 server.terminate()
                 server.wait(60)
     finally:
-        keeper.close()
+        reaper.close()
 
 
 def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:

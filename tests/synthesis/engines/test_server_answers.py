@@ -61,7 +61,7 @@ def body(content="A heart.", finish="stop", **more):
             )
         ),
         ("ERROR_TOXIC", Kind.PROMPT),
-        *((word, Kind.PASSING) for word in ("error", "abort", "insufficient_system_resource")),
+        *((word, Kind.TRANSIENT) for word in ("error", "abort", "insufficient_system_resource")),
     ],
 )
 def test_finish_reasons(finish, end):
@@ -93,7 +93,7 @@ def test_a_choice_without_a_finish_reason_has_ended_if_it_says_something():
     assert end_of(read_answer(answer)) == "stop"
     with pytest.raises(Fault) as raised:
         end_of(read_answer(body(content=None, finish=None)))
-    assert raised.value.kind is Kind.PASSING
+    assert raised.value.kind is Kind.TRANSIENT
 
 
 @pytest.mark.parametrize(
@@ -189,29 +189,37 @@ def test_a_refusal_of_the_model_is_one_of_the_prompt():
 def test_an_answer_without_choices_may_pass(answer):
     with pytest.raises(Fault) as raised:
         read_answer(answer)
-    assert raised.value.kind is Kind.PASSING
+    assert raised.value.kind is Kind.TRANSIENT
     if isinstance(answer, dict):  # the last event of a stream has none
         assert read_answer(answer, streamed=True).text == ""
 
 
 ERRORS_IN_200 = [
-    ({"error": {"message": "slow down", "code": 429}}, Kind.PASSING, "slow down"),
-    ({"error": {"message": "slow down", "code": "429"}}, Kind.PASSING, "slow down"),
-    ({"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, Kind.PASSING, "slow down"),
-    ({"error": {"message": "oops", "type": "server_error"}}, Kind.PASSING, "oops"),
-    ({"error": "busy"}, Kind.PASSING, "busy"),
+    ({"error": {"message": "slow down", "code": 429}}, Kind.TRANSIENT, "slow down"),
+    ({"error": {"message": "slow down", "code": "429"}}, Kind.TRANSIENT, "slow down"),
+    (
+        {"error": {"message": "slow down", "code": "rate_limit_exceeded"}},
+        Kind.TRANSIENT,
+        "slow down",
+    ),
+    ({"error": {"message": "oops", "type": "server_error"}}, Kind.TRANSIENT, "oops"),
+    ({"error": "busy"}, Kind.TRANSIENT, "busy"),
     (
         {"error": {"message": "gone", "code": 502, "metadata": {"raw": "upstream is down"}}},
-        Kind.PASSING,
+        Kind.TRANSIENT,
         "gone: upstream is down",
     ),
-    ([{"error": {"message": "wait", "code": 503, "status": "UNAVAILABLE"}}], Kind.PASSING, "wait"),
+    (
+        [{"error": {"message": "wait", "code": 503, "status": "UNAVAILABLE"}}],
+        Kind.TRANSIENT,
+        "wait",
+    ),
     (
         {"object": "error", "message": "no memory", "type": "InternalServerError", "code": 500},
-        Kind.PASSING,
+        Kind.TRANSIENT,
         "no memory",
     ),
-    ({"detail": "starting"}, Kind.PASSING, "starting"),
+    ({"detail": "starting"}, Kind.TRANSIENT, "starting"),
     ({"error": {"message": "pay first", "code": 402}}, Kind.SERVER, "pay first"),
     ({"error": {"message": "who are you", "code": "invalid_api_key"}}, Kind.SERVER, "who are you"),
     (
@@ -241,7 +249,7 @@ ERRORS_IN_200 = [
 def test_errors_inside_a_200_are_what_their_codes_say(answer, kind, words):
     with pytest.raises(Fault) as raised:
         read_answer(answer)
-    assert (raised.value.kind, raised.value.words) == (kind, words)
+    assert (raised.value.kind, raised.value.reason) == (kind, words)
 
 
 def test_an_error_inside_a_choice():
@@ -253,7 +261,7 @@ def test_an_error_inside_a_choice():
     }
     with pytest.raises(Fault, match="it broke") as raised:
         read_answer({"choices": [choice]})
-    assert raised.value.kind is Kind.PASSING
+    assert raised.value.kind is Kind.TRANSIENT
 
 
 @pytest.mark.parametrize(
@@ -269,7 +277,7 @@ def test_an_empty_error_is_none(error):
     ("status", "content", "kind"),
     [
         *(
-            (status, {"error": {"message": "x"}}, Kind.PASSING)
+            (status, {"error": {"message": "x"}}, Kind.TRANSIENT)
             for status in (408, 409, 424, 425, 429, 500, 502, 503, 504, 529)
         ),
         *(
@@ -284,10 +292,10 @@ def test_an_empty_error_is_none(error):
         (
             429,
             {"error": {"message": "requests exceed the context window of your plan"}},
-            Kind.PASSING,
+            Kind.TRANSIENT,
         ),
         (400, {"error": {"message": "x", "code": "content_filter", "innererror": {}}}, Kind.PROMPT),
-        (400, {"error": {"message": "x", "type": "rate_limit_exceeded"}}, Kind.PASSING),
+        (400, {"error": {"message": "x", "type": "rate_limit_exceeded"}}, Kind.TRANSIENT),
         (
             429,
             {
@@ -306,7 +314,7 @@ def test_an_empty_error_is_none(error):
         (413, {"error": {"message": "x", "code": "rate_limit_exceeded"}}, Kind.PROMPT),
         (500, {"error": "the input length exceeds the context length"}, Kind.PROMPT),
         (422, {"error": "x", "error_type": "validation"}, Kind.PROMPT),
-        (503, "<html><body>x</body></html>", Kind.PASSING),
+        (503, "<html><body>x</body></html>", Kind.TRANSIENT),
         (400, None, Kind.PROMPT),
     ],
 )
@@ -345,7 +353,7 @@ def test_statuses(status, content, kind):
 )
 def test_the_words_of_an_error_are_the_servers(content, words):
     text = content if isinstance(content, str) else json.dumps(content)
-    assert fault_of_status(400, text, {}).words == words
+    assert fault_of_status(400, text, {}).reason == words
 
 
 def test_a_message_is_one_line_of_bounded_length():

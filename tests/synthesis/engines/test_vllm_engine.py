@@ -21,7 +21,7 @@ from ipt.synthesis.engines import EngineDied, PromptRefused, start_engine
 from ipt.synthesis.engines.vllm import CPU_BLOCK_SIZE
 from ipt.synthesis.formats import registry
 from ipt.synthesis.formats.base import IptFormat, Prompt
-from ipt.synthesis.formats.chat import SHIPPED
+from ipt.synthesis.formats.prompt_file import SHIPPED
 from ipt.synthesis.formats.tags import Pair, Parsed
 from ipt.synthesis.run import synthesize
 from tests.forked_engines import fork_engines
@@ -54,9 +54,9 @@ class AnythingGoes(IptFormat):
 
 def test_chains_on_the_real_engine(request, tmp_path, monkeypatch, vocabulary):
     fork_engines(request, monkeypatch)
-    monkeypatch.setitem(registry.FORMATS, "anything", AnythingGoes)
+    monkeypatch.setitem(registry.FORMATS, "ipt", AnythingGoes)
     config = replace(
-        CONFIG, format="anything", max_pairs=2, replicas=2
+        CONFIG, max_pairs=2, data_parallel_size=2
     )  # chains stay with their engine, and so with its cache
     texts = [f"The {organ} is an organ. " * 12 for organ in ORGANS]
     documents, environment = write_documents(tmp_path / "documents", texts), dict(os.environ)
@@ -169,7 +169,7 @@ def test_samples_come_again_bad_prompts_are_refused_and_a_killed_engine_is_repor
         engine = start_engine(
             config, resolve_model(config.model), vocabulary, IptFormat(vocabulary, config), 0
         )
-        options = {"priority": 0, "lane": 0}
+        options = {"priority": 0, "slot": 0}
         good = [*vocabulary.bos, *vocabulary.encode("The heart")]
         try:
             for bad in ([], good * 200, [10**6], [1] * 501):
@@ -190,7 +190,7 @@ def test_samples_come_again_bad_prompts_are_refused_and_a_killed_engine_is_repor
             await asyncio.sleep(0.05)
             for child in multiprocessing.active_children():
                 child.kill()
-            with pytest.raises(EngineDied, match="what is finished is kept") as raised:
+            with pytest.raises(EngineDied, match="finished work is kept") as raised:
                 await asyncio.wait_for(waiting, 300)
         finally:
             engine.close()

@@ -12,14 +12,9 @@ from ipt.models import load_tokenizer
 from ipt.synthesis.chains import Piece, run_chain
 from ipt.synthesis.engines import Generation, Repetitions, start_engine
 from ipt.synthesis.formats.base import Message, Vocabulary
-from ipt.synthesis.formats.chat import (
-    SHIPPED,
-    ChatFormat,
-    fill,
-    load_prompt,
-    prompt_path,
-    read_json,
-)
+from ipt.synthesis.formats.chat import ChatFormat, fill
+from ipt.synthesis.formats.json_output import read_json
+from ipt.synthesis.formats.prompt_file import SHIPPED, load_prompt, prompt_path
 from ipt.synthesis.formats.tags import Pair
 
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
@@ -32,7 +27,12 @@ schema:
     title: {type: string}
     items:
       type: array
-      items: {type: object, properties: {q: {type: string}, a: {type: string}, wrong: {type: array, items: {type: string}}}}
+      items:
+        type: object
+        properties:
+          q: {type: string}
+          a: {type: string}
+          wrong: {type: array, items: {type: string}}
 pairs:
   - {each: items, question: "{q}", answer: "{a}"}
 rewrite: ["# {title}\\n", {each: items, text: "{q} ({title})", join: "; "}]
@@ -122,7 +122,10 @@ def test_a_chain_is_a_conversation_in_the_models_chat_template(vocabulary, token
 def test_a_template_reads_the_options_of_the_config(
     vocabulary, tokenizer, prompt_file, monkeypatch, thinks
 ):
-    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n<think>\n"
+    turns = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n<think>\n"
+    )
     monkeypatch.setattr(tokenizer, "chat_template", turns)
     config = SynthesisConfig(
         format="chat", prompt=prompt_file(), chat_template_kwargs={"enable_thinking": thinks}
@@ -156,9 +159,14 @@ def test_what_was_rejected_or_cut_is_not_shown_to_the_next_document(chat, vocabu
 
 
 TEMPLATES = {
-    "refuses system": "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
-    "[{{ m.role }}]{{ m.content | trim }}<|im_end|>{% endfor %}[assistant]",
-    "leaves system out": "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}[assistant]",
+    "refuses system": (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content | trim }}<|im_end|>{% endfor %}[assistant]"
+    ),
+    "leaves system out": (
+        "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}<|im_end|>"
+        "{% endfor %}[assistant]"
+    ),
 }
 
 
@@ -179,7 +187,7 @@ def test_a_template_without_a_place_for_the_system_text_has_it_in_the_users_turn
     ("template", "message"),
     [
         (None, "has no chat template"),
-        ("{{ messages[0].content }}", "leaves texts out"),
+        ("{{ messages[0].content }}", "drops or repeats texts"),
         ("{{ raise_exception('Never.') }}", "Never."),
         ("{{ 1 / 0 }}", "division by zero"),
     ],
@@ -216,12 +224,14 @@ def test_pairs_and_a_rewrite_from_one_output(chat):
         ('{"title": "T"}', 0, {"wrong_shape": 2}),  # the pairs and the rewrite
         ('{"title": "T", "items": "none"}', 0, {"wrong_shape": 2}),
         (
-            '{"title": "T", "items": [{"q": "Q?"}, {"q": "Q?", "a": ["b"]}, "x", {"q": "Q?", "a": 3.5}]}',
+            '{"title": "T", "items": [{"q": "Q?"}, {"q": "Q?", "a": ["b"]}, "x", '
+            '{"q": "Q?", "a": 3.5}]}',
             1,
             {"wrong_shape": 3},
         ),
         (
-            '{"title": "T", "items": [{"q": " ", "a": "a"}, {"q": "Q?", "a": "\\n"}, {"q": "Q?", "a": "a"}]}',
+            '{"title": "T", "items": [{"q": " ", "a": "a"}, {"q": "Q?", "a": "\\n"}, '
+            '{"q": "Q?", "a": "a"}]}',
             1,
             {"empty_question": 1, "empty_answer": 1},
         ),
@@ -339,7 +349,7 @@ def example(schema):
 
 
 def bounds(schema):
-    """Complaints about a schema: what engines need so that an output always ends and always parses."""
+    """Violations of what a schema needs so that outputs always end and are always valid."""
     if schema["type"] == "string":
         return [] if "maxLength" in schema else ["a string without maxLength"]
     if schema["type"] == "array":
@@ -390,27 +400,27 @@ def test_pairs_follow_the_published_conventions(name, vocabulary):
         ("- a list", "expected the keys"),
         ("user: [unclosed", "not a YAML file"),
         ("user: '{document}'\nsytem: x", "sytem: no such key"),
-        ("user: '{documents}'", "must stand once in user"),
-        ("user: '{document} {document}'", "must stand once in user"),
+        ("user: '{documents}'", "must occur once in user"),
+        ("user: '{document} {document}'", "must occur once in user"),
         ("user: '{document}'\nsystem: 3", "system: expected a text, found 3"),
-        ("user: '{document}'\nrewrite: x", "give it a schema"),
+        ("user: '{document}'\nrewrite: x", "need a schema"),
         (
             "user: '{document}'\nschema: {type: array}\nrewrite: x",
             "expected type: object with properties",
         ),
-        (PROMPT.split("pairs:")[0], "say what becomes of the output"),
+        (PROMPT.split("pairs:")[0], "expected pairs .a list., rewrite, or both"),
         (
             PROMPT.replace('{q}", answer', '{question}", answer'),
-            r"pairs\[0\].question: {question} is no field here, there are title, items, q, a, wrong",
+            r"pairs\[0\].question: no field {question}, expected some of title, items, q, a, wrong",
         ),
-        (PROMPT.replace('{a}"}', '{wrong}"}'), r"{wrong} is no text: write {each: wrong"),
+        (PROMPT.replace('{a}"}', '{wrong}"}'), r"{wrong} is not a text: write {each: wrong"),
         (
             PROMPT.replace("each: items, question", "each: title, question"),
             r"pairs\[0\].each: title must be a list",
         ),
         (
             PROMPT.replace("each: items, question", "every: items, question"),
-            r"pairs\[0\]: expected question and answer",
+            r"pairs\[0\]: expected question, answer",
         ),
         (PROMPT.replace('join: "; "', "with: 3"), "expected a text, a list of parts"),
     ],
@@ -426,10 +436,10 @@ def test_names(tmp_path):
     assert prompt_path("pairs") == SHIPPED / "pairs.yaml"
     with pytest.raises(
         ValueError,
-        match=r"synthesis.prompt=quiz: must be one of dialogue, faq, .*, or the path of a .yaml file",
+        match=r"synthesis.prompt=quiz: must be one of dialogue, .*, or the path of a .yaml file",
     ):
         load_prompt("quiz")
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
+    with pytest.raises(FileNotFoundError, match="no such file"):
         load_prompt(str(tmp_path / "quiz.yaml"))
 
 
@@ -464,7 +474,7 @@ def test_a_model_that_knows_nothing_writes_what_parses(name, temperature, vocabu
         engine = start_engine(config, tiny_model, vocabulary, chat, 0)
         try:
             return await asyncio.gather(
-                *(engine.generate(chat.begin(f"Text {n}."), priority=0, lane=n) for n in range(2))
+                *(engine.generate(chat.begin(f"Text {n}."), priority=0, slot=n) for n in range(2))
             )
         finally:
             engine.close()

@@ -20,8 +20,7 @@ from ipt.synthesis.quality.filters import (
     filter_settings,
     is_active,
 )
-from ipt.synthesis.quality.measures import PAIR_MEASURES
-from ipt.synthesis.quality.statistics import statistics
+from ipt.synthesis.quality.statistics import PAIR_MEASURES, statistics
 from ipt.synthesis.shards import read_account
 
 KIDNEY = "The kidney filters blood."
@@ -50,8 +49,8 @@ def write_corpus(folder):
     )
 
 
-def filters(limits=None, **settings):
-    return FilterConfig(thresholds=ThresholdsConfig(**(limits or {})), **settings)
+def filters(thresholds=None, **settings):
+    return FilterConfig(thresholds=ThresholdsConfig(**(thresholds or {})), **settings)
 
 
 def run(tmp_path, name="out", against=None, **settings):
@@ -68,9 +67,12 @@ def run(tmp_path, name="out", against=None, **settings):
 
 
 def test_limits_remove_pairs_and_count_why(tmp_path):
-    stats, answers, rows = run(tmp_path, limits={"grounded": [0.8, None], "answer_words": [1, 10]})
+    stats, answers, rows = run(
+        tmp_path, thresholds={"grounded": [0.8, None], "answer_words": [1, 10]}
+    )
     assert answers == {
-        "a": ["The heart"], "b": [], "c": ["The heart"], "d": ["The heart"], "e": ["The kidney"], "f": [], "g": [], "h": ["The heart"] * 2,
+        "a": ["The heart"], "b": [], "c": ["The heart"], "d": ["The heart"],
+        "e": ["The kidney"], "f": [], "g": [], "h": ["The heart"] * 2,
     }  # fmt: skip
     assert stats["filtered"] == {"grounded": 3, "answer_words": 1}
     assert stats["pairs_before"] == stats["pairs"] + 4 == 10
@@ -88,14 +90,14 @@ def test_limits_remove_pairs_and_count_why(tmp_path):
 
 
 def test_rows_part_where_one_of_them_is_empty(tmp_path):
-    _, _, before = run(tmp_path, limits={"grounded": [0, 1]})
+    _, _, before = run(tmp_path, thresholds={"grounded": [0, 1]})
     assert [name for name, row in before.items() if row["inherits_previous"]] == [
         "b",
         "c",
         "e",
         "h",
     ]
-    _, _, after = run(tmp_path, "other", limits={"grounded": [0.8, None]})
+    _, _, after = run(tmp_path, "other", thresholds={"grounded": [0.8, None]})
     assert [name for name, row in after.items() if row["inherits_previous"]] == [
         "e",
         "h",
@@ -103,7 +105,7 @@ def test_rows_part_where_one_of_them_is_empty(tmp_path):
 
 
 def test_everything_else_stays_as_it_was(tmp_path):
-    run(tmp_path, limits={"verbatim": [1, None]})
+    run(tmp_path, thresholds={"verbatim": [1, None]})
     for part in sorted((tmp_path / "in").glob("part-*")):
         old, new = pq.read_table(part), pq.read_table(tmp_path / "out" / "pairs" / part.name)
         assert old.schema.equals(new.schema)
@@ -125,16 +127,16 @@ def test_every_run_writes_the_same_bytes(tmp_path):
         "question_template_count": [None, 2],
         "duplicate_question": [None, 0],
     }
-    run(tmp_path, "first", limits=limits)
-    run(tmp_path, "second", limits=limits)
+    run(tmp_path, "first", thresholds=limits)
+    run(tmp_path, "second", thresholds=limits)
     torn = tmp_path / "second" / "pairs" / ".part-00000.parquet.torn"
     torn.write_bytes(b"half")
-    run(tmp_path, "second", limits=limits)  # as after a kill
+    run(tmp_path, "second", thresholds=limits)  # as after a kill
     assert hash_folder(tmp_path / "first") == hash_folder(tmp_path / "second") and not torn.exists()
 
 
 def test_filtering_what_was_filtered_adds_up(tmp_path):
-    run(tmp_path, limits={"grounded": [0.8, None]})
+    run(tmp_path, thresholds={"grounded": [0.8, None]})
     stats = filter_pairs(
         filters({"grounded": [0.9, None], "answer_words": [None, 9]}),
         tmp_path / "out/pairs",
@@ -148,18 +150,18 @@ def test_filtering_what_was_filtered_adds_up(tmp_path):
 @pytest.mark.parametrize(
     ("limits", "kept", "filtered"),
     [
-        ({"question_words": [3, 3]}, ["a", "a", "b", "c", "d", "e", "g", "h", "h"], {"question_words": 1}),
+        ({"question_words": [3, 3]}, [*"aabcdeghh"], {"question_words": 1}),
         ({"verbatim": [1, None]}, ["a", "c", "d", "e", "h", "h"], {"verbatim": 4}),
         ({"pairs": [2, None]}, ["a", "a", "c", "c", "h", "h"], {"pairs": 4}),
         ({"pairs": [2, None], "verbatim": [1, None]}, ["h", "h"], {"verbatim": 4, "pairs": 4}),
         ({"document_words": [None, 5]}, ["b", "e"], {"document_words": 8}),
         ({"duplicate_question": [None, 0]}, ["a", "a", "c", "e"], {"duplicate_question": 6}),
-        ({"question_template_count": [None, 1]}, ["a", "a", "b", "c", "c"], {"question_template_count": 5}),
+        ({"question_template_count": [None, 1]}, [*"aabcc"], {"question_template_count": 5}),
         ({"finished": [1, None]}, ["a", "a", "b", "c", "c", "d", "e", "g", "h", "h"], {}),
     ],
 )  # fmt: skip
 def test_each_measure(tmp_path, limits, kept, filtered):
-    stats, answers, _ = run(tmp_path, limits=limits)
+    stats, answers, _ = run(tmp_path, thresholds=limits)
     assert [doc_id for doc_id, left in answers.items() for _ in left] == kept
     assert stats["filtered"] == filtered
 
@@ -170,7 +172,7 @@ def test_pieces_of_a_split_document_are_one_document(tmp_path):
         [("a#1", KIDNEY, [WRONG]), ("c#7", HEART, [GOOD])],
     ]
     write_chains(tmp_path / "in", chains, long_documents={"split": 1, "pieces": 2})
-    stats, _, _ = run(tmp_path, limits={"grounded": [0.8, None]})
+    stats, _, _ = run(tmp_path, thresholds={"grounded": [0.8, None]})
     assert (stats["documents"], stats["documents_with_pairs"]) == (3, 2)
 
 
@@ -239,12 +241,14 @@ def test_a_judge_as_filter_sees_what_the_other_limits_leave(tmp_path):
     ("settings", "message"),
     [
         ({"thresholds": {"grounded": [0.8]}}, "filters.thresholds.grounded=[0.8]: must be"),
-        ({"thresholds": {"pairs": [3, 2]}}, "no value is at least 3 and at most 2"),
-        ({"overlap": "drop"}, "filters.overlap=drop: must be one of report, remove"),
+        ({"thresholds": {"pairs": [3, 2]}}, "the minimum is greater than the maximum"),
+        ({"overlap": "drop"}, "filters.overlap=drop: must be one of null, report, remove"),
         ({"thresholds": {"judge_accuracy": [1, None]}}, (
             "judge_accuracy needs a judge: set filters.judge.model"
         )),
-        ({"thresholds": {"judge_relevance": [1, 1]}, "judge": JudgeConfig("j")}, "set filters.judge.sample=null"),
+        ({"thresholds": {"judge_relevance": [1, 1]}, "judge": JudgeConfig("j")}, (
+            "set filters.judge.sample=null"
+        )),
         ({"judge": JudgeConfig("j", sample=0)}, "filters.judge.sample=0: must be at least 1"),
     ],
 )  # fmt: skip
@@ -274,7 +278,7 @@ def test_limits_are_typed_and_a_misspelt_one_is_named():
         OmegaConf.structured(Config),
         {"filters": {"thresholds": {"grounded": [0.8, None], "pairs": [1, 9]}}},
     )
-    limits = OmegaConf.to_object(config).filters.limits
+    limits = OmegaConf.to_object(config).filters.thresholds
     assert limits.grounded == [0.8, None] and limits.pairs == [1, 9] and limits.verbatim is None
     for wrong in ({"grouded": [0, 1]}, {"grounded": 0.8}, {"grounded": ["much", None]}):
         with pytest.raises(OmegaConfBaseException):

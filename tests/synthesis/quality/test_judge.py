@@ -277,7 +277,7 @@ def test_a_judge_that_flags_every_pair_stops_the_run(tmp_path):
     for _ in range(2):
         with (
             judge_server(reply) as server,
-            pytest.raises(EngineDied, match="refuses all of 12 requests: flagged"),
+            pytest.raises(EngineDied, match="rejected all 12 requests: flagged"),
         ):
             judge_pairs(config(server), pairs, tmp_path, 0)
     with judge_server(lambda *_: verdict()) as server:

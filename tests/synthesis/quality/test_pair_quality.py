@@ -10,8 +10,15 @@ from ipt.synthesis import worker
 from ipt.synthesis.chains import Piece, Round
 from ipt.synthesis.engines import Generation
 from ipt.synthesis.formats.tags import Pair, Parsed, pairs_text, parse
-from ipt.synthesis.quality.measures import frame, read_document, read_pair
-from ipt.synthesis.quality.statistics import diversity, examples, self_bleu, statistics
+from ipt.synthesis.quality.statistics import (
+    diversity,
+    examples,
+    frame,
+    read_document,
+    read_pair,
+    self_bleu,
+    statistics,
+)
 from ipt.synthesis.run import synthesize
 from ipt.synthesis.shards import Shard, ShardPlan
 

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from ipt.synthesis.engines.keeper import MARK, ProcessReaper
+from ipt.synthesis.engines.subprocess import MARK, ProcessReaper
 
-# A run that starts an engine; like vLLM's, its engine ends by nothing but a signal, and it tells
-# the engine's process id.
+# A run with an engine that ends only by a signal, like vLLM's. It prints the process ids.
 RUN = """
 import subprocess, time
-from ipt.synthesis.engines.keeper import ProcessReaper
+from ipt.synthesis.engines.subprocess import ProcessReaper
 before = subprocess.Popen(["sleep", "600"])
-keeper = ProcessReaper()
-engine = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE, text=True)
-print(before.pid, engine.pid, engine.stdout.readline().strip(), keeper.scratch, flush=True)
+reaper = ProcessReaper()
+engine = subprocess.Popen(
+    ["sh", "-c", "sleep 600 & echo $!; wait"],
+    start_new_session=True,
+    stdout=subprocess.PIPE,
+    text=True,
+)
+print(before.pid, engine.pid, engine.stdout.readline().strip(), reaper.scratch, flush=True)
 time.sleep(600)
 """
 
@@ -46,13 +50,13 @@ def test_a_killed_run_takes_its_engine_and_the_engines_children_with_it():
     while Path(scratch).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(scratch).exists()
-    assert lives(before)  # what was started before the keeper is none of its business
+    assert lives(before)  # started before the reaper
     os.kill(before, signal.SIGKILL)
 
 
 def test_closing_ends_what_is_left_and_takes_the_mark_back():
-    keeper = ProcessReaper()
+    reaper = ProcessReaper()
     engine = subprocess.Popen(["sleep", "600"])
-    keeper.close()
+    reaper.close()
     assert engine.wait(timeout=120) == -signal.SIGKILL
-    assert MARK not in os.environ and not Path(keeper.scratch).exists()
+    assert MARK not in os.environ and not Path(reaper.scratch).exists()

@@ -8,7 +8,8 @@ from ipt.synthesis.engines.subprocess import EngineLog
 log = EngineLog()
 print("out before", flush=True)
 with log.child_output():
-    child = subprocess.Popen(["sh", "-c", "sleep 0.5; echo child out; echo 'x ValueError: no room' >&2"])
+    script = "sleep 0.5; echo child out; echo 'x ValueError: no room' >&2"
+    child = subprocess.Popen(["sh", "-c", script])
     print("out during"); print("err during", file=sys.stderr)
 print("out after"); print("err after", file=sys.stderr)
 child.wait()
