@@ -23,7 +23,7 @@ from ipt.corpus.documents import read_documents
 from ipt.evaluation.data import read_rows, render_prompt
 from ipt.evaluation.task import Task, load_tasks
 from ipt.files import parse_yaml
-from ipt.playground.texts import check_text
+from ipt.playground.uploads import check_text
 from ipt.rendering.pools import load_pools
 from ipt.stage import run_stage
 from ipt.synthesis.finetuning_data import read_examples

@@ -448,7 +448,7 @@ class _Plain:
 
 
 def _dropped_file(data: bytes, folder: Path) -> None:
-    from ipt.playground.texts import SUFFIXES, read_texts
+    from ipt.playground.uploads import SUFFIXES, read_texts
 
     path = folder / f"file{SUFFIXES[len(data) % len(SUFFIXES)]}"
     path.write_bytes(data)

@@ -5,11 +5,11 @@ from pathlib import Path
 import gradio as gr
 
 from ipt.config import Config
+from ipt.playground.chat_tab import add_talking
 from ipt.playground.models import Models
+from ipt.playground.pairs_tab import add_writing
 from ipt.playground.stops import Stops
 from ipt.playground.synthesizer import Synthesizer
-from ipt.playground.talking import add_talking
-from ipt.playground.writing import add_writing
 
 STYLE = Path(__file__).with_name("page.css")
 SANS = (

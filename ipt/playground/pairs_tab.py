@@ -14,7 +14,7 @@ from markupsafe import escape
 from ipt.config import Config, RenderingConfig
 from ipt.playground.stops import Stops
 from ipt.playground.synthesizer import Example, Synthesizer, Writing
-from ipt.playground.texts import SUFFIXES, check_text, read_texts
+from ipt.playground.uploads import SUFFIXES, check_text, read_texts
 from ipt.playground.views import DRAWS, draws_view, examples_view, notice, pairs_view
 from ipt.rendering.layouts import LAYOUTS
 from ipt.rendering.render import ARRANGEMENTS

@@ -10,10 +10,10 @@ import gradio as gr
 from ipt.chat import Turn, check_chat
 from ipt.config import Config
 from ipt.playground.models import Models
+from ipt.playground.pairs_tab import QUIET
 from ipt.playground.stops import Stops
-from ipt.playground.texts import check_text
+from ipt.playground.uploads import check_text
 from ipt.playground.views import conversation_view, notice
-from ipt.playground.writing import QUIET
 
 MOST_TOKENS = 2_000  # of an answer
 WITHOUT_TEMPLATE = (

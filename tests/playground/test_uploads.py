@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ipt.playground.texts import check_text, read_texts
+from ipt.playground.uploads import check_text, read_texts
 
 
 def test_files_that_are_read(tmp_path):
