@@ -35,7 +35,7 @@ def run_jobs(launch: Launch, numbers: Sequence[int], settings: LaunchSettings) -
     job needs more GPUs than there are.
     """
     runs = [planned_run(launch, number) for number in numbers]
-    queue = _Queue(runs, _allocator(runs, settings), settings)
+    queue = _Queue(list(runs), _allocator(runs, settings), settings)
     with _stop_signals() as stop, Live(runs) as live:
         try:
             while queue.running or (queue.waiting and not stop.received):

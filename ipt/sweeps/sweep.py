@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -24,6 +25,7 @@ from ipt.sweeps.job import Job, job_values, load_job, save_job, varying_keys, va
 
 AUTO = "auto"  # hydra.sweep.dir: outputs/sweeps/NAME-KEY
 COLUMNS = 6  # figures in the table at most; sweep.json has all
+HEADING = 14  # characters of a line in the heading of a figure
 UNLIMITED = 10_000  # characters
 SHORT_NAMES = {
     "accuracy": "accuracy",
@@ -142,11 +144,11 @@ def close_sweep(
 def sweep_table(jobs: Sequence[Job]) -> Table:
     """One row per job: its values of the keys that vary, its status and its figures.
 
-    Figures that do not fit the width of the console are left out and counted below the table. The
-    folder of the result is shown if there is space for it.
+    Figures that are the same in all jobs, or that do not fit the width of the console, are left out
+    and counted below the table. The folder of the result is shown if there is space for it.
     """
     figures = list(dict.fromkeys(name for job in jobs for name in job.figures))
-    shown = figures[:COLUMNS]
+    shown = [name for name in figures if len(jobs) == 1 or _varies(name, jobs)][:COLUMNS]
     has_folders = True
     table = _table(jobs, shown, len(figures) - len(shown), has_folders)
     while (has_folders or shown) and _width(table) > console.width:
@@ -162,12 +164,12 @@ def _table(jobs: Sequence[Job], figures: Sequence[str], left_out: int, has_folde
     caption = f"{left_out} more figures in sweep.json" if left_out else None
     table = Table(title="Sweep", title_justify="left", caption=caption, caption_justify="left")
     keys = varying_keys(jobs)
-    table.add_column("job", justify="right")
+    table.add_column("job", justify="right", no_wrap=True)
     for name in job_values(jobs[0], keys):
         table.add_column(name, overflow="fold")
-    table.add_column("status")
+    table.add_column("status", no_wrap=True)
     for name in figures:
-        table.add_column(_heading(name), justify="right")
+        table.add_column(_heading(name), justify="right", no_wrap=True)
     if has_folders:
         table.add_column("result", no_wrap=True)
     for job in jobs:
@@ -180,17 +182,21 @@ def _table(jobs: Sequence[Job], figures: Sequence[str], left_out: int, has_folde
     return table
 
 
+def _varies(figure: str, jobs: Sequence[Job]) -> bool:
+    return len({job.figures[figure] for job in jobs if figure in job.figures}) > 1
+
+
 def _width(table: Table) -> int:
-    """The width at which no word is broken."""
-    return console.measure(table, options=console.options.update(width=UNLIMITED)).minimum
+    """The width at which nothing is wrapped."""
+    return console.measure(table, options=console.options.update(width=UNLIMITED)).maximum
 
 
 def _heading(figure: str) -> str:
-    """The name of a figure, its task above the short name of its metric."""
+    """The name of a figure in short lines: the task, then the short name of the metric."""
     task, _, metric = figure.rpartition(" ")
-    if metric not in SHORT_NAMES:
-        return spaced(figure)
-    return f"{task_label(task)}\n{SHORT_NAMES[metric]}"
+    if metric in SHORT_NAMES:
+        return "\n".join([*wrap(task_label(task), HEADING), SHORT_NAMES[metric]])
+    return "\n".join(wrap(spaced(figure), HEADING))
 
 
 def _planned(

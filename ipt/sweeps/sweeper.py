@@ -180,8 +180,8 @@ def _open_study(settings: SearchSettings, folder: Path) -> "Study":
     )
     if study.direction.name.lower() != settings.direction:
         raise UserError(
-            f"hydra.sweeper.direction={settings.direction}: the study in {storage} has the opposite "
-            "direction: use that one, or another hydra.sweep.dir"
+            f"hydra.sweeper.direction={settings.direction}: the study in {storage} has the "
+            "opposite direction: use that one, or another hydra.sweep.dir"
         )
     study.sampler = _sampler(settings, len(study.trials))
     return study
