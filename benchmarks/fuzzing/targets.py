@@ -408,7 +408,7 @@ def _views(data: bytes, folder: Path) -> None:
     """No text makes a tag on the page."""
     from ipt.chat import Turn
     from ipt.playground.outputs import read_output
-    from ipt.playground.views import _said, conversation_view, draws_view, notice
+    from ipt.playground.views import conversation_view, draws_view, notice, piece_view
     from ipt.rendering.run import PairsRow
 
     text = data.decode(errors="replace")
@@ -417,7 +417,7 @@ def _views(data: bytes, folder: Path) -> None:
     pages = [
         notice(text),
         conversation_view([Turn(text, text)]),
-        *map(_said, reading.pieces),
+        *map(piece_view, reading.pieces),
         draws_view([row], RenderingConfig(), 0),
     ]
     for page in pages:

@@ -1,4 +1,4 @@
-"""The second tab: a conversation with a model."""
+"""The second tab: chat with a model."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,9 +16,7 @@ from ipt.playground.uploads import check_text
 from ipt.playground.views import conversation_view, notice
 
 MOST_TOKENS = 2_000  # of an answer
-WITHOUT_TEMPLATE = (
-    "Without a template the model goes on with what you write, as it was pre-trained to."
-)
+WITHOUT_TEMPLATE = "Without the template the model continues your text, as in pre-training."
 
 
 class Sheet(NamedTuple):
@@ -35,8 +33,8 @@ class Sheet(NamedTuple):
     turns: gr.State
 
 
-def add_talking(config: Config, models: Models, stops: Stops, page: gr.Blocks) -> None:
-    """Lay the tab out and wire it. The list of models is made anew for each visitor."""
+def add_chat_tab(config: Config, models: Models, stops: Stops, page: gr.Blocks) -> None:
+    """Add the tab. The list of models is updated for each visitor."""
     sheet = _lay_out(config, models)
     _wire(config, models, stops, sheet)
     page.load(lambda: gr.update(choices=models.names()), outputs=sheet.model, **QUIET)
@@ -47,13 +45,13 @@ def _lay_out(config: Config, models: Models) -> Sheet:
     with gr.Row(elem_classes="desk"):
         with gr.Column(elem_classes="sheet", scale=2, min_width=260):
             gr.HTML(
-                '<h2>Model</h2><p class="lead">One of your exports, or the model of the config.</p>'
+                '<h2>Model</h2><p class="lead">An exported model, or the model of the config.</p>'
             )
             names = models.names()
             model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
             template = gr.Checkbox(
                 chat.apply_chat_template,
-                label="Chat template of its tokenizer",
+                label="Use the chat template of the tokenizer",
                 info=WITHOUT_TEMPLATE,
                 elem_id="template",
             )
@@ -62,7 +60,7 @@ def _lay_out(config: Config, models: Models) -> Sheet:
                 2,
                 chat.temperature,
                 step=0.1,
-                label="Temperature (0: the likeliest token)",
+                label="Temperature (0: greedy decoding)",
                 elem_id="temperature",
             )
             most = max(MOST_TOKENS, chat.max_new_tokens)
@@ -71,7 +69,7 @@ def _lay_out(config: Config, models: Models) -> Sheet:
                 most,
                 chat.max_new_tokens,
                 step=1,
-                label="Tokens of an answer, at most",
+                label="Maximum new tokens",
                 elem_id="max-new-tokens",
             )
         with gr.Column(elem_classes="sheet", scale=5, min_width=300):
@@ -79,7 +77,7 @@ def _lay_out(config: Config, models: Models) -> Sheet:
             conversation = gr.HTML(conversation_view([]), autoscroll=True, elem_id="conversation")
             state = gr.HTML("", elem_id="state")
             question = gr.Textbox(
-                label="Question",
+                label="Message",
                 show_label=False,
                 container=False,
                 lines=1,
@@ -127,27 +125,28 @@ def _wire(config: Config, models: Models, stops: Stops, sheet: Sheet) -> None:
         try:
             check_chat(chat, config.evaluation)
             check_text(question, config.playground.max_characters, "the question")
-            yield conversation_view([*turns, Turn(question)]), turns, "", notice(f"{model} reads …")
-            read, said = (turns if chat.memory else []), ""
-            for said, complete in models.answer(
-                model, [*read, Turn(question)], chat, stops.begin(request.session_hash)
-            ):
-                told = (
+            yield (
+                conversation_view([*turns, Turn(question)]),
+                turns,
+                "",
+                notice(f"{model} is processing …"),
+            )
+            context = [*(turns if chat.memory else []), Turn(question)]
+            answer = ""
+            stopped = stops.begin(request.session_hash)
+            for answer, complete in models.answer(model, context, chat, stopped):
+                warning = (
                     ""
                     if complete
                     else notice(
-                        "Longer than what the model reads at once: the beginning is left out."
+                        "The conversation exceeds the context window; its beginning was truncated."
                     )
                 )
-                now = [*turns, Turn(question, said)]
-                yield conversation_view(now), now, "", told
-            if not said:
-                yield (
-                    conversation_view(turns),
-                    turns,
-                    question,
-                    notice("The model ends here and writes nothing."),
-                )
+                now = [*turns, Turn(question, answer)]
+                yield conversation_view(now), now, "", warning
+            if not answer:
+                empty = notice("The model generated no text.")
+                yield conversation_view(turns), turns, question, empty
         except (ValueError, OSError, RuntimeError) as error:
             yield gr.skip(), gr.skip(), gr.skip(), notice(error, is_error=True)
 
