@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from ipt.files import atomic, hash_json, read_parts
 from ipt.pipeline.records import Record
 from ipt.report import formatting
-from ipt.report.findings import comparisons, lead, main_table, reading_notes
+from ipt.report.findings import MainRow, comparisons, lead, main_table, reading_notes
 from ipt.report.formatting import duration, finite, scientific, thousands
 from ipt.report.mixing_law import ratio_study
 from ipt.report.paper_cells import paper_table
@@ -83,24 +83,11 @@ def write_report(
     scores = all_scores(runs, baseline, unpaired)
     study = ratio_study(runs, scores, over_ratios)
     figures = draw_figures(runs, scores, stages, quality, study)
-    rows = main_table(runs, scores, baseline)
-    main = main_scores(scores).values()
-    page = {
+    page = _results(runs, scores, baseline) | {
         "title": title,
         "facts": facts,
         "palette": PALETTE,
-        "lead": lead(runs, scores, baseline),
-        "runs": runs,
-        "baseline": baseline,
-        "compared": compared_runs(runs, baseline),
-        "comparisons": comparisons(runs, scores, baseline),
-        "main_rows": rows,
-        "main_scores": [score for by_run in main for score in by_run.values()],
-        "notes": reading_notes(runs, scores),
-        "training": _training_table(runs),
-        "scores": scores,
         "unpaired": unpaired,
-        "paper": paper_table(runs),
         "study": study,
         "jobs": _job_table(jobs),
         "records": _record_rows(records),
@@ -118,19 +105,41 @@ def write_report(
     with atomic(output / "report.html") as temporary:
         html = _environment().get_template("report.html.jinja").render(page)
         temporary.write_text(html, encoding="utf-8")
-    readings: Counter[str] = Counter()
-    for row in rows:
-        for score in row.differences:
-            if score is not None and score.difference is not None:
-                readings[score.difference.reading] += 1
     return {
         "arms": len(runs),
         "runs": len(arms),
         "tasks": len({score.task for score in scores}),
         "scores": len(scores),
         "figures": list(figures),
-        "main_differences": dict(sorted(readings.items())),
+        "main_differences": _count_readings(page["main_rows"]),
     }
+
+
+def _results(runs: list[Run], scores: list[Score], baseline: Run | None) -> dict[str, Any]:
+    """The variables of the template that are about the models."""
+    main = main_scores(scores).values()
+    return {
+        "lead": lead(runs, scores, baseline),
+        "runs": runs,
+        "baseline": baseline,
+        "compared": compared_runs(runs, baseline),
+        "comparisons": comparisons(runs, scores, baseline),
+        "main_rows": main_table(runs, scores, baseline),
+        "main_scores": [score for by_run in main for score in by_run.values()],
+        "notes": reading_notes(runs, scores),
+        "training": _training_table(runs),
+        "scores": scores,
+        "paper": paper_table(runs),
+    }
+
+
+def _count_readings(rows: Iterable[MainRow]) -> dict[str, int]:
+    readings: Counter[str] = Counter()
+    for row in rows:
+        for score in row.differences:
+            if score is not None and score.difference is not None:
+                readings[score.difference.reading] += 1
+    return dict(sorted(readings.items()))
 
 
 def _write_csv(path: Path, scores: Iterable[Score], baseline: Run | None) -> None:

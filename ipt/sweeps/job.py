@@ -65,11 +65,19 @@ def load_job(sweep: Path, number: int) -> Job | None:
 
 def with_result(job: Job, result: Mapping[str, Any], status: str) -> Job:
     """The job with this status, and the folders and figures of `result`."""
-    folders = {}
-    for name in ("training", "evaluation", "folder"):
-        folders[name] = Path(result[name]) if result[name] else None
-    error = result.get("error", "")
-    return replace(job, status=status, figures=result["figures"], error=error, **folders)
+    return replace(
+        job,
+        status=status,
+        training=_path(result["training"]),
+        evaluation=_path(result["evaluation"]),
+        folder=_path(result["folder"]),
+        figures=result["figures"],
+        error=result.get("error", ""),
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 # What varies
