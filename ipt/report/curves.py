@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ipt.report.formatting import listed, task_label
+from ipt.report.measures import main_metrics, measure_of
 from ipt.report.mixing_law import Law, Panel, RatioStudy
 from ipt.report.plot_style import colour, panels
-from ipt.report.scores import Run, column, main_metrics, measure_of
+from ipt.report.scores import Run, column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,15 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ipt.report.formatting import SPLITS, capital, count_of, in_words, listed, task_label
-from ipt.report.scores import (
-    Measure,
-    Reading,
-    Run,
-    Score,
-    compared_runs,
-    main_scores,
-    measure_of,
-)
+from ipt.report.measures import Measure, measure_of
+from ipt.report.scores import Reading, Run, Score, compared_runs, main_scores
 
 FEW_ITEMS = 30
 START = "start"  # the model before training, as `reproduce` names it

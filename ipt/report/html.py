@@ -70,12 +70,9 @@ def write_report(
     - `pairs`, `texts`: folders of the synthesis and rendering stages; None: not shown.
     - `stages`: a `{"name", "folder", "seconds", "reused", "stats"}` per stage, all optional.
     - `facts`: name -> value for the head and the foot of the page.
-    - `records`: run records of the arms; `jobs`: jobs of a sweep.
     - `over_ratios`: the arms are a sweep over a mixture ratio.
 
-    Arms of one name are seeds of one model. Returns counts for the stage's statistics. Raises
-    MissingFileError for an arm without results.json, UserError for two arms of the same name and
-    seed.
+    Returns counts for the stage's statistics. Raises what `load_runs` raises.
     """
     runs = load_runs(arms)
     baseline = baseline_of(runs)

@@ -22,7 +22,8 @@ from ipt.errors import UserError
 from ipt.evaluation.results import load_results, paired_metrics
 from ipt.files import read_json
 from ipt.report.formatting import listed, minus
-from ipt.report.scores import Arm, Measure, Run, Score, main_scores, measure_of
+from ipt.report.measures import Measure, measure_of
+from ipt.report.scores import Arm, Run, Score, main_scores
 from ipt.stage import MANIFEST
 from ipt.sweeps.job import SEEDS
 

@@ -17,7 +17,8 @@ from ipt.evaluation.results import (
 )
 from ipt.evaluation.task import load_tasks, read_group
 from ipt.report.formatting import finite
-from ipt.report.scores import Difference, Run, Score, measure_of
+from ipt.report.measures import measure_of
+from ipt.report.scores import Difference, Run, Score
 from ipt.report.seed_statistics import with_spread
 
 METRIC = "paper"  # the metric that the paper reports

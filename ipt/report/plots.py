@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from ipt.report.curves import law_figure, loss_figure, metrics_figure, score_curves_figure
 from ipt.report.formatting import duration, finite, listed, spaced, task_label
+from ipt.report.measures import measure_of
 from ipt.report.mixing_law import RatioStudy
 from ipt.report.plot_style import STYLE, Drawing, colour, panels, render
-from ipt.report.scores import Run, Score, main_scores, measure_of
+from ipt.report.scores import Run, Score, main_scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

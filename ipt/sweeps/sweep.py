@@ -21,23 +21,13 @@ from ipt.errors import UserError
 from ipt.files import hash_json, write_json
 from ipt.places import check_writable
 from ipt.report.formatting import spaced, task_label
+from ipt.report.measures import MEASURES
 from ipt.sweeps.job import Job, job_values, load_job, save_job, varying_keys, varying_name
 
 AUTO = "auto"  # hydra.sweep.dir: outputs/sweeps/NAME-KEY
 COLUMNS = 6  # figures in the table at most; sweep.json has all
 HEADING = 14  # characters of a line in the heading of a figure
 UNLIMITED = 10_000  # characters
-SHORT_NAMES = {
-    "accuracy": "accuracy",
-    "bits_per_byte": "bits/byte",
-    "correct": "score",
-    "exact_match": "exact match",
-    "f1": "F1",
-    "logprob": "logprob",
-    "nll": "NLL",
-    "paper": "score",
-    "perplexity": "ppl",
-}
 
 
 def name_sweep(config: DictConfig) -> Path:
@@ -194,8 +184,9 @@ def _width(table: Table) -> int:
 def _heading(figure: str) -> str:
     """The name of a figure in short lines: the task, then the short name of the metric."""
     task, _, metric = figure.rpartition(" ")
-    if metric in SHORT_NAMES:
-        return "\n".join([*wrap(task_label(task), HEADING), SHORT_NAMES[metric]])
+    if metric in MEASURES:
+        measure = MEASURES[metric]
+        return "\n".join([*wrap(task_label(task), HEADING), measure.short or measure.label])
     return "\n".join(wrap(spaced(figure), HEADING))
 
 

@@ -17,8 +17,9 @@ from ipt.evaluation.results import compare
 from ipt.rendering.run import SCHEMA as TEXT_SCHEMA
 from ipt.report.formatting import duration
 from ipt.report.html import write_report
+from ipt.report.measures import measure_of
 from ipt.report.plot_style import PALETTE
-from ipt.report.scores import Arm, Difference, measure_of
+from ipt.report.scores import Arm, Difference
 from ipt.synthesis.shards import SCHEMA as PAIR_SCHEMA
 from tests.report.report_cases import Page, evaluation, training
 
