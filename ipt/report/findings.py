@@ -8,6 +8,7 @@ from ipt.report.measures import Measure, measure_of
 from ipt.report.scores import Reading, Run, Score, compared_runs, main_scores
 
 FEW_ITEMS = 30
+NAMED = 6  # models that the first paragraph names at most
 START = "start"  # the model before training, as `reproduce` names it
 
 
@@ -85,12 +86,15 @@ def lead(runs: Sequence[Run], scores: Iterable[Score], baseline: Run | None) -> 
     if not trained:
         models = f"{_models(others)} {_were(others)}"
         return f"{models} evaluated {tasks}. No model was trained in this run."
-    names = [_with_seeds(run) for run in trained]
+    names = [run.name for run in trained]
+    text = f"{_models(names)} {_were(names)} trained"
     budgets = {run.summary.get("tokens") for run in trained}
-    budget = ""
     if len(budgets) == 1 and None not in budgets:
-        budget = f" on {budgets.pop():,} tokens{' each' if len(trained) > 1 else ''}"
-    text = f"{_models(names)} {_were(names)} trained{budget}"
+        text += f" on {budgets.pop():,} tokens{' each' if len(trained) > 1 else ''}"
+    seeds = {len(run.arms) for run in trained}
+    if max(seeds) > 1:
+        shown = str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+        text += f" ({shown} seeds per model)"
     if others == [START]:
         text += f" and compared with the base model ({START}) {tasks}."
     elif others:
@@ -105,15 +109,12 @@ def lead(runs: Sequence[Run], scores: Iterable[Score], baseline: Run | None) -> 
 
 def _models(names: Sequence[str]) -> str:
     """Two models (vanilla, instruct)"""
-    return f"{capital(in_words(len(names), 'model'))} ({', '.join(names)})"
+    count = capital(in_words(len(names), "model"))
+    return f"{count} ({', '.join(names)})" if len(names) <= NAMED else count
 
 
 def _were(names: Sequence[str]) -> str:
     return "was" if len(names) == 1 else "were"
-
-
-def _with_seeds(run: Run) -> str:
-    return run.name if len(run.arms) == 1 else f"{run.name} with {len(run.arms)} seeds"
 
 
 def main_table(runs: Sequence[Run], scores: Sequence[Score], baseline: Run | None) -> list[MainRow]:
@@ -200,14 +201,15 @@ def _interval_notes(runs: Sequence[Run]) -> list[str]:
             "Intervals are 95% confidence intervals over test items. They do not cover variation "
             "between training seeds, because each model was trained once."
         ]
+    single = [run.name for run in runs if run.is_trained and len(run.arms) == 1]
+    which = f"Scores of {listed(several)}" if single else "Scores of trained models"
     notes = [
-        f"Scores of {listed(several)} are means over training seeds. Their 95% intervals cover "
-        "test items only; SD is the standard deviation between seeds.",
+        f"{which} are means over training seeds. Their 95% intervals cover test items only; SD is "
+        "the standard deviation between seeds.",
         "Intervals of differences cover both items and seeds (crossed random effects). Items are "
         "paired, and so are seeds if both models have the same ones. With two or three seeds these "
         "intervals are wide.",
     ]
-    single = [run.name for run in runs if run.is_trained and len(run.arms) == 1]
     if single:
         notes.append(
             f"{listed(single)}: one seed; comparisons assume the seed variance of the other models."

@@ -39,7 +39,7 @@ from ipt.report.scores import (
     main_scores,
     median,
 )
-from ipt.sweeps.job import Job
+from ipt.sweeps.job import Job, job_values, varying_keys
 from ipt.synthesis.quality.statistics import examples
 
 SHOWN_DOCUMENTS, SHOWN_TEXTS = 4, 2
@@ -234,8 +234,14 @@ class JobTable:
         return ", ".join(f"{count} {status}" for status, count in counts.items())
 
     @property
-    def failed(self) -> list[str]:
-        return [job.name for job in self.jobs if job.status == "failed"]
+    def failed(self) -> list[int]:
+        return [job.number for job in self.jobs if job.status == "failed"]
+
+    @property
+    def rows(self) -> list[tuple[Job, dict[str, str]]]:
+        """The jobs with their values of the keys that vary."""
+        keys = varying_keys(self.jobs)
+        return [(job, job_values(job, keys)) for job in self.jobs]
 
 
 def _job_table(jobs: Sequence[Job]) -> JobTable | None:

@@ -365,6 +365,13 @@ def linear(colour: str) -> np.ndarray:
     return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
+def test_the_first_paragraph_names_models_tokens_and_tasks(page):
+    assert (
+        "Two models (vanilla, instruct) were trained on 2,560 tokens each and compared with the "
+        "base model (start) on 3 tasks. Differences are relative to vanilla." in page.text()
+    )
+
+
 # The figures
 # ----------------------------------------------------------------------------------------------
 
@@ -633,6 +640,8 @@ def test_readings_mirror_each_other_and_never_overclaim(value, half, better):
         ("perplexity", 1234.56, "1,234.6", "+1,234.6"),
         ("span_f1", 0.5, "50.0%", "+50.0"),
         ("log_likelihood_ratio", 0.25, "0.250", "+0.250"),
+        ("logprob", -0.0001, "0.000", "0.000"),
+        ("accuracy", 0.0, "0.0%", "0.0"),
     ],
 )
 def test_values_read_as_their_measure(metric, value, shown, signed):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ipt.report.cli import job_arms, report_folders, write_sweep_report
+from ipt.report.findings import lead
 from ipt.report.mixing_law import ratio_study
 from ipt.report.scores import all_scores, load_runs
 from ipt.stage import MANIFEST
@@ -57,15 +58,13 @@ def test_keys_of_one_last_name_keep_their_whole_one(jobs):
 
 
 def test_failed_jobs_are_named(page):
-    assert (
-        "16 jobs: 15 finished, 1 failed. Failed: mixture.ratios.instruction=2 trainer.seed=0."
-        in page.text()
-    )
+    assert "16 jobs: 15 finished, 1 failed. Failed: job 15." in page.text()
     rows = page.rows("Jobs of the sweep")
     assert (
         len(rows) == 16
         and rows[-1][-1][0] == "error: <b>no</b> such ratio"
-        and rows[0][2] == ("3", "3.0")
+        and rows[0][4] == ("3", "3.0")
+        and [cell[0] for cell in rows[-1][:4]] == ["15", "2", "0", "failed"]
     )
 
 
@@ -202,3 +201,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         ValueError, match=r"has no training run \(metrics.jsonl\), evaluation \(results.json\)"
     ):
         report_folders([tmp_path], tmp_path / "report", "By hand")
+
+
+def test_the_first_paragraph_says_what_was_trained(jobs, page):
+    assert (
+        "Five models (instruction=0.0, instruction=0.25, instruction=0.5, instruction=0.75, "
+        "instruction=1.0) were trained on 2,560 tokens each (3 seeds per model) and evaluated on 2 "
+        "tasks. Differences are relative to instruction=0.0." in page.text()
+    )
+    runs = load_runs(job_arms(jobs[1:6]))
+    assert lead(runs, all_scores(runs, None), None).startswith(
+        "Two models (instruction=0.0, instruction=0.25) were trained on 2,560 tokens each (2 to 3 seeds "
+    )
