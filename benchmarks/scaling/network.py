@@ -1,17 +1,17 @@
 """Memory and network of a training of Llama-3-8B on many GPUs: derived, not measured.
 
-Memory is what the dry run foresees. Network is counted from what FSDP2 does as
-`ipt.training.parallelize` asks it to, for P numbers of which R are outside the blocks, cut over s
-devices, with r copies:
+Memory is the estimate of the dry run. Network traffic follows from how FSDP2 is set up in
+`ipt.training.parallelize`, for P parameters, of which R are outside the blocks, in s shards with r
+copies. A device sends, and receives, these bytes:
 
-    gathered in a micro-batch, bf16    2 (2 (P - R) + R) (s - 1) / s      blocks forward and
-    backward, the rest once reduced in a micro-batch, fp32     4 P (s - 1) / s
-    once a step with trainer.no_sync between copies in a step, fp32     2 * 4 P / s * (r - 1) / r
-    all-reduce of the slices
+    gather, bf16           2 (2 (P - R) + R) (s - 1) / s    each micro-batch; blocks in forward and
+                                                            backward, the rest once
+    reduce, fp32           4 P (s - 1) / s                  each micro-batch; once a step with
+                                                            trainer.no_sync
+    copies, fp32           2 * 4 P / s * (r - 1) / r        each step; all-reduce of the shards
 
-All are bytes that a device sends, and receives. A rate is that of the slowest link on the way:
-NVLINK where the devices are of one node, else INFINIBAND, of which each device has an adapter of
-its own.
+The rate is that of the slowest link: NVLINK if the devices are in one node, else INFINIBAND, of
+which each device has its own adapter.
 """
 
 from dataclasses import dataclass
