@@ -78,14 +78,15 @@ class Live:
                 log.info("job %d %s: %s", run.job.number, name, _outcome(run, state))
 
     def _table(self) -> Table:
-        table = Table(title="Sweep", title_justify="left")
+        table = Table(title="Sweep", title_justify="left", expand=True)
         table.add_column("job", justify="right", no_wrap=True)
         for name in job_values(self.runs[0].job, self._keys):
             table.add_column(name, overflow="fold")
         table.add_column("status", no_wrap=True)
-        for name in ("step", "time left", "loss"):
+        for name in ("step", "left", "loss"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("", overflow="ellipsis", no_wrap=True)
+        # The last line of the log, or the error, gets the rest of the width.
+        table.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
         for run in self.runs:
             state = _state(run)
             metrics = last_metrics(run.folder) if state == "running" else {}

@@ -1,12 +1,16 @@
-"""The table at the end of a sweep, as wide as the console."""
+"""The tables of a sweep, while it runs and at its end, at the width of the console."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
+from ipt.config import Config
 from ipt.sweeps import sweep
 from ipt.sweeps.job import Job, job_values, varying_keys
+from ipt.sweeps.process import Launch, Run
+from ipt.sweeps.progress import Live
 
 SCORES = {
     "definition_to_term_generalisation logprob": -10.8,
@@ -89,3 +93,29 @@ def test_keys_are_named_by_their_last_part_unless_two_end_alike():
     jobs = [Job("", ("a.lr=1", "b.lr=1", "+c.seed=1")), Job("", ("a.lr=2", "b.lr=2", "+c.seed=2"))]
     assert job_values(jobs[1], varying_keys(jobs)) == {"a.lr": "2", "b.lr": "2", "seed": "2"}
     assert job_values(Job("", ()), ["c.seed"]) == {"seed": ""}
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_live_table_keeps_its_columns_and_cuts_only_the_note(width, tmp_path):
+    runs = []
+    for planned in JOBS:
+        run = Run(Launch("train", tmp_path), planned, Config())
+        run.tries = int(planned.status != "skipped")
+        runs.append(run)
+    runs[0].process = object()
+    runs[0].folder.mkdir(parents=True)
+    (runs[0].folder / "training").write_text(str(tmp_path))
+    metrics = {"step": 5, "tokens": 500, "tokens_per_second": 100.0, "loss": 7.25}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics))
+    console = Console(width=width, file=io.StringIO())
+    console.print(Live(runs)._table())
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert heading(lines)[:7] == ["job", "instruction", "seed", "status", "step", "left", "loss"]
+    rows = [cells(line) for line in lines if line.startswith("│")]
+    steps = Config().trainer.max_steps
+    assert rows[0][:5] == ["0", "0", "0", "running", f"5/{steps:,}"]
+    assert [row[:4] for row in rows[1:]] == [
+        ["1", "0.5", "1", "skipped"],
+        ["2", "[a]", "2", "failed"],
+    ]
