@@ -55,7 +55,7 @@ def test_an_error_of_the_user_is_one_line(kind, tmp_path, monkeypatch):
     [
         (("verify", "missing"), "missing holds no manifest.json"),
         (("runs", "missing"), "missing is no folder"),
-        (("report", "missing"), "missing holds no training"),
+        (("report", "missing"), "missing has no training run"),
         (("dashboard", "colour=red"), "colour=red is none of project="),
     ],
 )

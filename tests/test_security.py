@@ -23,7 +23,7 @@ from ipt.corpus.readers import files
 from ipt.evaluation.data import read_rows, render_prompt
 from ipt.evaluation.task import Task, load_tasks
 from ipt.files import parse_yaml
-from ipt.playground.texts import check_text
+from ipt.playground.uploads import check_text
 from ipt.rendering.pools import load_pools
 from ipt.stage import run_stage
 from ipt.synthesis.formats.base import Vocabulary
@@ -358,7 +358,7 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path, tiny_model, header)
 
 
 def test_halves_of_characters_are_no_text():
-    with pytest.raises(ValueError, match="half a surrogate pair at character 1"):
+    with pytest.raises(ValueError, match="unpaired surrogate at character 1"):
         check_text("a\ud800", 10)
 
 

@@ -405,7 +405,7 @@ def _views(data: bytes, folder: Path) -> None:
     """Text never becomes an HTML tag on the page."""
     from ipt.chat import Turn
     from ipt.playground.outputs import read_output
-    from ipt.playground.views import _said, conversation_view, draws_view, notice
+    from ipt.playground.views import conversation_view, draws_view, notice, piece_view
     from ipt.rendering.run import PairsRow
 
     text = data.decode(errors="replace")
@@ -414,7 +414,7 @@ def _views(data: bytes, folder: Path) -> None:
     pages = [
         notice(text),
         conversation_view([Turn(text, text)]),
-        *map(_said, reading.pieces),
+        *map(piece_view, reading.pieces),
         draws_view([row], RenderingConfig(), 0),
     ]
     for page in pages:
@@ -445,7 +445,7 @@ class _Plain:
 
 
 def _dropped_file(data: bytes, folder: Path) -> None:
-    from ipt.playground.texts import SUFFIXES, read_texts
+    from ipt.playground.uploads import SUFFIXES, read_texts
 
     path = folder / f"file{SUFFIXES[len(data) % len(SUFFIXES)]}"
     path.write_bytes(data)

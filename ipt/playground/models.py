@@ -1,4 +1,4 @@
-"""The models that can be talked to: which they are, and the one that is loaded."""
+"""The models of the chat tab: their names, and the one that is loaded."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Models:
-    """One model at a time, loaded when it is first asked."""
+    """Keeps one model at a time, loaded on first use."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -24,40 +24,37 @@ class Models:
         self._one_at_a_time = Lock()
 
     def names(self) -> list[str]:
-        """The config's model, those of `playground.models`, and the exports of earlier runs, the
-        newest first.
-        """
-        exports = [
-            path.parent
-            for path in Path(self._config.playground.exports).glob("**/export/config.json")
-        ]
+        """The config's model, those of `playground.models`, and exports, the newest first."""
+        playground = self._config.playground
+        found = Path(playground.exports).glob("**/export/config.json")
+        exports = [path.parent for path in found]
         exports.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-        return list(
-            dict.fromkeys([self._config.model, *self._config.playground.models, *map(str, exports)])
-        )
+        names = [self._config.model, *playground.models, *map(str, exports)]
+        return list(dict.fromkeys(names))
 
     def answer(
         self, name: str, turns: list[Turn], config: ChatConfig, stopped: Event
     ) -> Iterator[tuple[str, bool]]:
-        """The answer to the last turn as it grows, and whether the model reads the whole
-        conversation.
+        """Yield the answer to the last turn as it grows, and whether the model reads all turns.
 
-        Raises UserError for a model that is none of `names`, and for a template where the tokenizer
-        has none.
+        Raises UserError for a model that is not in `names()`, and for a chat template that the
+        tokenizer does not have.
         """
         if name not in self.names():
-            raise UserError(f"model {name}: not one of those that this playground was started with")
+            raise UserError(
+                f"model {name} is not in the list: restart with playground.models=[NAME]"
+            )
         with self._one_at_a_time:
             scorer = self._load(name)
             if config.apply_chat_template and not scorer.encoder.tokenizer.chat_template:
                 raise UserError(
-                    f"the tokenizer of {name} has no chat template: talk to it without one"
+                    f"the tokenizer of {name} has no chat template: turn the template off"
                 )
             prompt, complete = prompt_of(turns, scorer, config)
-            said = ""
+            text = ""
             for piece in answer(scorer, prompt, config):
-                said += piece
-                yield said, complete
+                text += piece
+                yield text, complete
                 if stopped.is_set():
                     break
 
@@ -65,9 +62,10 @@ class Models:
         from ipt.evaluation.backends.huggingface import load_scorer
 
         if self._scorer is None or name != self._name:
-            self._scorer = None  # makes room for the next one
+            self._scorer = None  # frees its memory before the next one is loaded
+            evaluation = self._config.evaluation
             self._scorer = load_scorer(
-                replace(self._config.evaluation, apply_chat_template=False, scoring="plain"), name
+                replace(evaluation, apply_chat_template=False, scoring="plain"), name
             )
             self._name = name
         return self._scorer

@@ -1,37 +1,23 @@
-"""The page as a whole: its two tabs and its looks."""
+"""The page: its two tabs and its theme."""
 
 from pathlib import Path
 
 import gradio as gr
 
 from ipt.config import Config
+from ipt.playground.chat_tab import add_chat_tab
 from ipt.playground.models import Models
+from ipt.playground.pairs_tab import add_pairs_tab
 from ipt.playground.stops import Stops
 from ipt.playground.synthesizer import Synthesizer
-from ipt.playground.talking import add_talking
-from ipt.playground.writing import add_writing
 
 STYLE = Path(__file__).with_name("page.css")
-SANS = (
-    "Inter",
-    "Segoe UI",
-    "Roboto",
-    "Helvetica Neue",
-    "Noto Sans",
-    "Liberation Sans",
-    "Arial",
-    "sans-serif",
-)  # what the machine has
-MONO = (
-    "SF Mono",
-    "Cascadia Mono",
-    "Menlo",
-    "Consolas",
-    "Liberation Mono",
-    "DejaVu Sans Mono",
-    "monospace",
-)
-# Gradio's variables in terms of ours, which page.css gives for light and dark.
+# Fonts of the visitor's machine.
+SANS = ["Inter", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Liberation Sans", "Arial"]
+SANS += ["sans-serif"]
+MONO = ["SF Mono", "Cascadia Mono", "Menlo", "Consolas", "Liberation Mono", "DejaVu Sans Mono"]
+MONO += ["monospace"]
+# Gradio's variable -> ours, which page.css defines for light and dark mode.
 COLOURS = {
     "body_text_color_subdued": "muted",
     "background_fill_primary": "card",
@@ -63,18 +49,20 @@ COLOURS = {
     "slider_color": "link",
     "link_text_color": "link",
 }
-# These two colour the page before its styles are there: --page and --ink of page.css, for light and
-# dark.
+# Colours before page.css is loaded: its --page and --ink.
 FIRST = {
-    **{"body_background_fill": "#f6f7f9", "body_background_fill_dark": "#11151b"},
-    **{"body_text_color": "#1b2330", "body_text_color_dark": "#e8ebf0"},
+    "body_background_fill": "#f6f7f9",
+    "body_background_fill_dark": "#11151b",
+    "body_text_color": "#1b2330",
+    "body_text_color_dark": "#e8ebf0",
 }
 HEADER = '<header><p class="eyebrow">Instruction Pre-Training</p><h1>Playground</h1></header>'
 
 
 def build_page(config: Config, synthesizer: Synthesizer, models: Models, stops: Stops) -> gr.Blocks:
-    """The page, ready to be served with `theme()` and STYLE. What is dropped on it is deleted after
-    an hour and when the server ends.
+    """The page, to be served with `theme()` and STYLE.
+
+    Uploaded files are deleted after an hour and when the server ends.
     """
     with gr.Blocks(
         title="Playground, Instruction Pre-Training",
@@ -82,27 +70,21 @@ def build_page(config: Config, synthesizer: Synthesizer, models: Models, stops: 
         delete_cache=(600, 3600),
     ) as page:
         gr.HTML(HEADER)
-        with gr.Tab("Pairs from a text", id="pairs"):
-            add_writing(config, synthesizer, stops)
-        with gr.Tab("Talk to a model", id="talk"):
-            add_talking(config, models, stops, page)
+        with gr.Tab("Generate pairs", id="pairs"):
+            add_pairs_tab(config, synthesizer, stops)
+        with gr.Tab("Chat with a model", id="chat"):
+            add_chat_tab(config, models, stops, page)
     return page
 
 
 def theme() -> gr.themes.Base:
-    """Fonts of the machine, and colours that page.css gives."""
+    """Fonts of the visitor's machine, and the colours of page.css."""
     base = gr.themes.Base(
         font=[gr.themes.Font(name) for name in SANS],
         font_mono=[gr.themes.Font(name) for name in MONO],
         radius_size=gr.themes.sizes.radius_md,
     )
     colours = {name: f"var(--{ours})" for name, ours in COLOURS.items()}
-    return base.set(
-        **FIRST,
-        **colours,
-        **{
-            f"{name}_dark": value
-            for name, value in colours.items()
-            if hasattr(base, f"{name}_dark")
-        },
-    )
+    dark = {f"{name}_dark": value for name, value in colours.items()}
+    known = {name: value for name, value in dark.items() if hasattr(base, name)}
+    return base.set(**FIRST, **colours, **known)

@@ -1,8 +1,7 @@
-"""Serving the page: on this machine alone unless the config says otherwise, and with nothing from
-anywhere else.
-"""
+"""Serves the page, by default to this machine only, and without anything from other hosts."""
 
 import ipaddress
+import logging
 import os
 import tempfile
 from importlib.util import find_spec
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     import gradio as gr
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# What a browser may fetch for the page: what this server has. Gradio's own scripts are inline in
-# part, and some are made at run time.
+# A browser may fetch from this server only. Some of Gradio's scripts are inline or created at run
+# time.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
     "'unsafe-inline'; img-src 'self' data: blob:; "
@@ -34,18 +33,17 @@ HEADERS = {
 }
 FIRST_PORT = 7860
 
+log = logging.getLogger(__name__)
+
 
 def check_page(config: PlaygroundConfig) -> None:
-    """Raise UserError or MissingFileError for a value that cannot work. Loads nothing."""
+    """Raise UserError or MissingFileError for an invalid value. Loads no model."""
     if find_spec("gradio") is None:
-        raise UserError(
-            "the playground needs the package gradio, which is not installed: pip install "
-            "'ipt[playground]'"
-        )
+        raise UserError("the playground needs the package gradio: pip install 'ipt[playground]'")
     if config.port is not None and not 0 < config.port < 65536:
         raise UserError(
-            f"playground.port={config.port}: expected a number from 1 to 65535, or null for a free "
-            "one"
+            f"playground.port={config.port}: expected a number from 1 to 65535, or null for a "
+            "free port"
         )
     for key in ("max_characters", "max_file_mib"):
         if getattr(config, key) < 1:
@@ -55,12 +53,10 @@ def check_page(config: PlaygroundConfig) -> None:
 
 
 def serve(config: Config) -> None:
-    """Serve the page until Ctrl-C. Raises UserError where the port is taken."""
+    """Serve the page until Ctrl-C. Raises UserError if the port is taken."""
     with tempfile.TemporaryDirectory(prefix="ipt-playground-") as folder:
-        os.environ |= {
-            "GRADIO_ANALYTICS_ENABLED": "False",
-            "GRADIO_TEMP_DIR": folder,
-        }  # before gradio is imported
+        # Gradio reads these when it is imported.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
         from ipt.playground.models import Models
         from ipt.playground.page import build_page
         from ipt.playground.stops import Stops
@@ -69,17 +65,16 @@ def serve(config: Config) -> None:
         stops, synthesizer = Stops(), Synthesizer(config.synthesis, config.seed)
         page = build_page(config, synthesizer, Models(config), stops)
         try:
-            console.print(
-                f"playground: {_launch(page, config.playground)} (Ctrl-C ends it)", highlight=False
-            )
+            address = _launch(page, config.playground)
+            console.print(f"playground: {address} (press Ctrl-C to stop)", highlight=False)
             if not is_loopback(config.playground.host):
-                console.print(
-                    "[yellow]playground: everybody who reaches this machine can use the page; "
-                    "there is no password"
+                log.warning(
+                    "playground: anyone who can reach this machine can use the page without a "
+                    "password"
                 )
             Event().wait()
         except KeyboardInterrupt:
-            console.print("playground: ended")
+            log.info("playground stopped")
         finally:
             stops.stop_all()
             page.close(verbose=False)
@@ -87,7 +82,7 @@ def serve(config: Config) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address means this machine as it sees itself."""
+    """Whether a host name or address is a loopback one."""
     if host == "localhost":
         return True
     try:
@@ -97,9 +92,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Answers only to those who asked for this machine by name, where it listens to itself alone:
-    another site's name that has been made to point here must not reach the page. And tells browsers
-    to fetch nothing from elsewhere.
+    """Middleware that adds the security headers, and rejects DNS rebinding.
+
+    A server that listens on a loopback address answers only requests for a loopback host, so that a
+    foreign host name that resolves to this machine does not reach the page.
     """
 
     def __init__(self, app: "ASGIApp", host: str) -> None:
@@ -108,13 +104,12 @@ class Guard:
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        asked = next(
-            (value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), ""
-        )
-        if self._local and not is_loopback(urlsplit(f"//{asked}").hostname or ""):
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        names = [urlsplit(f"//{host}").hostname or "" for host in hosts or [""]]
+        if self._local and not all(map(is_loopback, names)):
             await send({"type": "http.response.start", "status": 421, "headers": []})
             return await send(
-                {"type": "http.response.body", "body": b"This page answers to localhost alone."}
+                {"type": "http.response.body", "body": b"This page is served to localhost only."}
             )
 
         async def guarded(message: "Message") -> None:
@@ -127,7 +122,7 @@ class Guard:
 
 
 def _launch(page: "gr.Blocks", config: PlaygroundConfig) -> str:
-    """Start the server in a thread, and give its address."""
+    """Start the server in a thread and return its address."""
     from starlette.middleware import Middleware
 
     from ipt.playground.page import STYLE, theme
@@ -161,13 +156,11 @@ def _launch(page: "gr.Blocks", config: PlaygroundConfig) -> str:
             **closed,
         )
     except OSError:
-        port = (
-            f"playground.port={config.port} is taken"
-            if config.port
-            else f"no port from {FIRST_PORT} on is free"
-        )
+        problem = f"all ports from {FIRST_PORT} on are taken"
+        if config.port:
+            problem = f"playground.port={config.port} is taken"
         raise UserError(
-            f"{port}: choose another one with playground.port=NUMBER, or leave it out for the next "
-            "free one"
+            f"{problem}: choose another one with playground.port=NUMBER, or leave it out for the "
+            "next free one"
         ) from None
     return address

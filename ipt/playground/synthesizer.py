@@ -1,6 +1,4 @@
-"""The synthesizer behind the page: the engine that synthesis runs, at work on one text at a time
-and watched while it is.
-"""
+"""The synthesizer of the page: the engine of synthesis, which streams the output for one text."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -20,15 +18,13 @@ from ipt.synthesis.formats.base import Prompt, PromptFormat
 from ipt.synthesis.shards import plan_shard
 from ipt.synthesis.worker import start
 
-PAUSE = 0.1  # seconds between two looks at what is being written
-UNFINISHED = "unfinished"  # in place of a generation's reason to finish
-ONE_CHAIN = 2**31  # shots: all pieces of all texts follow one another
+PAUSE = 0.1  # seconds between two updates
+UNFINISHED = "unfinished"  # finish reason of a generation that is still running
+ONE_CHAIN = 2**31  # shots: all texts are in one chain
 
 
 class Example(NamedTuple):
-    """An earlier text with what was written for it: one generation, or one for each piece of a long
-    text.
-    """
+    """An earlier text with its generations: one, or one per piece of a long text."""
 
     text: str
     generations: tuple[Generation, ...]
@@ -37,39 +33,34 @@ class Example(NamedTuple):
 
 @dataclass
 class Writing:
-    """What has been written so far. It grows while it is looked at."""
+    """The output so far. It grows while the page reads it."""
 
     text: str
-    examples: int = 0  # how many of the rounds belong to examples
-    prompt_format: PromptFormat | None = None  # None: the engine is being loaded
+    examples: int = 0  # number of rounds that belong to examples
+    prompt_format: PromptFormat | None = None  # None: the engine is loading
     rounds: list[Round] = field(default_factory=list)
-    current: tuple[int, Piece, Prompt] | None = (
-        None  # number and piece of the round that is being written, and its prompt
-    )
-    output: str = ""  # of that round
-    started: float = 0.0  # of the first round that is written
+    # Number, piece and prompt of the round that is running, and its output so far.
+    current: tuple[int, Piece, Prompt] | None = None
+    output: str = ""
+    started: float = 0.0  # start of the first round
     seconds: float = 0.0
     ended: bool = False
 
     def written(self) -> list[Round]:
-        """The rounds of the text itself, with the one that is being written as far as it goes."""
+        """The rounds of the text itself, with the output so far of the one that is running."""
         return self._rounds()[self.examples :]
 
     def rows(self) -> list[PairsRow]:
-        """What synthesis would hand on to rendering."""
+        """The rows that synthesis would pass to rendering."""
         rows = []
-        for piece, parsed, inherits in [
-            (round.piece, round.parsed, round.inherits_previous) for round in self._rounds()
-        ]:
-            rows.append(
-                PairsRow(
-                    0, inherits, ChainRow(piece.doc_id, piece.text, parsed.pairs, parsed.rewrite)
-                )
-            )
+        for round in self._rounds():
+            piece, parsed = round.piece, round.parsed
+            content = ChainRow(piece.doc_id, piece.text, parsed.pairs, parsed.rewrite)
+            rows.append(PairsRow(0, round.inherits_previous, content))
         return rows
 
     def example(self) -> Example:
-        """This text with its output, to be put before another."""
+        """This text with its output, as an example for another text."""
         rounds = self.written()
         return Example(
             self.text,
@@ -93,8 +84,9 @@ class Writing:
 
 
 class Synthesizer:
-    """Starts its engine when it is first asked, in a thread of its own, and keeps it. For one
-    caller at a time.
+    """Starts its engine on first use, in a thread of its own, and keeps it.
+
+    For one caller at a time.
     """
 
     def __init__(self, config: SynthesisConfig, seed: int) -> None:
@@ -105,12 +97,12 @@ class Synthesizer:
         self._thread.start()
 
     def write(self, examples: Sequence[Example], text: str, stopped: Event) -> Iterator[Writing]:
-        """Write pairs for `text` behind `examples`; gives again and again the same object, as far
-        as it has grown.
+        """Generate pairs for `text` after `examples`; yields the same object while it grows.
 
-        The chain is that of synthesis (ipt.synthesis.chains): what does not fit the context window
-        starts afresh. `stopped` ends it, and so does closing the iterator. Raises what the engine
-        raises, UserError for a text that is skipped for its length.
+        The chain is that of synthesis (ipt.synthesis.chains): a text that does not fit the context
+        window after the examples starts a new prompt. Setting `stopped` or closing the iterator
+        stops the generation. Raises UserError for a text that is skipped for its length, and the
+        exceptions of the engine.
         """
         writing = Writing(text)
         future = asyncio.run_coroutine_threadsafe(self._write(examples, writing), self._loop)
@@ -126,7 +118,7 @@ class Synthesizer:
         yield writing
 
     def close(self) -> None:
-        """End what is being written, then the engine."""
+        """Stop the generation, then the engine."""
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -136,14 +128,13 @@ class Synthesizer:
         writing.prompt_format = prompt_format
         known = [generation for example in examples for generation in example.generations]
         writing.examples = len(known)
-        texts = [*(example.text for example in examples), writing.text]
-        documents = [
-            {"doc_id": f"text {number}", "text": text} for number, text in enumerate(texts, start=1)
-        ]
+        documents = []
+        for number, text in enumerate([*(one.text for one in examples), writing.text], start=1):
+            documents.append({"doc_id": f"text {number}", "text": text})
         plan = plan_shard(documents, replace(self.config, shots=ONE_CHAIN), prompt_format)
         if plan.dropped:
             raise UserError(
-                f"synthesis.long_documents={self.config.long_documents} leaves this text out: "
+                f"synthesis.long_documents={self.config.long_documents} drops this text: "
                 f"{', '.join(plan.dropped)}"
             )
         (chain,), limit = plan.chains, self.config.max_model_len - self.config.max_new_tokens
@@ -162,7 +153,7 @@ class Synthesizer:
                 writing.rounds.append(finished)
                 writing.seconds = monotonic() - (writing.started or monotonic())
         except EngineDied:
-            self._engine = None  # the next text starts another one
+            self._engine = None  # the next text starts a new one
             engine.close()
             raise
 

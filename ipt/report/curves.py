@@ -1,121 +1,136 @@
-"""Curves against trained tokens: losses, how the training went, and scores on the way. Of several
-seeds their mean in a band.
+"""Curves against trained tokens (losses, training metrics, scores during training), and scores
+against the mixture ratio.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ipt.report.formatting import listed, task_label
-from ipt.report.plot_style import colour
-from ipt.report.scores import Run, column, main_metrics, measure_of
+from ipt.report.measures import main_metrics, measure_of
+from ipt.report.mixing_law import Law, Panel, RatioStudy
+from ipt.report.plot_style import colour, panels
+from ipt.report.scores import Run, column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CURVE_POINTS = 1000  # at most so many points of a curve are drawn
-PANELS = 12  # at most so many panels of scores on the way
-COURSE = {
+CURVE_POINTS = 1000  # drawn per curve at most
+SCORE_PANELS = 12  # at most
+SMOOTHED = 0.05  # fraction of the run that the moving average covers
+METRICS = {
     "tokens_per_second": "tokens per second and device",
     "grad_norm": "gradient norm",
-    "skipped": "skipped steps so far",
+    "skipped": "skipped steps (cumulative)",
 }
+COUNTS = ("tokens_per_second", "skipped")  # axes start at 0
+LAW_COLOUR, BEST_COLOUR = "arm-1", "arm-2"
+LABEL: dict[str, Any] = {"fontweight": "bold", "fontsize": 8.5}
 
 
-def loss_figure(runs: list[Run]) -> "tuple[Figure, str] | None":
-    """Loss against trained tokens: of all tokens, and of each source alone."""
+def loss_figure(runs: Sequence[Run]) -> "tuple[Figure, str] | None":
+    """Loss of all tokens, and of each source if there are several."""
     trained = [run for run in runs if run.steps]
-    sources = dict.fromkeys(
-        name for run in trained for step in run.steps for name in step if name.startswith("loss/")
-    )
-    names = ["loss", *sources] if len(sources) > 1 else ["loss"]
     if not trained:
         return None
-    titles = {name: f"source: {name.removeprefix('loss/')}" for name in names} | {
-        "loss": "all trained tokens"
-    }
-    figure = _panels(trained, titles, sharey=True, smooth=True)
-    for axes in figure.axes:
-        if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-            axes.set_ylabel("loss, nats per token")
-    last = [
-        f"{run.name} {column(run.steps, 'loss')[1][-1]:.3f}"
-        for run in trained
-        if column(run.steps, "loss")[1]
-    ]
-    return (
-        figure,
-        f"Training loss against trained tokens. Loss of the last step: {', '.join(last)}.",
-    )
+    titles = {"loss": "all sources"}
+    sources = [name for name in _metric_names(trained) if name.startswith("loss/")]
+    if len(sources) > 1:
+        titles |= {name: f"source: {name.removeprefix('loss/')}" for name in sources}
+    figure, grid = _curves(trained, titles, sharey=True, smooth=True)
+    columns = min(3, len(grid))
+    for axes in grid[::columns]:
+        axes.set_ylabel("loss (nats per token)")
+    final = []
+    for run in trained:
+        losses = column(run.steps, "loss")[1]
+        if losses:
+            final.append(f"{run.name} {losses[-1]:.3f}")
+    return figure, f"Training loss against trained tokens. Final loss: {', '.join(final)}."
 
 
-def course_figure(runs: list[Run]) -> "tuple[Figure, str] | None":
-    """Speed, gradient norm and skipped steps; what no run has recorded is left out."""
+def metrics_figure(runs: Sequence[Run]) -> "tuple[Figure, str] | None":
+    """Throughput, gradient norm and skipped steps, if they were recorded."""
     trained = [run for run in runs if run.steps]
     skipped = {run.name: sum(column(run.steps, "skipped")[1]) for run in trained}
-    titles = {
-        name: title
-        for name, title in COURSE.items()
-        if any(len(column(run.steps, name)[1]) > 1 for run in trained)
-    }
-    if not any(skipped.values()):
-        titles.pop("skipped", None)  # nothing to see
+    titles = {}
+    for name, title in METRICS.items():
+        is_recorded = any(len(column(run.steps, name)[1]) > 1 for run in trained)
+        if is_recorded and (name != "skipped" or any(skipped.values())):
+            titles[name] = title
     if not titles:
         return None
-    counted = ", ".join(f"{name} {steps:g}" for name, steps in skipped.items())
-    return _panels(
-        trained, titles, smooth=True
-    ), f"{listed(list(titles.values()))} against trained tokens. Skipped steps: {counted}."
+    counts = ", ".join(f"{name} {steps:g}" for name, steps in skipped.items())
+    figure, _ = _curves(trained, titles, smooth=True)
+    shown = listed(list(titles.values()))
+    return figure, f"{shown} against trained tokens. Skipped steps: {counts}."
 
 
-def way_figure(runs: list[Run]) -> "tuple[Figure, str] | None":
-    """Scores of the models while they were trained: the main measures, a panel for each."""
+def score_curves_figure(runs: Sequence[Run]) -> "tuple[Figure, str] | None":
+    """The main measures during training, a panel for each."""
+    trained = [run for run in runs if run.steps]
     metrics: dict[str, list[str]] = {}
-    for name in dict.fromkeys(
-        name for run in runs for step in run.steps for name in step if name.startswith("eval/")
-    ):
-        task, _, metric = name.removeprefix("eval/").rpartition("/")
-        metrics.setdefault(task, []).append(metric)
+    for name in _metric_names(trained):
+        if name.startswith("eval/"):
+            task, _, metric = name.removeprefix("eval/").rpartition("/")
+            metrics.setdefault(task, []).append(metric)
     titles = {}
     for task, found in metrics.items():
-        same = all(
-            step.get(f"eval/{task}/correct") == step.get(f"eval/{task}/accuracy")
-            for run in runs
-            for step in run.steps
-        )
-        for metric in main_metrics(
-            [metric for metric in found if not (same and metric == "correct")]
-        ):
+        if _same_columns(trained, f"eval/{task}/correct", f"eval/{task}/accuracy"):
+            found = [metric for metric in found if metric != "correct"]
+        for metric in main_metrics(found):
             titles[f"eval/{task}/{metric}"] = f"{task_label(task)}\n{measure_of(metric).label}"
-    shown = dict(list(titles.items())[:PANELS])
+    shown = dict(list(titles.items())[:SCORE_PANELS])
     if not shown:
         return None
-    more = (
-        f" {len(titles) - len(shown)} more are in metrics.jsonl."
-        if len(titles) > len(shown)
-        else ""
-    )
-    text = (
-        f"Scores during training, on a part of the items, in {len(shown)} panels: "
-        f"{', '.join(shown.values())}.{more}"
-    )
-    return _panels([run for run in runs if run.steps], shown), text.replace("\n", " ")
+    figure, _ = _curves(trained, shown)
+    names = [", ".join(title.splitlines()) for title in shown.values()]
+    text = f"Scores during training, on a subset of the items: {'; '.join(names)}."
+    if len(titles) > len(shown):
+        text += f" metrics.jsonl has {len(titles) - len(shown)} more."
+    return figure, text
 
 
-def _panels(
-    runs: Sequence[Run], titles: dict[str, str], sharey: bool = False, smooth: bool = False
-) -> "Figure":
-    """A panel for each metric against trained tokens."""
-    from matplotlib.figure import Figure
+def law_figure(study: RatioStudy | None) -> "tuple[Figure, str] | None":
+    """Runs, fitted law and best ratio, a panel for each measure."""
+    if study is None or not study.panels:
+        return None
+    figure, grid = panels(len(study.panels))
+    findings = []
+    for axes, panel in zip(grid, study.panels, strict=True):
+        _draw_law_panel(axes, panel, study.source)
+        findings.append(f"{task_label(panel.task)}, {panel.measure.label}: {panel.finding}")
+    return figure, f"Scores against the ratio of {study.source}. {'; '.join(findings)}."
+
+
+def _metric_names(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for step in run.steps for name in step))
+
+
+def _same_columns(runs: Sequence[Run], name: str, other: str) -> bool:
+    return all(step.get(name) == step.get(other) for run in runs for step in run.steps)
+
+
+# Curves
+# ----------------------------------------------------------------------------------------------
+
+
+def _curves(
+    runs: Sequence[Run], titles: Mapping[str, str], sharey: bool = False, smooth: bool = False
+) -> "tuple[Figure, list[Axes]]":
+    """A panel for each metric against trained tokens, with the runs' names at the curves' ends."""
     from matplotlib.ticker import EngFormatter
 
-    columns = min(3, len(titles))
-    rows = math.ceil(len(titles) / columns)
-    figure = Figure(figsize=(10, 0.4 + 2.9 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
-    for axes, (name, title) in zip(grid.flat, titles.items(), strict=False):
-        ends = [end for run in runs if (end := _draw(axes, run, name, smooth)) is not None]
+    figure, grid = panels(len(titles), sharey=sharey)
+    for axes, (name, title) in zip(grid, titles.items(), strict=True):
+        ends = {}
+        for run in runs:
+            end = _draw_curve(axes, run, name, smooth)
+            if end is not None:
+                ends[run.name] = (end, colour(run.colour))
         axes.set_title(title)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.tick_params(length=0, labelleft=True)
@@ -124,15 +139,13 @@ def _panels(
         axes.set_xlim(left=0)
         _scale(axes, name)
         _label_ends(axes, ends)
-    for axes in list(grid.flat)[len(titles) :]:
-        axes.remove()
-    return figure
+    return figure, grid
 
 
 def _scale(axes: "Axes", name: str) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-    if name in ("tokens_per_second", "skipped"):
+    if name in COUNTS:
         axes.set_ylim(bottom=0, top=None if axes.get_ylim()[1] > 0.5 else 1)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=name == "skipped"))
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -140,81 +153,107 @@ def _scale(axes: "Axes", name: str) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def _draw(axes: "Axes", run: Run, name: str, smooth: bool) -> tuple[float, str, str] | None:
-    """Draw one curve; return where it ends.
+def _draw_curve(axes: "Axes", run: Run, name: str, smooth: bool) -> float | None:
+    """Draw one curve and return its last value; None if there are no values.
 
-    With `smooth`, a trailing mean in full colour, and of one seed the single steps pale. Of several
-    seeds the mean, in a band from the lowest to the highest.
+    Several seeds are drawn as their mean in a band from the lowest to the highest. With `smooth`
+    the curve is a moving average, and the values of a single seed are drawn pale.
     """
-    import numpy as np
-
     tokens, values = column(run.steps, name)
     if not values:
         return None
-    shown, window = (
-        colour(run.colour),
-        max(1, len(values) // 20) if smooth and name != "skipped" else 1,
-    )
-    curves = [_trailing(column(course, name)[1], name, window) for course in run.courses]
-    curves = [curve for curve in curves if len(curve) == len(values) - window + 1] or [
-        _trailing(values, name, window)
-    ]
-    middle, stride = (
-        np.mean(curves, axis=0),
-        math.ceil(len(values) / CURVE_POINTS),
-    )  # from the end, so that the last step is always drawn
-    places = tokens[window - 1 :][::-stride]
+    window = max(1, int(len(values) * SMOOTHED)) if smooth and name != "skipped" else 1
+    curves = []
+    for steps in run.curves:
+        curve = _transformed(column(steps, name)[1], name, window)
+        if len(curve) == len(values) - window + 1:
+            curves.append(curve)
+    if not curves:
+        curves = [_transformed(values, name, window)]
+    mean = np.mean(curves, axis=0)
+    drawn = slice(None, None, -math.ceil(len(values) / CURVE_POINTS))  # includes the last step
+    places = tokens[window - 1 :][drawn]
+    style: dict[str, Any] = {"color": colour(run.colour), "clip_on": False}
     if len(curves) > 1:
-        axes.fill_between(
-            places,
-            np.min(curves, axis=0)[::-stride],
-            np.max(curves, axis=0)[::-stride],
-            color=shown,
-            alpha=0.2,
-            linewidth=0,
-        )
+        low = np.min(curves, axis=0)[drawn]
+        high = np.max(curves, axis=0)[drawn]
+        axes.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
     elif window > 1:
-        axes.plot(tokens[::-stride], values[::-stride], color=shown, alpha=0.22, linewidth=0.9)
-    few: dict[str, Any] = (
-        {"marker": run.marker, "markersize": 4, "clip_on": False}
-        if name.startswith("eval/") or len(places) == 1
-        else {}
-    )
-    axes.plot(places, middle[::-stride], color=shown, **few)
-    return float(middle[-1]), run.name, shown
+        axes.plot(tokens[drawn], values[drawn], **style, alpha=0.22, linewidth=0.9)
+    if name.startswith("eval/") or len(places) == 1:
+        style |= {"marker": run.marker, "markersize": 4}
+    axes.plot(places, mean[drawn], **style)
+    return float(mean[-1])
 
 
-def _trailing(values: Sequence[float], name: str, window: int) -> Any:
-    """What is drawn of a metric: skipped steps as their sum so far, all else as the mean of the
-    `window` steps before.
-    """
-    import numpy as np
-
+def _transformed(values: Sequence[float], name: str, window: int) -> Any:
+    """The cumulative sum of skipped steps, the moving average of any other metric."""
     if name == "skipped":
         return np.cumsum(values)
-    return (
-        np.convolve(values, np.ones(window) / window, mode="valid")
-        if len(values) >= window
-        else np.empty(0)
-    )
+    if len(values) < window:
+        return np.empty(0)
+    return np.convolve(values, np.ones(window) / window, mode="valid")
 
 
-def _label_ends(axes: "Axes", ends: list[tuple[float, str, str]]) -> None:
-    """Write each curve's name beside its end, kept apart where curves meet."""
+def _label_ends(axes: "Axes", ends: Mapping[str, tuple[float, str]]) -> None:
+    """Write each curve's name next to its end. Names keep a distance where curves meet."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.065
-    heights: list[float] = []
-    for height, _, _ in sorted(ends):
-        heights.append(max(height, heights[-1] + gap) if heights else height)
-    for number, (_, name, shown) in enumerate(sorted(ends)):
-        height = min(heights[number], high - (len(ends) - 1 - number) * gap)  # none above the panel
+    ranked = sorted(ends.items(), key=lambda end: end[1])
+    height = -math.inf
+    for number, (name, (end, shown)) in enumerate(ranked):
+        height = max(end, height + gap)
+        place = min(height, high - (len(ranked) - 1 - number) * gap)  # inside the panel
         axes.text(
             1.02,
-            height,
+            place,
             name,
             color=shown,
             transform=axes.get_yaxis_transform(),
             va="center",
-            fontweight="bold",
-            fontsize=8.5,
+            **LABEL,
         )
+
+
+# The mixture ratio
+# ----------------------------------------------------------------------------------------------
+
+
+def _draw_law_panel(axes: "Axes", panel: Panel, source: str) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    if panel.law is not None:
+        _draw_law(axes, panel.law)
+    ratios = [point.ratio for point in panel.points]
+    values = [point.value for point in panel.points]
+    axes.plot(ratios, values, "o", color=colour("ink"), markersize=4.5)
+    axes.set_title(f"{task_label(panel.task)}\n{panel.measure.label}")
+    axes.set_xlabel(f"ratio of {source}")
+    axes.set_ylabel(panel.measure.direction)
+    axes.tick_params(length=0)
+    axes.margins(y=0.18)
+    if panel.measure.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _draw_law(axes: "Axes", law: Law) -> None:
+    line = colour(LAW_COLOUR)
+    axes.fill_between(law.ratios, law.low, law.high, color=line, alpha=0.16, linewidth=0)
+    axes.plot(law.ratios, law.curve, color=line)
+    if law.is_flat:
+        return
+    best = colour(BEST_COLOUR)
+    axes.axvspan(law.best_low, law.best_high, color=best, alpha=0.14, linewidth=0)
+    axes.axvline(law.best, color=best, linewidth=1.6, linestyle=(0, (4, 2)))
+    is_left = law.best < (law.ratios[0] + law.ratios[-1]) / 2
+    axes.annotate(
+        f"best {law.best:.2f}",
+        (law.best, 0.97),
+        (4 if is_left else -4, 0),
+        xycoords=axes.get_xaxis_transform(),
+        textcoords="offset points",
+        color=best,
+        va="top",
+        ha="left" if is_left else "right",
+        **LABEL,
+    )

@@ -1,9 +1,11 @@
-"""Our figures beside the paper's, cell by cell."""
+"""Our scores next to the published ones, for arms that name the model of the paper they reproduce
+(`published`, as in conf/experiment/table1.yaml).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from ipt.errors import UserError
 from ipt.evaluation.results import (
@@ -15,95 +17,63 @@ from ipt.evaluation.results import (
 )
 from ipt.evaluation.task import load_tasks, read_group
 from ipt.report.formatting import finite
-from ipt.report.scores import Run, measure_of
+from ipt.report.measures import measure_of
+from ipt.report.scores import Difference, Run, Score
 from ipt.report.seed_statistics import with_spread
 
-METRIC = "paper"  # what follows the published rule
-MEASURE = measure_of(METRIC)
+METRIC = "paper"  # the metric that the paper reports
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Our figure and the published one, both as shares; the interval is ours alone, the paper gives
-    none.
-    """
+class Cell(NamedTuple):
+    """Our score, whose difference is taken from the published one. Both are fractions of 1."""
 
-    ours: float
+    score: Score
     paper: float
-    low: float | None
-    high: float | None
-
-    @property
-    def difference(self) -> float:
-        return self.ours - self.paper
-
-    @property
-    def differs(self) -> bool | None:
-        """Whether the interval of the difference leaves zero out; None without an interval."""
-        return None if self.low is None or self.high is None else not self.low <= 0 <= self.high
-
-    @property
-    def ours_shown(self) -> str:
-        return MEASURE.show(self.ours)
 
     @property
     def paper_shown(self) -> str:
-        return MEASURE.show(self.paper)
+        return self.score.measure.show(self.paper)
 
-    @property
-    def difference_shown(self) -> str:
-        return MEASURE.show(self.difference, signed=True)
 
-    @property
-    def interval(self) -> str:
-        if self.low is None or self.high is None:
-            return "no interval"
-        return f"{MEASURE.show(self.low, signed=True)} to {MEASURE.show(self.high, signed=True)}"
+class Row(NamedTuple):
+    """A task, or the average over a group of tasks, with a cell for each run."""
+
+    name: str
+    is_average: bool
+    cells: list[Cell | None]
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """`columns`: (arm, model of the paper); `rows`: (task, or group of which it is the average; is
-    average; a cell for each column).
-    """
-
-    columns: list[tuple[str, str]]
-    rows: list[tuple[str, bool, list[Cell | None]]]
+    runs: list[Run]
+    rows: list[Row]
 
 
 def paper_table(runs: Sequence[Run]) -> PaperTable | None:
-    """What arms that stand for a model of the paper scored by the published rule, beside what is
-    published; None if there is nothing.
+    """The scores of runs that reproduce a model of the paper; None if nothing can be compared.
 
-    Averages are those of groups of tasks, unweighted as in the paper, where an arm has all of the
-    group's tasks.
+    Groups of tasks are averaged without weights, as in the paper, if a run has all their tasks.
     """
-    standing = [
-        run
-        for run in runs
-        if run.arm.published and any(METRIC in metrics for metrics in run.results.values())
-    ]
-    if not standing:
-        return None
-    tasks = dict.fromkeys(
-        task for run in standing for task, metrics in run.results.items() if METRIC in metrics
-    )
-    published = {task: _published(task, standing) for task in tasks}
-    rows = [
-        (task, False, [_task_cell(run, task, published[task]) for run in standing])
-        for task in tasks
-    ]
+    published = [run for run in runs if run.arms[0].published]
+    tasks: dict[str, Mapping[str, Any]] = {}  # task -> model of the paper -> score in percent
+    for run in published:
+        for task, metrics in run.results.items():
+            if METRIC in metrics and task not in tasks:
+                tasks[task] = _published(run, task)
+    rows = []
+    for task, scores in tasks.items():
+        cells = [_task_cell(run, task, scores) for run in published]
+        rows.append(Row(task, False, cells))
     for group, members in groups_of(tasks).items():
-        rows.append(
-            (group, True, [_average_cell(run, group, members, published) for run in standing])
-        )
-    rows = [row for row in rows if any(row[2])]
-    return PaperTable([(run.name, run.arm.published) for run in standing], rows) if rows else None
+        cells = [_average_cell(run, group, members, tasks) for run in published]
+        rows.append(Row(group, True, cells))
+    rows = [row for row in rows if any(row.cells)]
+    return PaperTable(published, rows) if rows else None
 
 
-def _published(task: str, runs: Sequence[Run]) -> Mapping[str, Any]:
-    """Model -> published figure of a task, as its predictions say it, else the task that ships."""
-    evaluation = next(run.arm.evaluation for run in runs if task in run.results)
+def _published(run: Run, task: str) -> Mapping[str, Any]:
+    """The published scores of a task, from its predictions, else from the task that ships."""
+    evaluation = run.arms[0].evaluation
     if predictions_path(evaluation, task).exists():
         return read_task(evaluation, task).published
     try:
@@ -113,8 +83,8 @@ def _published(task: str, runs: Sequence[Run]) -> Mapping[str, Any]:
 
 
 def _task_cell(run: Run, task: str, published: Mapping[str, Any]) -> Cell | None:
-    entry = run.results.get(task, {}).get(METRIC)
-    return _cell(entry, published.get(run.arm.published)) if entry else None
+    entry = run.results.get(task, {}).get(METRIC, {})
+    return _cell(run, task, entry, published.get(run.arms[0].published))
 
 
 def _average_cell(
@@ -122,38 +92,32 @@ def _average_cell(
 ) -> Cell | None:
     if any(METRIC not in run.results.get(task, {}) for task in tasks):
         return None
-    entry, model = group_average(run.results, tasks, METRIC), run.arm.published
+    model = run.arms[0].published
+    scores = [float(published[task][model]) for task in tasks if model in published[task]]
     known = read_group(group)
-    figures = [float(published[task][model]) for task in tasks if model in published[task]]
-    paper = (
-        fmean(figures)
-        if len(figures) == len(tasks)
-        else (known.published if known else {}).get(model)
-    )
-    return _cell({**entry, **_spread(run, tasks)}, paper) if entry else None
+    paper = known.published.get(model) if known else None
+    if len(scores) == len(tasks):
+        paper = fmean(scores)
+    entry = group_average(run.results, tasks, METRIC) or {}
+    return _cell(run, group, entry | _spread(run, tasks), paper)
 
 
 def _spread(run: Run, tasks: Sequence[str]) -> dict[str, Any]:
     """The standard deviation over seeds of the average over tasks."""
-    if len(run.arms) == 1:
-        return {}
-    results = [load_results(arm.evaluation) for arm in run.arms]
-    return {
-        "spread": stdev(
-            fmean(result[task][METRIC]["value"] for task in tasks) for result in results
-        ),
-        "runs": len(run.arms),
-    }
+    averages = []
+    for arm in run.arms:
+        results = load_results(arm.evaluation)
+        averages.append(fmean(results[task][METRIC]["value"] for task in tasks))
+    return {"spread": stdev(averages), "runs": len(averages)} if len(averages) > 1 else {}
 
 
-def _cell(entry: Mapping[str, Any], paper: Any) -> Cell | None:
-    ours, published = finite(entry.get("value")), finite(paper)
+def _cell(run: Run, name: str, entry: Mapping[str, Any], percent: Any) -> Cell | None:
+    ours, published = finite(entry.get("value")), finite(percent)
     if ours is None or published is None:
         return None
+    paper = published / 100
     interval = with_spread(entry)
-    bounds = (
-        (interval.low - published / 100, interval.high - published / 100)
-        if interval
-        else (None, None)
-    )
-    return Cell(ours, published / 100, *bounds)
+    low = interval.low - paper if interval else None
+    high = interval.high - paper if interval else None
+    difference = Difference(ours - paper, low, high, None, measure_of(METRIC).better)
+    return Cell(Score(run.name, name, METRIC, ours, None, None, None, None, difference), paper)

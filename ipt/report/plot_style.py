@@ -1,9 +1,10 @@
-"""What all figures of a report share: colours, style, and how a figure becomes a picture.
+"""What all figures of a report share: colours, style, grids of panels, conversion to PNG and SVG.
 
-The colours of the SVG are CSS variables, so that it follows the reader's light or dark setting.
+Colours in the SVG are CSS variables, so that figures follow the light or dark mode of the page.
 """
 
 import io
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Role -> colour on a light and on a dark page. Arms differ in lightness too, so that they stay
-# apart under the three forms of colour blindness, and have a contrast of 4.5:1 against the ground
-# and headings of tables.
+# Role -> colour on a light and on a dark page. Arms also differ in lightness, so that they can be
+# distinguished with any of the three forms of colour blindness. Their contrast against the page and
+# table headings is at least 4.5:1.
 PALETTE = {
     "ink": ("#1b2330", "#e8ebf0"),
     "muted": ("#596273", "#a3adbb"),
@@ -64,22 +66,36 @@ class Drawing:
 
 
 def render(name: str, figure: "Figure", description: str) -> Drawing:
-    """The figure as PNG on a white ground and as inline SVG; `name` tells its ids from those of
-    other figures.
+    """The figure as PNG on white and as inline SVG.
+
+    `name` makes the ids in the SVG unique among figures, and the same in every run.
     """
     import matplotlib
 
-    with matplotlib.rc_context(
-        {"svg.hashsalt": name}
-    ):  # ids are the same in every run, and no two figures share one
+    with matplotlib.rc_context({"svg.hashsalt": name}):
         svg = _inline_svg(figure, description)
-    figure.set_layout_engine("none")  # it is laid out now, and the PNG is the same drawing
+    figure.set_layout_engine("none")  # keeps the layout of the SVG
     return Drawing(svg, _png(figure))
 
 
 def colour(role: str) -> str:
-    """The colour of a role on a light page, which the SVG has as a variable."""
+    """The colour of a role on a light page; in the SVG it becomes a variable."""
     return PALETTE[role][0]
+
+
+def panels(
+    count: int, columns: int = 3, height: float = 2.9, sharey: bool = False
+) -> "tuple[Figure, list[Axes]]":
+    """A figure of `count` panels in rows of `columns`; `height` of a row in inches."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(10, 0.4 + height * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    for axes in grid[count:]:
+        axes.remove()
+    return figure, grid[:count]
 
 
 def _png(figure: "Figure") -> bytes:
@@ -89,9 +105,7 @@ def _png(figure: "Figure") -> bytes:
 
 
 def _inline_svg(figure: "Figure", description: str) -> Markup:
-    """The figure as an SVG element for the page: colours by role, the page's font, nothing that
-    HTML does not need.
-    """
+    """The figure as an SVG element without fonts and metadata, with variables as colours."""
     buffer = io.StringIO()
     figure.savefig(
         buffer,
@@ -108,6 +122,5 @@ def _inline_svg(figure: "Figure", description: str) -> Markup:
     for role, (light, _) in PALETTE.items():
         drawing = drawing.replace(light, f"var(--{role})")
     label = Markup.escape(description)
-    return Markup(
-        f'<svg role="img" aria-label="{label}" {view.group()}>{drawing}'
-    )  # matplotlib has escaped what it drew
+    # matplotlib has escaped its texts.
+    return Markup(f'<svg role="img" aria-label="{label}" {view.group()}>{drawing}')

@@ -1,19 +1,19 @@
-"""Models of several training seeds: one figure for each, and their difference with an interval over
-items and seeds at once.
+"""Differences between models with several training seeds, with intervals over items and seeds.
 
-A score varies for two reasons: the questions are a sample, and so is the training seed. Scores of
-all seeds on the same items form a table of seeds by items, and the variance of its mean has two
-parts (the crossed random-effects model):
+A score varies because the items are a sample, and because the training seed is. The scores of all
+seeds on the same items form a table of seeds by items. The variance of its mean has two parts
+(crossed random-effects model):
 
     V_items   the variance of the mean over seeds when items are resampled,
               with n - 1 degrees of freedom
-    V_seeds   the variance between the seeds' scores over their number, minus the part of it that
-              V_items already contains (the remainder of an item within a seed), and at least 0;
+    V_seeds   the variance between the seeds' scores divided by their number, without the part
+              that V_items already contains (the residual of an item within a seed), at least 0;
               with seeds - 1 degrees of freedom
 
-The interval's half width is sqrt(t_items^2 V_items + t_seeds^2 V_seeds), each part with its own
-quantile of Student's t: exact where one part is alone, and still of about 95% with two seeds, where
-Satterthwaite's one number of degrees of freedom for both is too hopeful.
+The half width of the interval is sqrt(t_items^2 V_items + t_seeds^2 V_seeds), where each part has
+its own quantile of Student's t. It is exact if one part is 0. With two seeds it still covers about
+95%, while Satterthwaite's approximation, with one number of degrees of freedom for both parts,
+covers too little.
 """
 
 import math
@@ -36,7 +36,7 @@ SMALLEST_P = 1e-12
 
 @dataclass(frozen=True)
 class Table:
-    """One score of several seeds: what each has, and what each item adds to it."""
+    """One score of several seeds, and the influence of each item on it."""
 
     values: Floats  # (seeds,)
     influences: Floats  # (seeds, items)
@@ -49,13 +49,13 @@ class Table:
         )
 
     def minus(self, other: "Table") -> "Table":
-        """Seed by seed; a table of one row is taken from every seed."""
+        """The difference seed by seed; a table with one row is subtracted from each seed."""
         return Table(self.values - other.values, self.influences - other.influences)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95% interval and the two-sided p of its being zero."""
+    """An estimate with its 95% interval, and the two-sided p value of zero."""
 
     value: float
     stderr: float
@@ -70,9 +70,9 @@ def compare_seeds(
     """`ours` minus `theirs` (seed -> folder of a finished evaluation): metric -> difference,
     stderr, ci95, p, n.
 
-    Where both have the same seeds these are paired too; else the seeds of both are independent,
-    with one spread in common. `fixed`: one of the two is a single model that no seed has a part in
-    (the start). Raises UserError where items cannot be paired.
+    Seeds are paired if both have the same ones; else they are independent and share one variance.
+    `fixed`: one of the two is a single model without a training seed (the base model). Raises
+    UserError if items cannot be paired.
     """
     seeds, others = sorted(ours), sorted(theirs)
     metrics = paired_metrics(
@@ -91,15 +91,14 @@ def compare_seeds(
 def compare_within_seeds(
     ours: Mapping[int, Path], theirs: Mapping[int, Path], task: str
 ) -> dict[str, dict[str, Any]]:
-    """As `compare_seeds` where each seed has items of its own: differences paired within a seed,
-    whose spread covers items too.
+    """As `compare_seeds` if each seed has its own items: differences are paired within each seed.
 
     Raises UserError if the two have fewer than two seeds in common, or cannot be paired within one.
     """
     common = sorted(ours.keys() & theirs.keys())
     if len(common) < 2:
         raise UserError(
-            f"task {task}: each seed has items of its own, and there are not two seeds in common"
+            f"task {task}: each seed has its own items, and the models share fewer than two seeds"
         )
     found = [compare(ours[seed], theirs[seed])[task] for seed in common]
     compared = {}
@@ -113,25 +112,21 @@ def compare_within_seeds(
 
 
 def difference_of(ours: Table, theirs: Table, paired: bool) -> Interval:
-    """Mean over seeds of `ours` minus that of `theirs`, with `paired` row by row, where one row
-    goes with each of the other's.
-    """
-    return (
-        _estimate([ours.minus(theirs)], [1.0]) if paired else _estimate([ours, theirs], [1.0, -1.0])
-    )
+    """Mean over seeds of `ours` minus that of `theirs`; `paired`: row by row."""
+    if paired:
+        return _estimate([ours.minus(theirs)], [1.0])
+    return _estimate([ours, theirs], [1.0, -1.0])
 
 
 def with_spread(entry: Mapping[str, Any]) -> Interval | None:
-    """The interval of an entry of results over items and, where it has a spread over seeds, those:
-    with all of V_seeds, so a little wide.
+    """The interval of an entry of results over items and, if it has a spread, over seeds.
 
-    None for an entry without a standard error.
+    It is slightly too wide, because the spread contains a part of the variance over items. None for
+    an entry without a standard error.
     """
-    stderr, spread, runs = (
-        finite(entry.get("stderr")),
-        finite(entry.get("spread")),
-        entry.get("runs", 1),
-    )
+    stderr = finite(entry.get("stderr"))
+    spread = finite(entry.get("spread"))
+    runs = entry.get("runs", 1)
     value = finite(entry.get("value"))
     if value is None or stderr is None:
         return None
@@ -140,33 +135,33 @@ def with_spread(entry: Mapping[str, Any]) -> Interval | None:
 
 
 def plain_average(folders: Sequence[Path]) -> Results:
-    """As `ipt.evaluation.results.average` where the seeds' items are not the same: the spread over
-    seeds covers items too.
+    """As `ipt.evaluation.results.average`, for seeds with different items.
+
+    The spread over seeds then includes the variance over items.
     """
     results = [load_results(folder) for folder in folders]
     averaged: Results = {}
-    for task in [task for task in results[0] if all(task in result for result in results)]:
-        for metric in results[0][task]:
-            values = [finite(result[task].get(metric, {}).get("value")) for result in results]
+    for task, metrics in results[0].items():
+        for metric in metrics:
+            entries = [result.get(task, {}).get(metric, {}) for result in results]
+            values = [finite(entry.get("value")) for entry in entries]
             known = [value for value in values if value is not None]
             if len(known) == len(results):
-                spread = float(np.std(known, ddof=1)) if len(known) > 1 else None
-                n = sum(result[task][metric]["n"] for result in results)
-                entry = {
+                averaged.setdefault(task, {})[metric] = {
                     "value": float(np.mean(known)),
                     "stderr": None,
                     "ci95": [None, None],
-                    "n": n,
-                    "spread": spread,
+                    "n": sum(entry["n"] for entry in entries),
+                    "spread": float(np.std(known, ddof=1)) if len(known) > 1 else None,
                     "runs": len(known),
                 }
-                averaged.setdefault(task, {})[metric] = entry
     return averaged
 
 
 def student(value: float, parts: Sequence[tuple[float, float]]) -> Interval:
-    """The interval and p of a value whose variance is a sum of parts, each with its degrees of
-    freedom (infinite: normal).
+    """The interval and p value of an estimate.
+
+    `parts`: the parts of its variance, each with its degrees of freedom (infinite: normal).
     """
     from scipy import optimize, stats
 
@@ -193,24 +188,26 @@ def student(value: float, parts: Sequence[tuple[float, float]]) -> Interval:
 
 
 def _estimate(tables: Sequence[Table], signs: Sequence[float]) -> Interval:
-    """The signed sum of the tables' means; the seeds of all tables share one spread."""
+    """The signed sum of the tables' means. The seeds of all tables share one variance."""
     items = tables[0].influences.shape[1]
-    value = sum(
-        sign * float(table.values.mean()) for table, sign in zip(tables, signs, strict=True)
-    )
-    shares = sum(sign * table.influences.mean(0) for table, sign in zip(tables, signs, strict=True))
-    of_items = standard_error(np.asarray(shares)) ** 2
-    freedom = sum(len(table.values) - 1 for table in tables)
+    value = 0.0
+    influence = np.zeros(items)
+    between_seeds = residual = inverse_seeds = 0.0
+    freedom = 0
+    for table, sign in zip(tables, signs, strict=True):
+        mean, mean_influence = table.values.mean(), table.influences.mean(0)
+        value += sign * float(mean)
+        influence += sign * mean_influence
+        between_seeds += float(((table.values - mean) ** 2).sum())
+        residual += float(((table.influences - mean_influence) ** 2).sum())
+        inverse_seeds += 1 / len(table.values)
+        freedom += len(table.values) - 1
+    of_items = standard_error(influence) ** 2
     if freedom == 0:
         return student(value, [(of_items, math.inf)])
-    weight = sum(1 / len(table.values) for table in tables) / freedom
-    of_seeds = weight * sum(
-        float(((table.values - table.values.mean()) ** 2).sum()) for table in tables
-    )
-    left = sum(
-        float(((table.influences - table.influences.mean(0)) ** 2).sum()) for table in tables
-    )
-    of_both = weight * left / (items * (items - 1)) if items > 1 else 0.0
+    weight = inverse_seeds / freedom
+    of_seeds = weight * between_seeds
+    of_both = weight * residual / (items * (items - 1)) if items > 1 else 0.0
     return student(value, [(of_items, items - 1), (max(0.0, of_seeds - of_both), freedom)])
 
 

@@ -1,50 +1,48 @@
-"""A job of a sweep: what is known of it, and what passes between its process and the sweep that
-started it.
-"""
+"""A job of a sweep: its record, and the messages between its process and the sweep."""
 
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ipt.files import read_json, write_json
 
-FOLDER, LAUNCHER = (
-    "IPT_JOB_FOLDER",
-    "IPT_LAUNCHER",
-)  # environment of a job's processes: its folder, the process that started it
-JOB, RESULT, TRAINING, LOG = (
-    "job.json",
-    "result.json",
-    "training",
-    "log.txt",
-)  # files of a job's folder
+# Environment variables of a job's processes: the job's folder, the process that started the job.
+FOLDER, LAUNCHER = "IPT_JOB_FOLDER", "IPT_LAUNCHER"
+# Files in a job's folder.
+JOB, RESULT, TRAINING, LOG = "job.json", "result.json", "training", "log.txt"
 FINISHED = ("finished", "skipped")
-GRACE = 60  # seconds that a job has to save what it has when its launcher is gone
+GRACE = 60  # seconds that a job has to save its state after its launcher has ended
+SEEDS = ("trainer.seed", "seed")
+# Overrides that do not describe a job.
+TECHNICAL = ("logger", "output_dir", "hydra")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep. `skipped`: it was finished before; `interrupted`: it was stopped, or has
-    not begun.
+    """One job of a sweep.
+
+    Its status is `finished`, `failed`, `skipped` (had already finished) or `interrupted` (stopped,
+    or not started yet).
     """
 
-    name: str  # what varies, as "mixture.ratios.instruction=0.5 seed=1"
+    name: str  # overrides of the keys that vary, as "mixture.ratios.instruction=0.5 seed=1"
     overrides: tuple[str, ...]
-    status: str = "interrupted"  # finished | failed | interrupted | skipped
+    status: str = "interrupted"
     training: Path | None = None  # folder of its training stage
     evaluation: Path | None = None  # folder of its evaluation stage
     figures: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     number: int = 0
-    key: str = ""  # of its composed config
-    folder: Path | None = None  # where its result is
-    error: str = ""  # last line of a failed job
+    key: str = ""  # hash of its composed config
+    folder: Path | None = None  # of its result
+    error: str = ""  # last line of the log of a failed job
 
 
 def job_folder(sweep: Path, number: int) -> Path:
@@ -56,32 +54,78 @@ def save_job(sweep: Path, job: Job) -> None:
 
 
 def load_job(sweep: Path, number: int) -> Job | None:
-    """Job `number` of the sweep in this folder, or None if there is none yet."""
+    """Job `number` of the sweep in this folder, or None if it was not planned yet."""
     try:
         record = read_json(job_folder(sweep, number) / JOB)
     except FileNotFoundError:
         return None
-    places = {
-        name: Path(record[name]) if record[name] else None
-        for name in ("training", "evaluation", "folder")
-    }
-    return Job(**{**record, "overrides": tuple(record["overrides"]), **places})
+    job = Job(**{**record, "overrides": tuple(record["overrides"])})
+    return with_result(job, record, job.status)
 
 
 def with_result(job: Job, result: Mapping[str, Any], status: str) -> Job:
-    training, evaluation, folder = (
-        Path(result[name]) if result[name] else None
-        for name in ("training", "evaluation", "folder")
-    )
+    """The job with this status, and the folders and figures of `result`."""
     return replace(
         job,
         status=status,
-        training=training,
-        evaluation=evaluation,
-        folder=folder,
+        training=_path(result["training"]),
+        evaluation=_path(result["evaluation"]),
+        folder=_path(result["folder"]),
         figures=result["figures"],
-        error="",
+        error=result.get("error", ""),
     )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+# What varies
+# -------------------------------------------------------------------------------------------------
+
+
+def assignments(overrides: Iterable[str]) -> dict[str, str]:
+    """Key -> value of the overrides that describe a job."""
+    values = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if not key.startswith(TECHNICAL):
+            values[key] = value
+    return values
+
+
+def varying_keys(jobs: Iterable[Job]) -> list[str]:
+    """The keys that have several values among the jobs."""
+    values: dict[str, set[str]] = {}
+    for job in jobs:
+        for key, value in assignments(job.overrides).items():
+            values.setdefault(key, set()).add(value)
+    return [key for key, found in values.items() if len(found) > 1]
+
+
+def job_values(job: Job, keys: Sequence[str]) -> dict[str, str]:
+    """The job's values of these keys, each under the last part of its key if no other ends alike.
+
+    mixture.ratios.instruction=0.5 -> {"instruction": "0.5"}
+    """
+    names = Counter(key.rpartition(".")[2] for key in keys)
+    given = assignments(job.overrides)
+    values = {}
+    for key in keys:
+        name = key.rpartition(".")[2]
+        values[name if names[name] == 1 else key] = given.get(key, "")
+    return values
+
+
+def varying_name(overrides: Sequence[str], varying: Sequence[str]) -> str:
+    """The overrides of the keys that vary, as a job's name."""
+    keys = {key.lstrip("+") for key in varying}
+    found = []
+    for override in overrides:
+        text = override.lstrip("+")
+        if text.partition("=")[0] in keys:
+            found.append(text)
+    return " ".join(found)
 
 
 # In the job's process
@@ -94,35 +138,30 @@ def job_result(
     training: Path | None = None,
     evaluation: Path | None = None,
 ) -> dict[str, Any]:
-    """What a job has to show: where its result is, its figures, and the folders of its stages."""
+    """The result of a job: its folder, its figures, and the folders of its stages."""
     places = {"folder": folder, "training": training, "evaluation": evaluation}
-    return {
-        **{name: str(place) if place else None for name, place in places.items()},
-        "figures": dict(figures),
-    }
+    shown = {name: str(place) if place else None for name, place in places.items()}
+    return {**shown, "figures": dict(figures)}
 
 
 def report_result(result: Mapping[str, Any]) -> None:
-    """Called by a job at its end: tell the sweep it belongs to, if any, what came out."""
+    """Pass a job's result to its sweep; does nothing outside of a sweep."""
     if FOLDER in os.environ:
         write_json(Path(os.environ[FOLDER]) / RESULT, result)
 
 
 def report_training(folder: Path) -> None:
-    """Called by a job when its training begins: tell the sweep it belongs to, if any, where to look
-    for its metrics.
-    """
+    """Tell the sweep where a job's training writes its metrics; does nothing outside of a sweep."""
     if FOLDER in os.environ:
         (Path(os.environ[FOLDER]) / TRAINING).write_text(str(folder), encoding="utf-8")
 
 
 def obey_launcher() -> None:
-    """To be called first in every process of a job: it ends when the process that started the job
-    does, however that ends.
+    """End this process when the process that started the job ends, for whatever reason.
 
-    What can be saved is saved first: the end is a SIGTERM, after which there is a minute. A queue's
-    warning before it takes the machine away (SIGUSR2, as submitit has it) counts as one too. Does
-    nothing in a process that belongs to no job.
+    Every process of a job calls this first. The process gets a SIGTERM, on which it can save its
+    state, and is killed a minute later. SIGUSR2, which submitit sends before a job's time is up,
+    counts as SIGTERM. Does nothing outside of a sweep.
     """
     if LAUNCHER not in os.environ:
         return
@@ -141,20 +180,10 @@ def _end_with(launcher: int) -> None:
 def _wait_for_end(process: int) -> None:
     try:
         if hasattr(os, "pidfd_open"):
-            select.select([os.pidfd_open(process)], [], [])  # tells of a zombie's end too
+            select.select([os.pidfd_open(process)], [], [])  # also returns for a zombie
             return
         while True:
             os.kill(process, 0)
             time.sleep(0.5)
     except ProcessLookupError:
         return
-
-
-def varying_name(overrides: Sequence[str], varying: Sequence[str]) -> str:
-    """The overrides of the keys that vary, as a job's name."""
-    keys = {key.lstrip("+") for key in varying}
-    return " ".join(
-        override.lstrip("+")
-        for override in overrides
-        if override.partition("=")[0].lstrip("+") in keys
-    )

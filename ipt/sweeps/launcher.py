@@ -1,13 +1,11 @@
-"""The jobs of a sweep, each a process of its own, side by side, until all have ended or the sweep
-is told to stop.
-"""
+"""Runs the jobs of a sweep as subprocesses until all have ended or the sweep is stopped."""
 
 import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from ipt.errors import UserError
@@ -23,23 +21,21 @@ POLL = 0.2  # seconds
 class LaunchSettings:
     """How jobs are run on this machine."""
 
-    n_jobs: int = 1  # side by side
-    gpus_per_job: float | None = (
-        None  # below 1: so many jobs share a GPU; null: as many as the config asks for
-    )
-    retries: int = 0  # further tries of a job that fails
+    n_jobs: int = 1  # at the same time
+    gpus_per_job: float | None = None  # below 1: jobs share a GPU; None: as in the job's config
+    retries: int = 0  # of a job that fails
 
 
 def run_jobs(launch: Launch, numbers: Sequence[int], settings: LaunchSettings) -> list[Job]:
-    """Run the planned jobs of these numbers and return what came of each.
+    """Run the planned jobs of these numbers and return them with their results.
 
-    Finished ones are recognised and not started. One that fails is tried again `settings.retries`
-    times and does not stop the others. At SIGINT or SIGTERM the running jobs are told to save and
-    to end; at a second one they are killed. Raises KeyboardInterrupt after SIGINT, SystemExit(75)
-    after SIGTERM, and UserError for settings that cannot be met.
+    Finished jobs are skipped. A job that fails is retried `settings.retries` times and does not
+    stop the others. SIGINT or SIGTERM makes the running jobs save and end; a second signal kills
+    them. Raises KeyboardInterrupt after SIGINT, SystemExit(75) after SIGTERM, and UserError if a
+    job needs more GPUs than there are.
     """
     runs = [planned_run(launch, number) for number in numbers]
-    queue = _Queue(runs, _slots(runs, settings), settings)
+    queue = _Queue(list(runs), _allocator(runs, settings), settings)
     with _stop_signals() as stop, Live(runs) as live:
         try:
             while queue.running or (queue.waiting and not stop.received):
@@ -59,22 +55,20 @@ def run_jobs(launch: Launch, numbers: Sequence[int], settings: LaunchSettings) -
 
 @dataclass
 class _Queue:
-    """Which jobs wait, and which run."""
+    """The jobs that wait, and those that run."""
 
     waiting: list[Run]
-    slots: GpuAllocator
+    allocator: GpuAllocator
     settings: LaunchSettings
-
-    def __post_init__(self) -> None:
-        self.waiting, self.running = list(self.waiting), list[Run]()
+    running: list[Run] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Start what there is room for; what turns out to be finished needs none."""
+        """Start jobs for which there are resources; skip those that have finished."""
         for run in list(self.waiting):
             if run.tries == 0 and run.was_finished():
                 self.waiting.remove(run)
                 continue
-            taken = self.slots.take(run.share)
+            taken = self.allocator.take(run.share)
             if taken is not None:
                 run.gpus = taken
                 run.start(self.settings.n_jobs)
@@ -82,48 +76,42 @@ class _Queue:
                 self.running.append(run)
 
     def collect(self, stopped: bool) -> None:
-        """Keep what came of the jobs that have ended; those that failed wait for their next try if
-        they have one.
-        """
+        """Record the jobs that have ended; failed ones wait for their next try if they have one."""
         for run in list(self.running):
             assert run.process is not None
             if run.process.poll() is None:
                 continue
             run.finish(stopped)
-            self.slots.give(run.gpus, run.share)
+            self.allocator.give(run.gpus, run.share)
             self.running.remove(run)
             if run.job.status == "failed" and run.tries <= self.settings.retries:
                 self.waiting.append(run)
 
 
-def _slots(runs: Sequence[Run], settings: LaunchSettings) -> GpuAllocator:
-    """The room there is; says of each run how much of it it needs."""
+def _allocator(runs: Sequence[Run], settings: LaunchSettings) -> GpuAllocator:
+    """The resources of this machine. Sets the share of GPUs that each run needs."""
     if settings.n_jobs < 1:
         raise UserError(f"hydra.launcher.n_jobs={settings.n_jobs}: must be at least 1")
-    shares_out = (
-        settings.n_jobs > 1 or settings.gpus_per_job is not None
-    )  # else each job may use all there is
-    gpus = visible_gpus(os.environ) if shares_out else []
+    gpus: list[str] = []
+    if settings.n_jobs > 1 or settings.gpus_per_job is not None:  # else each job may use all GPUs
+        gpus = visible_gpus(os.environ)
     for run in runs:
-        run.share = (
-            gpu_share(run.launch.command, run.config, settings.gpus_per_job) if gpus else 0.0
-        )
+        if gpus:
+            run.share = gpu_share(run.launch.command, run.config, settings.gpus_per_job)
         if run.share > len(gpus):
-            wish = f"job {run.job.name} wants {run.share:g} GPUs"
             raise UserError(
-                f"{wish} and there are {len(gpus)}: set trainer.devices or "
-                "hydra.launcher.gpus_per_job"
+                f"job {run.job.name} needs {run.share:g} GPUs, but there are {len(gpus)}: set "
+                "trainer.devices or hydra.launcher.gpus_per_job"
             )
     return GpuAllocator(settings.n_jobs, dict.fromkeys(gpus, 1.0))
 
 
 class _Stop:
-    """Signals that tell the sweep to stop: at the first the jobs are told too, at the second they
-    are killed.
-    """
+    """Counts stop signals. The first one is passed on to the jobs, the second one kills them."""
 
     def __init__(self) -> None:
-        self.received, self.first = 0, 0
+        self.received = 0
+        self.first = 0  # number of the first signal
         self._passed_on = 0
 
     def note(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The process of one job of a sweep: how it is started, watched and ended."""
+"""Starts, watches and ends the process of one job of a sweep."""
 
 import os
 import signal
@@ -32,14 +32,12 @@ from ipt.sweeps.job import (
     with_result,
 )
 
-TRY_AGAIN = 75  # sysexits.h: what training exits with when it was told to stop and has saved
+TRY_AGAIN = 75  # sysexits.h: exit code of a training that was stopped and has saved
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What all jobs of a sweep have in common: the command, its flags (--config-dir, say) and the
-    sweep's folder.
-    """
+    """What all jobs of a sweep share: the command, its flags (--config-dir), the folder."""
 
     command: str
     sweep: Path
@@ -47,7 +45,7 @@ class Launch:
 
 
 def launch_of(hydra: DictConfig | HydraConf) -> Launch:
-    """What Hydra's part of a sweep's config says of its jobs."""
+    """The launch of a sweep, from Hydra's part of its config."""
     flags = [
         f"--config-dir={source.path}"
         for source in hydra.runtime.config_sources
@@ -58,13 +56,13 @@ def launch_of(hydra: DictConfig | HydraConf) -> Launch:
 
 @dataclass
 class Run:
-    """A job on its way through a launcher."""
+    """A job, and its process while it runs."""
 
     launch: Launch
     job: Job
     config: Config
     share: float = 0.0  # GPUs it needs
-    gpus: list[str] = field(default_factory=list)  # those it has
+    gpus: list[str] = field(default_factory=list)  # GPUs it was given
     tries: int = 0
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -75,9 +73,7 @@ class Run:
         return job_folder(self.launch.sweep, self.job.number)
 
     def was_finished(self) -> bool:
-        """Whether an earlier run of the sweep has finished the job and all of its stages are still
-        there and still the right ones.
-        """
+        """Whether an earlier run of the sweep finished the job, and its stages are still valid."""
         if self.job.status not in FINISHED:
             return False
         from ipt.pipeline.stages import finished_result
@@ -87,9 +83,11 @@ class Run:
             self._keep(with_result(self.job, result, "skipped"))
         return result is not None
 
-    def start(self, side_by_side: int = 1) -> None:
-        """Begin the process, in a group of its own: Ctrl-C in a terminal goes to the launcher,
-        which asks the job to save.
+    def start(self, n_jobs: int = 1) -> None:
+        """Start the process; `n_jobs` run at the same time.
+
+        The process has a group of its own, so that only the launcher gets a Ctrl-C and can make the
+        job save.
         """
         for name in (RESULT, TRAINING):
             (self.folder / name).unlink(missing_ok=True)
@@ -103,7 +101,7 @@ class Run:
             *flags,
             *self.job.overrides,
         ]
-        environment = job_environment(os.environ, self.gpus, side_by_side)
+        environment = job_environment(os.environ, self.gpus, n_jobs)
         environment |= {FOLDER: str(self.folder.absolute()), LAUNCHER: str(os.getpid())}
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(start)}\n")
@@ -118,15 +116,14 @@ class Run:
                 process_group=0,
                 preexec_fn=_ignore_warning,
             )
-        self.started, self.tries = time.monotonic(), self.tries + 1
+        self.started = time.monotonic()
+        self.tries += 1
 
     def finish(self, stopped: bool) -> None:
-        """Keep what came of the ended process. Success is what the job says, not its exit code
-        alone.
-        """
+        """Record the result of the ended process. A successful job also reports its result."""
         assert self.process is not None
         with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # what it may have left behind
+            os.killpg(self.process.pid, signal.SIGKILL)  # processes it may have left
         code, result = self.process.returncode, self.folder / RESULT
         seconds = round(time.monotonic() - self.started, 1)
         job = Job(
@@ -146,12 +143,12 @@ class Run:
         self.process = None
 
     def ask_to_end(self) -> None:
-        """Only the first process is told: its helpers must live until it has saved."""
+        """Send SIGTERM to the main process only: its helpers must live until it has saved."""
         if self.process is not None:
             self.process.terminate()
 
     def kill(self) -> None:
-        """End it with all that it has started; torchrun gives its processes sessions of their own."""
+        """Kill the process and its descendants, to which torchrun gives sessions of their own."""
         if self.process is None:
             return
         import psutil
@@ -168,24 +165,21 @@ class Run:
 
 
 def planned_run(launch: Launch, number: int) -> Run:
-    """The job of this number that a sweeper has planned. Raises UserError if none has."""
+    """The job of this number. Raises UserError if our sweepers have not planned it."""
     job = load_job(launch.sweep, number)
     if job is None:
         raise UserError(
-            "hydra/sweeper: sweeps of ipt need one of its own sweepers, grid (the default) or "
-            "optuna"
+            "hydra/sweeper: ipt supports only its own sweepers, grid (the default) and optuna"
         )
-    return Run(
-        launch, job, to_config(compose(launch.command, list(job.overrides)))
-    )  # Hydra is set up by whoever runs jobs
+    # The caller has initialized Hydra.
+    return Run(launch, job, to_config(compose(launch.command, list(job.overrides))))
 
 
 def run_here(launch: Launch, number: int) -> Job:
-    """Run a planned job and wait for it: what a launcher that is not ours (submitit's, say) does on
-    the machine it has found.
+    """Run a planned job and wait for it; used by other launchers (submitit).
 
-    If this process is stopped, as when its time on a cluster is up, the job is told to save, and
-    waited for.
+    If this process is stopped, for example because its time on a cluster is up, the job saves
+    first.
     """
     run = planned_run(launch, number)
     if run.was_finished():
@@ -204,7 +198,7 @@ def run_here(launch: Launch, number: int) -> Job:
 
 
 def processes(command: str, config: Config) -> list[str]:
-    """What starts a job's processes: torchrun where its config wants more than one."""
+    """The arguments of Python that start a job's processes: torchrun if there are several."""
     trainer = config.trainer
     if command != "train" or trainer.devices * trainer.num_nodes == 1:
         return []
@@ -212,9 +206,7 @@ def processes(command: str, config: Config) -> list[str]:
 
 
 def _ignore_warning() -> None:
-    """A queue's warning goes to all processes. Those that know what to do with it say so themselves
-    (see obey_launcher).
-    """
+    """Ignore SIGUSR2, which a queue sends to all processes; `obey_launcher` handles it."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 

@@ -1,10 +1,10 @@
-"""What a person sees of a sweep while it runs: one live table, or a line for each thing that
-happens where there is no terminal.
-"""
+"""Progress of a running sweep: a live table on a terminal, else a log line for each change."""
 
 import json
+import logging
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,27 +14,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from ipt.console import console
-from ipt.sweeps.job import FINISHED, LOG, TRAINING, Job
+from ipt.sweeps.job import FINISHED, LOG, TRAINING, job_values, varying_keys
 from ipt.sweeps.process import Run
 
-TAIL = 8192  # bytes at the end of a file that hold its last line
+TAIL = 8192  # bytes at the end of a file in which its last line is searched
 REFRESH = 1.0  # seconds
-LABELS = {"skipped": "finished before", "interrupted": "not finished"}
+
+log = logging.getLogger(__name__)
 
 
 class Live:
-    """Shows the jobs of a sweep until it is left."""
+    """Shows the jobs of a sweep until the context ends."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = runs
-        self._display = (
-            LiveDisplay(console=console, auto_refresh=False, transient=True)
-            if console.is_terminal
-            else None
-        )
+        self._keys = varying_keys(run.job for run in runs)
+        self._display: LiveDisplay | None = None
+        if console.is_terminal:
+            self._display = LiveDisplay(console=console, auto_refresh=False, transient=True)
         self._states: dict[int, str] = {}
         self._refreshed = 0.0
-        self._stopping = 0
+        self._stops = 0
 
     def __enter__(self) -> "Live":
         if self._display:
@@ -50,67 +50,54 @@ class Live:
         if self._display:
             self._display.stop()
         else:
-            self._tell_changes()
+            self._log_changes()
 
-    def show(self, stopping: int) -> None:
-        """To be called often. `stopping`: how many times the sweep was told to stop."""
-        if stopping > self._stopping:
-            self._stopping = stopping
+    def show(self, stops: int) -> None:
+        """Update the display. `stops`: the number of stop signals received so far."""
+        if stops > self._stops:
+            self._stops = stops
             running = sum(run.process is not None for run in self.runs)
-            console.print(
-                f"stopping: {running} running jobs save first; once more kills them"
-                if stopping == 1
-                else "killing the running jobs"
-            )
+            if stops == 1:
+                log.info("stopping: waiting for %d running jobs to save", running)
+                log.info("press Ctrl-C again to kill them")
+            else:
+                log.info("killing the running jobs")
         if self._display is None:
-            self._tell_changes()
+            self._log_changes()
         elif time.monotonic() - self._refreshed > REFRESH:
             self._refreshed = time.monotonic()
             self._display.update(self._table(), refresh=True)
 
-    def _tell_changes(self) -> None:
+    def _log_changes(self) -> None:
         for run in self.runs:
             state = _state(run)
             if state not in ("waiting", self._states.get(run.job.number)):
                 self._states[run.job.number] = state
-                console.print(
-                    f"job {run.job.number} {_outcome(run, state)}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                values = job_values(run.job, self._keys)
+                name = " ".join(f"{key}={value}" for key, value in values.items())
+                log.info("job %d %s: %s", run.job.number, name, _outcome(run, state))
 
     def _table(self) -> Table:
-        table = Table(title="Sweep", title_justify="left")
-        for name in ("job", "state", "step", "left", "loss"):
-            table.add_column(
-                name, justify="left" if name in ("job", "state") else "right", no_wrap=name != "job"
-            )
-        table.add_column("", overflow="ellipsis", no_wrap=True)
+        table = Table(title="Sweep", title_justify="left", expand=True)
+        table.add_column("job", justify="right", no_wrap=True)
+        for name in job_values(self.runs[0].job, self._keys):
+            table.add_column(name, overflow="fold")
+        table.add_column("status", no_wrap=True)
+        for name in ("step", "left", "loss"):
+            table.add_column(name, justify="right", no_wrap=True)
+        # The last line of the log, or the error, gets the rest of the width.
+        table.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
         for run in self.runs:
             state = _state(run)
             metrics = last_metrics(run.folder) if state == "running" else {}
-            trains = metrics and metrics["step"] < run.config.trainer.max_steps
-            note = (
-                run.job.error
-                if state == "failed"
-                else _last_line(run.folder / LOG)
-                if state == "running" and not trains
-                else ""
-            )
-            table.add_row(escape(run.job.name), state, *_progress(run, metrics), escape(note))
+            values = job_values(run.job, self._keys).values()
+            cells = [*values, state, *_progress(run, metrics), _note(run, state, metrics)]
+            table.add_row(str(run.job.number), *map(escape, cells))
         return table
 
 
-def job_label(job: Job) -> str:
-    """A job's state in words."""
-    return LABELS.get(job.status, job.status)
-
-
 def last_metrics(folder: Path) -> dict[str, Any]:
-    """The newest line of metrics.jsonl of the job in this folder; empty before its training's first
-    step.
-    """
+    """The last line of metrics.jsonl of the job in this folder; empty before its first step."""
     try:
         line = _last_line(Path((folder / TRAINING).read_text(encoding="utf-8")) / "metrics.jsonl")
         return json.loads(line) if line else {}
@@ -121,42 +108,43 @@ def last_metrics(folder: Path) -> dict[str, Any]:
 def _state(run: Run) -> str:
     if run.process is not None:
         return "running"
-    return job_label(run.job) if run.tries or run.job.status == "skipped" else "waiting"
+    return run.job.status if run.tries or run.job.status == "skipped" else "waiting"
+
+
+def _note(run: Run, state: str, metrics: dict[str, Any]) -> str:
+    """The error of a failed job, the last line of the log of a job that is not training."""
+    if state == "failed":
+        return run.job.error
+    trains = metrics and metrics["step"] < run.config.trainer.max_steps
+    return _last_line(run.folder / LOG) if state == "running" and not trains else ""
 
 
 def _outcome(run: Run, state: str) -> str:
-    """What is told of a job whose state has changed."""
-    job, log = run.job, run.folder / LOG
+    """The state as text: `finished, final loss 7.408 (132 s)`."""
+    job = run.job
     if state == "running":
-        return f"{job.name}: running (try {run.tries})" if run.tries > 1 else f"{job.name}: running"
+        return f"running (try {run.tries})" if run.tries > 1 else "running"
     if job.status in FINISHED:
+        text = "skipped, already finished" if job.status == "skipped" else state
         loss = job.figures.get("final loss")
-        return (
-            f"{job.name}: {state}"
-            + (f", final loss {loss:.4g}" if loss is not None else "")
-            + f" ({job.seconds:.0f} s)"
-        )
-    return f"{job.name}: {state}" + (f": {job.error}" if job.error else "") + f" (log: {log})"
+        if loss is not None:
+            text += f", final loss {loss:.4g}"
+        return f"{text} ({job.seconds:.0f} s)"
+    error = f": {job.error}" if job.error else ""
+    return f"{state}{error} (log: {run.folder / LOG})"
 
 
 def _progress(run: Run, metrics: dict[str, Any]) -> tuple[str, str, str]:
     """Step, time left and loss of a running job, as far as they are known."""
-    steps = run.config.trainer.max_steps
+    trainer = run.config.trainer
     if not metrics:
         loss = run.job.figures.get("final loss")
         return "", "", f"{loss:.4g}" if loss is not None else ""
-    seconds = (
-        (steps - metrics["step"])
-        * metrics["tokens"]
-        / metrics["step"]
-        / metrics["tokens_per_second"]
-        / run.config.trainer.devices
-    )
-    return (
-        f"{metrics['step']:,}/{steps:,}",
-        f"{seconds // 60:.0f}:{seconds % 60:02.0f}",
-        f"{metrics['loss']:.4g}",
-    )
+    tokens_per_step = metrics["tokens"] / metrics["step"]
+    tokens_left = (trainer.max_steps - metrics["step"]) * tokens_per_step
+    left = tokens_left / metrics["tokens_per_second"] / trainer.devices
+    steps = f"{metrics['step']:,}/{trainer.max_steps:,}"
+    return steps, str(timedelta(seconds=round(left))), f"{metrics['loss']:.4g}"
 
 
 def _last_line(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Which jobs a sweep has: all combinations of values, or the trials of a search by Optuna."""
+"""The jobs of a sweep: all combinations of values, or the trials of an Optuna study."""
 
 import itertools
 import math
@@ -24,16 +24,15 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
-SAMPLERS, DIRECTIONS = ("tpe", "random", "grid"), ("minimize", "maximize")
-JOB, INSTEAD_OF = (
-    "job",
-    "instead_of",
-)  # what is noted of a trial: the number of its job, and the interrupted trial that it repeats
+SAMPLERS = ("tpe", "random", "grid")
+DIRECTIONS = ("minimize", "maximize")
+# Attributes of a trial: the number of its job, and the interrupted trial that it repeats.
+JOB, INSTEAD_OF = "job", "instead_of"
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The keys of hydra/sweeper=optuna; what they mean stands with them in ipt/plugins."""
+    """The keys of hydra/sweeper=optuna, which are documented in ipt/plugins."""
 
     metric: str
     direction: str
@@ -45,32 +44,32 @@ class SearchSettings:
 
 
 def run_grid(config: DictConfig, launcher: Launcher, overrides: Sequence[Override]) -> list[Job]:
-    """A job for each combination of the values that keys vary over. Raises UserError for an
-    interval, and if a job has failed.
+    """Run a job for each combination of values.
+
+    Raises UserError for an interval, and if a job has failed.
     """
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             key = override.get_key_element()
             raise UserError(
-                f"{override.input_line}: a grid needs values, as {key}=0,0.5,1; "
-                "hydra/sweeper=optuna searches intervals"
+                f"{override.input_line}: a grid needs values, as {key}=0,0.5,1; use "
+                "hydra/sweeper=optuna to search an interval"
             )
-    values = [
-        [f"{override.get_key_element()}={value}" for value in _values(override)]
-        for override in overrides
-    ]
+    values = []
+    for override in overrides:
+        key = override.get_key_element()
+        values.append([f"{key}={value}" for value in _values(override)])
     with _open_jobs(config, launcher, list(_space(overrides))) as jobs:
-        return jobs.run([list(combination) for combination in itertools.product(*values)])
+        return jobs.run(list(itertools.product(*values)))
 
 
 def run_search(
     config: DictConfig, launcher: Launcher, overrides: Sequence[Override], settings: SearchSettings
 ) -> "Study":
-    """Trials of a study until there are `settings.n_trials`. Those of earlier runs count; what was
-    interrupted is done first.
+    """Run trials until the study has `settings.n_trials`, those of earlier runs included.
 
-    A failed job is a failed trial. Raises UserError for settings that cannot be, for a metric that
-    the jobs do not report, and at the end if a job has failed.
+    Interrupted trials are repeated first. A failed job is a failed trial. Raises UserError for
+    invalid settings, for a metric that the jobs do not report, and at the end if a job has failed.
     """
     _check(settings)
     space = _space(overrides)
@@ -79,25 +78,25 @@ def run_search(
             "hydra/sweeper=optuna has nothing to search: give a key an interval, as "
             "'mixture.ratios.instruction=interval(0,1)'"
         )
-    fixed = [
-        f"{one.get_key_element()}={one.get_value_element_as_str()}"
-        for one in overrides
-        if not one.is_sweep_override()
-    ]
-    distributions = {
-        key: _distribution(override, settings.sampler == "grid") for key, override in space.items()
-    }
-    side_by_side = settings.n_jobs or config.hydra.launcher.get("n_jobs") or 1
+    fixed = []
+    for override in overrides:
+        if not override.is_sweep_override():
+            fixed.append(f"{override.get_key_element()}={override.get_value_element_as_str()}")
+    is_grid = settings.sampler == "grid"
+    distributions = {key: _distribution(override, is_grid) for key, override in space.items()}
+    n_jobs = settings.n_jobs or config.hydra.launcher.get("n_jobs") or 1
     with _open_jobs(config, launcher, list(space)) as jobs:
         study = _open_study(settings, jobs.folder)
-        _take_up(study, jobs, settings)
-        if settings.sampler == "grid":
+        _resume(study, jobs, settings)
+        if is_grid:
             for values in itertools.product(*(_values(override) for override in space.values())):
                 study.enqueue_trial(dict(zip(space, values, strict=True)), skip_if_exists=True)
-        while (missing := _missing(study, settings)) > 0:
-            trials = [study.ask(distributions) for _ in range(min(side_by_side, missing))]
+        missing = _missing(study, settings)
+        while missing > 0:
+            trials = [study.ask(distributions) for _ in range(min(n_jobs, missing))]
             _run_trials(study, trials, fixed, jobs, settings)
-        jobs.told = _best(study, jobs, settings)
+            missing = _missing(study, settings)
+        jobs.summary = _best(study, jobs, settings)
     return study
 
 
@@ -113,14 +112,14 @@ class _Jobs:
     launcher: Launcher
     varying: list[str]
     numbers: list[int] = field(default_factory=list)
-    told: str = ""  # at the end
+    summary: str = ""  # printed at the end
 
     @property
     def folder(self) -> Path:
         return Path(self.config.hydra.sweep.dir)
 
     def run(self, batch: Sequence[Sequence[str]]) -> list[Job]:
-        """Run a job for each list of overrides and return what came of them."""
+        """Run a job for each list of overrides and return them with their results."""
         first = max(self.numbers, default=-1) + 1
         numbers = plan_jobs(
             self.config.hydra.job.config_name, self.folder, batch, first, self.varying
@@ -128,28 +127,29 @@ class _Jobs:
         self.numbers += numbers
         try:
             self.launcher.launch(batch, first)
-        except RuntimeError as error:  # submitit's, of a job that left no word
+        except RuntimeError as error:  # submitit's, for a job without a result
             raise UserError(
                 f"{type(self.launcher).__name__}: {str(error).strip().splitlines()[0]}"
             ) from error
         return self.load(numbers)
 
     def load(self, numbers: Sequence[int]) -> list[Job]:
-        return [job for number in numbers if (job := load_job(self.folder, number)) is not None]
+        jobs = [load_job(self.folder, number) for number in numbers]
+        return [job for job in jobs if job is not None]
 
 
 @contextmanager
 def _open_jobs(config: DictConfig, launcher: Launcher, varying: list[str]) -> Iterator[_Jobs]:
-    """Jobs of which everything is kept and told at the end, however that comes."""
+    """The jobs of a sweep, whose table and report are written even after an exception."""
     jobs = _Jobs(config, launcher, varying)
     with open_sweep(jobs.folder):
         try:
             yield jobs
         except BaseException:
-            with suppress(UserError):  # what came first is to be told
-                close_sweep(jobs.folder, jobs.numbers, config, jobs.told)
+            with suppress(UserError):  # the first exception is the one to report
+                close_sweep(jobs.folder, jobs.numbers, config, jobs.summary)
             raise
-        close_sweep(jobs.folder, jobs.numbers, config, jobs.told)
+        close_sweep(jobs.folder, jobs.numbers, config, jobs.summary)
 
 
 # Trials
@@ -157,11 +157,10 @@ def _open_jobs(config: DictConfig, launcher: Launcher, varying: list[str]) -> It
 
 
 def _check(settings: SearchSettings) -> None:
-    for key, known in (("sampler", SAMPLERS), ("direction", DIRECTIONS)):
-        if getattr(settings, key) not in known:
-            raise UserError(
-                f"hydra.sweeper.{key}={getattr(settings, key)}: must be one of {', '.join(known)}"
-            )
+    for key, choices in (("sampler", SAMPLERS), ("direction", DIRECTIONS)):
+        value = getattr(settings, key)
+        if value not in choices:
+            raise UserError(f"hydra.sweeper.{key}={value}: expected one of {', '.join(choices)}")
     try:
         import optuna
     except ImportError:
@@ -181,15 +180,15 @@ def _open_study(settings: SearchSettings, folder: Path) -> "Study":
     )
     if study.direction.name.lower() != settings.direction:
         raise UserError(
-            f"hydra.sweeper.direction={settings.direction}: the study in {storage} was begun with "
-            "the other one"
+            f"hydra.sweeper.direction={settings.direction}: the study in {storage} has the "
+            "opposite direction: use that one, or another hydra.sweep.dir"
         )
     study.sampler = _sampler(settings, len(study.trials))
     return study
 
 
 def _sampler(settings: SearchSettings, trials: int) -> "BaseSampler":
-    """`trials` that there are already: a study that goes on must not draw again what it began with."""
+    """`trials`: number of existing trials, so that a resumed study does not repeat its draws."""
     import optuna
 
     seed = None if settings.seed is None else settings.seed + trials
@@ -197,15 +196,12 @@ def _sampler(settings: SearchSettings, trials: int) -> "BaseSampler":
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed, constant_liar=True
-        )  # trials at the same time keep apart
+        # constant_liar: concurrent trials avoid each other.
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
-def _take_up(study: "Study", jobs: _Jobs, settings: SearchSettings) -> None:
-    """Go on where an earlier run was stopped: jobs that had ended are told, and what was
-    interrupted is queued again.
-    """
+def _resume(study: "Study", jobs: _Jobs, settings: SearchSettings) -> None:
+    """Record jobs that ended after an earlier run stopped; queue interrupted ones again."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
@@ -214,25 +210,21 @@ def _take_up(study: "Study", jobs: _Jobs, settings: SearchSettings) -> None:
             study.tell(trial.number, state=TrialState.FAIL)
             study.enqueue_trial(trial.params, user_attrs={INSTEAD_OF: trial.number})
     repeated = {trial.user_attrs.get(INSTEAD_OF) for trial in study.trials}
-    jobs.numbers = [
-        trial.user_attrs[JOB]
-        for trial in study.trials
-        if JOB in trial.user_attrs and trial.number not in repeated
-    ]
+    for trial in study.trials:
+        if JOB in trial.user_attrs and trial.number not in repeated:
+            jobs.numbers.append(trial.user_attrs[JOB])
 
 
 def _missing(study: "Study", settings: SearchSettings) -> int:
-    """Trials that are still to do. A trial that repeats another one is not counted twice."""
+    """The number of trials to run. A trial and its repetition count once."""
     from optuna.trial import TrialState
 
     ended = sum(trial.state.is_finished() for trial in study.trials)
     ended -= sum(INSTEAD_OF in trial.user_attrs for trial in study.trials)
     missing = settings.n_trials - ended
-    return (
-        min(missing, len(study.get_trials(states=(TrialState.WAITING,))))
-        if settings.sampler == "grid"
-        else missing
-    )
+    if settings.sampler == "grid":
+        return min(missing, len(study.get_trials(states=(TrialState.WAITING,))))
+    return missing
 
 
 def _run_trials(
@@ -242,24 +234,23 @@ def _run_trials(
     jobs: _Jobs,
     settings: SearchSettings,
 ) -> None:
-    """Run the job of each trial and tell the study. If the sweep is stopped, trials that have not
-    ended stay open in it.
+    """Run the job of each trial and record its result in the study.
+
+    If the sweep is stopped, trials that have not ended stay open.
     """
     from optuna.trial import TrialState
 
     first = max(jobs.numbers, default=-1) + 1
+    batch = []
     for number, trial in enumerate(trials, first):
         trial.set_user_attr(JOB, number)
+        batch.append([*fixed, *(f"{key}={value}" for key, value in trial.params.items())])
     try:
-        jobs.run(
-            [
-                [*fixed, *(f"{key}={value}" for key, value in trial.params.items())]
-                for trial in trials
-            ]
-        )
+        jobs.run(batch)
     except BaseException:
         for number, trial in enumerate(trials, first):
-            if (job := load_job(jobs.folder, number)) is not None:
+            job = load_job(jobs.folder, number)
+            if job is not None:
                 _tell(study, trial.number, job, settings)
         raise
     for number, trial in enumerate(trials, first):
@@ -269,29 +260,29 @@ def _run_trials(
 
 
 def _tell(study: "Study", trial: int, job: Job, settings: SearchSettings) -> bool:
-    """Tell the study what came of a trial's job; False if the job has not ended."""
+    """Record the result of a trial's job in the study; False if the job has not ended."""
     from optuna.trial import TrialState
 
     if job.status in FINISHED:
         value = figure(job.figures, settings.metric)
-        study.tell(
-            trial,
-            value if math.isfinite(value) else None,
-            None if math.isfinite(value) else TrialState.FAIL,
-        )
+        if math.isfinite(value):
+            study.tell(trial, value)
+        else:
+            study.tell(trial, state=TrialState.FAIL)
     elif job.status == "failed":
         study.tell(trial, state=TrialState.FAIL)
     return job.status != "interrupted"
 
 
 def figure(figures: Mapping[str, float], name: str) -> float:
-    """The figure of this name; signs and spaces between its words do not matter. Raises UserError
-    if a job has not reported it.
+    """The figure of this name, in which spaces and punctuation are alike.
+
+    Raises UserError if the job did not report it.
     """
     known = {_plain(key): value for key, value in figures.items()}
     if _plain(name) not in known:
         raise UserError(
-            f"hydra.sweeper.metric={name}: the jobs report no such figure; they report "
+            f"hydra.sweeper.metric={name}: the jobs do not report it; expected one of "
             f"{', '.join(known)}"
         )
     return known[_plain(name)]
@@ -302,7 +293,7 @@ def _plain(name: str) -> str:
 
 
 def _best(study: "Study", jobs: _Jobs, settings: SearchSettings) -> str:
-    """Keep the best trial in best.json, and say which it is."""
+    """Write the best trial to best.json and describe it in a sentence."""
     from optuna.trial import TrialState
 
     complete = study.get_trials(states=(TrialState.COMPLETE,))
@@ -316,8 +307,7 @@ def _best(study: "Study", jobs: _Jobs, settings: SearchSettings) -> str:
     )
     params = " ".join(f"{key}={value}" for key, value in best.params.items())
     return (
-        f"best of {len(complete)} trials: {params} with {settings.metric} {best.value:.6g} (job "
-        f"{job})"
+        f"best of {len(complete)} trials: job {job}, {params}, {settings.metric}={best.value:.6g}"
     )
 
 
@@ -326,27 +316,20 @@ def _best(study: "Study", jobs: _Jobs, settings: SearchSettings) -> str:
 
 
 def _space(overrides: Sequence[Override]) -> dict[str, Override]:
-    """Key -> the override that lets it vary."""
-    return {
-        override.get_key_element(): override
-        for override in overrides
-        if override.is_sweep_override()
-    }
+    """Key -> override, for the keys that vary."""
+    varying = [override for override in overrides if override.is_sweep_override()]
+    return {override.get_key_element(): override for override in varying}
 
 
 def _values(override: Override) -> list[str]:
-    """What a grid has of an override, as it is written on a command line."""
-    return (
-        list(override.sweep_string_iterator())
-        if override.is_sweep_override()
-        else [override.get_value_element_as_str()]
-    )
+    """The values of an override in a grid, as written on a command line."""
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    return [override.get_value_element_as_str()]
 
 
 def _distribution(override: Override, grid: bool) -> "BaseDistribution":
-    """The search space that an override describes in Hydra's syntax: choice(…), range(…),
-    interval(…), tag(log, interval(…)).
-    """
+    """The search space of an override: choice(…), range(…), interval(…), tag(log, interval(…))."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     sweep = override.value()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt.playground.outputs import Said, read_output
+from ipt.playground.outputs import OutputPiece, read_output
 from ipt.synthesis.formats.rule_based import RuleFormat
 from ipt.synthesis.formats.tags import Pair, parse
 
@@ -30,17 +30,17 @@ PIECES = st.lists(
 def test_each_piece_is_a_pair_or_has_a_reason():
     output = f"{GOOD}\n\n<QUE> Nothing said </END>\n\n{GOOD}\n\n<QUE> Why <ANS> be"
     assert read_output(output, FORMAT, ended=True).pieces == [
-        Said(Pair("What is it?", "A pool.")),
-        Said(None, "<QUE> Nothing said </END>", "no_answer_tag"),
-        Said(None, GOOD, "repeated_question"),
-        Said(None, "<QUE> Why <ANS> be", "truncated"),
+        OutputPiece(Pair("What is it?", "A pool.")),
+        OutputPiece(None, "<QUE> Nothing said </END>", "no_answer_tag"),
+        OutputPiece(None, GOOD, "repeated_question"),
+        OutputPiece(None, "<QUE> Why <ANS> be", "truncated"),
     ]
 
 
 def test_what_is_still_being_written_is_no_mistake():
     reading = read_output(f"{GOOD}\n\n<QUE> Why <ANS> be", FORMAT, ended=False)
     assert (
-        reading.pieces == [Said(Pair("What is it?", "A pool."))]
+        reading.pieces == [OutputPiece(Pair("What is it?", "A pool."))]
         and reading.rest == "<QUE> Why <ANS> be"
     )
     assert read_output("", FORMAT, ended=False) == ([], "", "")

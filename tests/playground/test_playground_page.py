@@ -52,7 +52,9 @@ def address(tmp_path_factory):
     yield found[0]
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=300)[1]
-    assert process.returncode == 0 and "ended" in said and "Traceback" not in said, said
+    assert process.returncode == 0 and "playground stopped" in said and "Traceback" not in said, (
+        said
+    )
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,7 @@ def test_what_a_text_says_is_never_markup(page):
     page.wait_for_selector("#pairs .figures")
     page.wait_for_selector("#draws .document")
     assert page.locator("#draws .text").first.locator(".document").inner_text() == EVIL
-    page.get_by_role("tab", name="Talk to a model").click()
+    page.get_by_role("tab", name="Chat with a model").click()
     page.fill("#question textarea", EVIL)
     page.press("#question textarea", "Enter")
     page.wait_for_selector("#conversation .said")
@@ -143,7 +145,7 @@ def test_what_a_text_says_is_never_markup(page):
 
 
 def test_a_conversation_remembers_and_begins_anew(page):
-    page.get_by_role("tab", name="Talk to a model").click()
+    page.get_by_role("tab", name="Chat with a model").click()
     for number in (1, 2):
         page.fill("#question textarea", f"Question {number}")
         page.press("#question textarea", "Enter")
@@ -159,7 +161,7 @@ def test_a_conversation_remembers_and_begins_anew(page):
 
 
 def test_exports_are_among_the_models(page):
-    page.get_by_role("tab", name="Talk to a model").click()
+    page.get_by_role("tab", name="Chat with a model").click()
     page.click("#model input")
     assert page.get_by_role("option").all_inner_texts()[-1].strip().endswith("outputs/arm/export")
     page.keyboard.press("Escape")
@@ -213,7 +215,7 @@ def test_an_end_in_the_middle_of_an_answer(tmp_path, browser):
     page = browser.new_page()
     page.set_default_timeout(WAIT)
     page.goto(re.search(r"http://\S+", line)[0])
-    page.get_by_role("tab", name="Talk to a model").click()
+    page.get_by_role("tab", name="Chat with a model").click()
     page.fill("#question textarea", "The heart")
     page.press("#question textarea", "Enter")
     page.wait_for_function("document.querySelector('#conversation .said')?.innerText.length > 20")

@@ -99,7 +99,7 @@ def test_stopping_keeps_what_was_written(monkeypatch):
 def test_what_is_wrong_is_told():
     synthesizer = Synthesizer(SynthesisConfig(**{**vars(CONFIG), "long_documents": "skip"}), 0)
     with pytest.raises(
-        ValueError, match=r"synthesis.long_documents=skip leaves this text out: too_long"
+        ValueError, match=r"synthesis.long_documents=skip drops this text: too_long"
     ):
         last(synthesizer.write([], TEXT * 80, Event()))
     synthesizer.close()

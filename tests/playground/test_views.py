@@ -81,29 +81,31 @@ def test_nothing_that_is_said_is_markup():
 def test_pairs_and_what_is_none_say_what_they_are():
     view = plain(pairs_view(written(pairs_text(PAIRS[1:2]) + " <QUE> no </END>")))
     assert (
-        "multiple choice" in view and "No pair: no answer tag" in view and "<QUE> no </END>" in view
+        "multiple choice" in view
+        and "Not a pair: no answer tag" in view
+        and "<QUE> no </END>" in view
     )
-    assert "1 pair · 2 prompt tokens · 4 tokens written in 2.0 s · ended by itself" in view
-    assert "Not in the training text: answer not among options" in plain(
+    assert "1 pair · 2 prompt tokens · 4 tokens generated in 2.0 s · finished" in view
+    assert "Left out of the training text: answer not among options" in plain(
         pairs_view(written(pairs_text(PAIRS[2:])))
     )
-    assert "wrote no pair" in plain(pairs_view(written("")))
+    assert "generated no pair" in plain(pairs_view(written("")))
 
 
 def test_stages_of_writing():
     assert "Loading" in pairs_view(Writing("a"))
-    assert "Reading" in pairs_view(Writing("a", prompt_format=RuleFormat()))
+    assert "Processing" in pairs_view(Writing("a", prompt_format=RuleFormat()))
     assert "Stopped" in pairs_view(Writing("a", prompt_format=RuleFormat(), ended=True))
-    assert "cut at" in pairs_view(written("<QUE> a", finish_reason="length"))
+    assert "truncated at" in pairs_view(written("<QUE> a", finish_reason="length"))
     assert "examples are not in this prompt" in pairs_view(
         written(pairs_text(PAIRS[:1]), examples=1)
     )
-    assert "does not join the examples" in pairs_view(written("", examples=1))
+    assert "cannot be an example" in pairs_view(written("", examples=1))
 
 
 def test_rewrites_and_rows_without_pairs():
     row = PairsRow(0, False, ChainRow("text 1", "A text.", [], "In other words."))
     assert "In other words." in draws_view([row], RenderingConfig(layouts={"classic": 1}), 0)
-    assert "Here you will see" in draws_view(
+    assert "appear here" in draws_view(
         [PairsRow(0, False, ChainRow("a", "A text.", []))], RenderingConfig(), 0
     )

@@ -3,7 +3,8 @@
 import json
 
 from ipt.pipeline.stages import main_scores_of
-from ipt.report.scores import Score, main_scores, measure_of
+from ipt.report.measures import measure_of
+from ipt.report.scores import Score, main_scores
 
 
 def scores(**values):

@@ -26,11 +26,11 @@ def arm(folder, name, published, right, seed=0, tasks=MEDICINE, figures=FIGURES)
     )
 
 
-def test_each_cell_stands_beside_the_papers(tmp_path):
+def test_each_cell_is_compared_with_the_paper(tmp_path):
     start = Arm("start", None, arm(tmp_path, "start", "", 30).evaluation)
     runs = load_runs([start, arm(tmp_path, "instruct", "Instruct PT-8B", 65)])
     table = paper_table(runs)
-    assert table is not None and table.columns == [("instruct", "Instruct PT-8B")]
+    assert table is not None and [run.name for run in table.runs] == ["instruct"]
     assert [(task, average) for task, average, _ in table.rows] == [
         *((task, False) for task in MEDICINE),
         ("medicine", True),
@@ -38,17 +38,23 @@ def test_each_cell_stands_beside_the_papers(tmp_path):
     for place, (_, _, (cell,)) in enumerate(table.rows[:5]):
         entry = runs[1].results[MEDICINE[place]][METRIC]
         assert (
-            cell.paper == pytest.approx(0.6 + place / 100) and cell.ours == entry["value"] == 0.65
+            cell.paper == pytest.approx(0.6 + place / 100)
+            and cell.score.value == entry["value"] == 0.65
         )
-        assert cell.difference == pytest.approx(0.05 - place / 100) and cell.differs is False
-        assert (cell.high - cell.low) / 2 == pytest.approx(1.96 * entry["stderr"], rel=1e-3)
-        assert (cell.high + cell.low) / 2 == pytest.approx(cell.difference)
+        found = cell.score.difference
+        assert found.value == pytest.approx(0.05 - place / 100)
+        assert found.reading == "not significant"
+        assert (found.high - found.low) / 2 == pytest.approx(1.96 * entry["stderr"], rel=1e-3)
+        assert (found.high + found.low) / 2 == pytest.approx(found.value)
     average = table.rows[5][2][0]
-    assert (average.ours, average.paper) == pytest.approx((0.65, 0.62))
-    assert average.high - average.low < 0.5 * (
-        table.rows[0][2][0].high - table.rows[0][2][0].low
-    )  # of five tasks
-    assert (average.ours_shown, average.difference_shown) == ("65.0%", "+3.0")
+    assert (average.score.value, average.paper) == pytest.approx((0.65, 0.62))
+    assert width(average) < 0.5 * width(table.rows[0][2][0])  # of five tasks
+    assert (average.score.shown, average.paper_shown) == ("65.0%", "62.0%")
+    assert average.score.difference_shown == "+3.0 points"
+
+
+def width(cell) -> float:
+    return cell.score.difference.high - cell.score.difference.low
 
 
 def test_a_cell_that_differs_says_so_and_one_that_is_not_published_is_empty(tmp_path):
@@ -64,7 +70,7 @@ def test_a_cell_that_differs_says_so_and_one_that_is_not_published_is_empty(tmp_
     rows = {task: cells for task, _, cells in table.rows}
     assert (
         rows["usmle"][0] is None
-        and rows["usmle"][1].differs is True
+        and rows["usmle"][1].score.difference.reading == "worse"
         and rows["medicine"][0] is None
     )
 
@@ -82,9 +88,7 @@ def test_seeds_widen_the_interval_of_tasks_and_averages(tmp_path):
     assert once is not None and seeds is not None
     for row in (0, 5):
         narrow, wide = once.rows[row][2][0], seeds.rows[row][2][0]
-        assert wide.ours == pytest.approx(0.65) and wide.high - wide.low > 2 * (
-            narrow.high - narrow.low
-        )
+        assert wide.score.value == pytest.approx(0.65) and width(wide) > 2 * width(narrow)
 
 
 def test_without_published_figures_there_is_no_table(tmp_path):

@@ -17,8 +17,9 @@ from ipt.evaluation.results import compare
 from ipt.rendering.run import SCHEMA as TEXT_SCHEMA
 from ipt.report.formatting import duration
 from ipt.report.html import write_report
+from ipt.report.measures import measure_of
 from ipt.report.plot_style import PALETTE
-from ipt.report.scores import Arm, Difference, measure_of
+from ipt.report.scores import Arm, Difference
 from ipt.synthesis.shards import SCHEMA as PAIR_SCHEMA
 from tests.report.report_cases import Page, evaluation, training
 
@@ -364,6 +365,13 @@ def linear(colour: str) -> np.ndarray:
     return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
+def test_the_first_paragraph_names_models_tokens_and_tasks(page):
+    assert (
+        "Two models (vanilla, instruct) were trained on 2,560 tokens each and compared with the "
+        "base model (start) on 3 tasks. Differences are relative to vanilla." in page.text()
+    )
+
+
 # The figures
 # ----------------------------------------------------------------------------------------------
 
@@ -374,10 +382,10 @@ def test_quality_figures_say_their_numbers(page):
         for tag, attributes in page.tags
         if tag == "svg" and "aria-label" in attributes
     ]
-    assert "Pairs by kind of task: definition 30, yes no 10." in labels
+    assert "Pairs by task type: definition 30, yes no 10." in labels
     assert (
-        "Lengths in words, and pairs of a document: question words: 0–4 25%, 6+ 75%; pairs per "
-        "row: 0 50%, 1+ 50%." in labels
+        "Distribution of lengths: words per question 0–4: 25%, 6+: 75%; pairs per document 0: "
+        "50%, 1+: 50%." in labels
     )
 
 
@@ -409,17 +417,17 @@ def test_the_verdict_says_what_the_intervals_allow(page):
     recall, generalisation, documents = rows[0], rows[2], rows[4]
     assert [cell[0].split(" ")[0] for cell in recall[2:5]] == ["25.0%", "30.0%", "90.0%"]
     assert [float(cell[1]) for cell in recall[2:5]] == [0.25, 0.3, 0.9]
-    assert "guessing: 25.0%" in recall[1][0]
+    assert "chance: 25.0%" in recall[1][0]
     assert recall[5][0].startswith("+60.0 points") and recall[5][0].endswith("▲ better")
-    assert generalisation[5][0].startswith("+0.0 points") and generalisation[5][0].endswith(
-        "○ no difference shown"
+    assert generalisation[5][0].startswith("0.0 points") and generalisation[5][0].endswith(
+        "○ not significant"
     )
     assert documents[1][0].startswith("bits per byte") and documents[5][0].endswith("▼ worse")
     assert (
-        "instruct against vanilla on 5 main measures: better on 1 , worse on 1 , no difference "
-        "shown on 3 ." in spaced(page.text())
+        "instruct compared with vanilla on 5 main measures: better on 1 , worse on 1 , no "
+        "significant difference on 3 ." in spaced(page.text())
     )
-    assert "the differences are paired: both models answered" in page.text()
+    assert "Differences are paired: both models answered" in page.text()
     assert "Better: definition to term, recall (accuracy +60.0 points)." in page.text()
 
 
@@ -429,8 +437,8 @@ def spaced(text: str) -> str:
 
 def test_a_difference_of_the_start_is_turned_around(page):
     assert (
-        "vanilla against start on 5 main measures: better on 1 , no difference shown on 4 ."
-        in spaced(page.text())
+        "vanilla compared with start on 5 main measures: better on 1 , no significant difference "
+        "on 4 ." in spaced(page.text())
     )
 
 
@@ -478,49 +486,38 @@ def test_the_other_tables(page):
     training_table = {
         heading[0]: cell[0] for heading, cell in zip(*page.tables["Training runs"][:2], strict=True)
     }
-    assert (
-        training_table["Tokens per second, median"] == "120"
-        and training_table["Time"] == "1 min 15 s"
-    )
-    assert (
-        training_table["Loss, first step"] == "3.975"
-        and training_table["Loss, last step"] == "3.000"
-    )
+    assert training_table["Tokens/s, median"] == "120" and training_table["Time"] == "0:01:15"
+    assert training_table["First loss"] == "3.975" and training_table["Final loss"] == "3.000"
     assert "MFU, median" not in training_table  # no arm knows it
     quality = {row[0][0]: row[1][0] for row in page.rows("Synthesis quality")}
     assert (
-        quality["Grounded answers at least four fifths of their words occur in the document"]
+        quality["Grounded answers at least 80% of the words of the answer occur in the document"]
         == "92.5%"
     )
     assert (
-        quality["Rejected pieces of generations, by reason"] == "truncated: 7"
+        quality["Rejected pieces parts of generations that are not pairs, by reason"]
+        == "truncated: 7"
         and quality["Unheard of"] == "1,234"
     )
     assert (
-        quality[
-            "Generator FLOPs 2 x parameters x tokens computed, prompt tokens from the cache left "
-            "out"
-        ]
+        quality["Generator FLOPs 2 × parameters × (uncached prompt + generated tokens)"]
         == "1.23e+09"
     )
     assert (
-        quality["Right answers as a judge model finds them, of a random sample"]
-        == "77.5% (95%: 73.6% to 80.9%; 500 pairs)"
+        quality["Correct answers according to a judge model, on a random sample"]
+        == "77.5% (95% CI: 73.6% to 80.9%; 500 pairs)"
     )
-    assert quality["Kinds of task that the judge told apart"] == "49"
-    assert quality["Distinct 4-grams of all in the sampled pairs"] == "50.0%"
-    assert (
-        quality["Pairs that the filters took away by the first reason that applies"]
-        == "grounded: 3"
-    )
+    assert quality["Task types assigned by the judge model"] == "49"
+    assert quality["Distinct 4-grams among all 4-grams of the sampled pairs"] == "50.0%"
+    assert quality["Filtered pairs by the first filter that removed them"] == "grounded: 3"
     overlap = [name for name in quality if name.startswith("Overlap with is-a, recall")]
     assert quality[overlap[0]] == "2 of 100 items, in 1 pair" and "5 were too short" in overlap[0]
     assert not [name for name in quality if "rewrite" in name]  # there were none
 
 
 def test_long_texts_are_folded_and_the_cut_is_counted(page):
-    folded = re.search(r"The rest, ([\d,]+) characters", page.text())
-    left_out = re.search(r"([\d,]+) more characters are left out", page.text())
+    folded = re.search(r"Show ([\d,]+) more characters", page.text())
+    left_out = re.search(r"([\d,]+) more characters not shown", page.text())
     shown = re.search(r'<p class="text">(The stroma.*?)…</p>', page.source, flags=re.DOTALL)
     assert folded and left_out and shown
     visible = len(shown.group(1).replace("&lt;", "<").replace("&gt;", ">").replace("&#39;", "'"))
@@ -552,7 +549,10 @@ def write_bare(output: Path, arms: list[Arm]) -> Page:
 
 def test_one_arm_and_nothing_else(tmp_path, arms):
     page = write_bare(tmp_path, arms[:1])
-    assert "1 model, start, was scored on 3 tasks; nothing was trained." in page.text()
+    assert (
+        "One model (start) was evaluated on 3 tasks. No model was trained in this run."
+        in page.text()
+    )
     assert set(page.tables) == {"Main measures", "All scores"}
     assert "difference" not in page.text("table").lower()
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["scores.png"]
@@ -572,9 +572,9 @@ def test_without_predictions_there_is_no_interval_of_a_difference(tmp_path):
     verdict = page.rows("Main measures")[0]
     assert verdict[5][0].startswith("+20.0 points") and verdict[5][0].endswith("no interval")
     assert (
-        "paired:" not in page.text()
+        "Differences are paired" not in page.text()
         and "▲" not in page.text()
-        and "1 without a paired interval" in page.text()
+        and "no paired interval for 1" in page.text()
     )
     assert "fewer than 30 items" in page.text()
 
@@ -586,7 +586,7 @@ def test_without_a_vanilla_the_first_trained_arm_is_the_baseline(tmp_path, arms)
         Arm("plain", tmp_path, arms[1].evaluation),
     ]
     page = write_bare(tmp_path, renamed)
-    assert "Every difference is measured against half." in page.text()
+    assert "Differences are relative to half." in page.text()
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path, inputs, output):
@@ -602,14 +602,14 @@ def test_statistics_count_what_was_written(written):
         "runs": 3,
         "tasks": 3,
         "scores": 57,
-        "figures": ["losses", "course", "scores", "sources", "lengths", "kinds", "stages"],
-        "main_differences": {"better": 1, "no difference shown": 3, "worse": 1},
+        "figures": ["losses", "training", "scores", "sources", "lengths", "kinds", "stages"],
+        "main_differences": {"better": 1, "not significant": 3, "worse": 1},
     }
     json.dumps(statistics)
 
 
 def test_wrong_arms_are_refused_in_one_line(tmp_path, arms):
-    with pytest.raises(ValueError, match=r"two arms have the same name and seed \(start, start\)"):
+    with pytest.raises(ValueError, match=r"two arms have the same name and seed \(start, seed 0\)"):
         write_bare(tmp_path, [arms[0], arms[0]])
     with pytest.raises(
         FileNotFoundError, match=r"arm lost has no .*results.json: evaluate it first"
@@ -626,7 +626,7 @@ def test_readings_mirror_each_other_and_never_overclaim(value, half, better):
     difference = Difference(value, value - half, value + half, None, better)
     mirrored = {"better": "worse", "worse": "better", "higher": "lower", "lower": "higher"}
     assert difference.negated().reading == mirrored.get(difference.reading, difference.reading)
-    assert (difference.reading == "no difference shown") == (value - half <= 0 <= value + half)
+    assert (difference.reading == "not significant") == (value - half <= 0 <= value + half)
     if better and difference.reading in ("better", "worse"):
         assert (difference.reading == "better") == (value * better > 0)
 
@@ -640,6 +640,8 @@ def test_readings_mirror_each_other_and_never_overclaim(value, half, better):
         ("perplexity", 1234.56, "1,234.6", "+1,234.6"),
         ("span_f1", 0.5, "50.0%", "+50.0"),
         ("log_likelihood_ratio", 0.25, "0.250", "+0.250"),
+        ("logprob", -0.0001, "0.000", "0.000"),
+        ("accuracy", 0.0, "0.0%", "0.0"),
     ],
 )
 def test_values_read_as_their_measure(metric, value, shown, signed):
@@ -666,13 +668,12 @@ def test_directions_of_measures():
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [
-        (0, "0"),
+        (0, "0.0 s"),
         (0.44, "0.4 s"),
-        (9.96, "10 s"),
-        (42, "42 s"),
-        (59.6, "1 min"),
-        (192, "3 min 12 s"),
-        (3900, "1 h 05 min"),
+        (9.96, "0:00:10"),
+        (59.6, "0:01:00"),
+        (192, "0:03:12"),
+        (90_000, "1 day, 1:00:00"),
     ],
 )
 def test_durations(seconds, shown):

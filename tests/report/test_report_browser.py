@@ -7,9 +7,9 @@ import pytest
 
 from ipt.evaluation.task_types import multiple_choice
 from ipt.pipeline.records import Record, SourceRecord
+from ipt.report.cli import job_arms
 from ipt.report.html import write_report
 from ipt.report.scores import Arm
-from ipt.report.sweep_report import job_arms
 from tests.report.report_cases import choice_predictions, evaluation, training, write_evaluation
 from tests.sweeps.sweep_cases import sweep_jobs
 
@@ -156,7 +156,7 @@ def test_what_a_config_says_is_never_markup(open_page):
 def test_all_of_it_works_by_keyboard(open_page):
     page = open_page()
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the result"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
     page.keyboard.press("Enter")
     assert page.url.endswith("#result")
     names = page.locator("[aria-label='All scores'] th button")
@@ -226,7 +226,7 @@ def test_on_a_laptop_five_models_with_seeds_and_what_their_differences_say_need_
     page = browser.new_page(viewport={"width": 1280, "height": 844})
     page.goto((tmp_path / "report.html").as_uri())
     for label in ("Main measures", "All scores"):
-        assert {"▲ better", "○ not shown"} <= set(cells(page, label, 10))
+        assert {"▲ better", "○ n.s."} <= set(cells(page, label, 10))
         region = page.locator(f"[aria-label='{label}']")
         assert region.evaluate("region => region.scrollWidth") == region.evaluate(
             "region => region.clientWidth"
@@ -239,10 +239,10 @@ def test_a_screen_reader_finds_its_way(open_page):
     snapshot = page.locator("body").aria_snapshot()
     for landmark in (
         "banner",
-        'region "Beside the paper"',
+        'region "Comparison with the paper"',
         'navigation "Contents"',
         "main",
-        'region "Which ratio?"',
+        'region "Mixture ratio"',
         'region "Jobs"',
         "contentinfo",
     ):
@@ -257,7 +257,7 @@ def test_a_screen_reader_finds_its_way(open_page):
 
 def test_the_papers_figures_and_the_run_record_are_shown(open_page):
     page = open_page()
-    row = page.locator("[aria-label='Beside the paper'] tbody tr")
+    row = page.locator("[aria-label='Comparison with the paper'] tbody tr")
     assert row.count() == 6
     assert row.nth(5).inner_text().split()[:7] == [
         "average",
@@ -268,7 +268,7 @@ def test_the_papers_figures_and_the_run_record_are_shown(open_page):
         "+4.0",
         "−0.2",
     ]
-    assert "1.50e+09 unknown 1 min 15 s" in " ".join(
+    assert "1.50e+09 unknown 0:01:15" in " ".join(
         page.locator("[aria-label='Run record'] tbody tr").first.inner_text().split()
     )
 
@@ -276,6 +276,6 @@ def test_the_papers_figures_and_the_run_record_are_shown(open_page):
 def test_without_scripts_it_reads_the_same(open_page):
     page = open_page(java_script_enabled=False)
     assert (
-        page.locator("h2").all_inner_texts()[0] == "Result"
+        page.locator("h2").all_inner_texts()[0] == "Results"
         and page.locator("th button").count() == 0
     )

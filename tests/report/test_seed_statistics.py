@@ -168,7 +168,7 @@ def test_seeds_with_items_of_their_own_are_compared_within_them(folders):
         stats.ttest_1samp(each, 0).pvalue
     )
     assert entry["n"] == 180
-    with pytest.raises(ValueError, match="not two seeds in common"):
+    with pytest.raises(ValueError, match="share fewer than two seeds"):
         compare_within_seeds({0: ours[0]}, theirs, "quiz")
     mean = plain_average(list(theirs.values()))["quiz"]["accuracy"]
     assert (

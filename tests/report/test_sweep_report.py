@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from ipt.report.cli import report_folders
-from ipt.report.ratio import ratio_study
+from ipt.report.cli import job_arms, report_folders, write_sweep_report
+from ipt.report.findings import lead
+from ipt.report.mixing_law import ratio_study
 from ipt.report.scores import all_scores, load_runs
-from ipt.report.sweep_report import job_arms, varying_keys, write_sweep_report
 from ipt.stage import MANIFEST
+from ipt.sweeps.job import varying_keys
 from tests.report.report_cases import Page
 from tests.sweeps.sweep_cases import BEST, save_sweep, sweep_jobs
 
@@ -31,9 +32,9 @@ def page(output) -> Page:
     return Page(output / "report.html")
 
 
-def study(jobs, asked=True):
+def study(jobs, required=True):
     runs = load_runs(job_arms(jobs))
-    return ratio_study(runs, all_scores(runs, runs[0]), asked)
+    return ratio_study(runs, all_scores(runs, runs[0]), required)
 
 
 def test_jobs_that_differ_in_the_seed_alone_are_one_arm(jobs):
@@ -57,15 +58,13 @@ def test_keys_of_one_last_name_keep_their_whole_one(jobs):
 
 
 def test_failed_jobs_are_named(page):
-    assert (
-        "16 jobs: 15 finished, 1 failed. Failed: mixture.ratios.instruction=2 trainer.seed=0."
-        in page.text()
-    )
+    assert "16 jobs: 15 finished, 1 failed. Failed: job 15." in page.text()
     rows = page.rows("Jobs of the sweep")
     assert (
         len(rows) == 16
         and rows[-1][-1][0] == "error: <b>no</b> such ratio"
-        and rows[0][2] == ("3", "3.0")
+        and rows[0][4] == ("3", "3.0")
+        and [cell[0] for cell in rows[-1][:4]] == ["15", "2", "0", "failed"]
     )
 
 
@@ -75,22 +74,19 @@ def test_the_best_ratio_is_found_and_said(page, jobs):
     low, high = (float(bound) for bound in documents[3][0].split(" to "))
     assert low <= BEST <= high and high - low < 0.3 and documents[6][0].startswith("Best at 0.")
     assert found["is-a, recall", "accuracy"][6][0].startswith(
-        "Best at the highest ratio that was tried, 1.00"
+        "Best at the highest ratio tried, 1.00"
     )
-    assert (
-        found["is-a, recall", "log-probability"][6][0]
-        == "No ratio is shown to be better than another"
-    )
+    assert found["is-a, recall", "log-probability"][6][0] == "No significant effect of the ratio"
 
 
 def test_repetition_of_the_pool_is_a_warning(page, jobs, tmp_path):
     assert "instruction was read 1.00 times at one ratio and 4.00 times at another" in page.text()
     assert (
-        "mixture.match_tokens=TOKENS" in page.text()
-        and "mixture.subsample.instruction=SHARE" in page.text()
+        "mixture.match_tokens to the token budget" in page.text()
+        and "mixture.subsample.instruction in proportion" in page.text()
     )
     once = study(sweep_jobs(tmp_path / "once", seeds=(0,), repeats=0.9))
-    assert once.warnings == [] and "No token beside raw text was read twice" in once.notes[-1]
+    assert once.warnings == [] and "No tokens other than raw text were repeated" in once.notes[-1]
     for job in jobs[:15]:
         (job.training / MANIFEST).write_text(
             json.dumps({"config": {"mixture": {"match_tokens": 10**9}}})
@@ -102,8 +98,11 @@ def test_repetition_of_the_pool_is_a_warning(page, jobs, tmp_path):
 
 def test_too_few_ratios_or_more_than_ratios_have_no_law(jobs):
     few = study([job for job in jobs if "=0.75" not in job.name and "=1.0" not in job.name])
-    assert few.panels == [] and "0, 0.25 and 0.5. A law of three parameters needs 4" in few.notes[0]
-    assert study(jobs[:9], asked=False) is None and study(jobs[:3]) is None
+    assert (
+        few.panels == []
+        and "at least 4 different ratios of instruction, and 0, 0.25 and 0.5 were" in few.notes[0]
+    )
+    assert study(jobs[:9], required=False) is None and study(jobs[:3]) is None
     for job in jobs[:15]:
         (job.training / MANIFEST).write_text(
             json.dumps(
@@ -111,15 +110,15 @@ def test_too_few_ratios_or_more_than_ratios_have_no_law(jobs):
             )
         )
     assert study(jobs).notes == [
-        "The runs differ in more than the ratio of instruction (optimizer.lr), so no law is fitted."
+        "No law was fitted: the runs differ in more than the ratio of instruction (optimizer.lr)."
     ]
     for job in jobs[:15]:
         (job.training / MANIFEST).write_text(
             json.dumps({"inputs": {"raw": "a", "instruction": "b" if job.number < 9 else "c"}})
         )
     assert study(jobs).notes == [
-        "The runs differ in more than the ratio of instruction (the data of instruction), so no "
-        "law is fitted."
+        "No law was fitted: the runs differ in more than the ratio of instruction (the data of "
+        "instruction)."
     ]
     for job in jobs[:15]:
         (job.training / MANIFEST).unlink()
@@ -199,6 +198,18 @@ def test_scores_beside_a_training_are_found_by_its_model(jobs, tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match=r"holds no training \(metrics.jsonl\), evaluation \(results.json\)"
+        ValueError, match=r"has no training run \(metrics.jsonl\), evaluation \(results.json\)"
     ):
         report_folders([tmp_path], tmp_path / "report", "By hand")
+
+
+def test_the_first_paragraph_says_what_was_trained(jobs, page):
+    assert (
+        "Five models (instruction=0.0, instruction=0.25, instruction=0.5, instruction=0.75, "
+        "instruction=1.0) were trained on 2,560 tokens each (3 seeds per model) and evaluated on 2 "
+        "tasks. Differences are relative to instruction=0.0." in page.text()
+    )
+    runs = load_runs(job_arms(jobs[1:6]))
+    assert lead(runs, all_scores(runs, None), None).startswith(
+        "Two models (instruction=0.0, instruction=0.25) were trained on 2,560 tokens each (2 to 3 seeds "
+    )

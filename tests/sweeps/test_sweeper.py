@@ -178,12 +178,12 @@ def test_hydras_syntax_describes_the_space(text, expected):
 @pytest.mark.parametrize(
     ("settings", "space", "message"),
     [
-        ({"sampler": "cma"}, SPACE, "hydra.sweeper.sampler=cma: must be one of tpe, random, grid"),
+        ({"sampler": "cma"}, SPACE, "hydra.sweeper.sampler=cma: expected one of tpe, random, grid"),
         ({"direction": "up"}, SPACE, "hydra.sweeper.direction=up"),
         (
             {"metric": "accuracy"},
             SPACE,
-            "hydra.sweeper.metric=accuracy: the jobs report no such figure; they report "
+            "hydra.sweeper.metric=accuracy: the jobs do not report it; expected one of "
             "bits_per_byte",
         ),
         ({}, ["seed=1"], "nothing to search"),

@@ -1,6 +1,4 @@
-"""Where Hydra finds our launcher and sweepers: it takes plugins from the namespace package
-`hydra_plugins` only.
-"""
+"""Our launcher and sweepers. Hydra finds plugins in the namespace package `hydra_plugins` only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,34 +18,30 @@ from omegaconf import DictConfig
 @dataclass
 class SubprocessLauncherConfig:
     _target_: str = "hydra_plugins.ipt_sweeps.SubprocessLauncher"
-    n_jobs: int = 1  # jobs side by side
-    gpus_per_job: float | None = (
-        None  # below 1: so many jobs share a GPU; null: as many as the config asks for
-    )
-    retries: int = 0  # further tries of a job that fails
+    n_jobs: int = 1  # jobs at the same time
+    gpus_per_job: float | None = None  # below 1: jobs share a GPU; null: as in the job's config
+    retries: int = 0  # of a job that fails
 
 
 @dataclass
 class GridConfig:
     _target_: str = "hydra_plugins.ipt_sweeps.GridSweeper"
-    params: dict[str, str] = field(
-        default_factory=dict
-    )  # key -> what it varies over, as on the command line; for recipes
+    # key -> its values, in the syntax of the command line; for recipes
+    params: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class OptunaConfig:
     _target_: str = "hydra_plugins.ipt_sweeps.OptunaSweeper"
-    params: dict[str, str] = field(
-        default_factory=dict
-    )  # key -> search space, as on the command line; for recipes
+    # key -> its search space, in the syntax of the command line; for recipes
+    params: dict[str, str] = field(default_factory=dict)
     metric: str = "final_loss"  # a figure that the jobs report, as held_out_perplexity.nll
     direction: str = "minimize"  # minimize | maximize
-    n_trials: int = 20  # trials of the whole study, those of earlier runs included
+    n_trials: int = 20  # of the whole study, earlier runs included
     n_jobs: int | None = None  # trials at the same time; null: the launcher's n_jobs
     sampler: str = "tpe"  # tpe | random | grid
     seed: int | None = 0  # of the sampler; null: a different search each time
-    storage: str | None = None  # an Optuna storage's URL; null: study.db in the sweep's folder
+    storage: str | None = None  # URL of an Optuna storage; null: study.db in the sweep's folder
 
 
 ConfigStore.instance().store(
@@ -60,7 +54,7 @@ ConfigStore.instance().store(
 
 
 class SubprocessLauncher(Launcher):
-    """`hydra/launcher=subprocess`: see ipt.sweeps.launcher."""
+    """`hydra/launcher=subprocess`: jobs as subprocesses of this machine."""
 
     def __init__(self, n_jobs: int, gpus_per_job: float | None, retries: int) -> None:
         self.settings = {"n_jobs": n_jobs, "gpus_per_job": gpus_per_job, "retries": retries}
@@ -85,7 +79,7 @@ class SubprocessLauncher(Launcher):
 
 
 class IptSweeper(Sweeper):
-    """What our sweepers share: the sweep's folder, and that its end is told however it ends."""
+    """What our sweepers share: the folder of the sweep, and its overrides."""
 
     def __init__(self, params: DictConfig) -> None:
         self.params = dict(params)
@@ -93,18 +87,18 @@ class IptSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
+        from ipt.console import setup_logging
         from ipt.sweeps.sweep import name_sweep
 
+        setup_logging()  # again, because Hydra has replaced the handlers
         self.hydra_context, self.config = hydra_context, config
-        name_sweep(config)  # before the launcher looks
+        name_sweep(config)  # writes the folder that the launcher reads
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def _overrides(self, arguments: Sequence[str]) -> list[Override]:
-        """What the recipe and the command line vary, and what they fix; the command line has the
-        last word.
-        """
+        """The overrides of the recipe and of the command line, which takes precedence."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         parsed = parser.parse_overrides(
             [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
@@ -113,7 +107,7 @@ class IptSweeper(Sweeper):
 
 
 class GridSweeper(IptSweeper):
-    """`hydra/sweeper=grid`: a job for each combination of values; see ipt.sweeps.sweeper."""
+    """`hydra/sweeper=grid`: a job for each combination of values."""
 
     def sweep(self, arguments: list[str]) -> Any:
         from ipt.sweeps.sweeper import run_grid
@@ -122,7 +116,7 @@ class GridSweeper(IptSweeper):
 
 
 class OptunaSweeper(IptSweeper):
-    """`hydra/sweeper=optuna`: a job for each trial of a search; see ipt.sweeps.sweeper."""
+    """`hydra/sweeper=optuna`: a job for each trial of a search."""
 
     def __init__(self, params: DictConfig, **settings: Any) -> None:
         super().__init__(params)

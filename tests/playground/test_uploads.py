@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ipt.playground.texts import check_text, read_texts
+from ipt.playground.uploads import check_text, read_texts
 
 
 def test_files_that_are_read(tmp_path):
@@ -19,7 +19,7 @@ def test_files_that_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pdf", b"%PDF", "^a.pdf: expected a text, one of .txt, .md, .jsonl"),
+        ("a.pdf", b"%PDF", "^a.pdf: expected one of .txt, .md, .jsonl"),
         ("a.txt", b"\xff\xfe", "^a.txt: not UTF-8 .byte 0."),
         ("a.md", b" \n", "^a.md is empty"),
         ("a.txt", b"x" * 101, "^a.txt has 101 characters, more than playground.max_characters=100"),

@@ -1,6 +1,4 @@
-"""The first tab: a text, the pairs that a synthesizer writes for it, and what training would see of
-them.
-"""
+"""The first tab: a text, the pairs that a synthesizer generates from it, and the training texts."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,22 +12,21 @@ from markupsafe import escape
 from ipt.config import Config, RenderingConfig
 from ipt.playground.stops import Stops
 from ipt.playground.synthesizer import Example, Synthesizer, Writing
-from ipt.playground.texts import SUFFIXES, check_text, read_texts
+from ipt.playground.uploads import SUFFIXES, check_text, read_texts
 from ipt.playground.views import DRAWS, draws_view, examples_view, notice, pairs_view
 from ipt.rendering.layouts import LAYOUTS
 from ipt.rendering.render import ARRANGEMENTS
 from ipt.synthesis.engines import PromptRefused
 from ipt.synthesis.formats.base import RULE_BASED
 
-RECIPE = "as the recipe weighs them"
+RECIPE = "random, weights of the recipe"
 SAMPLE = (
     "The heart is a muscular organ in the chest. It pumps blood through the blood vessels of the "
-    "body. It has four chambers: two atria, "
-    "which receive blood, and two ventricles, which push it out. Four valves keep the blood from "
-    "flowing back. In a resting adult it "
-    "beats about 70 times a minute."
+    "body. It has four chambers: two atria, which receive blood, and two ventricles, which push it "
+    "out. Four valves keep the blood from flowing back. In a resting adult it beats about 70 times "
+    "a minute."
 )
-EMPTY = notice("Pairs appear here while the synthesizer writes them.")
+EMPTY = notice("Pairs appear here while the synthesizer generates them.")
 NO_DRAWS = draws_view([], RenderingConfig(), 0)
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # of every event
 
@@ -37,7 +34,7 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 class TextSheet(NamedTuple):
     text: gr.Textbox
     file: gr.File
-    document: gr.Slider  # which text of a file
+    document: gr.Slider  # selects a text of the file
     write: gr.Button
     stop: gr.Button
     sample: gr.Button
@@ -59,15 +56,15 @@ class DrawsSheet(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the server keeps for each open page."""
+    """State of an open page, on the server."""
 
     texts: gr.State  # of the file
     examples: gr.State
     writing: gr.State
 
 
-def add_writing(config: Config, synthesizer: Synthesizer, stops: Stops) -> None:
-    """Lay the tab out and wire it."""
+def add_pairs_tab(config: Config, synthesizer: Synthesizer, stops: Stops) -> None:
+    """Add the tab."""
     with gr.Row(elem_classes="desk"):
         with gr.Column(elem_classes="sheet", min_width=300):
             sheet = _text_sheet(config)
@@ -89,8 +86,8 @@ def add_writing(config: Config, synthesizer: Synthesizer, stops: Stops) -> None:
 
 def _text_sheet(config: Config) -> TextSheet:
     gr.HTML(
-        '<h2>Text</h2><p class="lead">Paste a passage, or drop a file: .txt, .md, or .jsonl with a '
-        "document in each line.</p>"
+        '<h2>Text</h2><p class="lead">Paste a passage or upload a file: .txt, .md, or .jsonl with '
+        "one document per line.</p>"
     )
     text = gr.Textbox(
         label="Text",
@@ -98,28 +95,28 @@ def _text_sheet(config: Config) -> TextSheet:
         container=False,
         lines=11,
         max_lines=24,
-        placeholder="A passage of some sentences …",
+        placeholder="A passage of a few sentences …",
         elem_id="text",
     )
     document = gr.Slider(
         1, 2, 1, step=1, label="Document of the file", visible=False, elem_id="document"
     )
     with gr.Row(elem_classes="buttons"):
-        write = gr.Button("Write pairs", variant="primary", elem_id="write", min_width=120)
+        write = gr.Button("Generate pairs", variant="primary", elem_id="write", min_width=120)
         stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop", min_width=120)
-        sample = gr.Button("Take a sample", elem_id="sample", min_width=120)
+        sample = gr.Button("Insert a sample", elem_id="sample", min_width=120)
     file = gr.File(label="File", show_label=False, file_types=[*SUFFIXES], elem_id="file")
     earlier = gr.HTML(examples_view([]), elem_id="examples")
     with gr.Row(elem_classes="buttons"):
-        keep = gr.Button("Keep as an example", interactive=False, elem_id="keep", min_width=120)
-        forget = gr.Button("Forget the examples", visible=False, elem_id="forget", min_width=120)
+        keep = gr.Button("Keep as example", interactive=False, elem_id="keep", min_width=120)
+        forget = gr.Button("Remove examples", visible=False, elem_id="forget", min_width=120)
     return TextSheet(text, file, document, write, stop, sample, earlier, keep, forget)
 
 
 def _draws_sheet(config: Config) -> DrawsSheet:
     gr.HTML(
-        '<h2>Training text</h2><p class="lead">What pre-training would see, to the letter. Each '
-        "seed draws other templates.</p>"
+        '<h2>Training text</h2><p class="lead">The exact text for pre-training. Each seed draws '
+        "different templates.</p>"
     )
     with gr.Row(elem_classes="controls"):
         arrangement = gr.Dropdown(
@@ -130,19 +127,21 @@ def _draws_sheet(config: Config) -> DrawsSheet:
         )
         layout = gr.Dropdown([RECIPE, *LAYOUTS], value=RECIPE, label="Layout", elem_id="layout")
         seed = gr.Number(config.seed, label="First seed", precision=0, elem_id="seed")
-        others = gr.Button("Other draws", elem_id="others")
+        others = gr.Button("Next seeds", elem_id="others")
     return DrawsSheet(arrangement, layout, seed, others, gr.HTML(NO_DRAWS, elem_id="draws"))
 
 
 def _described(config: Config) -> str:
     synthesis = config.synthesis
     if synthesis.format == RULE_BASED:
-        return "Mined by rules, without a model."
-    sampling = f"temperature {synthesis.temperature:g}" if synthesis.temperature else "greedy"
+        return "Generated by rules, without a model."
+    sampling = "greedy decoding"
+    if synthesis.temperature:
+        sampling = f"temperature {synthesis.temperature:g}"
     return str(
         escape(
-            f"{synthesis.model} on {synthesis.engine}, {sampling}, at most "
-            f"{synthesis.max_new_tokens} tokens"
+            f"{synthesis.model}, {synthesis.engine} engine, {sampling}, at most "
+            f"{synthesis.max_new_tokens} new tokens"
         )
     )
 
@@ -206,23 +205,22 @@ def _wire_writing(
         request: gr.Request,
     ) -> Iterator[Any]:
         rendering = _rendering(config, arrangement, layout)
-        shown: tuple[str, str] = ("", "")
+        shown_pairs = shown_draws = ""
         try:
             check_text(text, config.playground.max_characters)
             for writing in synthesizer.write(examples, text, stops.begin(request.session_hash)):
-                views = (
-                    pairs_view(writing),
-                    draws_view(
-                        writing.rows() if writing.written() else [], rendering, int(seed or 0)
-                    ),
-                )
-                if views != shown or writing.ended:
+                rows = writing.rows() if writing.written() else []
+                new_pairs = pairs_view(writing)
+                new_draws = draws_view(rows, rendering, int(seed or 0))
+                if (new_pairs, new_draws) != (shown_pairs, shown_draws) or writing.ended:
                     yield (
-                        *(_changed(*pair) for pair in zip(views, shown, strict=True)),
+                        gr.skip() if new_pairs == shown_pairs else new_pairs,
+                        gr.skip() if new_draws == shown_draws else new_draws,
                         writing,
                         gr.update(interactive=writing.ended),
                     )
-                shown = views
+                shown_pairs = new_pairs
+                shown_draws = new_draws
         except (ValueError, OSError, RuntimeError, PromptRefused) as error:
             yield notice(error, is_error=True), gr.skip(), gr.skip(), gr.skip()
 
@@ -241,7 +239,7 @@ def _wire_writing(
 
 
 def _wire_examples(sheet: TextSheet, pairs: gr.HTML, draws: DrawsSheet, state: State) -> None:
-    """Keeping an example, and forgetting all, begins anew with an empty text."""
+    """Keeping an example and removing all of them both clear the text."""
 
     def keep(examples: list[Example], writing: Writing | None) -> tuple[Any, ...]:
         return begin([*examples, writing.example()] if writing else examples)
@@ -285,7 +283,3 @@ def _wire_draws(config: Config, sheet: DrawsSheet, state: State) -> None:
 def _rendering(config: Config, arrangement: str, layout: str) -> RenderingConfig:
     layouts = config.rendering.layouts if layout == RECIPE else {layout: 1.0}
     return replace(config.rendering, arrangement=arrangement, layouts=layouts)
-
-
-def _changed(view: str, before: str) -> Any:
-    return gr.skip() if view == before else view

@@ -1,4 +1,4 @@
-"""Texts that are dropped on the page."""
+"""Texts from uploaded files."""
 
 from itertools import islice
 from pathlib import Path
@@ -13,27 +13,21 @@ MOST_DOCUMENTS = 1_000  # of a file
 
 
 def read_texts(path: Path, text_field: str, max_characters: int) -> list[str]:
-    """The texts of a file: a .txt or .md file is one, a .jsonl file has one in each line, of which
-    the first 1,000 are read.
+    """The text of a .txt or .md file, or the first 1,000 documents of a .jsonl file.
 
-    Raises UserError, in one line that names the file without its folder, for any other file and for
-    one that cannot be read.
+    Raises UserError, which names the file without its folder, for any other file and for one that
+    cannot be read.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
-            f"{path.name}: expected a text, one of {', '.join(SUFFIXES)}; turn other files into "
-            "one of these first"
+            f"{path.name}: expected one of {', '.join(SUFFIXES)}: convert the file first"
         )
     try:
         if path.suffix.lower() == ".jsonl":
             config = CorpusConfig(kind="files", path=path.name, text_field=text_field)
-            file = CorpusFile(
-                str(path), path.name, shown=path.name
-            )  # its folder is not the visitor's business
-            texts = [
-                document.text
-                for document in islice(read_documents(config, files=[file]), MOST_DOCUMENTS)
-            ]
+            file = CorpusFile(str(path), path.name, shown=path.name)  # hides its folder
+            documents = islice(read_documents(config, files=[file]), MOST_DOCUMENTS)
+            texts = [document.text for document in documents]
         else:
             texts = [path.read_bytes().decode("utf-8-sig")]
     except UnicodeDecodeError as error:
@@ -46,19 +40,18 @@ def read_texts(path: Path, text_field: str, max_characters: int) -> list[str]:
 
 
 def check_text(text: str, max_characters: int, where: str = "the text") -> None:
-    """Raise UserError, in one line, for a text without content and for one that is too long."""
+    """Raise UserError for a text that is empty, too long or not valid Unicode."""
     if not text.strip():
-        raise UserError(f"{where} is empty: paste a text or drop a file")
+        raise UserError(f"{where} is empty: paste a text or upload a file")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where} holds half a surrogate pair at character {error.start}, which is no text: "
-            "repair it"
+            f"{where} has an unpaired surrogate at character {error.start}: remove it"
         ) from None
     if len(text) > max_characters:
         raise UserError(
             f"{where} has {len(text):,} characters, more than "
-            f"playground.max_characters={max_characters:,}: take a part of it, "
-            "or start the playground with a higher limit"
+            f"playground.max_characters={max_characters:,}: shorten it, or "
+            "restart the playground with a higher limit"
         )
