@@ -12,8 +12,8 @@ from ipt.errors import UserError
 from ipt.models import load_model, resolve_model
 from ipt.training import attention
 from ipt.training.attention import implementation, resolve_attention
+from ipt.training.loss import CausalLMLoss
 from ipt.training.model import build_model
-from ipt.training.module import CausalLMLoss
 from tests.training.ranks import batch_of, config_of
 
 on_gpu = pytest.mark.skipif(

@@ -13,11 +13,11 @@ from ipt.mixture.plan import make_plan
 from ipt.models import load_model, load_tokenizer
 from ipt.tokens.store import TokenStore
 from ipt.training.checkpoint.storage import read_whole_tensors, whole_checkpoints
+from ipt.training.loss import CausalLMLoss
 from ipt.training.model import build_model
-from ipt.training.module import CausalLMLoss
-from ipt.training.train import train
 
 IDS = torch.arange(100, 140)[None]
+from tests.training.jobs import train
 
 
 def test_the_export_is_the_trained_model(uninterrupted, small_model):

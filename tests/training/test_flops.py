@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ipt.config import Config
-from ipt.training.flops import flops_per_token, named_peak
-from ipt.training.shapes import meta_model
+from ipt.training.metrics import flops_per_token, named_peak
+from ipt.training.model import meta_model
 
 SMALL = {
     "model_type": "llama",

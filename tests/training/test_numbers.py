@@ -18,9 +18,9 @@ from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
 from ipt.training.logger import run_id
 from ipt.training.metrics import StepMetrics, step_note
 from ipt.training.run_key import run_key, trainer_settings
-from ipt.training.train import cluster_environment, train
+from ipt.training.train import cluster_environment
 from ipt.training.validation import check_launch, check_training, slurm_tasks
-from tests.training.jobs import copy_run, read_metrics
+from tests.training.jobs import copy_run, read_metrics, train
 
 ROOT = Path(__file__).resolve().parents[2]
 BY_SOURCE = {"loss/raw", "loss/instruction", "tokens/raw", "tokens/instruction"}

@@ -11,13 +11,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ipt.config import TrainerConfig
-from ipt.training.model import transformer_blocks
-from ipt.training.module import CausalLMLoss, build_model
+from ipt.training.loss import CausalLMLoss
+from ipt.training.model import build_model, transformer_blocks
 from ipt.training.parallelize import checkpoint_activations, parallelize
-from ipt.training.train import train
 from tests.processes import run_ranks
 from tests.training import ranks
-from tests.training.jobs import assert_same_steps, read_metrics, run_jobs, write_job
+from tests.training.jobs import assert_same_steps, read_metrics, run_jobs, train, write_job
 from tests.training.model_cases import write_case
 
 SHAPE = {

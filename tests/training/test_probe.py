@@ -22,8 +22,7 @@ from ipt.small_copy import (
 )
 from ipt.training import objective, probe
 from ipt.training.attention import PACKED, implementation, packed_attention
-from ipt.training.loss import LogitTransform, chunked_cross_entropy
-from ipt.training.module import CausalLMLoss
+from ipt.training.loss import CausalLMLoss, LogitTransform, chunked_cross_entropy
 from tests.training.model_cases import config_of_case, write_case
 
 # Published sizes, by the defaults of the config classes: what is compared is a small copy of them.

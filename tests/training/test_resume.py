@@ -15,7 +15,6 @@ from ipt.files import sealed
 from ipt.training.checkpoint.signals import EXIT_CODE, Stopped
 from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
 from ipt.training.metrics import StepMetrics
-from ipt.training.train import train
 from tests.processes import run_ranks, run_together, started
 from tests.training.jobs import (
     assert_same_steps,
@@ -23,6 +22,7 @@ from tests.training.jobs import (
     read_metrics,
     reserved_port,
     run_jobs,
+    train,
     write_job,
 )
 

@@ -6,7 +6,7 @@ import pytest
 
 from ipt.config import Config
 from ipt.models import load_model
-from ipt.training.shapes import known_architectures, meta_model, model_config
+from ipt.training.model import known_architectures, meta_model, model_config
 
 PUBLISHED = {
     "meta-llama/Meta-Llama-3-8B": 8_030_261_248,

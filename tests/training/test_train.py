@@ -3,8 +3,7 @@
 import pytest
 
 from ipt.config import SchedulePoint
-from ipt.training.train import train
-from tests.training.jobs import SOURCES, assert_same_steps, read_metrics
+from tests.training.jobs import SOURCES, assert_same_steps, read_metrics, train
 from tests.training.small_model import VOCABULARY
 
 

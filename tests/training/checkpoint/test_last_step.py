@@ -10,8 +10,7 @@ from ipt.errors import UserError
 from ipt.export.huggingface import main
 from ipt.training.checkpoint.storage import whole_checkpoints
 from ipt.training.module import PretrainingModule
-from ipt.training.train import train
-from tests.training.jobs import read_metrics
+from tests.training.jobs import read_metrics, train
 
 
 @pytest.fixture

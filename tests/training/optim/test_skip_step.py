@@ -12,9 +12,8 @@ from torch import nn
 from ipt.config import OptimizerConfig
 from ipt.training.optim.build import build_optimizer
 from ipt.training.optim.skip_step import LEAST, NORMAL, PATIENCE, WINDOW, SkipStep
-from ipt.training.train import train
 from tests.examples import examples
-from tests.training.jobs import read_metrics
+from tests.training.jobs import read_metrics, train
 
 
 def _run(guard: SkipStep, losses, norms) -> list[bool]:
