@@ -263,7 +263,8 @@ def _fsdp_phases(
     the prefetched one.
     """
     size, considered = compute_dtype(config.trainer).itemsize, set(parameters)
-    root, largest = set(parameters), []
+    root = set(parameters)
+    largest: list[Tensor] = []
     for block in blocks:
         group = [parameter for parameter in block.parameters() if parameter in considered]
         root -= set(group)

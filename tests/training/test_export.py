@@ -97,7 +97,7 @@ def test_a_sharded_checkpoint_exports_in_one_process(uninterrupted_two, tmp_path
 
 def test_bf16_by_choice_and_several_files(uninterrupted, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SHARD", "8KB")
-    export_checkpoint(uninterrupted[0], tmp_path / "export", dtype="bf16")
+    export_checkpoint(uninterrupted[0], tmp_path / "export", dtype="bfloat16")
     files = list((tmp_path / "export").glob("*.safetensors"))
     assert len(files) > 1
     halves = {name: tensor for file in files for name, tensor in load_file(file).items()}

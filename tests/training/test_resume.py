@@ -159,7 +159,7 @@ def resumed_by_two(requeued, of_two_copies, stores, two_ranks, tmp_path_factory)
     ]
     ended = run_ranks(run_jobs, *jobs, write_job(two_ranks, stores, spread))
     assert ended.codes == [0, 0], ended.output
-    assert "going on from step 4" in ended.output
+    assert "resuming from step 4" in ended.output
     return folder
 
 

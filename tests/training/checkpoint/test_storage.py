@@ -137,7 +137,7 @@ def test_retention(tmp_path):
     ]
     assert superseded(names[:1], CheckpointConfig(keep_last=3)) == []
     paths = [_write(tmp_path, step) for step in (1, 2, 3, 4)]
-    prune(tmp_path, CheckpointConfig(keep_last=1, keep_every_n_steps=3), spared=paths[0])
+    prune(tmp_path, CheckpointConfig(keep_last=1, keep_every_n_steps=3), keep=paths[0])
     assert sorted(tmp_path.iterdir()) == [paths[0], paths[2], paths[3]]
 
 
