@@ -200,7 +200,7 @@ def _traced(model: Any, config: Config) -> Traced:
 def _quantized_weight_bytes(parameter: Tensor, shards: int, quantize: str) -> int:
     """Quantised matrices are replicated; other frozen tensors, such as biases, are sharded."""
     if parameter.ndim == 2:
-        return quantized_bytes(*parameter.shape, quantize)
+        return quantized_bytes(parameter.shape[0], parameter.shape[1], quantize)
     return sharded(parameter, shards) * parameter.element_size()
 
 
@@ -264,7 +264,7 @@ def _fsdp_phases(
     """
     size, considered = compute_dtype(config.trainer).itemsize, set(parameters)
     root = set(parameters)
-    largest: list[Tensor] = []
+    largest: Sequence[Tensor] = []
     for block in blocks:
         group = [parameter for parameter in block.parameters() if parameter in considered]
         root -= set(group)

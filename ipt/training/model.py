@@ -67,13 +67,15 @@ def empty_model(config: Config, attention: str | None = None) -> Any:
         return _to_train(_random_model(architecture, config, attention), config)
 
 
-def model_to_shard(config: Config, attention: str) -> tuple[Any, dict[str, Path]]:
-    """An empty model and the files for `fill`.
+def whole_or_empty_model(
+    config: Config, attention: str, sharded: bool
+) -> tuple[Any, dict[str, Path]]:
+    """If the model will be `sharded`, an empty model and the files for `fill`.
 
-    Models with random or quantised weights, and those whose weights transformers converts while
-    loading, are returned whole and without files.
+    Otherwise the whole model and no files; likewise for random and quantised weights, and for
+    weights that transformers converts while loading.
     """
-    if not config.architecture and not config.lora.quantize:
+    if sharded and not config.architecture and not config.lora.quantize:
         files = stored_weights(config.model)
         if files:
             model = empty_model(config, attention)

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ipt.config import Config
 from ipt.errors import UserError
 from ipt.training.loss import CausalLMLoss, lacks_load_balancing, with_targets
-from ipt.training.model import base_model, build_model, fill, model_to_shard, transformer_blocks
+from ipt.training.model import base_model, fill, transformer_blocks, whole_or_empty_model
 from ipt.training.optim.build import build_optimizer, learning_rate_factor, warmup_steps
 from ipt.training.optim.skip_step import SkipStep
 from ipt.training.parallelize import parallelize, set_gradient_sync
@@ -62,11 +62,8 @@ class PretrainingModule(L.LightningModule):
         trainer = self.config.trainer
         self.attention = check_model(self.config)
         log.info("attention: %s", self.attention)
-        if self.device_mesh is None:
-            model, files, mesh = build_model(self.config, self.attention), {}, None
-        else:
-            model, files = model_to_shard(self.config, self.attention)
-            mesh = self.device_mesh["data_parallel"]
+        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
+        model, files = whole_or_empty_model(self.config, self.attention, sharded=mesh is not None)
         self.loss = CausalLMLoss(model, trainer.loss_chunk)
         if lacks_load_balancing(base_model(model)):
             log.info(
