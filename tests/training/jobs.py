@@ -16,6 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ipt.config import Config
+from ipt.console import setup_logging
 from ipt.evaluation.callback import DuringTraining
 from ipt.export.huggingface import export
 from ipt.training.checkpoint import storage
@@ -52,6 +53,7 @@ def run_jobs(*paths: Path) -> None:
     """The trainings of some files, one after the other. A stop ends that training, and the process
     if it is the last one.
     """
+    setup_logging()
     tell, finish = StepMetrics.on_train_batch_end, storage._finish
 
     def signalling(self, trainer, *arguments):

@@ -15,9 +15,9 @@ from ipt.tokens.store import TokenStore
 from ipt.training.checkpoint.storage import read_whole_tensors, whole_checkpoints
 from ipt.training.loss import CausalLMLoss
 from ipt.training.model import build_model
+from tests.training.jobs import train
 
 IDS = torch.arange(100, 140)[None]
-from tests.training.jobs import train
 
 
 def test_the_export_is_the_trained_model(uninterrupted, small_model):

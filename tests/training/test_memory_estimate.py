@@ -278,7 +278,7 @@ def test_the_other_ways_to_save_activations():
     )
     assert budget == pytest.approx((none + full) / 2)
     masked = small_config()
-    masked.trainer.attention = "sdpa"
+    masked.trainer.attn_implementation = "sdpa"
     assert (
         predicted(masked).moments[0].activations - none
         >= LAYERS * 2 * 256 * 256 * 4 - LAYERS * 512 * 128 * 4

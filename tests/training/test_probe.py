@@ -109,7 +109,7 @@ def _without_restarting_positions(monkeypatch) -> None:
 )
 def test_the_implementations_of_transformers_pass_too(architecture, attention):
     assert _problem(architecture, attention) is None
-    assert _problem(architecture, attention, intra_document_mask=False) is None
+    assert _problem(architecture, attention, document_mask=False) is None
 
 
 REMOVALS = {  # models of the test above first: the check keeps the references of the last few

@@ -233,7 +233,7 @@ def test_ctrl_c_is_told_from_an_end(stores, make_config, signal_after, tmp_path)
 
 def test_a_checkpoint_of_other_settings_is_refused(uninterrupted, stores, make_config, tmp_path):
     output = copy_run(uninterrupted[0], tmp_path / "run")
-    with pytest.raises(ValueError, match="of a run with other data or settings"):
+    with pytest.raises(ValueError, match="belongs to a run with other data or settings"):
         train(make_config("optimizer.lr=1e-3"), stores, output)
 
 

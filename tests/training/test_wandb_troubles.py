@@ -10,9 +10,9 @@ import pytest
 
 from ipt.config import LoggerConfig
 from ipt.training.logger import build_loggers
+from tests.training.jobs import train
 
 CALLS = 2000
-from tests.training.jobs import train
 
 
 @pytest.fixture

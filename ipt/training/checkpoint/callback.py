@@ -118,12 +118,10 @@ class Checkpoints(Callback):
             )
         check_files(checkpoint, self._group)
         self._state.prepare()
-        tensors = self._state.tensors()
-        read_tensors(checkpoint, tensors, self._group)
-        self._state.put_back(tensors)
+        read_tensors(checkpoint, self._state.tensors(), self._group)
         trainer.lr_scheduler_configs[0].scheduler.load_state_dict(facts["schedule"])
         for group, rate in zip(trainer.optimizers[0].param_groups, facts["lr"], strict=True):
-            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], torch.Tensor) else rate
+            group["lr"] = rate
         self._step = self._saved = facts["step"]
         self.sequences = facts["sequences"]
         self._earlier_seconds = facts.get("seconds", 0.0)  # early checkpoints do not have it
@@ -197,7 +195,6 @@ class Checkpoints(Callback):
         """
         self._wait_for_writing()
         tensors = self._state.tensors()
-        schedule = trainer.lr_scheduler_configs[0].scheduler.state_dict()
         facts = {
             "format": FORMAT,
             "run": self.run,
@@ -205,8 +202,8 @@ class Checkpoints(Callback):
             "sequences": self.sequences,
             "seconds": self.seconds(),
             "processes": trainer.world_size,
-            "schedule": {name: value for name, value in schedule.items() if _is_plain(value)},
-            "lr": [float(group["lr"]) for group in trainer.optimizers[0].param_groups],
+            "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+            "lr": [group["lr"] for group in trainer.optimizers[0].param_groups],
             "config": asdict(self._config),
             "about": self.about,
             "versions": installed_versions(),
@@ -294,10 +291,3 @@ class Checkpoints(Callback):
             return False
         self._requested = True
         return True
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether an entry of a scheduler's state is data, not a function."""
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return isinstance(value, bool | int | float | str | None)

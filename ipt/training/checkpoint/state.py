@@ -43,12 +43,10 @@ class TrainingState:
             self._names[id(parameter)] = self._name(plain_name(name))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors. They share memory with the run, except those that represent numbers."""
-        tensors = {}
+        """All tensors. They share memory with the run."""
+        tensors = dict(self._optimizer_state())
         for name, value in trained_tensors(self.module, self.frozen).items():
             tensors[self._name(name)] = value
-        for name, _, _, value in self._optimizer_state():
-            tensors[name] = value
         return tensors
 
     def prepare(self) -> None:
@@ -56,7 +54,7 @@ class TrainingState:
         groups = self.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group in groups:
-            group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
+            group["lr"] = 0.0
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
@@ -64,26 +62,15 @@ class TrainingState:
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
 
-    def put_back(self, tensors: dict[str, Tensor]) -> None:
-        """Set the numbers of the optimizer's state, which cannot be read in place."""
-        for name, state, key, _ in list(self._optimizer_state()):
-            if isinstance(state[key], int | float):
-                state[key] = type(state[key])(tensors[name].item())
-
-    def _optimizer_state(self) -> Iterator[tuple[str, dict[str, Any], str, Tensor]]:
-        """Name, the dictionary and key that hold it, and a tensor of each entry. Tensors that each
-        process has for itself, such as scales of a slice, have the process in their name.
+    def _optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of each entry. Tensors that each process has for itself, such as scales of
+        a slice, have the process in their name.
         """
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():
                 name = f"optimizer.{self._names[id(parameter)]}.{key}"
-                if isinstance(value, int | float):
-                    yield name, state, key, torch.tensor(value, dtype=torch.float64)
-                elif isinstance(value, Tensor):
-                    is_own = isinstance(parameter, DTensor) and not isinstance(value, DTensor)
-                    if is_own and value.numel() != 1:
-                        name = own_name(name)
-                    yield name, state, key, value
+                is_own = isinstance(parameter, DTensor) and not isinstance(value, DTensor)
+                yield own_name(name) if is_own and value.numel() != 1 else name, value
 
     def _name(self, name: str) -> str:
         if name.startswith(self._prefix):

@@ -22,9 +22,7 @@ def failed_export(stores, make_config, tmp_path):
     output = tmp_path / "run"
     output.mkdir()
     (output / ".export.partial").write_text("a file where the export's folder is to be")
-    with pytest.raises(
-        UserError, match="run the same command again; it resumes from the newest checkpoint"
-    ):
+    with pytest.raises(UserError, match="run the same command again, which only writes the export"):
         train(config, stores, output)
     (output / ".export.partial").unlink()
     return config, output
