@@ -1,6 +1,4 @@
-"""Which settings make two training runs the same run. Does not import torch, because the key of the
-training stage depends on it.
-"""
+"""What makes two training runs the same run. Imports no torch, since a stage's key is made of it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,29 +7,40 @@ from ipt.config import Config, TrainerConfig
 from ipt.files import hash_json
 from ipt.models import model_identity
 
-# How the sequences of a step are distributed. Only their number matters (`global_batch_size`).
-DISTRIBUTION = {
+SPREAD = (
     "micro_batch_size",
     "accumulate_grad_batches",
     "devices",
     "num_nodes",
     "replicas",
-}
-NO_EFFECT = {"num_workers", "log_every_n_steps", "profiler"}
+)  # how the sequences of a step are spread
+BESIDE = (  # what goes on beside the training
+    "num_workers",
+    "log_every_n_steps",
+    "profiler",
+)
+
+
+def global_batch(config: TrainerConfig) -> int:
+    """Sequences of one optimizer step over all devices."""
+    return (
+        config.micro_batch_size * config.accumulate_grad_batches * config.devices * config.num_nodes
+    )
 
 
 def trainer_settings(config: TrainerConfig) -> dict[str, Any]:
-    """The trainer's settings that affect the result. The others may change when a run resumes."""
-    settings = {}
-    for name, value in vars(config).items():
-        if name not in DISTRIBUTION | NO_EFFECT:
-            settings[name] = value
-    return {**settings, "global_batch": config.global_batch_size}
+    """What of the trainer's settings decides about the result: a run goes on with others of the
+    rest, as with more devices.
+    """
+    settings = {
+        name: value for name, value in vars(config).items() if name not in (*SPREAD, *BESIDE)
+    }
+    return {**settings, "global_batch": global_batch(config)}
 
 
 def run_key(config: Config, sources: Mapping[str, Any]) -> str:
-    """Equal for runs that may resume from each other's checkpoints. `sources` is the mixture's
-    report of what it takes from each source.
+    """The same for runs that may go on from each other's checkpoints. `sources` is the mixture's
+    report of what it takes from each.
     """
     mixture = config.mixture
     return hash_json(

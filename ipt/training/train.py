@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments import (
     LightningEnvironment,
     SLURMEnvironment,
 )
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -69,7 +70,6 @@ def train(
     warnings.filterwarnings("ignore", module=r"lightning\.")
     warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint\.")
     L.seed_everything(config.seed, verbose=False)
-    output.mkdir(parents=True, exist_ok=True)
 
     sequences = _sequences(config, stores)
     plan = sequences.plan
@@ -77,28 +77,15 @@ def train(
     if rank() == 0:
         console.print(mixture_table(report))
 
+    output.mkdir(parents=True, exist_ok=True)
     module = PretrainingModule(config, plan.sources)
     checkpoints = _checkpoints(config, report, output)
     data = ResumableData(sequences, config.trainer, checkpoints)
     tokens_per_step = plan.tokens // config.trainer.max_steps
     metrics = StepMetrics(output / METRICS, config.trainer, tokens_per_step, score)
-    trainer = L.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
-        num_nodes=config.trainer.num_nodes,
-        max_steps=config.trainer.max_steps,
-        max_epochs=1,
-        plugins=cluster_environment(config.trainer),
-        **_strategy_and_precision(config.trainer),
-        use_distributed_sampler=False,
-        callbacks=[metrics, checkpoints],  # in this order, so that a checkpoint has its own metrics
-        logger=make_loggers() if make_loggers else [],
-        profiler=_profiler(config.trainer, output),
-        log_every_n_steps=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
+    # In this order, so that a checkpoint has the metrics of its own step.
+    callbacks = [metrics, checkpoints]
+    trainer = _trainer(config.trainer, output, callbacks, make_loggers() if make_loggers else [])
     _fit(trainer, module, data, checkpoints)
 
     seconds = checkpoints.seconds()
@@ -175,6 +162,28 @@ def _fit(
         if checkpoints.stopped_by == REQUEUE.name:
             requeue_job()
     raise Stopped
+
+
+def _trainer(
+    config: TrainerConfig, output: Path, callbacks: list[Callback], loggers: list[Any]
+) -> L.Trainer:
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        max_steps=config.max_steps,
+        max_epochs=1,
+        plugins=cluster_environment(config),
+        **_strategy_and_precision(config),
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        logger=loggers,
+        profiler=_profiler(config, output),
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
 
 
 def _strategy_and_precision(config: TrainerConfig) -> dict[str, Any]:

@@ -63,8 +63,8 @@ class TrainingState:
             group["lr"] = rate
 
     def _optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor of each entry. Tensors that each process has for itself, such as scales of
-        a slice, have the process in their name.
+        """Name and tensor of each entry. Tensors that each process has for itself, such as scales
+        of a slice, have the process in their name.
         """
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():

@@ -21,18 +21,21 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
 
+from ipt.training.optim.arithmetic import (
+    Group,
+    State,
+    adamw_step,
+    lion_step,
+    orthogonalised,
+    round_stochastically,
+    step_8bit,
+)
 from ipt.training.optim.dtensor import like, local, rows, slice_count, slice_number
 
 BLOCK = 256  # bitsandbytes: numbers that share a scale
 MIN_8BIT = 4096  # tensors with fewer numbers keep their state in fp32
 PIECE = 1 << 24  # numbers that are updated at a time: whole blocks, enough to keep a GPU busy
-# Keller Jordan's coefficients: five iterations bring singular values to between 0.7 and 1.2.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-
-Group = dict[str, Any]
-State = dict[str, Tensor]
 
 
 class ShardedOptimizer(Optimizer):
@@ -140,7 +143,7 @@ class AdamW(ShardedOptimizer):
         return {"exp_avg": zero_moment(parameter), "exp_avg_sq": zero_moment(parameter)}
 
     def _update(self, weight: Tensor, grad: Tensor, state: State, group: Group, step: int) -> None:
-        _adamw(weight, grad, state, group)
+        adamw_step(weight, grad, state, group)
 
 
 class AdamW8bit(ShardedOptimizer):
@@ -179,9 +182,9 @@ class AdamW8bit(ShardedOptimizer):
 
     def _update(self, weight: Tensor, grad: Tensor, state: State, group: Group, step: int) -> None:
         if "exp_avg" in state:
-            _adamw(weight, grad, state, group)
+            adamw_step(weight, grad, state, group)
         else:
-            _update_8bit("adam", weight, grad, state, group, step, self._maps_on(weight.device))
+            step_8bit("adam", weight, grad, state, group, step, self._maps_on(weight.device))
 
     def _maps_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The numbers that the 256 codes represent: for signed values, and for squares."""
@@ -212,7 +215,7 @@ class Lion(ShardedOptimizer):
         return {"exp_avg": zero_moment(parameter)}
 
     def _update(self, weight: Tensor, grad: Tensor, state: State, group: Group, step: int) -> None:
-        _lion(weight, grad, state, group)
+        lion_step(weight, grad, state, group)
 
 
 class Lion8bit(AdamW8bit):
@@ -225,9 +228,9 @@ class Lion8bit(AdamW8bit):
 
     def _update(self, weight: Tensor, grad: Tensor, state: State, group: Group, step: int) -> None:
         if "exp_avg" in state:
-            _lion(weight, grad, state, group)
+            lion_step(weight, grad, state, group)
         else:
-            _update_8bit("lion", weight, grad, state, group, step, self._maps_on(weight.device))
+            step_8bit("lion", weight, grad, state, group, step, self._maps_on(weight.device))
 
 
 class Muon(ShardedOptimizer):
@@ -269,7 +272,7 @@ class Muon(ShardedOptimizer):
 
     def _update(self, weight: Tensor, grad: Tensor, state: State, group: Group, step: int) -> None:
         if not group["orthogonal"]:
-            _adamw(weight, grad, state, group)
+            adamw_step(weight, grad, state, group)
             return
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.add_(grad, alpha=-group["lr"])
@@ -310,95 +313,6 @@ class StepCount:
 def _any_count(states: dict[Tensor, State]) -> Tensor:
     """The step count of any parameter: all have the same."""
     return next(state["step"] for state in states.values())
-
-
-# Arithmetic on a slice
-# ----------------------------------------------------------------------------------------------
-
-
-def round_stochastically(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """fp32 -> bf16, rounded up or down so that the expected value is exact. Numbers that bf16 can
-    represent do not change.
-    """
-    noise = torch.randint(
-        0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator
-    )
-    rounded = noise.add_(values.view(torch.int32)).bitwise_and_(-(1 << 16)).view(torch.float32)
-    return torch.where(values.isfinite(), rounded, values).bfloat16()
-
-
-def orthogonalised(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """The nearest matrix whose singular values are all about 1, by Newton-Schulz iteration in the
-    dtype of `matrix`.
-    """
-    a, b, c = NEWTON_SCHULZ
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / wide.norm().clamp_min(1e-7)
-    for _ in range(rounds):
-        gram = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
-
-
-def _adamw(weight: Tensor, grad: Tensor, state: State, group: Group) -> None:
-    beta1, beta2 = group["betas"]
-    adamw(
-        [weight],
-        [grad],
-        [state["exp_avg"]],
-        [state["exp_avg_sq"]],
-        [],
-        [state["step"].clone()],  # adamw increments it
-        fused=True,
-        amsgrad=False,
-        beta1=beta1,
-        beta2=beta2,
-        lr=group["lr"],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        maximize=False,
-    )
-
-
-def _lion(weight: Tensor, grad: Tensor, state: State, group: Group) -> None:
-    beta1, beta2 = group["betas"]
-    weight.mul_(1 - group["lr"] * group["weight_decay"])
-    weight.add_(state["exp_avg"].lerp(grad, 1 - beta1).sign_(), alpha=-group["lr"])
-    state["exp_avg"].lerp_(grad, 1 - beta2)
-
-
-def _update_8bit(
-    name: str,
-    weight: Tensor,
-    grad: Tensor,
-    state: State,
-    group: Group,
-    step: int,
-    maps: tuple[Tensor, Tensor],
-) -> None:
-    from bitsandbytes.functional import optimizer_update_8bit_blockwise
-
-    beta1, beta2 = group["betas"]
-    second = "state2" in state
-    optimizer_update_8bit_blockwise(
-        name,
-        grad,
-        weight,
-        state["state1"],
-        state["state2"] if second else None,
-        beta1,
-        beta2,
-        0.0,
-        0.0,
-        group["eps"],
-        step,
-        group["lr"],
-        maps[0],
-        maps[1] if second else None,
-        state["absmax1"],
-        state["absmax2"] if second else None,
-        group["weight_decay"],
-    )
 
 
 # State of a slice

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ipt.config import Config, LrSchedulerConfig, OptimizerConfig, TrainerConfig
+from ipt.training.optim.arithmetic import orthogonalised, round_stochastically
 from ipt.training.optim.build import (
     build_optimizer,
     learning_rate_factor,
     parameter_groups,
     warmup_steps,
 )
-from ipt.training.optim.optimizers import AdamW, _piece, orthogonalised, round_stochastically
+from ipt.training.optim.optimizers import AdamW, _piece
 from ipt.training.validation import check_training
 from tests.examples import examples
 
