@@ -280,6 +280,8 @@ def test_a_warm_up_in_tokens_is_rounded_up_to_steps():
             "=False: must be one of none, full, selective, budget; False is now called none$",
         ),
         ("trainer.activation_budget", 2.0, "must be between 0 and 1"),
+        ("trainer.profiler", "none", "null, simple, advanced, pytorch; none is now called null$"),
+        ("trainer.profiler", "torch", "torch is now called pytorch$"),
         ("trainer.replicas", 3, "must divide the number of devices, 4"),
         ("trainer.skip_spikes", 0.0, "must be above 0"),
         ("optimizer.name", "adafactor", "must be one of adamw, adamw_8bit"),
