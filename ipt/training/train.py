@@ -67,8 +67,7 @@ def train(
     is called after that checkpoint was fetched, and `score` after each optimizer step. Raises
     Stopped after SIGTERM or SIGUSR1, and KeyboardInterrupt.
     """
-    warnings.filterwarnings("ignore", module=r"lightning\.")
-    warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint\.")
+    _quiet_libraries()
     L.seed_everything(config.seed, verbose=False)
 
     sequences = _sequences(config, stores)
@@ -98,6 +97,16 @@ def train(
         if not config.checkpoint.keep_after_training:
             shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return summary
+
+
+def _quiet_libraries() -> None:
+    """Hide informational records and warnings of Lightning and torch's checkpoints."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        library = logging.getLogger(name)
+        if library.level == logging.INFO:  # set by Lightning when it is imported
+            library.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+    warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint\.")
 
 
 def _sequences(config: Config, stores: Mapping[str, str | Path]) -> PackedSequences:
