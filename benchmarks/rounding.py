@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ipt.models import load_model, load_tokenizer  # noqa: E402
-from ipt.training.optim.optimizers import round_stochastically  # noqa: E402
+from ipt.training.optim.arithmetic import round_stochastically  # noqa: E402
 
 MODEL = "embedded:smollm2-135m"
 

@@ -473,16 +473,28 @@ class TrainerConfig:
     export_dtype: str = choice(
         "float32", "bfloat16", renamed={"fp32": "float32", "bf16": "bfloat16"}
     )
-    # torch: a trace of a few steps after warm-up
-    profiler: str = choice("none", "torch", in_key=False)
+    # Lightning's profilers, which write to profile/ in the output folder. pytorch: a trace of
+    # operators and kernels; simple, advanced: time by hook, by function
+    profiler: str | None = choice(
+        None,
+        "simple",
+        "advanced",
+        "pytorch",
+        renamed={"none": "null", "torch": "pytorch"},
+        in_key=False,
+    )
     # steps between two records for the loggers; metrics.jsonl has every step
     log_every_n_steps: int = runtime(1)
 
     @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.devices * self.num_nodes
+
+    @property
     def global_batch_size(self) -> int:
         """Sequences per optimizer step over all devices."""
-        devices = self.devices * self.num_nodes
-        return self.micro_batch_size * self.accumulate_grad_batches * devices
+        return self.micro_batch_size * self.accumulate_grad_batches * self.world_size
 
     @property
     def bf16_arithmetic(self) -> bool:

@@ -131,7 +131,7 @@ def _broken_model(folder: Path) -> str:
         (
             "train",
             ["experiment=tiny", "trainer.accelerator=gpu"],
-            "sees no GPU here: trainer=cpu does without",
+            "finds no GPU here; use trainer=cpu",
         ),
         ("evaluate", ["tasks=ontology"], "write a list in brackets, as KEY=[a,b]"),
         ("train", ["corpus=web"], "Could not find 'corpus/web'; there are: files, hub, ontology"),

@@ -12,8 +12,8 @@ from benchmarks.gpu import attention, loss, summary, training
 from benchmarks.gpu.jobs import config_of, lengths
 from benchmarks.gpu.piece import Piece, run
 from ipt.training import attention as kernels
-from ipt.training.flops import flops_per_token
-from ipt.training.shapes import meta_model
+from ipt.training.metrics import flops_per_token
+from ipt.training.model import meta_model
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,7 +14,7 @@ from benchmarks.gpu import allow_older_torch
 from benchmarks.gpu.jobs import lengths
 from benchmarks.gpu.piece import Piece, apart, milliseconds, run
 from ipt.config import Config, TrainerConfig
-from ipt.training.attention import bounds, resolve_attention, takes_bounds
+from ipt.training.attention import cu_seqlens_kwargs, resolve_attention, takes_cu_seqlens
 from ipt.training.model import build_model
 
 NAMES = ("sdpa", "packed", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -138,13 +138,13 @@ def attention(name: str, case: Case, mask: Tensor, piece: Piece) -> Attend:
     )
     implementation = module.config._attn_implementation
     options: dict[str, Any] = {"attention_mask": mask}
-    if takes_bounds(implementation):
+    if takes_cu_seqlens(implementation):
         starts = torch.tensor([0, *case.sizes], device=piece.device).cumsum(0, dtype=torch.int32)
         batch = {"document_sizes": case.sizes, "cu_seq_lens": starts, "max_length": max(case.sizes)}
         options = {
             "attention_mask": None,
             "sliding_window": case.window,
-            **bounds(batch, implementation),
+            **cu_seqlens_kwargs(batch, implementation),
         }
     function = ALL_ATTENTION_FUNCTIONS[implementation]
     return lambda *operands: function(

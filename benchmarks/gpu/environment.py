@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.piece import Piece, milliseconds, run
 from ipt.config import TrainerConfig
 from ipt.training.attention import resolve_attention
-from ipt.training.flops import named_peak
+from ipt.training.metrics import named_peak
 
 PACKAGES = (
     "torch triton transformers lightning bitsandbytes flash-attn flash-attn-3 flash-attn-4 "

@@ -144,10 +144,7 @@ def main(path: Path) -> int:
         _kill_after(job.kill_after)
     config = config_of(job.settings)
     try:
-        with (
-            patch.object(train, "export"),
-            patch.object(train, "PretrainingModule", _built_on_device()),
-        ):
+        with patch.object(train, "PretrainingModule", _built_on_device()):
             summary = train.train(config, job.stores, Path(job.output))
     except torch.OutOfMemoryError as error:
         print(error, file=sys.stderr)

@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from benchmarks.gpu.piece import Piece, milliseconds, run
 from ipt.config import Config, OptimizerConfig, TrainerConfig
+from ipt.training.loss import CausalLMLoss
 from ipt.training.model import build_model, transformer_blocks
-from ipt.training.module import CausalLMLoss
 from ipt.training.optim.build import build_optimizer
 from ipt.training.optim.dtensor import local
 from ipt.training.parallelize import parallelize

@@ -23,8 +23,8 @@ from benchmarks.gpu.jobs import OUT_OF_MEMORY, Job, Outcome, config_of, make_sto
 from benchmarks.gpu.piece import Piece, run
 from ipt.config import TrainerConfig
 from ipt.training.attention import resolve_attention
-from ipt.training.flops import CONVENTION, named_peak
 from ipt.training.memory_estimate import GIB, RESERVE, memory_model, training_memory
+from ipt.training.metrics import CONVENTION, named_peak
 
 LLAMA_3_8B: dict[str, Any] = {
     "model_type": "llama",

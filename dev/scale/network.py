@@ -22,10 +22,9 @@ from rich.table import Table
 
 from ipt.config import Config, compose_config
 from ipt.pipeline.dry_run import DEVICES_OF_A_NODE, Needs, training_needs
-from ipt.training.flops import named_peak
-from ipt.training.memory_estimate import shard_count, world_size
-from ipt.training.model import transformer_blocks
-from ipt.training.shapes import meta_model
+from ipt.training.memory_estimate import shard_count
+from ipt.training.metrics import named_peak
+from ipt.training.model import meta_model, transformer_blocks
 
 GPU, MFU = "H100", 0.4
 NVLINK = 450e9  # bytes/s per device in one direction, fourth generation
@@ -105,7 +104,7 @@ def traffic(config: Config) -> Traffic:
     gathered, reduced = 2 * (numbers + in_blocks) * away, 4 * numbers * away
     between = 2 * 4 * numbers / shards * (replicas - 1) / replicas
     within = NVLINK if shards <= DEVICES_OF_A_NODE else INFINIBAND
-    across = NVLINK if world_size(config.trainer) <= DEVICES_OF_A_NODE else INFINIBAND
+    across = NVLINK if config.trainer.world_size <= DEVICES_OF_A_NODE else INFINIBAND
     return Traffic(
         gathered, reduced, between, ((gathered + reduced) / within + between / across) / EFFICIENCY
     )

@@ -45,11 +45,10 @@ from ipt.training.checkpoint.storage import (
     write_checkpoint,
 )
 from ipt.training.memory_estimate import sharded
-from ipt.training.model import transformer_blocks
+from ipt.training.model import meta_model, transformer_blocks
 from ipt.training.optim.build import build_optimizer
 from ipt.training.optim.dtensor import local, rows
 from ipt.training.parallelize import data_mesh, shard
-from ipt.training.shapes import meta_model
 
 Result = TypeVar("Result")
 TOKENS, SEQUENCE = 10**12, 2048  # size of the planned run, tokens per sequence

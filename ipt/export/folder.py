@@ -1,6 +1,4 @@
-"""What an export takes over from the folder of the start model: config, generation config,
-tokenizer.
-"""
+"""The parts of an export that come from the base model: config, generation config, tokenizer."""
 
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,10 +14,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def check_export(config: Config) -> None:
-    """Write all that an export holds except weights and card to a temporary folder.
+    """Write everything of an export except weights and card to a temporary folder.
 
-    Raises UserError for what could not be written after the training: config, generation config,
-    tokenizer or chat template.
+    Raises UserError if config, generation config, tokenizer or chat template could not be written
+    after training.
     """
     what = f"model={config.model}"
     with TemporaryDirectory(prefix="ipt-export-") as folder:
@@ -33,8 +31,8 @@ def check_export(config: Config) -> None:
 
 
 def plain_model(config: Config) -> Any:
-    """The plain Hugging Face model of the run on the meta device: it knows the names in files and
-    how to write them.
+    """The Hugging Face model of the run on the meta device, whose `save_pretrained` writes the
+    folder.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,9 +1,8 @@
-"""A trained model as a Hugging Face folder: safetensors, tokenizer, and a card that says what it
-was trained on.
+"""A trained model as a Hugging Face folder: safetensors, tokenizer, and a model card.
 
-`python -m ipt.export CHECKPOINT OUTPUT` does the same from a checkpoint, without a GPU and in one
-process, however many wrote it. ipt.export.folder checks before the training that everything except
-the weights can be written.
+`python -m ipt.export CHECKPOINT OUTPUT` writes one from a checkpoint, without a GPU and in one
+process, whatever number of processes wrote the checkpoint. ipt.export.folder checks before training
+that everything except the weights can be written.
 """
 
 import argparse
@@ -40,46 +39,37 @@ SHARD = "5GB"
 
 
 def export(model: Any, config: Config, output: Path, sources: Mapping[str, Any]) -> None:
-    """Write `output/export`; LoRA layers are merged there and also written as they are to
-    `output/adapter`.
+    """Write `output/export`. LoRA layers are merged into it, and also written to `output/adapter`.
 
     All processes must call it: sharded weights are gathered one by one, and the first process
-    writes. Raises UserError if the folder cannot be written. `sources` is the mixture's report of
-    what was taken from each source.
+    writes. `sources` is the mixture's report of what it takes from each source. Raises UserError if
+    the folder cannot be written.
     """
-    weights = gather_weights(
-        model, DTYPES[config.trainer.export_dtype], frozen=bool(config.architecture)
-    )
-    if not distributed.is_initialized() or distributed.get_rank() == 0:
-        try:
-            write_model(
-                weights,
-                config,
-                output / "export",
-                output / "adapter",
-                model_card(config, sources, output / METRICS),
-            )
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{output / 'export'} could not be written ({error}): remove the cause and run the "
-                "same command again;"
-                " it resumes from the newest checkpoint and writes the export"
-            ) from error
+    dtype = DTYPES[config.trainer.export_dtype]
+    weights = gather_weights(model, dtype, frozen=bool(config.architecture))
+    if not _is_first():
+        return
+    card = model_card(config, sources, output / METRICS)
+    try:
+        write_model(weights, config, output / "export", output / "adapter", card)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{output / 'export'} could not be written ({error}): remove the cause and run the "
+            "same command again, which only writes the export"
+        ) from error
 
 
 def export_checkpoint(
     checkpoint: Path, output: Path, dtype: str | None = None, model: str | None = None
 ) -> None:
-    """Write the model of a checkpoint to the folder `output`, and its LoRA layers, if it has any,
-    to `output/adapter`.
+    """Write the model of a checkpoint to the folder `output`, and its LoRA layers, if any, to
+    `output/adapter`.
 
-    `dtype` is fp32 or bf16, by default that of the run's own export; `model` is where the model
-    that training started from is now, if it has moved. Raises UserError.
+    `dtype` is a key of DTYPES, by default the run's `trainer.export_dtype`. `model` is the new
+    location of the base model if it has moved. Raises UserError.
     """
     if output.exists() and any(output.iterdir()):
-        raise UserError(
-            f"{output} is not empty: give a folder that is, or one that is not there yet"
-        )
+        raise UserError(f"{output} is not empty: choose an empty or a new folder")
     checkpoint = newest_checkpoint(checkpoint)
     facts = read_facts(checkpoint)
     config = _stored_config(facts["config"])
@@ -91,25 +81,27 @@ def export_checkpoint(
 
 
 def gather_weights(model: Any, dtype: torch.dtype, frozen: bool) -> dict[str, Tensor]:
-    """`trained_tensors` whole and on the host of the first process; elsewhere nothing. Only one at
-    a time is whole on a device.
+    """The whole `trained_tensors` on the host of the first process; nothing in the others. A device
+    holds one whole tensor at a time.
     """
-    first = not distributed.is_initialized() or distributed.get_rank() == 0
     weights = {}
     for name, value in trained_tensors(model, frozen).items():
         whole = value.full_tensor() if isinstance(value, DTensor) else value
-        if first:
-            weights[name] = whole.to(
-                "cpu", dtype if whole.is_floating_point() else whole.dtype, copy=True
-            )
+        if _is_first():
+            kind = dtype if whole.is_floating_point() else whole.dtype
+            weights[name] = whole.to("cpu", kind, copy=True)
     return weights
+
+
+def _is_first() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def write_model(
     weights: dict[str, Tensor], config: Config, folder: Path, adapter: Path, card: str
 ) -> None:
-    """Write a Hugging Face folder that is there whole or not at all; `weights` are the trained ones
-    by their plain names.
+    """Write a Hugging Face folder, complete or not at all. `weights` are the trained weights by
+    their plain names.
     """
     from transformers.utils import logging
 
@@ -117,9 +109,9 @@ def write_model(
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     if config.lora.rank:
-        weights = _merged(
-            weights, config, adapter if adapter.parent != folder else temporary / adapter.name
-        )
+        if adapter.parent == folder:
+            adapter = temporary / adapter.name
+        weights = _merged(weights, config, adapter)
     model = plain_model(config)
     model.save_pretrained(temporary, state_dict=weights, max_shard_size=SHARD)
     load_tokenizer(config.model).save_pretrained(temporary)
@@ -129,7 +121,7 @@ def write_model(
 
 
 def push(folder: Path, name: str, private: bool) -> str:
-    """Upload a Hugging Face folder as the repository OWNER/NAME and return its address. Raises
+    """Upload a Hugging Face folder as the repository OWNER/NAME and return its URL. Raises
     UserError.
     """
     from huggingface_hub import HfApi
@@ -138,45 +130,35 @@ def push(folder: Path, name: str, private: bool) -> str:
     api = HfApi()
     try:
         api.create_repo(name, private=private, exist_ok=True)
-        return str(
-            api.upload_folder(
-                repo_id=name, folder_path=folder, commit_message="Upload a model trained with ipt"
-            )
-        )
+        message = "Upload a model trained with ipt"
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=message))
     except (HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"--push {name}: {str(error).splitlines()[0]}; the model itself is in {folder}"
+            f"--push {name}: {str(error).splitlines()[0]}; the model was written to {folder}"
         ) from None
 
 
 def _merged(adapter: dict[str, Tensor], config: Config, folder: Path) -> dict[str, Tensor]:
-    """Write the LoRA layers to `folder`, and give all weights of the model with them merged in.
+    """Write the LoRA layers to `folder`; return all weights of the model with the layers merged.
 
-    Where the base was quantised, its weights are those that training has seen: quantised and put
-    back.
+    The weights of a quantised base are those that training used, quantised and dequantised.
     """
     from peft import get_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.integrations import dequantize_module_weight
 
     dtype = DTYPES[config.trainer.export_dtype]
-    model: Any = build_model(
-        config, "eager"
-    )  # every class has it, and the attention changes no weights
+    model: Any = build_model(config, "eager")  # which every class supports
     unknown = model.load_state_dict(adapter, strict=False).unexpected_keys
     if unknown:
         raise UserError(
-            f"model={config.model} has no {unknown[0]}, which was trained: it is not the model "
+            f"model={config.model} has no weight {unknown[0]}, which was trained: give the model "
             "that training started from"
         )
-    model.peft_config[
-        "default"
-    ].base_model_name_or_path = config.model  # not the place where this machine keeps it
+    model.peft_config["default"].base_model_name_or_path = config.model  # not a local cache path
+    state = get_peft_model_state_dict(model)
     model.save_pretrained(
-        folder,
-        state_dict={
-            name: value.to(dtype) for name, value in get_peft_model_state_dict(model).items()
-        },
+        folder, state_dict={name: value.to(dtype) for name, value in state.items()}
     )
     weights: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -184,10 +166,9 @@ def _merged(adapter: dict[str, Tensor], config: Config, folder: Path) -> dict[st
             if isinstance(module, BaseTunerLayer):
                 layer: Any = module
                 base = layer.get_base_layer()
-                change = layer.get_delta_weight("default")
-                weights[f"{name}.weight"] = (
-                    dequantize_module_weight(base).to(change.dtype) + change
-                ).to(dtype)
+                delta = layer.get_delta_weight("default")
+                merged = dequantize_module_weight(base).to(delta.dtype) + delta
+                weights[f"{name}.weight"] = merged.to(dtype)
                 if base.bias is not None:
                     weights[f"{name}.bias"] = base.bias.to(dtype)
         for name, value in model.get_base_model().named_parameters():
@@ -215,34 +196,32 @@ def main(arguments: list[str] | None = None) -> None:
         "checkpoint",
         metavar="CHECKPOINT",
         type=Path,
-        help="a checkpoint, or a run's output folder for its newest one",
+        help="a checkpoint, or the output folder of a run: its newest checkpoint",
     )
     parser.add_argument(
         "output",
         metavar="OUTPUT",
         type=Path,
-        help="folder that is written; not there yet, or empty",
+        help="the folder to write: new or empty",
     )
     parser.add_argument(
         "--dtype",
         choices=sorted(DTYPES),
-        help="of the weights (default: the run's trainer.export_dtype)",
+        help="dtype of the weights (default: the run's trainer.export_dtype)",
     )
     parser.add_argument(
-        "--model", help="where the model that training started from is now, if it has moved"
+        "--model", help="new location of the base model, if it has moved since training"
     )
     parser.add_argument(
-        "--push", metavar="OWNER/NAME", help="then upload the folder to the hub under this name"
+        "--push", metavar="OWNER/NAME", help="upload the folder to the hub under this name"
     )
     parser.add_argument(
         "--private",
         action="store_true",
-        help="with --push: make a repository that only its owner sees",
+        help="with --push: create a private repository",
     )
     options = parser.parse_args(arguments)
-    warnings.filterwarnings(
-        "ignore", message="torch.distributed is disabled"
-    )  # there is one process, and is meant to be
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process
     with exit_on_user_error(), _readable_weights():
         if options.push:
             _check_push(options.push)
@@ -255,9 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextmanager
 def _readable_weights() -> Iterator[None]:
-    """Turn what transformers and safetensors raise for files of the model that training started
-    from into UserErrors.
-    """
+    """Turn errors of transformers and safetensors about files of the base model into UserErrors."""
     try:
         yield
     except UserError:
@@ -269,12 +246,12 @@ def _readable_weights() -> Iterator[None]:
 
 
 def _check_push(name: str) -> None:
-    """What can be known to be wrong before anything is written."""
+    """Raise UserError for problems that are known before anything is written."""
     from huggingface_hub import constants, get_token
 
     if name.count("/") != 1 or not all(name.split("/")):
         raise UserError(f"--push {name}: must be OWNER/NAME")
     if get_token() is None:
-        raise UserError("--push needs a token of the hub's: run `hf auth login`, or set HF_TOKEN")
+        raise UserError("--push needs a token of the hub: run `hf auth login`, or set HF_TOKEN")
     if constants.HF_HUB_OFFLINE:
-        raise UserError("--push: HF_HUB_OFFLINE is set, so the hub must not be reached: unset it")
+        raise UserError("--push: HF_HUB_OFFLINE is set: unset it to upload")

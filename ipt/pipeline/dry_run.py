@@ -16,7 +16,6 @@ from ipt.console import console
 from ipt.errors import UserError
 from ipt.mixture.schedule import read_schedule
 from ipt.pipeline.inputs import FETCHED, HERE, Input, training_inputs
-from ipt.training.flops import CONVENTION, flops_per_token, named_peak
 from ipt.training.memory_estimate import (
     GPU_MEMORY,
     RESERVE,
@@ -24,8 +23,8 @@ from ipt.training.memory_estimate import (
     memory_model,
     shard_count,
     training_memory,
-    world_size,
 )
+from ipt.training.metrics import CONVENTION, flops_per_token, named_peak
 from ipt.training.validation import check_training
 
 DEVICES_OF_A_NODE, MOST_DEVICES = 8, 64  # that are suggested where memory is too little
@@ -34,7 +33,7 @@ COLOURS = {HERE: "green", FETCHED: "yellow"}
 
 @dataclass(frozen=True)
 class Needs:
-    """Figures of a training; bytes, seconds, and FLOPs by the convention of ipt.training.flops."""
+    """Figures of a training; bytes, seconds, and FLOPs by the convention of ipt.training.metrics."""
 
     parameters: int
     embedding: int  # of them, in the table of input embeddings
@@ -83,7 +82,7 @@ def training_needs(config: Config) -> Needs:
     trainer = config.trainer
     model = memory_model(config)
     memory = training_memory(model, config)
-    sequences = trainer.micro_batch_size * trainer.accumulate_grad_batches * world_size(trainer)
+    sequences = trainer.global_batch_size
     tokens = sequences * config.mixture.seq_len * trainer.max_steps
     parameters = list(model.parameters())
     flops, peak = (
@@ -103,9 +102,7 @@ def training_needs(config: Config) -> Needs:
         flops_per_token=flops,
         memory=memory,
         room=_memory_of_this_machine() if _on_cpu(config) else GPU_MEMORY.get(config.dry_run_gpu),
-        seconds=flops * tokens / (peak * config.dry_run_mfu * world_size(trainer))
-        if peak
-        else None,
+        seconds=flops * tokens / (peak * config.dry_run_mfu * trainer.world_size) if peak else None,
         checkpoint=sum(parameter.nbytes for parameter in saved)
         + memory.optimizer * shard_count(trainer),
         export=sum(parameter.numel() for parameter in parameters)
@@ -146,7 +143,7 @@ def _changes(config: Config) -> Iterator[str]:
         yield "trainer.precision=bf16-true"
     while (
         trainer.accumulate_grad_batches % 2 == 0
-        and world_size(trainer) < MOST_DEVICES
+        and trainer.world_size < MOST_DEVICES
         and not _on_cpu(config)
     ):
         trainer.accumulate_grad_batches //= 2
@@ -193,7 +190,7 @@ def _facts_table(config: Config, needs: Needs) -> Table:
     rows = {
         "parameters": f"{needs.parameters:,} ({needs.embedding:,} in the input embedding)",
         "trained": f"{needs.trainable:,} ({needs.trainable / needs.parameters:.2%})",
-        "tokens of a step": f"{needs.tokens_per_step:,} = {world_size(trainer)} x {trainer.micro_batch_size} x {trainer.accumulate_grad_batches} x "
+        "tokens of a step": f"{needs.tokens_per_step:,} = {trainer.world_size} x {trainer.micro_batch_size} x {trainer.accumulate_grad_batches} x "
         f"{config.mixture.seq_len:,} (devices x micro-batch x accumulation x sequence length)",
         "tokens": f"{needs.tokens:,} in {trainer.max_steps:,} steps",
         "FLOPs": f"{flops:.3g}, {needs.flops_per_token / 1e9:.1f} G a token: {CONVENTION}",
@@ -216,7 +213,7 @@ def _checkpoints(config: Config) -> str:
 def _time(config: Config, needs: Needs) -> str:
     if needs.seconds is None:
         return f"unknown: no peak rate is known of {'a CPU' if _on_cpu(config) else config.dry_run_gpu}"
-    hours, devices = needs.seconds / 3600, world_size(config.trainer)
+    hours, devices = needs.seconds / 3600, config.trainer.world_size
     note = (
         ""
         if config.trainer.bf16_arithmetic

@@ -248,7 +248,7 @@ def _reckon_synthesis(step: Step, config: Config, prompt_tokens: float, document
     """Prompts once, since chains find what they share in the cache, and outputs as long as they may
     be.
     """
-    from ipt.training.flops import named_peak
+    from ipt.training.metrics import named_peak
 
     if config.synthesis.format == RULE_BASED:
         return
@@ -260,7 +260,7 @@ def _reckon_synthesis(step: Step, config: Config, prompt_tokens: float, document
 
 def _parameters(model: str) -> int | None:
     """Of a model whose shape is known without asking a hub."""
-    from ipt.training.shapes import meta_model
+    from ipt.training.model import meta_model
 
     try:
         return sum(parameter.numel() for parameter in meta_model(Config(model=model)).parameters())

@@ -37,7 +37,7 @@ class Record:
     """One arm of one seed. An arm answers for the whole synthesis that it uses, even where arms
     share one.
 
-    FLOPs of training by the convention of ipt.training.flops; of the generator 2 x its parameters x
+    FLOPs of training by the convention of ipt.training.metrics; of the generator 2 x its parameters x
     (prompt tokens that its cache did not hold + generated tokens), None where its size is not known
     (a server's model). GPU-seconds are those of all of the arm's stages, each the seconds of its
     last session (of training: of all sessions) times the GPUs it was given; 0 on machines without.

@@ -220,10 +220,13 @@ class Stages:
         loggers: list[WandbRun] = []
 
         def work(output: Path) -> Json:
+            from ipt.export.folder import check_export
+            from ipt.export.huggingface import export
             from ipt.training.logger import build_loggers
             from ipt.training.train import train
 
             report_training(output)
+            check_export(config)
             pairs = self.pairs().folder / "pairs" if "instruction" in stores else None
             folders = {source: store.folder for source, store in stores.items()}
 
@@ -231,7 +234,8 @@ class Stages:
                 loggers.extend(build_loggers(config, name, output, pairs))
                 return loggers
 
-            return train(config, folders, output, make_loggers, self._during_training(output))
+            score = self._during_training(output)
+            return train(config, folders, output, make_loggers, score, export)
 
         settings: Json = {"model": config.model, "architecture": config.architecture}
         settings |= {

@@ -1,16 +1,16 @@
 """Attention over packed documents: each document attends to itself alone.
 
 `candidates` lists the implementations that this machine can run; `ipt.training.probe` takes the
-first that is right for the model. An implementation that was requested by name and is not available
-raises an error. Most implementations take the bounds of the documents from the batch
-(`ipt.mixture.batches`); sdpa and eager, which transformers provides, derive a block mask from the
-positions:
+first one that is correct for the model. Requesting an unavailable implementation raises an error.
+Most implementations take `cu_seq_lens` or the document lengths from the batch
+(`ipt.mixture.batches`), which avoids a host-device sync; sdpa and eager derive a block mask from
+the positions:
 
 - `packed`: torch's causal attention document by document, without a mask. On a CPU it costs the sum
   of squares of the document lengths instead of the square of the sequence length. Also computes
   soft-caps and attention sinks.
-- `varlen`: torch's own kernel for sequences of different lengths, `torch.nn.attention.varlen`;
-  needs no package.
+- `varlen`: torch's own kernel for sequences of different lengths, `torch.nn.attention.varlen`; no
+  package is needed.
 - `flash_attention_2|3|4`: the flash-attn packages, through transformers.
 - `sdpa`, `eager`: the implementations of transformers.
 """
@@ -27,17 +27,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from ipt.config import TrainerConfig
 from ipt.errors import UserError
 
-PACKED, VARLEN = "ipt_packed", "ipt_varlen"  # as transformers knows them
-RECORDED = "ipt_packed_recorded"  # packed attention that notes the features a model uses
-FASTEST = (
-    "flash_attention_3",
-    "flash_attention_4",
-    "varlen",
-)  # what `auto` looks for on a GPU, in this order
+# Names under which our functions are registered in transformers.
+PACKED, VARLEN = "ipt_packed", "ipt_varlen"
+RECORDED = "ipt_packed_recorded"  # packed attention that records the features a model uses
+FASTEST = ("flash_attention_3", "flash_attention_4", "varlen")  # order of preference on GPUs
 
 
 class FlashPackage(NamedTuple):
-    """A package of flash attention: where it is found, the GPUs it is for, and how to get it."""
+    """A flash-attention package: its names, the GPUs it supports, and how to install it."""
 
     module: str
     distribution: str
@@ -46,8 +43,8 @@ class FlashPackage(NamedTuple):
     source: str
 
 
-# Features of a model's attention, by the option of transformers' attention interface, and the
-# kernels that compute them. flash-attn 2 and 3 ignore `s_aux`, 3 and 4 ignore `dropout`, sdpa
+# Features of a model's attention, by their option in transformers' attention interface, and the
+# kernels that support them. flash-attn 2 and 3 ignore `s_aux`, 3 and 4 ignore `dropout`, sdpa
 # ignores all but dropout.
 FEATURES = {
     "softcap": "soft-capped scores",
@@ -79,31 +76,30 @@ FLASH = {
 
 
 def candidates(trainer: TrainerConfig, features: Collection[str] = ()) -> list[str]:
-    """Names of `trainer.attn_implementation` that can run here for a model with `features`, the preferred one
-    first.
+    """The implementations that can run here for a model with `features`, the preferred one first.
 
-    Without `auto` that is the name itself. Raises UserError, saying what is missing and how to get
-    it, for a name that this machine, its packages, the precision or the model rules out.
+    If `trainer.attn_implementation` is not `auto`, its value is the only candidate. Raises
+    UserError if the machine, its packages, the precision or the model rules that out.
     """
-    if trainer.attn_implementation != "auto":
-        if missing := _missing(trainer.attn_implementation, trainer) or _not_computed(
-            trainer.attn_implementation, features
-        ):
-            raise UserError(f"trainer.attn_implementation={trainer.attn_implementation}: {missing}")
-        return [trainer.attn_implementation]
-    names = (*FASTEST, "packed", "sdpa", "eager")
-    return [
-        name for name in names if not (_missing(name, trainer) or _not_computed(name, features))
-    ]
+    name = trainer.attn_implementation
+    if name != "auto":
+        if problem := _unavailable(name, trainer) or _unsupported(name, features):
+            raise UserError(f"trainer.attn_implementation={name}: {problem}")
+        return [name]
+    names = []
+    for name in (*FASTEST, "packed", "sdpa", "eager"):
+        if not (_unavailable(name, trainer) or _unsupported(name, features)):
+            names.append(name)
+    return names
 
 
 def resolve_attention(trainer: TrainerConfig) -> str:
-    """The first of `candidates`, whatever the model."""
+    """The first of `candidates` for a model without special features."""
     return candidates(trainer)[0]
 
 
 def implementation(name: str) -> str:
-    """The name under which transformers knows a resolved one; registers our own with it."""
+    """The name of an implementation in transformers; registers our own functions there."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
@@ -112,24 +108,25 @@ def implementation(name: str) -> str:
     return {"packed": PACKED, "varlen": VARLEN}.get(name, name)
 
 
-def takes_bounds(implementation: str) -> bool:
-    """Whether an implementation is told where documents begin, instead of finding it out from the
-    positions.
+def takes_cu_seqlens(implementation: str) -> bool:
+    """Whether an implementation takes the starts or lengths of the documents, instead of deriving
+    them from the positions.
     """
     return implementation in (PACKED, VARLEN, RECORDED) or "flash" in implementation
 
 
-def bounds(batch: dict[str, Any], implementation: str) -> dict[str, Any]:
-    """The keyword arguments that tell it: of a batch as ipt.mixture.batches makes it, flattened to
-    one row.
+def cu_seqlens_kwargs(batch: dict[str, Any], implementation: str) -> dict[str, Any]:
+    """Keyword arguments of the model for the documents of a batch of ipt.mixture.batches that is
+    flattened to one row.
     """
     if implementation in (PACKED, RECORDED):
-        return {
-            "document_sizes": batch["document_sizes"]
-        }  # only here: to a compiled block each new list is a new program
+        # A list only here: a compiled block is recompiled for each new list.
+        return {"document_sizes": batch["document_sizes"]}
     return {
-        **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), batch["cu_seq_lens"]),
-        **dict.fromkeys(("max_length_q", "max_length_k"), batch["max_length"]),
+        "cu_seq_lens_q": batch["cu_seq_lens"],
+        "cu_seq_lens_k": batch["cu_seq_lens"],
+        "max_length_q": batch["max_length"],
+        "max_length_k": batch["max_length"],
     }
 
 
@@ -144,10 +141,9 @@ def packed_attention(
     """Attention function for transformers: query [1, heads, T, head_dim], output [1, T, heads,
     head_dim].
 
-    `options["document_sizes"]` are the lengths of the documents as a list, which avoids a
-    host-device sync; without it the sequence is one document. Computes `sliding_window`, `softcap`
-    (a bound on the scores) and `s_aux`, attention sinks [heads]: a score a head that takes part in
-    the softmax and has no value.
+    `options["document_sizes"]` is the list of document lengths; without it the sequence is one
+    document. Supports `sliding_window`, `softcap` (a bound on the scores) and `s_aux`, attention
+    sinks [heads]: one score per head that takes part in the softmax and has no value.
     """
     sizes = options.get("document_sizes") or [query.shape[2]]
     is_plain = options.get("softcap") is None and options.get("s_aux") is None
@@ -183,17 +179,15 @@ def _attend_by_scores(query: Tensor, key: Tensor, value: Tensor, options: dict[s
     scores = query @ key.transpose(2, 3) * scaling
     if softcap := options.get("softcap"):
         scores = softcap * torch.tanh(scores / softcap)
-    seen = _window_mask(length, options.get("sliding_window") or length, query.device)
-    scores = scores.masked_fill(~seen, -torch.inf).float()
+    visible = _window_mask(length, options.get("sliding_window") or length, query.device)
+    scores = scores.masked_fill(~visible, -torch.inf).float()
     sinks = options.get("s_aux")
     if sinks is not None:
-        scores = torch.cat(
-            [scores, sinks.float().view(1, heads, 1, 1).expand(-1, -1, length, 1)], -1
-        )
+        column = sinks.float().view(1, heads, 1, 1).expand(-1, -1, length, 1)
+        scores = torch.cat([scores, column], -1)
     weights = scores.softmax(-1)[..., :length].to(value.dtype)
-    return (
-        torch.dropout(weights, options.get("dropout", 0.0), train=True) @ value
-    )  # 0 in evaluation mode
+    # The model passes dropout 0 in evaluation mode.
+    return torch.dropout(weights, options.get("dropout", 0.0), train=True) @ value
 
 
 def varlen_attention(
@@ -204,24 +198,21 @@ def varlen_attention(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """As `packed_attention`, in one kernel: documents by `cu_seq_lens_q` int32 [documents + 1], the
-    longest by `max_length_q`.
+    """As `packed_attention`, in one kernel. Options: `cu_seq_lens_q` int32 [documents + 1], and the
+    length of the longest document, `max_length_q`.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     for feature in FEATURES:
         option = options.get(feature)
         if option is not None and not (feature == "dropout" and option == 0):
-            raise UserError(
-                f"trainer.attn_implementation=varlen: {_not_computed('varlen', [feature])}"
-            )
+            problem = _unsupported("varlen", [feature])
+            raise UserError(f"trainer.attn_implementation=varlen: {problem}")
     starts, longest = options["cu_seq_lens_q"], options["max_length_q"]
     window = options.get("sliding_window")
-    query_THD, key_THD, value_THD = (
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-    )
+    query_THD = query[0].transpose(0, 1)
+    key_THD = key[0].transpose(0, 1)
+    value_THD = value[0].transpose(0, 1)
     output_THD: Any = varlen_attn(
         query_THD,
         key_THD,
@@ -238,8 +229,8 @@ def varlen_attention(
 
 
 def record_features() -> set[str]:
-    """The set to which the implementation RECORDED adds the names of FEATURES that a model uses,
-    emptied.
+    """Empty and return the set to which the implementation RECORDED adds the FEATURES that a model
+    uses.
     """
     _recorded.clear()
     return _recorded
@@ -258,8 +249,8 @@ def _recorded_attention(
     return packed_attention(module, query, key, value, attention_mask, **options)
 
 
-def _not_computed(name: str, features: Collection[str]) -> str | None:
-    """Why `name` is wrong for a model with `features`, and what computes them; None if nothing is."""
+def _unsupported(name: str, features: Collection[str]) -> str | None:
+    """Why `name` is wrong for a model with `features`; None if it is correct."""
     for feature in features:
         if name not in COMPUTED_BY[feature]:
             return (
@@ -270,50 +261,48 @@ def _not_computed(name: str, features: Collection[str]) -> str | None:
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """True [T, T] where a token is seen: itself and the `window - 1` before it."""
+    """True [T, T] where a token is visible: itself and the `window - 1` tokens before it."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 
-def _missing(name: str, trainer: TrainerConfig) -> str | None:
-    """What keeps `name` from running here, and how to get it; None if nothing does."""
+def _unavailable(name: str, trainer: TrainerConfig) -> str | None:
+    """Why `name` cannot run here, and what to do about it; None if it can."""
     if name in ("sdpa", "eager"):
         return None
     if name == "packed":
-        return (
-            "compiled blocks would be compiled anew for each batch, use sdpa, or varlen on a GPU"
-            if trainer.compile
-            else None
-        )
+        if trainer.compile:
+            return (
+                "compiled blocks would be recompiled for each batch; use sdpa, or varlen on a GPU"
+            )
+        return None
     if trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return "it needs an NVIDIA GPU, and this run has none; on a CPU use packed"
     if not trainer.bf16_arithmetic:
-        return "its kernel computes in bf16 only, set trainer.precision=bf16-mixed, or use packed"
+        return "its kernel computes in bf16 only; set trainer.precision=bf16-mixed, or use packed"
     capability = torch.cuda.get_device_capability()
-    kind = f"{torch.cuda.get_device_name()} of compute capability {capability[0]}.{capability[1]}"
+    gpu = f"{torch.cuda.get_device_name()} has {capability[0]}.{capability[1]}"
     if name == "varlen":
-        return (
-            None
-            if capability[0] >= 8
-            else f"torch's kernel needs compute capability 8.0, and this is {kind}; use packed"
-        )
+        if capability[0] < 8:
+            return f"torch's kernel needs compute capability 8.0, and {gpu}; use packed"
+        return None
     package = FLASH[name]
     if not package.oldest <= capability[0] <= (package.newest or capability[0]):
-        span = f"to {package.newest}.x" if package.newest else "and newer"
+        newest = f"to {package.newest}.x" if package.newest else "or newer"
         return (
-            f"it is for GPUs of compute capability {package.oldest}.0 {span}, and this is {kind}; "
-            "use varlen or packed"
+            f"it needs compute capability {package.oldest}.0 {newest}, and {gpu}; use varlen or "
+            "packed"
         )
     return _missing_package(name, package)
 
 
 def _missing_package(name: str, package: FlashPackage) -> str | None:
-    """transformers would fetch a kernel from a hub where the package is not installed: then this
-    says no first.
+    """Why the package cannot be used; None if it can. Without this check transformers would
+    download a kernel from the hub.
     """
     from transformers import utils
 
     try:
-        version(package.distribution)
+        installed = version(package.distribution)
         found = importlib.util.find_spec(package.module) is not None
     except (PackageNotFoundError, ModuleNotFoundError):
         found = False
@@ -324,7 +313,7 @@ def _missing_package(name: str, package: FlashPackage) -> str | None:
         )
     if not getattr(utils, f"is_flash_attn_{name[-1]}_available")():
         return (
-            f"transformers does not take this version of {package.distribution} "
-            f"({version(package.distribution)}); or use varlen"
+            f"transformers does not support {package.distribution} {installed}; install another "
+            "version, or use varlen"
         )
     return None

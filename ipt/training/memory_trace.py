@@ -1,5 +1,5 @@
-"""What a training step keeps in memory, found by running it on the meta device, where tensors have
-shapes but no numbers.
+"""Memory of the tensors of a training step, measured by running it on the meta device, where
+tensors have shapes but no data.
 """
 
 import copy
@@ -12,26 +12,23 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ipt.training.loss import chunked_cross_entropy
-from ipt.training.model import decoder_of
-from ipt.training.objective import logit_transform
+from ipt.training.loss import chunked_cross_entropy, logit_transform
+from ipt.training.model import base_model, decoder_of
 
+# Attention functions for the trace, by the tensors that they keep.
 FUSED, BY_DOCUMENT, MASKED = "ipt_traced", "ipt_traced_by_document", "ipt_traced_masked"
 
 
 class Traced(NamedTuple):
-    """Bytes of one forward and backward pass of a micro-batch, beside weights and their gradients."""
+    """Bytes of a micro-batch's forward and backward pass, without weights and their gradients."""
 
     activations: int  # kept by the decoder for the backward pass
-    loss: int  # on top of them at most while the loss and its gradients are computed
-    # on top of them at most in the backward pass: what is recomputed, gradients of activations
-    backward: int
+    loss: int  # in addition, at most, while the loss and its gradients are computed
+    backward: int  # in addition, at most, for recomputed activations and gradients of activations
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages that operations make, from their making until nothing refers to
-    them.
-    """
+    """Counts the bytes of the storages that operations create, until nothing refers to them."""
 
     def __init__(self, ignored: Iterable[Tensor] = ()) -> None:
         super().__init__()
@@ -61,26 +58,27 @@ class LiveBytes(TorchDispatchMode):
 
 
 def trace_step(model: Any, rows: int, seq_len: int, dtype: torch.dtype, loss_chunk: int) -> Traced:
-    """Follow a micro-batch, all of its tokens targets, through a causal LM on the meta device that
+    """Run a micro-batch, whose tokens are all targets, through a causal LM on the meta device that
     computes in `dtype`.
 
-    The model is run as it is, with its checkpointing; its attention must be one of FUSED,
-    BY_DOCUMENT and MASKED. `model` stays unchanged.
+    The attention of `model` must be one of FUSED, BY_DOCUMENT and MASKED; activation checkpointing
+    is respected. `model` is not changed.
     """
     model = copy.deepcopy(model).to(dtype)
-    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
-        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
     live = LiveBytes([*model.parameters(), *model.buffers()])
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
+    projection = base.get_output_embeddings()
     ids = torch.zeros(rows, seq_len, dtype=torch.long, device="meta")
     with live:
-        hidden = decoder_of(base)(
-            input_ids=ids, position_ids=ids, use_cache=False
-        ).last_hidden_state.flatten(0, 1)
+        outputs = decoder_of(base)(input_ids=ids, position_ids=ids, use_cache=False)
+        hidden = outputs.last_hidden_state.flatten(0, 1)
+        del outputs
         activations = live.now
         live.peak = live.now
         labels = ids.flatten()
-        projection = base.get_output_embeddings()
         loss, _ = chunked_cross_entropy(
             hidden[labels],
             projection.weight,
@@ -104,9 +102,8 @@ def register_traced_attention() -> None:
     AttentionInterface.register(MASKED, _masked)
 
 
-# Keeps what flash attention keeps: its inputs, its output and, of each row, the logarithm of the
-# sum of exponentials. An operation with `attention` in its name, so that selective checkpointing
-# treats it as it treats the kernels.
+# Keeps the tensors that flash attention keeps: inputs, output and the log-sum-exp of each row. The
+# operation has `attention` in its name so that selective checkpointing handles it like the kernels.
 @torch.library.custom_op("ipt::traced_attention", mutates_args=())
 def _attention(
     query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, mask: Tensor | None
@@ -119,9 +116,8 @@ def _(
     query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     batch, heads, length, size = query_BHTD.shape
-    return query_BHTD.new_empty(batch, length, heads, size), query_BHTD.new_empty(
-        batch, heads, length, dtype=torch.float32
-    )
+    output = query_BHTD.new_empty(batch, length, heads, size)
+    return output, query_BHTD.new_empty(batch, heads, length, dtype=torch.float32)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -145,8 +141,8 @@ def _fused(
 def _by_document(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """As ipt.training.attention.packed_attention: the outputs of documents are kept, and once more
-    as one tensor.
+    """As ipt.training.attention.packed_attention, which keeps the outputs of the documents and
+    their concatenation.
     """
     return _attention(query, key, value, None)[0].clone(), None
 
@@ -154,12 +150,11 @@ def _by_document(
 def _masked(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """torch's attention with a mask: each layer keeps the mask as numbers to add, in the type that
-    is computed in.
-    """
+    """torch's attention with a mask, which each layer keeps as numbers in the compute dtype."""
     batch, _, length, _ = query.shape
-    return _attention(query, key, value, query.new_empty(batch, 1, length, length))[0], None
+    float_mask = query.new_empty(batch, 1, length, length)
+    return _attention(query, key, value, float_mask)[0], None
 
 
 def _drop_gradient(parameter: Tensor) -> None:
-    parameter.grad = None  # those of weights are counted by ipt.training.memory_estimate
+    parameter.grad = None  # ipt.training.memory_estimate counts the gradients of weights

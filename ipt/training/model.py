@@ -1,40 +1,56 @@
-"""The model that a run trains: from its weights or from scratch, with LoRA layers, frozen weights
-quantised if asked for.
+"""The model that a run trains: Hugging Face weights or random ones, with LoRA layers and frozen
+weights quantised if the config asks for it.
+
+One process loads the whole model (`build_model`). Under FSDP2 the model is created without weights
+(`empty_model`), sharded, and then each process reads its own rows from the files (`fill`).
+`meta_model` has no weights at all, for dry runs.
 """
 
 import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
-from zlib import crc32
 
+import numpy as np
 import torch
+import yaml
+from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ipt.config import Config
 from ipt.errors import UserError
-from ipt.models import load_model, resolve_model
+from ipt.models import load_model, quantization_config, resolve_model
+from ipt.models.checks import check_weights
+from ipt.models.files import read_headers, weight_files
 from ipt.training.attention import implementation, resolve_attention
+from ipt.training.optim.dtensor import like, local, rows
+
+ARCHITECTURES = Path(__file__).with_name("architectures.yaml")
 
 
 def build_model(config: Config, attention: str | None = None) -> Any:
-    """The whole model in memory, in training mode, its weights as `trainer.precision` says.
+    """The whole model in memory and in training mode, with weights in the dtype of
+    `trainer.precision`.
 
-    `attention` is an implementation of `trainer.attn_implementation`'s that is not looked for on this
-    machine; by default the resolved one. Raises UserError for an implementation that this machine
-    or this model does not allow.
+    `attention` is one of the values of `trainer.attn_implementation`; by default the first one that
+    this machine can run. Raises UserError for one that the model does not support.
     """
-    chosen = implementation(attention or resolve_attention(config.trainer))
+    attention = implementation(attention or resolve_attention(config.trainer))
     if config.architecture:
-        model = _from_config(architecture_of(config), config, chosen)
+        model = _random_model(architecture_of(config), config, attention)
     else:
-        _check_kernel(load_config(config), chosen)
-        quantized = {"quantization_config": _quantization(config)} if config.lora.quantize else {}
-        model = load_model(
-            resolve_model(config.model),
-            weights_dtype(config),
-            attn_implementation=chosen,
-            **quantized,
-        )
-    model = _finished(model, config)
+        _check_flash_attention(architecture_of(config), attention)
+        options: dict[str, Any] = {"attn_implementation": attention}
+        if config.lora.quantize:
+            compute = torch.bfloat16 if config.trainer.bf16_arithmetic else torch.float32
+            options["quantization_config"] = quantization_config(
+                config.lora.quantize, compute, double_quant=True
+            )
+        model = load_model(resolve_model(config.model), weights_dtype(config), **options)
+    model = _to_train(model, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if is_lora(name):
@@ -43,47 +59,42 @@ def build_model(config: Config, attention: str | None = None) -> Any:
 
 
 def empty_model(config: Config, attention: str | None = None) -> Any:
-    """The model of `build_model` without its weights, on the meta device, to be cut and then filled
-    by ipt.training.loading.
-    """
-    architecture, chosen = (
-        load_config(config),
-        implementation(attention or resolve_attention(config.trainer)),
-    )
-    _check_kernel(architecture, chosen)
-    return model_on_meta(architecture, config, chosen)
-
-
-def model_on_meta(architecture: Any, config: Config, attention: str) -> Any:
-    """The model of a transformers config on the meta device, as `config` trains it; `attention` is
-    transformers' name for it.
-    """
+    """The model of `build_model` on the meta device, to be sharded and then filled with `fill`."""
+    attention = implementation(attention or resolve_attention(config.trainer))
+    architecture = architecture_of(config)
+    _check_flash_attention(architecture, attention)
     with torch.device("meta"):
-        return _finished(_from_config(architecture, config, attention), config)
+        return _to_train(_random_model(architecture, config, attention), config)
+
+
+def whole_or_empty_model(
+    config: Config, attention: str, sharded: bool
+) -> tuple[Any, dict[str, Path]]:
+    """If the model will be `sharded`, an empty model and the files for `fill`.
+
+    Otherwise the whole model and no files; likewise for random and quantised weights, and for
+    weights that transformers converts while loading.
+    """
+    if sharded and not config.architecture and not config.lora.quantize:
+        files = stored_weights(config.model)
+        if files:
+            model = empty_model(config, attention)
+            if can_be_filled(model, files):
+                return model, files
+    return build_model(config, attention), {}
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a Hugging Face decoder: what is checkpointed, compiled and sharded one
-    by one.
+    """The repeated blocks of a Hugging Face decoder, which are checkpointed, compiled and sharded
+    one by one.
     """
     names = base_model(model)._no_split_modules or ()
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def base_model(model: Any) -> Any:
-    """The Hugging Face model inside the LoRA layers, if it has any."""
+    """The Hugging Face model inside the LoRA layers, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def evaluation_mode(model: nn.Module) -> None:
-    """Like `model.eval()`, except for the layers of bitsandbytes.
-
-    On CPUs with AVX512-BF16 these repack their 4-bit weights for good at their first forward pass
-    in evaluation mode.
-    """
-    for part in model.modules():
-        if not type(part).__module__.startswith("bitsandbytes"):
-            part.training = False
 
 
 def decoder_of(base: Any) -> Any:
@@ -92,18 +103,21 @@ def decoder_of(base: Any) -> Any:
     return base.model if decoder is base else decoder  # Llama-4's text model returns itself
 
 
+def evaluation_mode(model: nn.Module) -> None:
+    """`model.eval()`, except for the layers of bitsandbytes.
+
+    On CPUs with AVX512-BF16 those repack their 4-bit weights irreversibly at the first forward pass
+    in evaluation mode.
+    """
+    for part in model.modules():
+        if not type(part).__module__.startswith("bitsandbytes"):
+            part.training = False
+
+
 def architecture_of(config: Config) -> Any:
-    """The transformers config of the model that a run trains; fetches that of a hub's model."""
-    if not config.architecture:
-        return load_config(config)
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(**config.architecture)
-
-
-def load_config(config: Config) -> Any:
-    from transformers import AutoConfig
-
+    """The transformers config of the model; downloads the config of a hub model."""
+    if config.architecture:
+        return AutoConfig.for_model(**config.architecture)
     return AutoConfig.from_pretrained(resolve_model(config.model), trust_remote_code=False)
 
 
@@ -116,32 +130,27 @@ def is_lora(name: str) -> bool:
 
 
 def initial_lora(name: str, parameter: Tensor, seed: int) -> Tensor:
-    """The first value of a LoRA matrix [out, in], on the host: uniform as PEFT's for A, zeros for
-    B. The same whatever the devices.
+    """Initial value of a LoRA matrix [out, in] on the host: uniform as in PEFT for A, zeros for B.
+
+    It depends on the seed and the name only, not on the number of devices.
     """
     values = torch.zeros(parameter.shape)
     if ".lora_A." in name:
+        sequence = np.random.SeedSequence([seed, *name.encode()])
+        generator = torch.Generator().manual_seed(int(sequence.generate_state(1)[0]))
         bound = 1 / math.sqrt(parameter.shape[1])
-        values.uniform_(
-            -bound,
-            bound,
-            generator=torch.Generator().manual_seed(seed * 1_000_003 + crc32(name.encode())),
-        )
+        values.uniform_(-bound, bound, generator=generator)
     return values
 
 
-def _from_config(architecture: Any, config: Config, attention: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
+def _random_model(architecture: Any, config: Config, attention: str) -> Any:
     return AutoModelForCausalLM.from_config(
         architecture, dtype=weights_dtype(config), attn_implementation=attention
     )
 
 
-def _finished(model: Any, config: Config) -> Any:
-    """In training mode, which from_pretrained leaves, and with LoRA layers on all linear ones, in
-    fp32.
-    """
+def _to_train(model: Any, config: Config) -> Any:
+    """In training mode, with fp32 LoRA layers on all linear layers if the config asks for them."""
     model.train()
     if not config.lora.rank:
         return model
@@ -156,36 +165,161 @@ def _finished(model: Any, config: Config) -> Any:
     return get_peft_model(model, lora)
 
 
-def _quantization(config: Config) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if config.lora.quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if config.trainer.bf16_arithmetic else torch.float32,
-    )
-
-
-def _check_kernel(architecture: Any, attention: str) -> None:
-    """Some models take certain kernels only, and transformers would put one of those, of a hub, in
-    another's place.
+def _check_flash_attention(architecture: Any, attention: str) -> None:
+    """Some models support only certain flash kernels; transformers would silently download another
+    one from the hub.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    known = type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING
-    allowed = (
-        getattr(
-            MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)],
-            "_compatible_flash_implementations",
-            None,
-        )
-        if known
-        else None
-    )
-    if "flash" in attention and allowed and attention not in allowed:
+    if "flash" not in attention or type(architecture) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)]
+    supported = getattr(model_class, "_compatible_flash_implementations", None)
+    if supported and attention not in supported:
         raise UserError(
-            f"trainer.attn_implementation={attention}: this model only takes {', '.join(allowed)}; use sdpa"
+            f"trainer.attn_implementation={attention}: this model supports only "
+            f"{', '.join(supported)}; use sdpa"
         )
+
+
+# Loading into a sharded model
+# ----------------------------------------------------------------------------------------------
+
+
+def stored_weights(name: str) -> dict[str, Path]:
+    """Weight name -> safetensors file of the model `name`; downloads a hub model. Empty for other
+    formats.
+
+    Raises UserError if weights are missing or do not belong to the model.
+    """
+    resolved = resolve_model(name)
+    if not Path(resolved).is_dir():
+        from huggingface_hub import snapshot_download
+
+        resolved = snapshot_download(resolved, allow_patterns=["*.json", "*.safetensors"])
+    if not any(Path(resolved).glob("*.safetensors*")):
+        return {}
+    check_weights(resolved)
+    files = weight_files(Path(resolved))
+    if files[0].suffix != ".safetensors":
+        return {}
+    return {name: tensor.file for name, tensor in read_headers(files).items()}
+
+
+def can_be_filled(model: Any, files: Mapping[str, Path]) -> bool:
+    """Whether the files hold each parameter under the model's own name, and all buffers can be
+    computed.
+
+    False for mixtures of experts, whose weights transformers converts while loading.
+    """
+    for name, _ in model.named_parameters():
+        if not is_lora(name) and stored_name(name) not in files:
+            return False
+    # transformers computes the buffers of rotary embeddings from the config
+    return all(hasattr(module, "original_inv_freq") for module in _modules_with_buffers(model))
+
+
+def fill(model: Any, files: Mapping[str, Path], device: torch.device, seed: int) -> None:
+    """Read this process's rows of each weight of a sharded meta model to `device`, and initialise
+    its LoRA layers.
+
+    Raises UserError for a weight with another shape than in the model.
+    """
+    # `named_parameters` names tied parameters once.
+    empty = {name: weight for name, weight in model.named_parameters() if weight.is_meta}
+    by_file: dict[Path, list[str]] = {}
+    filled: dict[int, nn.Parameter] = {}
+    for name, weight in empty.items():
+        if is_lora(name):
+            start, end = rows(weight)
+            part = initial_lora(name, weight, seed)[start:end]
+            filled[id(weight)] = _filled(weight, part, device)
+        else:
+            by_file.setdefault(files[stored_name(name)], []).append(name)
+    for file, names in sorted(by_file.items()):
+        with safe_open(file, "pt") as weights:  # its pages stay mapped until it is closed
+            for name in names:
+                part = _read_rows(weights, stored_name(name), empty[name])
+                filled[id(empty[name])] = _filled(empty[name], part, device)
+    # Parameters are replaced by identity, not by name, so that tied ones stay tied.
+    for module in model.modules():
+        for key, weight in module.named_parameters(recurse=False):
+            if id(weight) in filled:
+                setattr(module, key, filled[id(weight)])
+    for module in _modules_with_buffers(model):
+        module.to_empty(device=device, recurse=False)
+        base_model(model)._init_weights(module)
+
+
+def stored_name(name: str) -> str:
+    """The name of a weight without what PEFT adds to it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _read_rows(weights: Any, name: str, parameter: Tensor) -> Tensor:
+    view = weights.get_slice(name)
+    if list(parameter.shape) != view.get_shape():
+        raise UserError(
+            f"{name}: the stored shape is {view.get_shape()}, but config.json defines "
+            f"{list(parameter.shape)}"
+        )
+    start, end = rows(parameter)
+    return view[start:end] if end > start else torch.empty(0, *parameter.shape[1:])
+
+
+def _filled(parameter: nn.Parameter, part: Tensor, device: torch.device) -> nn.Parameter:
+    part = part.to(device=device, dtype=parameter.dtype, copy=True)
+    filled = like(parameter, part, parameter.shape)
+    assert local(filled).shape == local(parameter).shape
+    return nn.Parameter(filled, requires_grad=parameter.requires_grad)
+
+
+def _modules_with_buffers(model: nn.Module) -> list[nn.Module]:
+    found = []
+    for module in model.modules():
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            found.append(module)
+    return found
+
+
+# Models without weights
+# ----------------------------------------------------------------------------------------------
+
+
+def meta_model(config: Config, attention: str = "eager") -> Any:
+    """The model on the meta device in the dtype of `trainer.precision`, with LoRA layers but
+    without quantisation. Reads no weights and does not use the network.
+
+    `attention` is a name that transformers knows. Raises UserError as `model_config`.
+    """
+    with torch.device("meta"):
+        return _to_train(_random_model(model_config(config), config, attention), config)
+
+
+def model_config(config: Config) -> Any:
+    """The transformers config of the model, from `architecture`, a folder, the list of known models
+    or the hub's cache, without using the network.
+
+    Raises UserError for an unknown model type, and for a hub name that is not known here.
+    """
+    facts = config.architecture
+    if not facts and not Path(config.model).exists():
+        facts = known_architectures().get(config.model, {})
+    if facts:
+        try:
+            return AutoConfig.for_model(**facts)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"architecture: {str(error).splitlines()[0]}") from None
+    try:
+        return AutoConfig.from_pretrained(
+            config.model, local_files_only=True, trust_remote_code=False
+        )
+    except OSError:
+        raise UserError(
+            f"model={config.model}: a dry run does not use the network, and the shape of this "
+            "model is not known here: download the model and give its folder"
+        ) from None
+
+
+@cache
+def known_architectures() -> dict[str, dict[str, Any]]:
+    """Hub and embedded names -> keyword arguments of a transformers config."""
+    return yaml.safe_load(ARCHITECTURES.read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
-"""What is done to a model from outside before it trains, in this order: activation checkpointing,
+"""What is applied to a model from outside before training, in this order: activation checkpointing,
 compilation, sharding (FSDP2).
 
-The first two replace `forward` of a block and leave its class, its hooks and the names of its
-weights alone, so FSDP2's gathering stays outside of what is compiled and recomputed, and
-checkpoints do not know of any of it.
+The first two replace `forward` of a block and leave its class, hooks and weight names alone. So
+FSDP2 gathers weights outside of what is compiled and recomputed, and checkpoints do not depend on
+any of it.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,11 +26,20 @@ from ipt.config import TrainerConfig
 MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 
 
+def uses_fsdp(config: TrainerConfig, has_gpu: bool) -> bool:
+    """Whether the model is sharded by FSDP2. `auto`: with several processes, and on a single GPU,
+    so that one GPU and many do the same arithmetic.
+    """
+    if config.strategy == "auto":
+        return config.world_size > 1 or (has_gpu and config.accelerator != "cpu")
+    return config.strategy == "fsdp2"
+
+
 def parallelize(
     model: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh | None, config: TrainerConfig
 ) -> None:
-    """Checkpoint and compile each of `blocks`, then shard them and what is left of `model` over
-    `mesh`, if there is one.
+    """Checkpoint and compile each of `blocks`, then shard them and the rest of `model` over `mesh`,
+    if there is one.
     """
     checkpoint_activations(blocks, config.activation_checkpointing)
     if config.compile:
@@ -40,18 +49,18 @@ def parallelize(
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module], mode: str) -> None:
-    """Recompute activations of `blocks` in the backward pass: all (`full`), or cheap ones
-    (`selective`). `budget` is the compiler's.
+    """Recompute activations of `blocks` in the backward pass: all (`full`) or the cheap ones
+    (`selective`). `budget` is handled by the compiler.
     """
-    if mode in ("full", "selective"):
-        for block in blocks:
-            block.forward = MethodType(
-                _recomputed if mode == "full" else _recomputed_selectively, block
-            )  # a method, to be copied with it
+    if mode not in ("full", "selective"):
+        return
+    forward = _recomputed if mode == "full" else _recomputed_selectively
+    for block in blocks:
+        block.forward = MethodType(forward, block)  # a method, so that copies of the block work
 
 
 def compile_blocks(blocks: Iterable[nn.Module], config: TrainerConfig) -> None:
-    """Compile each block; blocks of one kind share their program."""
+    """Compile each block; blocks of the same class share a program."""
     if config.activation_checkpointing == "budget":
         from torch._functorch import config as functorch
 
@@ -61,8 +70,8 @@ def compile_blocks(blocks: Iterable[nn.Module], config: TrainerConfig) -> None:
 
 
 def data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh:
-    """Devices as [shard], or as [replicate, shard], neighbours sharing one copy (HSDP), which
-    Lightning does not make.
+    """The devices as a mesh [shard], or [replicate, shard] with several replicas (HSDP), where
+    neighbouring devices share a replica. Lightning does not create such a mesh.
     """
     if replicas == 1:
         return mesh
@@ -74,20 +83,18 @@ def data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh:
 def shard(
     model: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, config: TrainerConfig
 ) -> None:
-    """Shard each of `blocks`, then what is left of `model` as one group, over `mesh`.
+    """Shard each of `blocks`, then the rest of `model` as one group, over `mesh`.
 
-    Embeddings, last norm and projection stay in the root group, which is gathered for the whole
-    forward pass: so the chunked loss may use the projection's weight directly, tied or not.
-    Gradients are reduced in fp32. Quantised weights, which are frozen and small, stay whole on each
-    device.
+    Embeddings, last norm and projection are in the root group, which stays gathered for the whole
+    forward pass, so the chunked loss can use the projection's weight directly, tied or not.
+    Gradients are reduced in fp32. Quantised weights, which are frozen and small, are replicated.
     """
     dtype = torch.bfloat16 if config.bf16_arithmetic else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    ignored = {
-        parameter
-        for parameter in model.parameters()
-        if not parameter.is_floating_point() or hasattr(parameter, "quant_state")
-    }
+    ignored = set()
+    for parameter in model.parameters():
+        if not parameter.is_floating_point() or hasattr(parameter, "quant_state"):
+            ignored.add(parameter)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=ignored)
     fully_shard(
@@ -96,11 +103,11 @@ def shard(
 
 
 def set_gradient_sync(model: nn.Module, last: bool, config: TrainerConfig) -> None:
-    """Before the backward pass of a micro-batch: reduce gradients over devices if it is the last of
-    its step.
+    """Call before the backward pass of a micro-batch; `last`: it is the last one of its step.
 
-    Copies of the model (HSDP) always wait for the last one, which costs nothing. Within a copy that
-    would keep whole gradients meanwhile, in fp32, so it is asked for by `no_sync`.
+    With `no_sync`, gradients are reduced after the last micro-batch only, and each device keeps
+    whole gradients in fp32 until then. Replicas (HSDP) always exchange gradients after the last
+    micro-batch only, which costs no memory.
     """
     if not isinstance(model, FSDPModule):
         return
@@ -121,27 +128,23 @@ def _recomputed_selectively(block: nn.Module, *arguments: Any, **options: Any) -
 
 
 def _forward(block: nn.Module) -> Callable[..., Any]:
-    """The forward of the block's class, which `block.forward` now hides."""
+    """The forward method of the block's class, which `block.forward` hides."""
     return partial(type(block).forward, block)
 
 
 def _selective_contexts() -> Any:
-    """Keep attention's outputs and every second matrix product's, and recompute all else, as
-    torchtitan found to be a good trade.
+    """Save the outputs of attention and of every second matrix product, and recompute the rest, as
+    torchtitan does.
     """
-    products = {False: 0, True: 0}  # seen in the forward pass, and while recomputing
+    products = {False: 0, True: 0}  # counts in the forward pass, and while recomputing
 
     def policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+        name = str(operation)
         if operation in MATRIX_PRODUCTS:
             products[context.is_recompute] += 1
-            return (
-                CheckpointPolicy.MUST_SAVE
-                if products[context.is_recompute] % 2
-                else CheckpointPolicy.PREFER_RECOMPUTE
-            )
-        kept = any(
-            part in str(operation) for part in ("attention", "attn")
-        ) and "backward" not in str(operation)
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+            saves = products[context.is_recompute] % 2 == 1
+        else:
+            saves = ("attention" in name or "attn" in name) and "backward" not in name
+        return CheckpointPolicy.MUST_SAVE if saves else CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)

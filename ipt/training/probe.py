@@ -1,12 +1,12 @@
 """Checks that a model is trained on its own objective, and that packed documents do not attend to
 each other.
 
-Transformers lets a model be run in many ways, some of which give wrong numbers without an error:
-attention that ignores a soft-cap, state that flows from one packed document into the next, logits
-that are scaled after the projection. `check_model` compares, before any data are made, a small
-random copy of the model in three ways: each document alone by the model's own forward pass and loss
-(the reference), a document alone by our loss, and packed documents by our loss. `check_weights`
-compares once more on the real weights before the first step.
+transformers runs some models wrongly without an error: attention that ignores a soft-cap, state
+that flows from one packed document into the next, logits that are scaled after the projection.
+`check_model` runs before any data are made. It compares, on a small random copy of the model, the
+losses of documents alone by the model's own forward pass and loss (the reference), of a document
+alone by our loss, and of packed documents by our loss. `check_weights` compares once more on the
+real weights before the first step.
 """
 
 import functools
@@ -34,21 +34,18 @@ from ipt.models.small_copy import (
     small_copies,
 )
 from ipt.training.attention import FEATURES, RECORDED, candidates, implementation, record_features
+from ipt.training.loss import CausalLMLoss, logit_transform
 from ipt.training.model import architecture_of, base_model, evaluation_mode
-from ipt.training.objective import CausalLMLoss, logit_transform
 
 log = logging.getLogger(__name__)
 
 PREFIX = 12  # tokens of a document whose losses must not depend on the tokens that follow
-REAL_TOLERANCE = {
-    "32-true": 5e-3,
-    "bf16-mixed": 1e-1,
-    "bf16-true": 1e-1,
-}  # nats a token, mean of a document, by trainer.precision
+# trainer.precision -> allowed difference of the mean loss of a document, in nats per token.
+REAL_TOLERANCE = {"32-true": 5e-3, "bf16-mixed": 1e-1, "bf16-true": 1e-1}
 ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")
 LEAKS = "packed documents influence each other"
 ON_CPU = ("packed", "sdpa", "eager")  # implementations that run without a GPU
-CHUNK = 16  # targets of a chunk of the loss, so that the copies have several
+CHUNK = 16  # targets per chunk of the loss, so that the small copies have several chunks
 
 
 class Reference(NamedTuple):
@@ -58,17 +55,17 @@ class Reference(NamedTuple):
     weights: dict[str, Tensor]
     documents: list[Tensor]  # token ids
     losses: list[Tensor]  # [length - 1], of the model's own logits
-    own_loss: float  # of the first document by `labels=`, load balancing included
-    problem: str | None  # of the model itself, whatever the attention
+    own_loss: float  # of the first document by `labels=`, with the load-balancing loss
+    problem: str | None  # of the model itself, with any attention
     features: tuple[str, ...]  # of ipt.training.attention.FEATURES
 
 
 def check_model(config: Config) -> str:
-    """The attention implementation of the run: `trainer.attn_implementation`, or with `auto` the fastest that
-    is right.
+    """The attention implementation of the run: `trainer.attn_implementation`, or with `auto` the
+    fastest one that is correct for the model.
 
-    Raises UserError that says what differs and what works, for a model that would be trained on
-    another objective than its own or whose packed documents influence each other.
+    Raises UserError if the model would be trained on another objective than its own, or if packed
+    documents would influence each other. The message has the difference and a setting that works.
     """
     architecture = architecture_of(config)
     _check_rope(config, architecture)
@@ -83,29 +80,23 @@ def check_model(config: Config) -> str:
         if problem is None:
             return name
         problems[name] = problem
-    # With `auto`, what fails last is the most telling: earlier ones may only be of a kind that the
-    # class does not run.
-    first = next((name for name in names if problems[name].startswith(LEAKS)), names[0])
+    # With `auto`, the model's class may not run with some of them: prefer a leak, which says more.
+    shown = next((name for name in names if problems[name].startswith(LEAKS)), names[0])
     raise UserError(
-        f"{_name(config)} (model type {architecture.model_type}), trainer.attn_implementation={first}: "
-        f"{problems[first]}; "
-        f"{_what_works(reference, config.trainer)}"
+        f"{_name(config, architecture)}, trainer.attn_implementation={shown}: {problems[shown]}; "
+        f"{_remedy(reference, config.trainer)}"
     )
 
 
 def _check_rope(config: Config, architecture: Any) -> None:
-    """Raise UserError if a long document would change the positions of short ones that are packed
-    with it.
-    """
+    """Raise UserError if a long document would change the positions of short ones in its batch."""
     length = positions_before_rope_changes(architecture)
     if length is None or not config.mixture.intra_document_mask or config.mixture.seq_len <= length:
         return
     raise UserError(
-        f"{_name(config)} (model type {architecture.model_type}): packed documents influence each "
-        "other: its RoPE changes"
-        f" for a whole batch when one document has more than {length} tokens; set "
-        f"mixture.seq_len={length} or less, or"
-        " mixture.intra_document_mask=false"
+        f"{_name(config, architecture)}: packed documents influence each other: its RoPE changes "
+        f"for a whole batch when one document has more than {length} tokens; set "
+        f"mixture.seq_len={length} or less, or mixture.intra_document_mask=false"
     )
 
 
@@ -113,8 +104,8 @@ def _check_unmeasured(config: Config, architecture: Any) -> None:
     """Raise UserError for a model without a small copy, unless the check of its real weights can
     decide.
     """
-    name = f"{_name(config)} (model type {architecture.model_type})"
-    if config.architecture:  # fresh weights are so small that most faults do not show
+    name = _name(config, architecture)
+    if config.architecture:  # random weights are so small that most faults do not show
         raise UserError(
             f"{name}: no small copy of it runs, so it cannot be checked; use other sizes, or "
             "another model"
@@ -129,15 +120,15 @@ def _check_unmeasured(config: Config, architecture: Any) -> None:
 
 
 class Description(NamedTuple):
-    """What the check finds of an architecture."""
+    """The result of the check for an architecture."""
 
-    right: dict[str, bool]  # with packed documents by packed, sdpa, eager; without mask
+    right: dict[str, bool]  # packed, sdpa and eager with packed documents; without mask
     features: str  # what the model does to its logits and in its attention
 
 
 def describe_model(architecture: Any) -> Description:
-    """The verdict of the check for each implementation that runs without a GPU. Raises ValueError
-    without a small copy.
+    """The result for each implementation that runs without a GPU. Raises ValueError if no small
+    copy runs.
     """
     reference = _reference_of(architecture)
     if reference is None:
@@ -154,11 +145,10 @@ def describe_model(architecture: Any) -> Description:
 
 
 def check_weights(module: CausalLMLoss, config: Config) -> None:
-    """Compare packed documents with documents alone, and our loss with the model's own, on the
+    """Compare the losses of packed documents with the model's own losses of documents alone, on the
     weights of a run.
 
-    Three forward passes of at most fifty tokens. Every rank of a sharded model must call it. Raises
-    UserError.
+    Runs three forward passes of at most fifty tokens. All ranks must call it. Raises UserError.
     """
     base = base_model(module.model)
     device = base.get_input_embeddings().weight.device
@@ -173,19 +163,15 @@ def check_weights(module: CausalLMLoss, config: Config) -> None:
             if module.load_balancing is not None:
                 own_loss = own_loss - module.load_balancing.coefficient * aux_loss
             alone.append(own_loss.item())
-    checked = (
-        len(documents) if config.mixture.intra_document_mask else 1
-    )  # without the mask the second sees the first
-    difference = max(
-        abs(ours - own) for ours, own in zip(packed[:checked], alone[:checked], strict=True)
-    )
+    # Without the mask, the second document attends to the first.
+    checked = len(documents) if config.mixture.intra_document_mask else 1
+    differences = [abs(ours - own) for ours, own in zip(packed, alone, strict=True)][:checked]
     limit = REAL_TOLERANCE[config.trainer.precision] * max(1.0, *alone)
-    if not difference <= limit:
+    if not max(differences) <= limit:
         raise UserError(
-            f"{_name(config)} (model type {base.config.model_type}): on its weights the loss of "
-            "packed documents differs "
-            f"by {difference:.3f} nats a token from the model's own loss of each document; use "
-            "another trainer.attn_implementation"
+            f"{_name(config, base.config)}: on its weights the loss of packed documents differs by "
+            f"{max(differences):.3f} nats per token from the model's own loss of each document; "
+            "use another trainer.attn_implementation"
         )
 
 
@@ -199,14 +185,12 @@ def _reference_of(architecture: Any) -> Reference | None:
 
 @functools.lru_cache(maxsize=8)
 def _reference(cached: CachedConfig) -> Reference | None:
-    """The reference of a config, or None if no small copy of it runs. Cached by what the config
-    says.
-    """
+    """The reference of a config, or None if no small copy of it runs."""
     architecture = cached.config
     for small in small_copies(architecture):
         try:
             return _measure(small, architecture)
-        except Exception as error:  # whatever a class raises for sizes that it does not take
+        except Exception as error:  # model classes raise all kinds of errors for unsupported sizes
             log.debug("a small copy of %s does not run: %s", architecture.model_type, error)
     return None
 
@@ -221,19 +205,17 @@ def _measure(small: Any, architecture: Any) -> Reference:
     prefix = losses_alone(model, [documents[0][:PREFIX]])
     problem = None
     if distance(prefix, [losses[0][: PREFIX - 1]]) > TOLERANCE:
-        problem = (
-            "the model reads the tokens that it is to predict, so it is no causal language model"
-        )
+        problem = "the model sees the tokens that it should predict: it is no causal language model"
     reference = Reference(small, model.state_dict(), documents, losses, own_loss, problem, ())
     return reference._replace(features=_features(reference, architecture))
 
 
 def _features(reference: Reference, architecture: Any) -> tuple[str, ...]:
-    """The names of ipt.training.attention.FEATURES that the model passes to an attention function."""
+    """The names of ipt.training.attention.FEATURES that the model uses."""
     recorded = record_features()
     try:
         _our_losses(_small_model(reference, RECORDED), [[reference.documents[0]]], True)
-    except Exception as error:  # the comparison in _problem reports it
+    except Exception as error:  # _problem reports it
         log.debug("packed attention does not run: %s", error)
     text = architecture.get_text_config()
     if any(getattr(text, name, None) for name in ATTENTION_DROPOUT):
@@ -242,7 +224,7 @@ def _features(reference: Reference, architecture: Any) -> tuple[str, ...]:
 
 
 def _small_model(reference: Reference, attention: str) -> Any:
-    """The small copy with another attention. Raises ValueError if its class does not take it."""
+    """The small copy with another attention. Raises ValueError if the class lacks it."""
     model = random_model(reference.architecture, implementation(attention))
     model.load_state_dict(reference.weights)
     return model
@@ -253,11 +235,10 @@ def _small_model(reference: Reference, attention: str) -> Any:
 
 
 def _problem(reference: Reference, attention: str, document_mask: bool) -> str | None:
-    """What is wrong with training the model by this attention; None if nothing is."""
+    """Why training the model with this attention is wrong; None if it is correct."""
     if reference.problem:
         return reference.problem
-    # GPU kernels compute what packed attention computes; here only the model's side of the call is
-    # checked.
+    # GPU kernels compute the same as packed attention; here only the model's call is checked.
     stand_in = attention if attention in ON_CPU else "packed"
     first, second = reference.documents
     expected, other = reference.losses
@@ -267,25 +248,19 @@ def _problem(reference: Reference, attention: str, document_mask: bool) -> str |
         alone = _our_losses(model, [[first]], True)
         difference = distance([alone], [expected])
         if difference > TOLERANCE:
-            return (
-                f"our loss of a document differs by {difference:.3f} nats a token from the model's "
-                "own"
-            )
+            return f"our loss of a document differs by {difference:.3f} nats per token from its own"
         difference = abs(_objective(module, first) - reference.own_loss)
         if difference > TOLERANCE:
             return (
-                f"our loss differs by {difference:.3f} nats a token from the loss that the model "
-                "computes of its labels"
+                f"our loss differs by {difference:.3f} nats per token from the loss that the model "
+                "computes from labels"
             )
         if not document_mask:
-            joined = torch.cat([first, second])
             found = _our_losses(model, [[first, second]], False)
-            expected = losses_alone(model, [joined])[0]
-            return _compare(
-                found,
-                [expected.index_select(0, _inner(len(first), len(joined)))],
-                "our loss of a packed sequence differs",
-            )
+            expected = losses_alone(model, [torch.cat([first, second])])[0]
+            # The first token of the second document is no target.
+            parts = [expected[: len(first) - 1], expected[len(first) :]]
+            return _compare(found, parts, "our loss of a packed sequence differs")
         found = _our_losses(model, [[first, second], [second, first]], True)
         return _compare(found, [expected, other, other, expected], LEAKS)
     except UserError as error:
@@ -297,15 +272,13 @@ def _problem(reference: Reference, attention: str, document_mask: bool) -> str |
 
 def _compare(found: Tensor, expected: list[Tensor], problem: str) -> str | None:
     difference = distance([found], [torch.cat(expected)])
-    return (
-        f"{problem}: {difference:.3f} nats a token of difference"
-        if difference > TOLERANCE
-        else None
-    )
+    if difference > TOLERANCE:
+        return f"{problem}: the losses differ by {difference:.3f} nats per token"
+    return None
 
 
-def _what_works(reference: Reference, trainer: TrainerConfig) -> str:
-    """The settings of a training with which the model is trained correctly."""
+def _remedy(reference: Reference, trainer: TrainerConfig) -> str:
+    """Settings with which the model is trained correctly."""
     if reference.problem:
         return "use another model"
     names = [name for name in ON_CPU if not (name == "packed" and trainer.compile)]
@@ -313,7 +286,7 @@ def _what_works(reference: Reference, trainer: TrainerConfig) -> str:
         for name in names:
             if _problem(reference, name, mask) is None:
                 return f"set trainer.attn_implementation={name}{key}, or use another model"
-    return "no setting makes it right, use another model"
+    return "no setting is correct for it, use another model"
 
 
 @torch.no_grad()
@@ -325,7 +298,7 @@ def _our_losses(model: Any, rows: list[list[Tensor]], document_mask: bool) -> Te
 
 @torch.no_grad()
 def _objective(module: CausalLMLoss, document: Tensor) -> float:
-    """Our mean loss of a document, load balancing included."""
+    """Our mean loss of a document, with the load-balancing loss."""
     loss, _ = module(_batch([[document]]), 1 / (len(document) - 1), True)
     if module.load_balancing is not None and module.aux_loss is not None:
         loss = loss + module.load_balancing.coefficient * module.aux_loss
@@ -333,38 +306,25 @@ def _objective(module: CausalLMLoss, document: Tensor) -> float:
 
 
 def _batch(rows: list[list[Tensor]]) -> dict[str, Any]:
-    """A batch of ipt.mixture.batches with these documents packed, rows of equal length; a first
-    token is no target.
-    """
+    """A batch of ipt.mixture.batches with these documents packed into rows of equal length."""
     device = rows[0][0].device
     sizes = [len(document) for row in rows for document in row]
     ids = torch.stack([torch.cat(row) for row in rows])
     labels, positions = [], []
     for row in rows:
-        labels.append(torch.cat([_labels(document) for document in row]))
-        positions.append(
-            torch.cat([torch.arange(len(document), device=device) for document in row])
-        )
-    fields = torch.stack([ids, torch.stack(labels), torch.stack(positions), torch.zeros_like(ids)])
+        for document in row:
+            labels += [document[1:], document.new_tensor([IGNORE])]
+            positions.append(torch.arange(len(document), device=device))
+    labels_BT = torch.cat(labels).view_as(ids)
+    positions_BT = torch.cat(positions).view_as(ids)
+    fields = torch.stack([ids, labels_BT, positions_BT, torch.zeros_like(ids)])
     batch = unpacked(fields, sizes)
     return {**batch, "cu_seq_lens": batch["cu_seq_lens"].to(device)}
 
 
-def _labels(document: Tensor) -> Tensor:
-    return torch.cat([document[1:], document.new_tensor([IGNORE])])
-
-
-def _inner(first: int, total: int) -> Tensor:
-    """Indices of the losses of a sequence without that of the second document's first token, which
-    is no target.
-    """
-    indices = torch.arange(total - 1)
-    return indices[indices != first - 1]
-
-
 @contextmanager
 def _evaluating(module: CausalLMLoss) -> Iterator[None]:
-    """Evaluation mode without gradients or compilation; leaves a module in training as it was."""
+    """Evaluation mode without gradients or compilation; restores the training state afterwards."""
     modes = {part: part.training for part in module.modules()}
     evaluation_mode(module)
     try:
@@ -379,5 +339,6 @@ def _evaluating(module: CausalLMLoss) -> Iterator[None]:
         module.aux_loss = None
 
 
-def _name(config: Config) -> str:
-    return "architecture" if config.architecture else f"model={config.model}"
+def _name(config: Config, architecture: Any) -> str:
+    name = "architecture" if config.architecture else f"model={config.model}"
+    return f"{name} (model type {architecture.model_type})"

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ipt.errors import UserError
 from ipt.models import load_model, resolve_model
 from ipt.models.checks import check_adapter, check_weights
-from ipt.training.loading import stored_weights
+from ipt.training.model import stored_weights
 
 SMALL = {
     "vocab_size": 64,

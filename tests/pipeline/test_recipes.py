@@ -18,7 +18,6 @@ from ipt.pipeline.dry_run import Needs, dry_run, remedies, training_needs
 from ipt.pipeline.dry_run_arms import dry_run_arms, plan_arms
 from ipt.pipeline.inputs import FETCHED, HERE, MISSING, training_inputs
 from ipt.pipeline.stages import arm_config
-from ipt.training.memory_estimate import world_size
 from tests.commands import ROOT, run, run_here
 
 RECIPES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
@@ -181,7 +180,7 @@ def test_the_published_numbers(name):
     config, (tokens_per_step, steps, seq_len, lr, warmup) = recipe(name), PUBLISHED[name]
     trainer = config.trainer
     assert (
-        world_size(trainer)
+        trainer.world_size
         * trainer.micro_batch_size
         * trainer.accumulate_grad_batches
         * config.mixture.seq_len

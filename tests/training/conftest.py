@@ -102,7 +102,7 @@ def clock(monkeypatch) -> Clock:
 @pytest.fixture(scope="session")
 def uninterrupted(stores, make_config, tmp_path_factory):
     """A finished run of one process that others are compared with, and its summary."""
-    from ipt.training.train import train
+    from tests.training.jobs import train
 
     output = tmp_path_factory.mktemp("run") / "whole"
     return output, train(make_config(), stores, output)

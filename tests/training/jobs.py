@@ -9,19 +9,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from ipt.config import Config
+from ipt.console import setup_logging
 from ipt.evaluation.callback import DuringTraining
+from ipt.export.huggingface import export
 from ipt.training.checkpoint import storage
 from ipt.training.checkpoint.signals import Stopped
 from ipt.training.metrics import StepMetrics
-from ipt.training.train import train
+from ipt.training.train import train as train_stage
 
 SOURCES = ("raw", "instruction")
+train = partial(train_stage, export=export)
 
 
 def write_job(
@@ -49,6 +53,7 @@ def run_jobs(*paths: Path) -> None:
     """The trainings of some files, one after the other. A stop ends that training, and the process
     if it is the last one.
     """
+    setup_logging()
     tell, finish = StepMetrics.on_train_batch_end, storage._finish
 
     def signalling(self, trainer, *arguments):
@@ -69,7 +74,7 @@ def run_jobs(*paths: Path) -> None:
             output = Path(job["output"])
             score = (
                 DuringTraining(config, None, output)
-                if config.evaluation.during_training.steps
+                if config.evaluation.during_training.every_n_train_steps
                 else None
             )
             train(

@@ -16,9 +16,15 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from ipt.config import Config, OptimizerConfig
-from ipt.training.loading import can_be_filled, fill, stored_weights
-from ipt.training.model import build_model, empty_model, transformer_blocks
-from ipt.training.module import CausalLMLoss
+from ipt.training.loss import CausalLMLoss
+from ipt.training.model import (
+    build_model,
+    can_be_filled,
+    empty_model,
+    fill,
+    stored_weights,
+    transformer_blocks,
+)
 from ipt.training.optim import optimizers
 from ipt.training.optim.build import build_optimizer
 from ipt.training.optim.dtensor import local

@@ -12,8 +12,8 @@ from ipt.errors import UserError
 from ipt.models import load_model, resolve_model
 from ipt.training import attention
 from ipt.training.attention import implementation, resolve_attention
+from ipt.training.loss import CausalLMLoss
 from ipt.training.model import build_model
-from ipt.training.module import CausalLMLoss
 from tests.training.ranks import batch_of, config_of
 
 on_gpu = pytest.mark.skipif(
@@ -123,7 +123,7 @@ def test_a_cpu_takes_packed_and_refuses_kernels_by_name(monkeypatch):
     assert resolve_attention(TrainerConfig(accelerator="cpu", compile=True)) == "sdpa"
     with pytest.raises(
         ValueError,
-        match=r"trainer.attn_implementation=packed: compiled blocks would be compiled anew for each batch",
+        match=r"attn_implementation=packed: compiled blocks would be recompiled for each batch",
     ):
         resolve_attention(
             TrainerConfig(accelerator="cpu", compile=True, attn_implementation="packed")
@@ -133,7 +133,7 @@ def test_a_cpu_takes_packed_and_refuses_kernels_by_name(monkeypatch):
             ValueError,
             match=f"trainer.attn_implementation={name}: it needs an NVIDIA GPU.*use packed",
         ):
-            resolve_attention(TrainerConfig(accelerator="cpu", attention=name))
+            resolve_attention(TrainerConfig(accelerator="cpu", attn_implementation=name))
 
 
 def _pretend_a_gpu(monkeypatch, capability: tuple[int, int], packages: set[str]) -> None:
@@ -170,14 +170,14 @@ def test_a_wish_that_cannot_be_met_says_what_is_missing(monkeypatch):
         _pretend_a_gpu(patched, (10, 0), {"flash-attn-3"})
         with pytest.raises(
             ValueError,
-            match=r"flash_attention_3: it is for GPUs of compute capability 8.0 to 9.x, and this is a GPU of .* 10.0",
+            match=r"flash_attention_3: it needs compute capability 8.0 to 9.x, and a GPU has 10.0",
         ):
             resolve_attention(
                 TrainerConfig(precision="bf16-mixed", attn_implementation="flash_attention_3")
             )
         with pytest.raises(
             ValueError,
-            match=r"varlen: its kernel computes in bf16 only, set trainer.precision=bf16-mixed",
+            match=r"varlen: its kernel computes in bf16 only; set trainer.precision=bf16-mixed",
         ):
             resolve_attention(TrainerConfig(precision="32-true", attn_implementation="varlen"))
     missing = attention._missing_package("flash_attention_3", attention.FLASH["flash_attention_3"])

@@ -16,8 +16,7 @@ from ipt.evaluation.run import evaluate
 from ipt.training.checkpoint.signals import Stopped
 from ipt.training.checkpoint.state import random_state
 from ipt.training.module import PretrainingModule
-from ipt.training.train import train
-from tests.training.jobs import assert_same_steps, read_metrics
+from tests.training.jobs import assert_same_steps, read_metrics, train
 from tests.training.ranks import batch_of
 
 SCORED = [2, 4, 6]

@@ -13,9 +13,9 @@ from ipt.mixture.plan import make_plan
 from ipt.models import load_model, load_tokenizer
 from ipt.tokens.store import TokenStore
 from ipt.training.checkpoint.storage import read_whole_tensors, whole_checkpoints
+from ipt.training.loss import CausalLMLoss
 from ipt.training.model import build_model
-from ipt.training.module import CausalLMLoss
-from ipt.training.train import train
+from tests.training.jobs import train
 
 IDS = torch.arange(100, 140)[None]
 
@@ -97,7 +97,7 @@ def test_a_sharded_checkpoint_exports_in_one_process(uninterrupted_two, tmp_path
 
 def test_bf16_by_choice_and_several_files(uninterrupted, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SHARD", "8KB")
-    export_checkpoint(uninterrupted[0], tmp_path / "export", dtype="bf16")
+    export_checkpoint(uninterrupted[0], tmp_path / "export", dtype="bfloat16")
     files = list((tmp_path / "export").glob("*.safetensors"))
     assert len(files) > 1
     halves = {name: tensor for file in files for name, tensor in load_file(file).items()}

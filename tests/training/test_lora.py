@@ -5,8 +5,8 @@ them on several processes.
 import pytest
 import torch
 
+from ipt.training.loss import CausalLMLoss
 from ipt.training.model import build_model, is_lora
-from ipt.training.module import CausalLMLoss
 from ipt.training.optim.build import build_optimizer
 from tests.training.ranks import batch_of
 

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.profiler import ProfilerActivity, profile
 
 from ipt.config import Config
+from ipt.training.loss import CausalLMLoss
 from ipt.training.memory_estimate import (
     memory_model,
     optimizer_bytes,
@@ -21,7 +22,6 @@ from ipt.training.memory_estimate import (
 )
 from ipt.training.memory_trace import LiveBytes
 from ipt.training.model import build_model, transformer_blocks
-from ipt.training.module import CausalLMLoss
 from ipt.training.optim.build import build_optimizer
 from ipt.training.parallelize import checkpoint_activations, parallelize
 
@@ -278,7 +278,7 @@ def test_the_other_ways_to_save_activations():
     )
     assert budget == pytest.approx((none + full) / 2)
     masked = small_config()
-    masked.trainer.attention = "sdpa"
+    masked.trainer.attn_implementation = "sdpa"
     assert (
         predicted(masked).moments[0].activations - none
         >= LAYERS * 2 * 256 * 256 * 4 - LAYERS * 512 * 128 * 4

@@ -13,8 +13,7 @@ from ipt.export.huggingface import export_checkpoint
 from ipt.mixture.batches import IGNORE, PackedSequences
 from ipt.mixture.plan import make_plan
 from ipt.tokens.store import TokenStore
-from ipt.training.train import train
-from tests.training.jobs import assert_same_steps, read_metrics
+from tests.training.jobs import assert_same_steps, read_metrics, train
 from tests.training.model_cases import SUPPORTED, load_case, write_case
 
 STEPS, BATCH = 3, 2

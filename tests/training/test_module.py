@@ -8,7 +8,8 @@ from ipt.mixture.batches import IGNORE, PackedSequences
 from ipt.mixture.plan import make_plan
 from ipt.models import load_model
 from ipt.tokens.store import TokenStore
-from ipt.training.module import CausalLMLoss, build_model
+from ipt.training.loss import CausalLMLoss
+from ipt.training.model import build_model
 
 
 def _batch(stores):

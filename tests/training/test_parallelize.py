@@ -11,13 +11,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ipt.config import TrainerConfig
-from ipt.training.model import transformer_blocks
-from ipt.training.module import CausalLMLoss, build_model
-from ipt.training.parallelize import checkpoint_activations, parallelize
-from ipt.training.train import train
+from ipt.training.loss import CausalLMLoss
+from ipt.training.model import build_model, transformer_blocks
+from ipt.training.parallelize import checkpoint_activations, parallelize, uses_fsdp
 from tests.processes import run_ranks
 from tests.training import ranks
-from tests.training.jobs import assert_same_steps, read_metrics, run_jobs, write_job
+from tests.training.jobs import assert_same_steps, read_metrics, run_jobs, train, write_job
 from tests.training.model_cases import write_case
 
 SHAPE = {
@@ -209,3 +208,18 @@ def test_compiled_blocks_do_the_same(models, mode):
     assert value == pytest.approx(expected, rel=1e-6)
     assert saved < (0.5 if mode == "budget" else 1) * plain_saved
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_gpu", "expected"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"accelerator": "cpu"}, True, False),
+        ({"accelerator": "cpu", "num_nodes": 2}, False, True),
+        ({"strategy": "single"}, True, False),
+        ({"strategy": "fsdp2"}, False, True),
+    ],
+)
+def test_auto_shards_on_gpus_and_with_several_processes(settings, has_gpu, expected):
+    assert uses_fsdp(TrainerConfig(**settings), has_gpu) is expected

@@ -20,10 +20,9 @@ from ipt.models.small_copy import (
     small_copies,
 )
 from ipt.pipeline import stages
-from ipt.training import objective, probe
+from ipt.training import loss, probe
 from ipt.training.attention import PACKED, implementation, packed_attention
-from ipt.training.loss import LogitTransform, chunked_cross_entropy
-from ipt.training.module import CausalLMLoss
+from ipt.training.loss import CausalLMLoss, LogitTransform, chunked_cross_entropy
 from tests.training.model_cases import config_of_case, write_case
 
 # Published sizes, by the defaults of the config classes: what is compared is a small copy of them.
@@ -79,9 +78,9 @@ def _without_option(monkeypatch, *names: str) -> None:
 
 
 def _with_transform(monkeypatch, change) -> None:
-    original = objective.logit_transform
+    original = loss.logit_transform
     monkeypatch.setattr(
-        objective, "logit_transform", lambda architecture: change(original(architecture))
+        loss, "logit_transform", lambda architecture: change(original(architecture))
     )
 
 
@@ -89,7 +88,7 @@ def _without_bias(monkeypatch) -> None:
     def ignoring(*arguments, **options):
         return chunked_cross_entropy(*arguments, **{**options, "bias_V": None})
 
-    monkeypatch.setattr(objective, "chunked_cross_entropy", ignoring)
+    monkeypatch.setattr(loss, "chunked_cross_entropy", ignoring)
 
 
 def _without_restarting_positions(monkeypatch) -> None:
@@ -110,7 +109,7 @@ def _without_restarting_positions(monkeypatch) -> None:
 )
 def test_the_implementations_of_transformers_pass_too(architecture, attention):
     assert _problem(architecture, attention) is None
-    assert _problem(architecture, attention, intra_document_mask=False) is None
+    assert _problem(architecture, attention, document_mask=False) is None
 
 
 REMOVALS = {  # models of the test above first: the check keeps the references of the last few
@@ -118,7 +117,7 @@ REMOVALS = {  # models of the test above first: the check keeps the references o
     "sliding window, Mistral": (MISTRAL, lambda patch: _without_option(patch, "sliding_window")),
     "load balancing": (
         MIXTRAL,
-        lambda patch: patch.setattr(objective, "load_balancing", lambda model: None),
+        lambda patch: patch.setattr(loss, "load_balancing", lambda model: None),
     ),
     "bounds of documents": (LLAMA_3, lambda patch: _without_option(patch, "document_sizes")),
     "soft-cap of the scores": (GEMMA_2, lambda patch: _without_option(patch, "softcap")),
@@ -140,7 +139,7 @@ REMOVALS = {  # models of the test above first: the check keeps the references o
     ),
     "load balancing, Qwen3": (
         QWEN_3_MOE,
-        lambda patch: patch.setattr(objective, "load_balancing", lambda model: None),
+        lambda patch: patch.setattr(loss, "load_balancing", lambda model: None),
     ),
     "positions that restart": (GPT_2, _without_restarting_positions),
 }
@@ -236,7 +235,7 @@ def test_long_documents_must_not_change_the_positions_of_short_ones(kind):
         ),
     ):
         probe.check_model(config)
-    config.mixture.document_mask = False
+    config.mixture.intra_document_mask = False
     assert probe.check_model(config) == "packed"
 
 
@@ -299,7 +298,7 @@ def test_a_model_whose_packed_documents_influence_each_other_is_an_error(kind):
     with pytest.raises(UserError, match=expected) as error:
         probe.check_model(config)
     assert "\n" not in str(error.value)
-    config.mixture.document_mask = False
+    config.mixture.intra_document_mask = False
     assert probe.check_model(config) in ("packed", "sdpa", "eager")
 
 
@@ -307,7 +306,7 @@ def test_a_model_that_reads_ahead_is_an_error():
     bert = transformers.BertConfig(**SIZES, num_attention_heads=4, intermediate_size=64)
     for mask in (True, False):
         config = _config(bert)
-        config.mixture.document_mask = mask
+        config.mixture.intra_document_mask = mask
         with pytest.raises(
             UserError, match=r"model type bert.*no causal language model; use another model"
         ):
@@ -327,10 +326,10 @@ def test_an_objective_that_we_do_not_compute_is_an_error():
         **SIZES, **settings, num_key_value_heads=2, attn_layer_indices=[1], z_loss_coefficient=1.0
     )
     config = _config(bamba)
-    config.mixture.document_mask = False
+    config.mixture.intra_document_mask = False
     with pytest.raises(
         UserError,
-        match=r"model type bamba.*from the loss that the model computes.*no setting makes it right",
+        match=r"model type bamba.*from the loss that the model computes.*no setting is correct for it",
     ):
         probe.check_model(config)
 
@@ -344,7 +343,7 @@ def test_auto_takes_what_is_right_for_the_model():
     assert probe.check_model(_config(config_of_case("Gemma-2"), compile=True)) == "eager"
     with pytest.raises(
         UserError,
-        match=r"trainer\.attention=sdpa: sdpa ignores the soft-capped scores of this model; use packed, eager",
+        match=r"trainer\.attn_implementation=sdpa: sdpa ignores the soft-capped scores of this model; use packed, eager",
     ):
         probe.check_model(_config(config_of_case("Gemma-2"), attn_implementation="sdpa"))
     opt = transformers.OPTConfig(
@@ -357,7 +356,7 @@ def test_auto_takes_what_is_right_for_the_model():
     )
     with pytest.raises(
         UserError,
-        match=r"trainer\.attention=sdpa: packed documents influence each other.*set trainer.attn_implementation=packed",
+        match=r"trainer\.attn_implementation=sdpa: packed documents influence each other.*set trainer.attn_implementation=packed",
     ):
         probe.check_model(_config(opt, attn_implementation="sdpa"))
 

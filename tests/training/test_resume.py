@@ -15,7 +15,6 @@ from ipt.files import sealed
 from ipt.training.checkpoint.signals import EXIT_CODE, Stopped
 from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
 from ipt.training.metrics import StepMetrics
-from ipt.training.train import train
 from tests.processes import run_ranks, run_together, started
 from tests.training.jobs import (
     assert_same_steps,
@@ -23,6 +22,7 @@ from tests.training.jobs import (
     read_metrics,
     reserved_port,
     run_jobs,
+    train,
     write_job,
 )
 
@@ -159,7 +159,7 @@ def resumed_by_two(requeued, of_two_copies, stores, two_ranks, tmp_path_factory)
     ]
     ended = run_ranks(run_jobs, *jobs, write_job(two_ranks, stores, spread))
     assert ended.codes == [0, 0], ended.output
-    assert "going on from step 4" in ended.output
+    assert "resuming from step 4" in ended.output
     return folder
 
 
@@ -233,7 +233,7 @@ def test_ctrl_c_is_told_from_an_end(stores, make_config, signal_after, tmp_path)
 
 def test_a_checkpoint_of_other_settings_is_refused(uninterrupted, stores, make_config, tmp_path):
     output = copy_run(uninterrupted[0], tmp_path / "run")
-    with pytest.raises(ValueError, match="of a run with other data or settings"):
+    with pytest.raises(ValueError, match="belongs to a run with other data or settings"):
         train(make_config("optimizer.lr=1e-3"), stores, output)
 
 

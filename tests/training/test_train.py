@@ -3,8 +3,8 @@
 import pytest
 
 from ipt.config import SchedulePoint
-from ipt.training.train import train
-from tests.training.jobs import SOURCES, assert_same_steps, read_metrics
+from ipt.training.train import train as train_stage
+from tests.training.jobs import SOURCES, assert_same_steps, read_metrics, train
 from tests.training.small_model import VOCABULARY
 
 
@@ -88,6 +88,13 @@ def test_best_fit_a_schedule_and_loader_workers(stores, make_config, tmp_path):
     assert summary["target_tokens"] < summary["tokens"]
     assert packed["course"][49]["tokens"]["instruction"] == 0
     assert read_metrics(tmp_path / "run")[-1]["loss"] < read_metrics(tmp_path / "run")[0]["loss"]
+
+
+def test_without_an_exporter_only_the_model_folder_is_missing(stores, make_config, tmp_path):
+    train_stage(make_config("trainer.max_steps=1"), stores, tmp_path / "run")
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"metrics.jsonl", "summary.json", "checkpoints"} <= written
+    assert "export" not in written
 
 
 def test_too_many_repeats_and_other_mistakes_are_told(stores, make_config, tmp_path):

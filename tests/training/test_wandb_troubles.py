@@ -10,7 +10,7 @@ import pytest
 
 from ipt.config import LoggerConfig
 from ipt.training.logger import build_loggers
-from ipt.training.train import train
+from tests.training.jobs import train
 
 CALLS = 2000
 

@@ -33,8 +33,8 @@ from ipt.evaluation.backends.generate import Greedy
 from ipt.evaluation.backends.generated import Generation
 from ipt.evaluation.backends.prefixes import shared_prefixes
 from ipt.models import load_model, load_tokenizer
+from ipt.training.loss import logit_transform
 from ipt.training.model import base_model
-from ipt.training.objective import logit_transform
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,5 +1,6 @@
-"""When a run saves, how it goes on from what it saved, and how it stops when it is told to."""
+"""When a run saves, how it resumes from a checkpoint, and how it stops after a signal."""
 
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import timedelta
@@ -8,13 +9,12 @@ from time import monotonic
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from ipt.console import console
 from ipt.errors import UserError
 from ipt.stage import installed_versions
 from ipt.training.checkpoint.remote import upload
@@ -34,78 +34,65 @@ from ipt.training.checkpoint.storage import (
     whole_checkpoints,
     write_checkpoint,
 )
+from ipt.training.lightning_private import replace_epoch_loop, resume_at
 from ipt.training.module import PretrainingModule
-from ipt.training.run_key import global_batch
 
-TIMEOUT = timedelta(hours=2)  # that processes wait for the slowest one to write
+TIMEOUT = timedelta(hours=2)  # for the slowest process to write its part
 
-
-class EpochLoop(_TrainingEpochLoop):
-    """Lightning's, without its exchange of SIGTERM before each micro-batch, for which all devices
-    wait; here there is one a step.
-    """
-
-    def _broadcast_sigterm_tensor(self) -> None:
-        pass
+log = logging.getLogger(__name__)
 
 
 class Checkpoints(Callback):
-    """Saves by steps and by time, after the last step, and when a signal stops the run; before the
-    first step, goes on from the newest whole checkpoint. After the last step it always saves: an
-    export that fails then costs no steps.
+    """Saves by steps and by time, when a signal stops the run, and always after the last step, so
+    that a failed export loses no steps. Before the first step, it resumes from the newest complete
+    checkpoint.
 
-    At most one checkpoint is being written at a time: the next one waits for it, and so does the
-    end of the run. `run` says whose checkpoints these are, as
-    `ipt.training.checkpoint.storage.run_key` does, and `about` is kept in them for exports.
+    At most one checkpoint is being written at a time: the next save and the end of the run wait for
+    it. `run` is the key of the run (ipt.training.run_key), and `about` is stored in each checkpoint
+    for exports.
     """
 
     def __init__(self, output: Path, run: str, about: dict[str, Any], remote: str | None) -> None:
-        self.folder, self.metrics, self.run, self.about, self.remote = (
-            output / "checkpoints",
-            output / METRICS,
-            run,
-            about,
-            remote,
-        )
+        self.folder = output / "checkpoints"
+        self.metrics = output / METRICS
+        self.run = run
+        self.about = about
+        self.remote = remote
         self.stopped_by: str | None = None
         self.failed_uploads = 0
-        self.sequences = 0  # that all processes together have been through
+        self.sequences = 0  # that all processes together have trained on
         self._earlier_seconds = 0.0
         self._signals = StopSignals()
         self._step = self._saved = self._uploading = -1
-        self._asked = False
-        self._random: dict[str, Any] | None = None  # states to go on with
+        self._requested = False  # a checkpoint by time
+        self._random: dict[str, Any] | None = None  # to restore at the first batch
 
     def seconds(self) -> float:
-        """Of training so far, loading and saving included: of this start, and of earlier ones as
-        far as it goes on from them.
+        """Duration of the training so far, with loading and saving: of this start, and of earlier
+        starts up to the checkpoint that the next one resumed from.
         """
         return self._earlier_seconds + monotonic() - self._started
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         self._started = monotonic()
-        loop = trainer.fit_loop.epoch_loop
-        trainer.fit_loop.epoch_loop = EpochLoop(trainer, loop.min_steps, loop.max_steps)
+        replace_epoch_loop(trainer)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._uploads = ThreadPoolExecutor(1, "upload")
         self._writing: Future[None] | None = None
         self._sending: Future[None] | None = None
-        # Groups of their own, on the host: writing goes on in another thread, and neither may meet
-        # the training's collectives.
-        groups = [
-            dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.is_initialized() else None
-            for _ in range(2)
-        ]
-        self._group, self._agreement = (
-            groups[0],
-            RankConsensus(groups[1] if trainer.world_size > 1 else None),
-        )
+        # Process groups on the host, because writing runs in another thread and must not interfere
+        # with the collectives of the training.
+        self._group = self._signal_group = None
+        if dist.is_initialized():
+            self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+            self._signal_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self._consensus = RankConsensus(self._signal_group if trainer.world_size > 1 else None)
 
-    # Going on from a checkpoint
+    # Resuming
     # ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Everything is built now; the loader is asked for next."""
+        """Runs when everything is built, and before the data loader is created."""
         assert isinstance(module, PretrainingModule)
         self._config = module.config
         from_scratch = bool(module.config.architecture)
@@ -126,38 +113,29 @@ class Checkpoints(Callback):
         facts = read_facts(checkpoint)
         if facts["run"] != self.run:
             raise UserError(
-                f"{checkpoint} is of a run with other data or settings: choose another output_dir, "
-                "or remove its checkpoints"
+                f"{checkpoint} belongs to a run with other data or settings: choose another "
+                "output_dir, or remove its checkpoints"
             )
         check_files(checkpoint, self._group)
         self._state.prepare()
-        tensors = self._state.tensors()
-        read_tensors(checkpoint, tensors, self._group)
-        self._state.put_back(tensors)
-        scheduler = trainer.lr_scheduler_configs[0].scheduler
-        scheduler.load_state_dict(facts["schedule"])
+        read_tensors(checkpoint, self._state.tensors(), self._group)
+        trainer.lr_scheduler_configs[0].scheduler.load_state_dict(facts["schedule"])
         for group, rate in zip(trainer.optimizers[0].param_groups, facts["lr"], strict=True):
-            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], torch.Tensor) else rate
+            group["lr"] = rate
         self._step = self._saved = facts["step"]
         self.sequences = facts["sequences"]
-        self._earlier_seconds = facts.get(
-            "seconds", 0.0
-        )  # the first checkpoints of this format have none
-        loop = trainer.fit_loop.epoch_loop
-        loop.automatic_optimization.optim_progress.optimizer.step.total.completed = (
-            self._step
-        )  # what trainer.global_step reads
-        loop._batches_that_stepped = self._step
+        self._earlier_seconds = facts.get("seconds", 0.0)  # early checkpoints do not have it
+        resume_at(trainer, self._step)
         if facts["processes"] == trainer.world_size:
             self._random = read_random(checkpoint, trainer.global_rank)
-        else:  # there is no state for each process: new ones from seed, step and process
-            L.seed_everything(
-                (self._config.seed * 1_000_003 + self._step * 1009 + trainer.global_rank) % 2**32,
-                verbose=False,
-            )
+        else:
+            # The checkpoint has no random state for each process.
+            entropy = [self._config.seed, self._step, trainer.global_rank]
+            seed = np.random.SeedSequence(entropy).generate_state(1)[0]
+            L.seed_everything(int(seed), verbose=False)
         if trainer.is_global_zero:
             self.metrics.write_bytes((checkpoint / METRICS).read_bytes())
-            console.print(f"going on from step {self._step}: {checkpoint}")
+            log.info("resuming from step %s: %s", self._step, checkpoint)
 
     # Saving
     # ----------------------------------------------------------------------------------------------
@@ -165,14 +143,13 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._step = trainer.global_step
         self._clock = monotonic()
-        self._signals.install()  # after Lightning has installed its own
+        self._signals.install()  # after Lightning has installed its own handlers
 
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if (
-            self._random is not None
-        ):  # only now: the loader has drawn a seed, which the run that was left alone did at its start
+        # Not earlier: creating the loader draws a random number, as it did when the run started.
+        if self._random is not None:
             set_random_state(self._random)
             self._random = None
 
@@ -185,19 +162,19 @@ class Checkpoints(Callback):
         batch_idx: int,
     ) -> None:
         if trainer.global_step == self._step:
-            return  # within an accumulation
+            return  # not the last micro-batch of a step
         self._step = trainer.global_step
-        self.sequences = self._step * global_batch(self._config.trainer)
+        self.sequences = self._step * self._config.trainer.global_batch_size
         due = self._is_due()
-        ask = trainer.is_global_zero and not due and self._time_is_up()
-        time_is_up, stop = self._agreement.exchange([ask, self._signals.received])
-        if due or time_is_up:
+        requests = trainer.is_global_zero and not due and self._time_is_up()
+        requested, stop = self._consensus.exchange([requests, self._signals.received])
+        if due or requested:
             self.save(trainer)
         if stop and self._step < self._config.trainer.max_steps:
             self._stop(trainer, stop)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._agreement.last()
+        self._consensus.last()
         if not self.stopped_by and self._step != self._saved:
             self._save_last(trainer)
         self.wait()
@@ -213,8 +190,8 @@ class Checkpoints(Callback):
             thread.shutdown(wait=False)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Copy the run's state to host memory, then write it, in the background if the config says
-        so. All processes call it.
+        """Copy the run's state to host memory and write it, in the background with
+        `checkpoint.async_save`. All processes call it.
         """
         self._wait_for_writing()
         tensors = self._state.tensors()
@@ -225,12 +202,8 @@ class Checkpoints(Callback):
             "sequences": self.sequences,
             "seconds": self.seconds(),
             "processes": trainer.world_size,
-            "schedule": {
-                name: value
-                for name, value in trainer.lr_scheduler_configs[0].scheduler.state_dict().items()
-                if _is_plain(value)
-            },
-            "lr": [float(group["lr"]) for group in trainer.optimizers[0].param_groups],
+            "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+            "lr": [group["lr"] for group in trainer.optimizers[0].param_groups],
             "config": asdict(self._config),
             "about": self.about,
             "versions": installed_versions(),
@@ -238,21 +211,20 @@ class Checkpoints(Callback):
         }
         metrics = self.metrics.read_bytes() if trainer.is_global_zero else b""
         if torch.cuda.is_available():
-            # state that lies in host memory (paged) is not copied behind the step, as what is on
-            # the GPU is
+            # Copies of paged state, which is in host memory, are not ordered after the step.
             torch.cuda.synchronize()
         staged = self._stager.stage(tensors)
-        assert isinstance(staged, dict)  # not a promise: it was not asked to copy in the background
+        assert isinstance(staged, dict)  # not a future: the options above exclude it
         snapshot = Snapshot(staged, random_state(), facts, metrics)
         self._writing = self._thread.submit(self._write, snapshot, trainer.is_global_zero)
-        self._saved, self._clock, self._asked = self._step, monotonic(), False
+        self._saved = self._step
+        self._clock = monotonic()
+        self._requested = False
         if not self._config.checkpoint.async_save:
             self._wait_for_writing()
 
     def _save_last(self, trainer: L.Trainer) -> None:
-        """Save the last step. Without room for it the export, which is smaller, may still have
-        room.
-        """
+        """Save the last step. If the disk is full, the export, which is smaller, may still fit."""
         self._wait_for_writing()
         saved = self._saved
         try:
@@ -260,15 +232,13 @@ class Checkpoints(Callback):
             self._wait_for_writing()
         except OSError as error:
             self._saved = saved
-            message = (
-                f"step {self._step} could not be saved ({error}); the model is exported all the "
-                "same"
+            log.warning(
+                f"step {self._step} could not be saved ({error}); the model is exported anyway"
             )
-            console.print(message, style="yellow", markup=False)
 
     def wait(self) -> None:
-        """Until what is being written is there, and the newest checkpoint is copied. Raises what
-        went wrong with the writing.
+        """Wait until the checkpoint is written and the newest one is uploaded. Raises the error of
+        the writing thread.
         """
         self._wait_for_writing()
         if self._sending is not None:
@@ -280,23 +250,21 @@ class Checkpoints(Callback):
     def _write(self, snapshot: Snapshot, first: bool) -> None:
         checkpoint = self.folder / checkpoint_name(snapshot.facts["step"])
         write_checkpoint(checkpoint, snapshot, self._group)
-        if first:
-            if self.remote and (self._sending is None or self._sending.done()):
-                self._uploading = snapshot.facts["step"]
-                self._sending = self._uploads.submit(self._upload, checkpoint, self.remote)
-            prune(
-                self.folder, self._config.checkpoint, self.folder / checkpoint_name(self._uploading)
-            )
+        if not first:
+            return
+        if self.remote and (self._sending is None or self._sending.done()):
+            self._uploading = snapshot.facts["step"]
+            self._sending = self._uploads.submit(self._upload, checkpoint, self.remote)
+        uploading = self.folder / checkpoint_name(self._uploading)
+        prune(self.folder, self._config.checkpoint, keep=uploading)
 
     def _upload(self, checkpoint: Path, url: str) -> None:
-        """A copy that cannot be made does not end the run; the next checkpoint is tried again."""
+        """A failed upload does not end the run; the next checkpoint is uploaded again."""
         try:
             upload(checkpoint, url, self._config.checkpoint)
         except UserError as error:
             self.failed_uploads += 1
-            console.print(
-                f"{checkpoint.name} was not copied: {error}", style="yellow", markup=False
-            )
+            log.warning(f"{checkpoint.name} was not uploaded: {error}")
 
     def _wait_for_writing(self) -> None:
         if self._writing is not None:
@@ -311,22 +279,15 @@ class Checkpoints(Callback):
 
     def _is_due(self) -> bool:
         config = self._config.checkpoint
-        return any(
-            steps and self._step % steps == 0
-            for steps in (config.every_n_train_steps, config.keep_every_n_steps)
-        )
+        for steps in (config.every_n_train_steps, config.keep_every_n_steps):
+            if steps and self._step % steps == 0:
+                return True
+        return False
 
     def _time_is_up(self) -> bool:
-        """Told once; with several processes it takes a step until all know."""
+        """True once per checkpoint: with several processes, all of them know a step later."""
         minutes = self._config.checkpoint.every_n_minutes
-        if minutes is None or self._asked or monotonic() - self._clock < 60 * minutes:
+        if minutes is None or self._requested or monotonic() - self._clock < 60 * minutes:
             return False
-        self._asked = True
+        self._requested = True
         return True
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a part of a schedule's state is a value, and not the function that it was made of."""
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return isinstance(value, bool | int | float | str | None)

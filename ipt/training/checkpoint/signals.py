@@ -1,5 +1,6 @@
-"""Stopping a run in good order: signals, and how all processes act on them after the same step."""
+"""Stopping a run after a signal, so that all processes save and stop after the same step."""
 
+import logging
 import os
 import shutil
 import signal
@@ -12,49 +13,45 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from ipt.console import console
+EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h, "try again later": queues can requeue on it
+REQUEUE = signal.SIGUSR1  # sent by `sbatch --signal=USR1@300` before the time limit of a job
 
-# sysexits.h: EX_TEMPFAIL, "try again later"; what a queue that can requeue by exit code is told to
-# look for
-EXIT_CODE = 75
-REQUEUE = signal.SIGUSR1  # what `sbatch --signal=USR1@300` sends before a job's time is up
+log = logging.getLogger(__name__)
 
 
 class Stopped(SystemExit):
-    """The run was told to stop, has saved, and goes on when the same command is given again."""
+    """The run has saved after a signal; the same command resumes it."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
 
 
 class StopSignals:
-    """Notes SIGTERM and SIGUSR1 instead of dying of them."""
+    """Records SIGTERM and SIGUSR1 instead of exiting."""
 
     def __init__(self) -> None:
-        self.received = 0  # the greater of the numbers 1 for SIGTERM and 2 for SIGUSR1
+        self.received = 0  # 1: SIGTERM, 2: SIGUSR1; the larger one after both
         self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {
-                number: signal.signal(number, self._note) for number in (signal.SIGTERM, REQUEUE)
-            }
+            for number in (signal.SIGTERM, REQUEUE):
+                self._previous[number] = signal.signal(number, self._record)
 
     def restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = max(self.received, 2 if number == REQUEUE else 1)
 
 
 class RankConsensus:
-    """Numbers of which each process tells its own after each step, and all learn the greatest at
-    the same step.
+    """Element-wise maximum of a few numbers over all processes, after each step.
 
-    Nobody waits for anybody in the step: with a `group` (gloo, so that no device is involved) the
-    answer is of the step before.
+    With a `group` (gloo, so no device is involved) the reduction is asynchronous, and `exchange`
+    returns the result of the step before.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -70,7 +67,7 @@ class RankConsensus:
         return answer
 
     def last(self) -> list[int] | None:
-        """The answer to what was told last, waited for."""
+        """Wait for the pending reduction and return its result; None if there is none."""
         if self._sent is None:
             return None
         work, tensor = self._sent
@@ -80,25 +77,19 @@ class RankConsensus:
 
 
 def requeue_job() -> None:
-    """Put the SLURM job that this process belongs to back into the queue; does nothing outside of
-    SLURM.
-    """
+    """Requeue the SLURM job of this process; does nothing outside of SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if shutil.which("scontrol") is None:
-        console.print(
-            f"[yellow]there is no scontrol here: put job {job} back into the queue yourself"
-        )
+        log.warning("scontrol is not available here: requeue job %s yourself", job)
         return
     result = subprocess.run(
         ["scontrol", "requeue", job], capture_output=True, encoding="utf-8", check=False
     )
-    outcome = (
-        "is in the queue again"
-        if result.returncode == 0
-        else f"was not requeued: {result.stderr.strip()}"
-    )
-    console.print(f"job {job} {outcome}")
+    if result.returncode == 0:
+        log.info("job %s was requeued", job)
+    else:
+        log.warning("job %s was not requeued: %s", job, result.stderr.strip())

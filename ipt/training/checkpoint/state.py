@@ -1,9 +1,9 @@
 """The state of a training run: named tensors that are read and written in place, and the random
 states of a process.
 
-Weights are called `model.` and their name in the Hugging Face model, other tensors of the
-LightningModule, such as a guard's statistics, `module.`, and the optimizer's state `optimizer.`,
-the weight's name and the state's.
+Names of weights are `model.` and the name in the Hugging Face model; of other tensors of the
+LightningModule, such as the guard's statistics, `module.` and their name; of optimizer state
+`optimizer.`, the weight's name and the state's name.
 """
 
 import random
@@ -20,103 +20,81 @@ from torch.optim import Optimizer
 
 from ipt.training.checkpoint.storage import own_name
 
-WRAPPERS = (
-    "_orig_mod.",
-    "_checkpoint_wrapped_module.",
-)  # of torch.compile and of activation checkpointing
+# Added to names by torch.compile and by activation checkpointing.
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 MODEL = "model."
 
 
 class TrainingState:
-    """The tensors of a module and its optimizer by name, the same names whatever wraps the module
-    and however it is sharded.
+    """The tensors of a module and its optimizer by name. Names do not depend on wrappers or
+    sharding.
     """
 
     def __init__(
         self, module: L.LightningModule, model: nn.Module, optimizer: Optimizer, frozen: bool
     ) -> None:
-        """With `frozen`, weights that are not trained are in it too: they need not be where they
-        are read from a model's folder.
-        """
-        self.module, self.optimizer, self.frozen = module, optimizer, frozen
+        """`frozen`: include frozen weights, which cannot be read from the model's folder again."""
+        self.module = module
+        self.optimizer = optimizer
+        self.frozen = frozen
         self._prefix = next(name for name, part in module.named_modules() if part is model) + "."
-        self._names = {
-            id(parameter): self._name(plain_name(name))
-            for name, parameter in module.named_parameters()
-        }
+        self._names = {}
+        for name, parameter in module.named_parameters():
+            self._names[id(parameter)] = self._name(plain_name(name))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors; they share memory with the run, but for those that stand for a number."""
-        weights = trained_tensors(self.module, self.frozen)
-        return {
-            **{self._name(name): value for name, value in weights.items()},
-            **{name: value for name, _, _, value in self._optimizer_state()},
-        }
+        """All tensors. They share memory with the run."""
+        tensors = dict(self._optimizer_state())
+        for name, value in trained_tensors(self.module, self.frozen).items():
+            tensors[self._name(name)] = value
+        return tensors
 
     def prepare(self) -> None:
-        """Let the optimizer make its state, as its first step does, so that there is something to
-        read a checkpoint into.
-        """
-        parameters = [
-            parameter for group in self.optimizer.param_groups for parameter in group["params"]
-        ]
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        for group in self.optimizer.param_groups:
-            group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
+        """Let the optimizer create its state, as in its first step, to read a checkpoint into."""
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
 
-    def put_back(self, tensors: dict[str, Tensor]) -> None:
-        """Numbers of the optimizer's state, which could not be read in place."""
-        for name, state, key, _ in list(self._optimizer_state()):
-            if isinstance(state[key], int | float):
-                state[key] = type(state[key])(tensors[name].item())
-
-    def _optimizer_state(self) -> Iterator[tuple[str, dict[str, Any], str, Tensor]]:
-        """Name, where it is, and a tensor of each entry. A tensor of a process's own, with a
-        slice's scales, has the process's name.
+    def _optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of each entry. Tensors that each process has for itself, such as scales
+        of a slice, have the process in their name.
         """
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():
                 name = f"optimizer.{self._names[id(parameter)]}.{key}"
-                if isinstance(value, int | float):
-                    yield name, state, key, torch.tensor(value, dtype=torch.float64)
-                elif isinstance(value, Tensor):
-                    whole = (
-                        not isinstance(parameter, DTensor)
-                        or isinstance(value, DTensor)
-                        or value.numel() == 1
-                    )
-                    yield name if whole else own_name(name), state, key, value
+                is_own = isinstance(parameter, DTensor) and not isinstance(value, DTensor)
+                yield own_name(name) if is_own and value.numel() != 1 else name, value
 
     def _name(self, name: str) -> str:
-        return (
-            MODEL + name.removeprefix(self._prefix)
-            if name.startswith(self._prefix)
-            else f"module.{name}"
-        )
+        if name.startswith(self._prefix):
+            return MODEL + name.removeprefix(self._prefix)
+        return f"module.{name}"
 
 
 def trained_tensors(module: nn.Module, frozen: bool) -> dict[str, Tensor]:
-    """Weights and persistent buffers by their plain names, tied ones once; frozen weights only if
-    asked, without what quantises them.
+    """Weights and persistent buffers by their plain names, tied ones once. Frozen weights only with
+    `frozen`, and without the state of their quantisation.
     """
-    names = {
-        plain_name(name)
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad or frozen
-    }
-    names |= {plain_name(name) for name, _ in module.named_buffers()}
-    state = {plain_name(name): value for name, value in module.state_dict().items()}
-    return {name: value.detach() for name, value in state.items() if name in names}
+    names = {plain_name(name) for name, _ in module.named_buffers()}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad or frozen:
+            names.add(plain_name(name))
+    tensors = {}
+    for name, value in module.state_dict().items():
+        if plain_name(name) in names:
+            tensors[plain_name(name)] = value.detach()
+    return tensors
 
 
 def plain_name(name: str) -> str:
-    """The name of a weight without those of wrappers around the modules that hold it."""
+    """The name of a weight without the names of wrappers."""
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
     return name
@@ -127,31 +105,28 @@ def plain_name(name: str) -> str:
 
 
 def random_state() -> dict[str, Any]:
-    """States of the generators of this process, JSON-able."""
+    """States of this process's random generators, as JSON values."""
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)
     assert isinstance(keys, np.ndarray)
+    cuda = torch.cuda.get_rng_state().numpy() if torch.cuda.is_available() else None
     return {
         "python": [version, list(numbers), gauss],
         "numpy": [kind, keys.tolist(), *rest],
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
-        "cuda": torch.cuda.get_rng_state().numpy().tobytes().hex()
-        if torch.cuda.is_available()
-        else None,
+        "cuda": None if cuda is None else cuda.tobytes().hex(),
     }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Undo what happened to the generators since `random_state` gave `state`; a GPU's only where
-    there was one, and is one.
-    """
+    """Restore the states that `random_state` returned; a GPU's if there was one and is one."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, np.uint32), *rest))
     torch.set_rng_state(_bytes(state["torch"]))
     if state["cuda"] and torch.cuda.is_available():
-        with suppress(RuntimeError):  # of another kind of device
+        with suppress(RuntimeError):  # the state of another kind of GPU
             torch.cuda.set_rng_state(_bytes(state["cuda"]))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: folders of safetensors files that appear whole or not at all.
+"""Checkpoints on disk: folders of safetensors files that appear complete or not at all.
 
     checkpoints/step-00000400/
         shard-*.safetensors   weights and optimizer state, one slice per process
@@ -7,8 +7,8 @@
         metrics.jsonl         the metrics of the steps so far
         checkpoint.json       everything else, with size and SHA-256 of each file; written last
 
-A folder gets its name only when all of it is on the disk, and loses it before anything of it is
-removed. Nothing in it is a pickle, so reading a checkpoint of unknown origin runs no code of its
+A folder gets its final name when all of it is on the disk, and loses the name before anything in it
+is removed. Nothing in it is a pickle, so reading a checkpoint of unknown origin runs no code of its
 author.
 """
 
@@ -32,34 +32,29 @@ from torch.distributed.checkpoint import (
 )
 from torch.distributed.checkpoint import load as load_sharded
 from torch.distributed.checkpoint import save as save_sharded
-from torch.distributed.tensor import DTensor
 
 from ipt.config import CheckpointConfig
 from ipt.errors import MissingFileError, UserError
 from ipt.files import has_seal, hash_file, read_json, sealed
+from ipt.training.optim.dtensor import local
 
 FORMAT = 1
 FACTS, METRICS = "checkpoint.json", "metrics.jsonl"
 NAME = re.compile(r"step-(\d{8,})")
-OF_BLOCKS = (
-    ".absmax1",
-    ".absmax2",
-)  # scales of 8-bit states, of which there may be one for each block of a slice
-FILE_BYTES = (
-    1 << 30
-)  # a process writes about so much into one file, which is put together in memory
+# Scales of 8-bit optimizer state; a slice may have one for each of its own blocks.
+BLOCK_SCALES = (".absmax1", ".absmax2")
+FILE_BYTES = 1 << 30  # approximate size of a file, which is assembled in memory
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """What is saved of a run at the end of a step, in host memory."""
 
-    tensors: dict[
-        str, Tensor
-    ]  # in all processes under the same names, or under names that begin with `own_name`
-    random: dict[str, Any]  # of this process
-    facts: dict[str, Any]  # JSON-able, the same in all processes
-    metrics: bytes  # metrics.jsonl so far; of the first process
+    # The same names in all processes, except for those that begin with `own_name`.
+    tensors: dict[str, Tensor]
+    random: dict[str, Any]  # random states of this process
+    facts: dict[str, Any]  # JSON values, the same in all processes
+    metrics: bytes  # metrics.jsonl so far, in the first process
 
 
 def checkpoint_name(step: int) -> str:
@@ -73,11 +68,18 @@ def checkpoint_step(name: str) -> int:
 
 
 def own_name(name: str) -> str:
-    """Name of a tensor that each process has its own one of, as the scales of an 8-bit optimizer's
+    """Name of a tensor that each process has for itself, such as the scales of an 8-bit optimizer's
     slice.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = _place(None)
     return f"process-{rank}-of-{world}.{name}"
+
+
+def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """Rank and size of a group; without one of all processes."""
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
 
 
 # Writing
@@ -85,15 +87,15 @@ def own_name(name: str) -> str:
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | None) -> None:
-    """Write `folder`. All processes call it, with a gloo `group` where there are several; when it
-    returns, the folder is whole.
+    """Write `folder`, which is complete on return. All processes call it; `group` is a gloo group
+    if there are several.
 
     Raises OSError in all processes if one of them cannot write.
     """
-    first, rank = group is None or dist.get_rank(group) == 0, dist.get_rank(group) if group else 0
+    rank = dist.get_rank(group) if group else 0
     temporary = folder.with_name(f".{folder.name}.partial")
     with _together(group):
-        if first:
+        if rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
     with _together(group):
@@ -107,33 +109,27 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup 
         )
     except CheckpointException as error:  # in all processes if one of them fails
         raise _first_failure(error) from error
-    hashes = _gathered(
-        lambda names: {name: hash_file(temporary / name) for name in names}, temporary, group
-    )
+    hashes = _gathered(lambda name: hash_file(temporary / name), temporary, group)
     with _together(group):
-        if first:
-            _finish(
-                temporary, folder, replace(snapshot, facts={**snapshot.facts, "sha256": hashes})
-            )
+        if rank == 0:
+            facts = {**snapshot.facts, "sha256": hashes}
+            _finish(temporary, folder, replace(snapshot, facts=facts))
 
 
-def prune(folder: Path, config: CheckpointConfig, spared: Path | None = None) -> None:
-    """Remove checkpoints beyond those that the config keeps; `spared` stays too."""
+def prune(folder: Path, config: CheckpointConfig, keep: Path | None = None) -> None:
+    """Remove checkpoints that the config does not keep, except `keep`."""
     for checkpoint in superseded([path.name for path in whole_checkpoints(folder)], config):
-        if folder / checkpoint != spared:
+        if folder / checkpoint != keep:
             remove(folder / checkpoint)
 
 
 def superseded(names: list[str], config: CheckpointConfig) -> list[str]:
-    """Of checkpoints, oldest first, those that neither `keep_last` nor `keep_every_n_steps` keeps."""
+    """The checkpoints that neither `keep_last` nor `keep_every_n_steps` keeps; `names`: oldest
+    first.
+    """
+    every = config.keep_every_n_steps
     older = names[: max(0, len(names) - config.keep_last)]
-    return [
-        name
-        for name in older
-        if not (
-            config.keep_every_n_steps and checkpoint_step(name) % config.keep_every_n_steps == 0
-        )
-    ]
+    return [name for name in older if not (every and checkpoint_step(name) % every == 0)]
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -143,7 +139,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint so that at no moment half of it has its name."""
+    """Remove a checkpoint; an incomplete one never has its name."""
     if folder.exists():
         removed = folder.with_name(f".{folder.name}.removed")
         shutil.rmtree(removed, ignore_errors=True)
@@ -152,30 +148,30 @@ def remove(folder: Path) -> None:
 
 
 def _finish(temporary: Path, folder: Path, snapshot: Snapshot) -> None:
-    """What the first process does once all slices are written: the rest of the files, and the name."""
+    """Run by the first process when all slices are written: write the other files and rename."""
     _write_file(temporary / METRICS, snapshot.metrics)
     files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
     hashes = {**snapshot.facts["sha256"], METRICS: hash_file(temporary / METRICS)}
     facts = sealed({**snapshot.facts, "files": files, "sha256": hashes}, {})
     _write_file(temporary / FACTS, (json.dumps(facts, indent=2, default=str) + "\n").encode())
     _sync_folder(temporary)
-    remove(
-        folder
-    )  # one of the same step that is not whole, or that a run which went on from an earlier one overtakes
+    # An incomplete checkpoint of this step, or one of a run that resumed from an earlier step.
+    remove(folder)
     temporary.rename(folder)
     _sync_folder(folder.parent)
 
 
 def _gathered(
-    work: Callable[[list[str]], dict[str, str]], folder: Path, group: dist.ProcessGroup | None
+    work: Callable[[str], str], folder: Path, group: dist.ProcessGroup | None
 ) -> dict[str, str]:
-    """What `work` makes of the names of the files in a folder; each process does a share of them,
-    and all get the whole.
+    """File name -> result of `work`, for the files in a folder. Each process does some of them, and
+    all get all results.
     """
-    world, rank = (dist.get_world_size(group), dist.get_rank(group)) if group else (1, 0)
+    rank, world = _place(group) if group else (0, 1)
     own: dict[str, str] = {}
     with _together(group):
-        own = work(sorted(path.name for path in folder.iterdir())[rank::world])
+        for name in sorted(path.name for path in folder.iterdir())[rank::world]:
+            own[name] = work(name)
     if group is None:
         return own
     parts: list[dict[str, str]] = [{}] * world
@@ -185,7 +181,7 @@ def _gathered(
 
 @contextmanager
 def _together(group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Processes go on together after the block, or all raise what went wrong in one of them."""
+    """Processes leave the block together, or all raise the OSError of one of them."""
     failure = None
     try:
         yield
@@ -201,23 +197,23 @@ def _together(group: dist.ProcessGroup | None) -> Iterator[None]:
 
 
 def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Which file of a process each tensor goes to. The first process decides for all, so it names
-    the other processes' own ones too.
+    """Tensor name -> number of the file in a process. The first process decides for all, so the
+    names include those of the other processes' own tensors.
     """
-    files, file, size = {}, 1, 0
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    files: dict[str, int] = {}
+    file, size = 1, 0
+    _, world = _place(None)
     own = own_name("")
     for name, tensor in tensors.items():
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        if size and size + local.nbytes > FILE_BYTES:
+        nbytes = local(tensor).nbytes
+        if size and size + nbytes > FILE_BYTES:
             file, size = file + 1, 0
-        size += local.nbytes
-        for process in range(world) if name.startswith(own) else (None,):
-            files[
-                name
-                if process is None
-                else f"process-{process}-of-{world}.{name.removeprefix(own)}"
-            ] = file
+        size += nbytes
+        if not name.startswith(own):
+            files[name] = file
+            continue
+        for process in range(world):
+            files[f"process-{process}-of-{world}.{name.removeprefix(own)}"] = file
     return files
 
 
@@ -237,7 +233,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _first_failure(error: CheckpointException) -> BaseException:
-    """What went wrong in the first of the processes that failed."""
+    """The error of the first process that failed."""
     failure = next(iter(error.failures.values()))[0]
     return failure if isinstance(failure, OSError) else error
 
@@ -247,29 +243,27 @@ def _first_failure(error: CheckpointException) -> BaseException:
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
-    return sorted(
-        (path for path in folder.glob("step-*") if is_whole(path)),
-        key=lambda path: checkpoint_step(path.name),
-    )
+    """The complete checkpoints in a folder, oldest first."""
+    complete = [path for path in folder.glob("step-*") if is_whole(path)]
+    return sorted(complete, key=lambda path: checkpoint_step(path.name))
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The checkpoint that a folder is, or the newest of those in it or in its `checkpoints`. Raises
+    """`folder` if it is a checkpoint, else the newest one in it or in its `checkpoints`. Raises
     MissingFileError.
     """
     if (folder / FACTS).exists():
         return folder
     for place in (folder / "checkpoints", folder):
-        if whole := whole_checkpoints(place):
-            return whole[-1]
+        if found := whole_checkpoints(place):
+            return found[-1]
     raise MissingFileError(
-        f"{folder} is no checkpoint (it has no {FACTS}) and holds none that is whole"
+        f"{folder} is no checkpoint (it has no {FACTS}) and contains no complete one"
     )
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a folder is a checkpoint with all its files in their full size."""
+    """Whether a folder is a checkpoint whose files all have their full size."""
     try:
         files = read_facts(checkpoint)["files"]
         return NAME.fullmatch(checkpoint.name) is not None and all(
@@ -280,8 +274,8 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """`checkpoint.json`. Raises MissingFileError if the folder has none, and UserError if it is
-    none of ours.
+    """`checkpoint.json`. Raises MissingFileError if there is none, and UserError if it is damaged
+    or of another format.
     """
     path = checkpoint / FACTS
     if not path.exists():
@@ -289,92 +283,78 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     facts = read_json(path)
     if facts.get("format") != FORMAT:
         raise UserError(
-            f"{path}: not a checkpoint of format {FORMAT}, which this version of ipt reads"
+            f"{path}: expected checkpoint format {FORMAT}, found {facts.get('format')}: use the "
+            "version of ipt that wrote it"
         )
     if not has_seal(facts, {}):
-        raise UserError(f"{path} is not what was written: remove the checkpoint")
+        raise UserError(f"{path} was changed after it was written: remove the checkpoint")
     return facts
 
 
 def check_files(checkpoint: Path, group: dist.ProcessGroup | None) -> None:
-    """Read all files, each process a share. Raises UserError in all of them, naming those that are
-    not what was written.
+    """Compare all files with their hashes; each process reads some of them. Raises UserError in all
+    processes if a file has changed.
     """
-    written = read_facts(checkpoint).get(
-        "sha256", {}
-    )  # the first checkpoints of this format have none
-
-    def changed(names: list[str]) -> dict[str, str]:
-        return {
-            name: ""
-            for name in names
-            if name in written and hash_file(checkpoint / name) != written[name]
-        }
-
-    if broken := sorted(_gathered(changed, checkpoint, group)):
-        remedy = (
-            "remove this checkpoint, then the same command goes on from the one before it, or else "
-            "from the beginning"
-        )
+    expected = read_facts(checkpoint).get("sha256", {})  # early checkpoints do not have it
+    found = _gathered(
+        lambda name: hash_file(checkpoint / name) if name in expected else "", checkpoint, group
+    )
+    broken = sorted(name for name in found if name in expected and found[name] != expected[name])
+    if broken:
         raise UserError(
-            f"{checkpoint / broken[0]} is not what was written ({len(broken)} of {len(written)} "
-            f"files): {remedy}"
+            f"{checkpoint / broken[0]} was changed after it was written ({len(broken)} of "
+            f"{len(expected)} files): remove this checkpoint and run the same command again, which "
+            "resumes from the one before it"
         )
 
 
 def read_random(checkpoint: Path, rank: int) -> dict[str, Any]:
-    """Random states of one of the processes that wrote the checkpoint."""
+    """Random states of a process that wrote the checkpoint."""
     return json.loads((checkpoint / f"rng-{rank:05d}.json").read_text(encoding="utf-8"))
 
 
 def read_tensors(
     checkpoint: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None
 ) -> None:
-    """Fill `tensors` in place with those of their names; DTensors with their slices, whatever the
-    slices were when they were written.
+    """Fill `tensors` in place by name, DTensors with their slices. The checkpoint may have
+    been written with other slices.
 
-    Raises UserError if the checkpoint has no tensor of a name, or has it in another shape.
+    Raises UserError if a tensor is missing or has another shape.
     """
-    there = HuggingFaceStorageReader(str(checkpoint))
     facts = read_facts(checkpoint)
     saved = facts["tensors"]
     for name, tensor in tensors.items():
         if name not in saved:
-            raise UserError(f"{checkpoint} does not hold {name}: {_why_not(name, facts)}")
+            raise UserError(f"{checkpoint} does not contain {name}: {_mismatch(name, facts)}")
         if saved[name] != list(tensor.shape):
-            shapes = f"{saved[name]}, here {list(tensor.shape)}"
             raise UserError(
-                f"{checkpoint} holds {name} in the shape {shapes}: {_why_not(name, facts)}"
+                f"{checkpoint}: {name} has shape {saved[name]}, expected {list(tensor.shape)}: "
+                f"{_mismatch(name, facts)}"
             )
-    load_sharded(tensors, storage_reader=there, process_group=group, no_dist=group is None)
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    load_sharded(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
 
 
 def read_whole_tensors(checkpoint: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All tensors whose name begins with `prefix`, without it, put together in one process;
-    floating-point ones as `dtype`.
+    """All tensors whose name begins with `prefix`, without the prefix, whole in one process.
+    Floating-point tensors are converted to `dtype`.
     """
     check_files(checkpoint, None)
-    shapes = {
-        name: shape
-        for name, shape in read_facts(checkpoint)["tensors"].items()
-        if name.startswith(prefix)
-    }
-    saved: dict[str, Any] = (
-        HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
-    )
-    kinds = {name: saved[name].properties.dtype for name in shapes}
-    tensors = {
-        name: torch.empty(shape, dtype=dtype if kinds[name].is_floating_point else kinds[name])
-        for name, shape in shapes.items()
-    }
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    tensors = {}
+    for name, shape in read_facts(checkpoint)["tensors"].items():
+        if name.startswith(prefix):
+            kind = saved[name].properties.dtype
+            tensors[name] = torch.empty(shape, dtype=dtype if kind.is_floating_point else kind)
     load_sharded(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def _why_not(name: str, facts: Mapping[str, Any]) -> str:
-    if name.startswith("process-") or name.endswith(OF_BLOCKS):
+def _mismatch(name: str, facts: Mapping[str, Any]) -> str:
+    if name.startswith("process-") or name.endswith(BLOCK_SCALES):
         return (
-            "this optimizer keeps its state in blocks of each process, so go on with "
-            f"{facts['processes']} of them, as before"
+            "this optimizer keeps its state in blocks of each process, so resume with "
+            f"{facts['processes']} processes, as before"
         )
-    return "it is the checkpoint of another model"
+    return "the checkpoint belongs to another model"

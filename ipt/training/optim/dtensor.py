@@ -1,4 +1,4 @@
-"""Slices: what one device holds of a tensor that FSDP2 has cut along its first dimension."""
+"""Slices: the rows that a device holds of a tensor that FSDP2 has sharded."""
 
 from collections.abc import Iterable
 
@@ -8,13 +8,13 @@ from torch.distributed.tensor import DTensor, Replicate
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The slice of a sharded tensor that this device holds; other tensors as they are."""
+    """The slice of a sharded tensor that this device holds; other tensors unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def like(parameter: Tensor, part: Tensor, shape: Iterable[int]) -> Tensor:
-    """`part` as this device's slice of a tensor of `shape` that is cut like `parameter`; `part`
-    itself if that is not cut.
+    """A tensor of `shape` that is sharded like `parameter`, with `part` as this device's slice.
+    Returns `part` itself if `parameter` is not sharded.
     """
     if not isinstance(parameter, DTensor):
         return part
@@ -31,8 +31,8 @@ def like(parameter: Tensor, part: Tensor, shape: Iterable[int]) -> Tensor:
 
 
 def rows(parameter: Tensor) -> tuple[int, int]:
-    """First row of this device's slice, and the one behind its last; slices are of equal size but
-    for the last ones.
+    """Start and end of the rows in this device's slice. All slices have the same size, except the
+    last ones, which may be smaller or empty.
     """
     size = -(-parameter.shape[0] // slice_count(parameter))
     start = min(slice_number(parameter) * size, parameter.shape[0])
@@ -40,23 +40,20 @@ def rows(parameter: Tensor) -> tuple[int, int]:
 
 
 def slice_count(parameter: Tensor) -> int:
-    return parameter.device_mesh.size(_cut_by(parameter)) if isinstance(parameter, DTensor) else 1
+    if not isinstance(parameter, DTensor):
+        return 1
+    return parameter.device_mesh.size(_sharded_dimension(parameter))
 
 
 def slice_number(parameter: Tensor) -> int:
-    return (
-        parameter.device_mesh.get_local_rank(_cut_by(parameter))
-        if isinstance(parameter, DTensor)
-        else 0
-    )
+    if not isinstance(parameter, DTensor):
+        return 0
+    return parameter.device_mesh.get_local_rank(_sharded_dimension(parameter))
 
 
-def _cut_by(parameter: DTensor) -> int:
-    """The dimension of the mesh along which it is cut; along another one there may be copies
-    (HSDP).
-    """
-    return next(
-        index
-        for index, placement in enumerate(parameter.placements)
-        if not isinstance(placement, Replicate)
-    )
+def _sharded_dimension(parameter: DTensor) -> int:
+    """The mesh dimension that shards; another one may replicate (HSDP)."""
+    for index, placement in enumerate(parameter.placements):
+        if not isinstance(placement, Replicate):
+            return index
+    raise AssertionError("a DTensor that is not sharded")

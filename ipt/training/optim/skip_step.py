@@ -1,31 +1,29 @@
-"""Steps that would harm the model are skipped: those whose gradients are not finite, and spikes of
-the loss or the gradient norm.
+"""Skips steps that would harm the model: steps with non-finite gradients, and spikes of the loss or
+the gradient norm.
 
-Everything here happens on the device, in tensors that are equal on all of them, so nobody waits and
-all skip the same steps.
+Everything is computed on the device from values that are equal on all ranks, so the host never
+waits and all ranks skip the same steps.
 """
 
 import torch
 from torch import Tensor, nn
 
 WINDOW = 128  # accepted steps that a step is compared with
-LEAST = 32  # before there are so many, only what is not finite is skipped
-# spikes in a row after which it is the level that has changed: the step is taken and the window
-# begins anew
+MIN_STEPS = 32  # accepted steps before spikes are detected
+# Consecutive spikes after which the level has changed: the step is taken, and the window restarts.
 PATIENCE = 8
-LEAST_DEVIATION = (
-    0.02  # as a share of the median: in a very smooth stretch every ripple would be a spike
-)
-NORMAL = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
+# Relative to the median; otherwise every ripple of a very smooth curve would be a spike.
+MIN_DEVIATION = 0.02
+NORMAL = 1.4826  # standard deviation of a normal distribution / its median absolute deviation
 
 
 class SkipStep(nn.Module):
-    """Whether a step is to be skipped, from the loss and the gradient norms of the accepted steps
-    before it.
+    """Decides whether to skip a step, from the losses and gradient norms of accepted steps.
 
-    A step is a spike if either lies more than `limit` robust standard deviations (by the median
-    absolute deviation) above its median. Skipped steps do not enter the window, so a spike does not
-    widen what comes after it. Statistics are buffers: checkpoints hold them.
+    A step is a spike if its loss or its gradient norm is more than `limit` robust standard
+    deviations (from the median absolute deviation) above the median. Skipped steps do not enter the
+    window, so a spike does not widen the limit for later steps. The statistics are buffers, so
+    checkpoints contain them.
     """
 
     window: Tensor
@@ -34,22 +32,18 @@ class SkipStep(nn.Module):
     skipped: Tensor
 
     def __init__(self, limit: float | None) -> None:
-        """`limit` None: only skip what is not finite."""
+        """`limit` None: skip only non-finite steps."""
         super().__init__()
         self.limit = limit
         self.register_buffer("window", torch.zeros(2, WINDOW))  # losses and gradient norms
-        self.register_buffer(
-            "accepted", torch.zeros((), dtype=torch.int64)
-        )  # since the window began
-        self.register_buffer(
-            "in_a_row", torch.zeros((), dtype=torch.int64)
-        )  # steps skipped until now without one accepted
-        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))  # in all
+        # Steps accepted since the window started, skipped since the last accepted one, skipped.
+        for name in ("accepted", "in_a_row", "skipped"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def forward(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """0-dimensional, 1.0 to skip and 0.0 to take the step; loss and norm are 0-dimensional and
-        of all devices together.
+        """Returns 1.0 to skip the step, else 0.0. All tensors are 0-dimensional; loss and norm are
+        reduced over all ranks.
         """
         values = torch.stack([loss.float(), grad_norm.float()])
         finite = values.isfinite().all()
@@ -70,5 +64,5 @@ class SkipStep(nn.Module):
         known = self.window.masked_fill(empty, torch.nan)
         median = known.nanmedian(1).values
         deviation = NORMAL * (known - median[:, None]).abs().nanmedian(1).values
-        deviation = deviation.maximum(LEAST_DEVIATION * median.abs())
-        return (values > median + self.limit * deviation).any() & (self.accepted >= LEAST)
+        deviation = deviation.maximum(MIN_DEVIATION * median.abs())
+        return (values > median + self.limit * deviation).any() & (self.accepted >= MIN_STEPS)

@@ -10,8 +10,7 @@ from ipt.errors import UserError
 from ipt.export.huggingface import main
 from ipt.training.checkpoint.storage import whole_checkpoints
 from ipt.training.module import PretrainingModule
-from ipt.training.train import train
-from tests.training.jobs import read_metrics
+from tests.training.jobs import read_metrics, train
 
 
 @pytest.fixture
@@ -23,9 +22,7 @@ def failed_export(stores, make_config, tmp_path):
     output = tmp_path / "run"
     output.mkdir()
     (output / ".export.partial").write_text("a file where the export's folder is to be")
-    with pytest.raises(
-        UserError, match="run the same command again; it resumes from the newest checkpoint"
-    ):
+    with pytest.raises(UserError, match="run the same command again, which only writes the export"):
         train(config, stores, output)
     (output / ".export.partial").unlink()
     return config, output

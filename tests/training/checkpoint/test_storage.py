@@ -75,7 +75,7 @@ def test_a_file_with_a_changed_byte_is_refused_by_name(tmp_path, kind):
     content[-1] ^= 1
     file.write_bytes(content)
     assert is_whole(path)  # as far as its size tells
-    with pytest.raises(ValueError, match=f"{file.name} is not what was written"):
+    with pytest.raises(ValueError, match=f"{file.name} was changed after it was written"):
         check_files(path, None)
 
 
@@ -115,14 +115,14 @@ def test_a_save_that_fails_leaves_no_checkpoint_behind(tmp_path, monkeypatch):
 
 def test_tensors_of_another_model_are_refused(tmp_path):
     path = _write(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"does not hold model\.other"):
+    with pytest.raises(ValueError, match=r"does not contain model\.other"):
         read_tensors(path, {"model.other": torch.zeros(1)}, None)
     with pytest.raises(
         ValueError,
-        match=r"in the shape \[5, 3\], here \[3, 5\]: it is the checkpoint of another model",
+        match=r"has shape \[5, 3\], expected \[3, 5\]: the checkpoint belongs to another model",
     ):
         read_tensors(path, {"model.weight": torch.zeros(3, 5)}, None)
-    with pytest.raises(ValueError, match="go on with 2 of them"):
+    with pytest.raises(ValueError, match="resume with 2 processes"):
         read_tensors(path, {"process-0-of-3.optimizer.weight.state1": torch.zeros(3)}, None)
     with pytest.raises(FileNotFoundError, match=r"has no checkpoint\.json"):
         read_facts(tmp_path)
@@ -137,7 +137,7 @@ def test_retention(tmp_path):
     ]
     assert superseded(names[:1], CheckpointConfig(keep_last=3)) == []
     paths = [_write(tmp_path, step) for step in (1, 2, 3, 4)]
-    prune(tmp_path, CheckpointConfig(keep_last=1, keep_every_n_steps=3), spared=paths[0])
+    prune(tmp_path, CheckpointConfig(keep_last=1, keep_every_n_steps=3), keep=paths[0])
     assert sorted(tmp_path.iterdir()) == [paths[0], paths[2], paths[3]]
 
 

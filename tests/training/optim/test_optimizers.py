@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ipt.config import Config, LrSchedulerConfig, OptimizerConfig
+from ipt.config import Config, LrSchedulerConfig, OptimizerConfig, TrainerConfig
+from ipt.training.optim.arithmetic import orthogonalised, round_stochastically
 from ipt.training.optim.build import (
     build_optimizer,
     learning_rate_factor,
     parameter_groups,
     warmup_steps,
 )
-from ipt.training.optim.optimizers import AdamW, _cut, orthogonalised, round_stochastically
+from ipt.training.optim.optimizers import AdamW, _piece
 from ipt.training.validation import check_training
 from tests.examples import examples
 
@@ -206,7 +207,7 @@ def test_a_weight_in_pieces_is_updated_as_the_whole_one(name, monkeypatch):
 def test_a_piece_of_paged_memory_is_known_as_such():
     codes = torch.zeros(8, 256, dtype=torch.uint8)
     codes.is_paged, codes.page_deviceid = True, 0
-    piece = _cut("state1", codes, 512, 1024)
+    piece = _piece("state1", codes, 512, 1024)
     assert (piece.is_paged, piece.page_deviceid, piece.shape, piece.data_ptr()) == (
         True,
         0,
@@ -237,7 +238,7 @@ def test_embeddings_are_decayed_by_choice_and_norms_never():
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant", "wsd"])
 def test_schedules(name):
-    config = LrSchedulerConfig(name=name, warmup_steps=10, final_lr=0.1, decay=0.2)
+    config = LrSchedulerConfig(name=name, warmup_steps=10, min_lr_ratio=0.1, decay_fraction=0.2)
     factors = np.array([learning_rate_factor(step, config, 100) for step in range(101)])
     assert factors[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert (np.diff(factors[10:]) <= 1e-12).all()
@@ -250,16 +251,12 @@ def test_schedules(name):
 
 def test_a_warm_up_in_tokens_is_rounded_up_to_steps():
     config = Config()
-    (
-        config.trainer.micro_batch_size,
-        config.trainer.accumulate,
-        config.trainer.devices,
-        config.mixture.seq_len,
-    ) = 2, 3, 4, 100
-    config.schedule.warmup_tokens = 2401
+    config.trainer = TrainerConfig(micro_batch_size=2, accumulate_grad_batches=3, devices=4)
+    config.mixture.seq_len = 100
+    config.lr_scheduler.warmup_tokens = 2401
     assert warmup_steps(config) == 2
-    config.schedule.warmup_tokens = None
-    config.schedule.warmup_steps = 7
+    config.lr_scheduler.warmup_tokens = None
+    config.lr_scheduler.warmup_steps = 7
     assert warmup_steps(config) == 7
 
 
@@ -275,15 +272,16 @@ def test_a_warm_up_in_tokens_is_rounded_up_to_steps():
         (
             "trainer.activation_checkpointing",
             "True",
-            "=True: must be one of none, full, selective, budget; true used to mean full$",
+            "=True: must be one of none, full, selective, budget; True is now called full$",
         ),
         (
             "trainer.activation_checkpointing",
             "False",
-            "=False: must be one of none, full, selective, budget; false used to mean none$",
+            "=False: must be one of none, full, selective, budget; False is now called none$",
         ),
-        ("trainer.activation_budget", 2.0, "must be a share"),
-        ("trainer.weights", "bf16", "set trainer.precision=bf16-mixed"),
+        ("trainer.activation_budget", 2.0, "must be between 0 and 1"),
+        ("trainer.profiler", "none", "null, simple, advanced, pytorch; none is now called null$"),
+        ("trainer.profiler", "torch", "torch is now called pytorch$"),
         ("trainer.replicas", 3, "must divide the number of devices, 4"),
         ("trainer.skip_spikes", 0.0, "must be above 0"),
         ("optimizer.name", "adafactor", "must be one of adamw, adamw_8bit"),
@@ -293,7 +291,7 @@ def test_a_warm_up_in_tokens_is_rounded_up_to_steps():
 )
 def test_mistakes_are_one_line(key, value, message):
     config = Config()
-    config.trainer.devices, config.schedule.warmup_steps = 4, 3
+    config.trainer.devices, config.lr_scheduler.warmup_steps = 4, 3
     check_training(config)
     group, name = key.split(".")
     setattr(getattr(config, group), name, value)

@@ -11,10 +11,9 @@ from torch import nn
 
 from ipt.config import OptimizerConfig
 from ipt.training.optim.build import build_optimizer
-from ipt.training.optim.skip_step import LEAST, NORMAL, PATIENCE, WINDOW, SkipStep
-from ipt.training.train import train
+from ipt.training.optim.skip_step import MIN_STEPS, NORMAL, PATIENCE, WINDOW, SkipStep
 from tests.examples import examples
-from tests.training.jobs import read_metrics
+from tests.training.jobs import read_metrics, train
 
 
 def _run(guard: SkipStep, losses, norms) -> list[bool]:
@@ -33,7 +32,7 @@ def _expected(losses, norms, limit: float) -> list[bool]:
     for values in zip(losses, norms, strict=True):
         finite = bool(np.isfinite(values).all())
         spike = False
-        if len(accepted) >= LEAST:
+        if len(accepted) >= MIN_STEPS:
             window = np.array(accepted[-WINDOW:], np.float32)
             low = np.sort(window, 0)[
                 (len(window) - 1) // 2
@@ -65,7 +64,7 @@ def test_as_a_plain_computation_says(seed, limit, share):
 
 def test_a_spike_is_skipped_and_does_not_count():
     guard = SkipStep(6.0)
-    calm = [3 + 0.01 * (step % 7) for step in range(LEAST)]
+    calm = [3 + 0.01 * (step % 7) for step in range(MIN_STEPS)]
     assert not any(_run(guard, calm, calm))
     window = guard.window.clone()
     assert _run(guard, [30.0], [3.0]) == [True]
@@ -80,7 +79,7 @@ def test_a_spike_is_skipped_and_does_not_count():
 
 def test_a_new_level_is_accepted_in_the_end_but_never_what_is_not_finite():
     guard = SkipStep(6.0)
-    _run(guard, [3.0] * LEAST, [1.0] * LEAST)
+    _run(guard, [3.0] * MIN_STEPS, [1.0] * MIN_STEPS)
     assert _run(guard, [9.0] * (PATIENCE + 2), [1.0] * (PATIENCE + 2)) == [True] * PATIENCE + [
         False,
         False,
@@ -90,13 +89,13 @@ def test_a_new_level_is_accepted_in_the_end_but_never_what_is_not_finite():
 
 def test_without_a_limit_only_what_is_not_finite_is_skipped():
     guard = SkipStep(None)
-    assert not any(_run(guard, [3.0] * LEAST + [1e6], [1.0] * LEAST + [1e6]))
+    assert not any(_run(guard, [3.0] * MIN_STEPS + [1e6], [1.0] * MIN_STEPS + [1e6]))
     assert _run(guard, [torch.inf], [1.0]) == [True]
 
 
 def test_its_memory_is_in_the_checkpoint():
     guard = SkipStep(6.0)
-    _run(guard, [3.0] * LEAST, [1.0] * LEAST)
+    _run(guard, [3.0] * MIN_STEPS, [1.0] * MIN_STEPS)
     restored = SkipStep(6.0)
     assert _run(restored, [9.0], [1.0]) == [False]
     restored.load_state_dict(guard.state_dict())
@@ -163,7 +162,7 @@ def test_a_run_skips_what_is_not_finite_and_gives_up_in_the_end(
     steps = read_metrics(tmp_path / "run")
     assert [step["skipped"] for step in steps] == [0, 0, 1, 2, 2, 2]
     assert steps[-1]["loss"] < steps[0]["loss"]
-    monkeypatch.setattr(module, "MOST_SKIPPED", 2)
+    monkeypatch.setattr(module, "MAX_SKIPPED", 2)
     broken.clear()
     with pytest.raises(ValueError, match="2 steps in a row were skipped"):
         train(make_config(), stores, tmp_path / "given-up")

@@ -6,7 +6,7 @@ import pytest
 
 from ipt.config import Config
 from ipt.models import load_model
-from ipt.training.shapes import known_architectures, meta_model, model_config
+from ipt.training.model import known_architectures, meta_model, model_config
 
 PUBLISHED = {
     "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
@@ -55,7 +55,7 @@ def test_a_folder_says_itself_what_it_is(tiny_model, tmp_path, monkeypatch):
 
 def test_what_is_not_known_is_one_line():
     with pytest.raises(
-        ValueError, match="model=owner/unheard-of: a dry run reaches no hub"
+        ValueError, match="model=owner/unheard-of: a dry run does not use the network"
     ) as error:
         model_config(Config(model="owner/unheard-of"))
     assert "\n" not in str(error.value)

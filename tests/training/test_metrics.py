@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ipt.config import Config
-from ipt.training.flops import flops_per_token, named_peak
-from ipt.training.shapes import meta_model
+from ipt.training.metrics import flops_per_token, named_peak
+from ipt.training.model import meta_model
 
 SMALL = {
     "model_type": "llama",
@@ -35,7 +35,7 @@ def test_an_embedding_that_is_the_projection_too_counts():
 
 
 def test_all_weights_as_torch_counts_them():
-    model = meta_model(Config(architecture=SMALL), attn_implementation="eager")
+    model = meta_model(Config(architecture=SMALL), attention="eager")
     norms = sum(
         weight.numel() for weight in model.parameters() if weight.ndim == 1
     )  # counted by convention, but no matrix
@@ -45,7 +45,7 @@ def test_all_weights_as_torch_counts_them():
 def test_lora_as_torch_counts_it():
     config = Config(architecture=SMALL)
     config.lora.rank = 2
-    model = meta_model(config, attn_implementation="eager")
+    model = meta_model(config, attention="eager")
     assert _counted(model, 64) == pytest.approx(
         64 * flops_per_token(model, 64), rel=0.03
     )  # the first layer's inputs have no gradient
