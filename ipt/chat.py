@@ -99,7 +99,7 @@ def answer(scorer: "Scorer", prompt: list[int], config: ChatConfig) -> Iterator[
     import torch
     from transformers import GenerationConfig, TextIteratorStreamer
 
-    from ipt.evaluation.backends.generated import end_tokens
+    from ipt.evaluation.backends.base import end_tokens
 
     tokenizer, stopped = scorer.encoder.tokenizer, Event()
     ends = sorted(end_tokens(scorer.inner.generation_config, tokenizer))

@@ -1,8 +1,11 @@
 """Rows of a task's data, and templates over them."""
 
+import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,8 +14,6 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from ipt.corpus.files import CorpusFile, first_line
 from ipt.errors import MissingFileError, UserError
-from ipt.evaluation.distractors import with_distractors
-from ipt.evaluation.draws import text_hash
 from ipt.evaluation.formats import DataRow, as_fields, is_missing, read_file, read_hub
 from ipt.evaluation.odd_rows import OddRow, OddRows
 from ipt.evaluation.task import CORPUS, HUB, Task
@@ -284,3 +285,75 @@ def _is_kept(task: Task, row: DataRow) -> bool:
             f"{row.where}: keep of task {task.name} reads {said!r}, expected True or False"
         )
     return said == "True"
+
+
+# Wrong options from other rows
+# ----------------------------------------------------------------------------------------------
+
+
+def with_distractors(task: Task, rows: list[DataRow]) -> list[DataRow]:
+    """The rows with two more fields: `options`, their own value of a field among other rows'
+    values, and `gold`, its index.
+
+    `distractors` says: `field`; `number` of wrong options; `near`, a field: rows with the same
+    value of it are taken first, since options from the same chapter are harder to tell apart.
+    Values that differ in case only are one. The draw depends on the rows alone. Raises UserError if
+    a field is missing or there are too few values.
+    """
+    name, near = task.distractors["field"], task.distractors.get("near", "")
+    for key in filter(None, (name, near)):
+        if bare := next((row for row in rows if not isinstance(row.fields.get(key), str)), None):
+            raise UserError(
+                f"{bare.where}: field {key} is {bare.fields.get(key)!r}, expected a text (the "
+                "task's distractors name it)"
+            )
+    everywhere = [row.fields[name] for row in rows]
+    neighbours: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        neighbours[row.fields.get(near, "")].append(row.fields[name])
+    return [
+        _with_options(task, row, [neighbours[row.fields.get(near, "")], everywhere]) for row in rows
+    ]
+
+
+def _with_options(task: Task, row: DataRow, pools: list[list[str]]) -> DataRow:
+    name, number = task.distractors["field"], task.distractors["number"]
+    right, key = row.fields[name], f"{row.number}/{row.fields[name]}"
+    others: dict[str, str] = {}  # without regard to case -> as it stands
+    for value in chain.from_iterable(
+        (pool[index] for index in draw(len(pool), key)) for pool in pools
+    ):
+        if value.casefold() != right.casefold():
+            others.setdefault(value.casefold(), value)
+        if len(others) == number:
+            break
+    if len(others) < number:
+        raise UserError(
+            f"{row.where}: {len(others)} other values of {name} than {right!r}, expected {number}: "
+            "lower distractors.number"
+        )
+    options = [right, *others.values()]
+    options = [options[index] for index in islice(draw(len(options), f"{key}/order"), len(options))]
+    return row._replace(fields={**row.fields, "options": options, "gold": options.index(right)})
+
+
+# Draws that are the same on every machine and in every version of Python
+# ----------------------------------------------------------------------------------------------
+
+
+def draw(size: int, key: str) -> Iterator[int]:
+    """The numbers below `size` in an order that `key` decides. Taking the first few costs no more
+    than these.
+    """
+    seen: set[int] = set()
+    for attempt in count():
+        if len(seen) == size:
+            return
+        number = int(text_hash(f"{key}/{attempt}"), 16) % size
+        if number not in seen:
+            seen.add(number)
+            yield number
+
+
+def text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from ipt.errors import UserError
 from ipt.evaluation.backends import encoding
+from ipt.evaluation.backends.base import Generation
 from ipt.evaluation.backends.batching import UNLIMITED
 from ipt.evaluation.backends.encoding import Encoder, start_tokens
-from ipt.evaluation.backends.generated import Generation
 from ipt.evaluation.export import ITEMS
 from ipt.evaluation.task import Task
 from ipt.evaluation.task_types.registry import kind_of

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ipt.errors import UserError
-from ipt.evaluation.data import phrasing
-from ipt.evaluation.draws import draw, text_hash
+from ipt.evaluation.data import draw, phrasing, text_hash
 from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.task import SHOTS, Task
 

@@ -57,7 +57,7 @@ class Task:
     id: str = "id"
     distractors: dict[str, Any] = field(
         default_factory=dict
-    )  # choice: wrong options from other rows: see ipt.evaluation.distractors
+    )  # choice: wrong options from other rows: see ipt.evaluation.data
     shots: dict[str, Any] = field(
         default_factory=dict
     )  # demonstrations before each prompt: see ipt.evaluation.few_shot

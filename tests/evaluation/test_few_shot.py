@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt.evaluation.data import read_rows
-from ipt.evaluation.draws import draw
+from ipt.evaluation.data import draw, read_rows
 from ipt.evaluation.task import Task, load_tasks, task_digests
 from ipt.evaluation.task_types import generation, multiple_choice
 

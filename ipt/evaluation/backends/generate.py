@@ -12,9 +12,9 @@ from torch import distributed
 from ipt.console import progress
 from ipt.distributed import gathered, place
 from ipt.errors import UserError
+from ipt.evaluation.backends.base import Generation, cut, end_tokens, generated_text
 from ipt.evaluation.backends.batching import batches, full_attention_length
 from ipt.evaluation.backends.encoding import common_prefix
-from ipt.evaluation.backends.generated import Generation, cut, end_tokens, generated_text
 from ipt.training.model import base_model
 
 if TYPE_CHECKING:

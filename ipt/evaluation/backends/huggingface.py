@@ -15,11 +15,13 @@ from ipt.config import EvaluationConfig
 from ipt.console import console, progress
 from ipt.distributed import gathered, place
 from ipt.errors import UserError
+from ipt.evaluation.backends.base import Generation
 from ipt.evaluation.backends.batching import (
     UNLIMITED,
     batches,
     context_length,
     full_attention_length,
+    shared_prefixes,
 )
 from ipt.evaluation.backends.encoding import (
     EncodedRow,
@@ -30,8 +32,6 @@ from ipt.evaluation.backends.encoding import (
     tree_row,
 )
 from ipt.evaluation.backends.generate import Greedy
-from ipt.evaluation.backends.generated import Generation
-from ipt.evaluation.backends.prefixes import shared_prefixes
 from ipt.models import load_model, load_tokenizer
 from ipt.training.model import base_model
 from ipt.training.objective import logit_transform

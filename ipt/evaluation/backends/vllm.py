@@ -19,6 +19,7 @@ from ipt.config import EvaluationConfig, SynthesisConfig
 from ipt.console import console, progress
 from ipt.distributed import launcher_number
 from ipt.errors import UserError
+from ipt.evaluation.backends.base import Generation, cut, end_tokens, generated_text
 from ipt.evaluation.backends.encoding import (
     EncodedRow,
     Question,
@@ -26,7 +27,6 @@ from ipt.evaluation.backends.encoding import (
     make_encoder,
     plain_rows,
 )
-from ipt.evaluation.backends.generated import Generation, cut, end_tokens, generated_text
 from ipt.generation_config import load_generation_config
 from ipt.model_checks import check_weights
 from ipt.models import load_tokenizer, resolve_model

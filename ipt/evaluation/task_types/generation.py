@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from ipt.errors import UserError
-from ipt.evaluation.data import check_ids, read_rows, render, render_prompt, row_id
-from ipt.evaluation.draws import text_hash
+from ipt.evaluation.data import check_ids, read_rows, render, render_prompt, row_id, text_hash
 from ipt.evaluation.few_shot import with_shots
 from ipt.evaluation.formats import DataRow
 from ipt.evaluation.metrics import answers, statistics

@@ -29,10 +29,10 @@ from ipt.evaluation.data import (
 )
 from ipt.evaluation.few_shot import with_shots
 from ipt.evaluation.metrics import statistics
-from ipt.evaluation.metrics.gold import Gold, gold_of, meaning, right_options
 from ipt.evaluation.metrics.statistics import Metric
 from ipt.evaluation.odd_rows import OddRow, OddRows
 from ipt.evaluation.task import Task
+from ipt.evaluation.task_types.gold import Gold, gold_of, meaning, right_options
 
 if TYPE_CHECKING:
     from ipt.evaluation.backends.base import Backend

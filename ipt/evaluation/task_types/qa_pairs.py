@@ -21,8 +21,7 @@ import pyarrow as pa
 from ipt.config import SynthesisConfig
 from ipt.errors import UserError
 from ipt.evaluation.backends.encoding import Encoder
-from ipt.evaluation.data import check_ids, data_path, read_rows, render, row_id
-from ipt.evaluation.draws import draw, text_hash
+from ipt.evaluation.data import check_ids, data_path, draw, read_rows, render, row_id, text_hash
 from ipt.evaluation.formats import DataRow, as_fields
 from ipt.evaluation.metrics import answers, statistics
 from ipt.evaluation.metrics.statistics import Metric
@@ -36,8 +35,7 @@ from ipt.synthesis.long_documents import truncate
 from ipt.synthesis.quality.task_types import CONCLUSION, OPTIONS
 
 if TYPE_CHECKING:
-    from ipt.evaluation.backends.base import Backend
-    from ipt.evaluation.backends.generated import Generation
+    from ipt.evaluation.backends.base import Backend, Generation
 
 PAIR_FORMATS = ("ipt", "chat")
 STOP = {

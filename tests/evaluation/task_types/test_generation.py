@@ -7,7 +7,7 @@ import pytest
 from evaluation_cases import make_scorer
 
 from ipt.config import EvaluationConfig
-from ipt.evaluation.backends.generated import Generation
+from ipt.evaluation.backends.base import Generation
 from ipt.evaluation.results import load_results
 from ipt.evaluation.run import evaluate
 from ipt.evaluation.task import load_tasks

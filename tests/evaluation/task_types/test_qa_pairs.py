@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from sacrebleu.metrics import CHRF
 
 from ipt.config import EvaluationConfig, SynthesisConfig
+from ipt.evaluation.backends.base import Generation
 from ipt.evaluation.backends.encoding import Encoder
-from ipt.evaluation.backends.generated import Generation
 from ipt.evaluation.results import compare, groups_of, load_results
 from ipt.evaluation.run import evaluate
 from ipt.evaluation.task import load_tasks
