@@ -44,7 +44,7 @@ from ipt.places import check_writable, expanded, home_folder
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = Path(__file__).parent / "synthesis" / "adapter"
 
@@ -234,6 +234,25 @@ def load_model(name: str, dtype: "torch.dtype", **options: Any) -> "PreTrainedMo
         ) from error
     check_loaded(source, model, info)
     return model
+
+
+def quantization_config(
+    quantize: str, compute_dtype: "torch.dtype", double_quant: bool = False
+) -> "BitsAndBytesConfig":
+    """The bitsandbytes config of `quantize`, 4bit (NF4) or 8bit.
+
+    `double_quant` also quantises the scales of 4-bit weights.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
 
 
 def count_parameters(name: str) -> int:

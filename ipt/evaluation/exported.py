@@ -56,7 +56,7 @@ class ExportedTask(HarnessTask):
                 f"task {config['task']} needs the model's tokenizer: give --model_args "
                 "pretrained=MODEL, or tokenizer=MODEL"
             )
-        self.task = Task(**metadata["definition"])
+        self.task = Task.from_definition(metadata["definition"])
         self.kind = kind_of(self.task)
         lines = (
             Path(metadata["config_source"])

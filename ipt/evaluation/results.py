@@ -45,7 +45,7 @@ def read_task(folder: Path, task: str) -> Task:
         metadata = pq.read_schema(path).metadata or {}
     if b"task" not in metadata:
         raise UserError(f"{path}: no predictions of ipt (the metadata has no task): evaluate again")
-    return Task(**json.loads(metadata[b"task"]))
+    return Task.from_definition(json.loads(metadata[b"task"]))
 
 
 def load_results(folder: Path) -> Results:

@@ -158,7 +158,7 @@ def test_a_line_names_the_rows(tmp_path):
         )
     )
     task, odd = (
-        write(tmp_path, "choice", rows, shots={"number": 1, "data": "shots.jsonl"}),
+        write(tmp_path, "choice", rows, num_fewshot=1, fewshot={"data": "shots.jsonl"}),
         OddRows(),
     )
     kind_of(task).read(task, None, odd)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ipt.errors import UserError
 from ipt.evaluation.data import check_ids, read_rows, render, render_prompt, row_id, text_hash
-from ipt.evaluation.few_shot import with_shots
+from ipt.evaluation.few_shot import with_demonstrations
 from ipt.evaluation.formats import DataRow
 from ipt.evaluation.metrics import answers, statistics
 from ipt.evaluation.metrics.statistics import Metric
@@ -71,7 +71,7 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[It
     odd = OddRows() if odd is None else odd
     items = odd.kept(task, read_rows(task, corpus, odd), partial(_item, task))
     check_ids(task, items)
-    return with_shots(task, items, corpus, read, odd)
+    return with_demonstrations(task, items, corpus, read, odd)
 
 
 def _item(task: Task, row: DataRow) -> Item:

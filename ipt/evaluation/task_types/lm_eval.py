@@ -225,7 +225,7 @@ def _load(task: Task) -> Loaded:
             "'ipt[lm-eval]')"
         )
     with _seeded():
-        return _loaded(task.name, task.harness, task.path, task.shots.get("number"))
+        return _loaded(task.name, task.harness, task.path, task.num_fewshot)
 
 
 @lru_cache(maxsize=8)
@@ -274,7 +274,9 @@ def _set_shots(name: str, leaf: str, source: "ConfigurableTask", shots: int | No
     """As the harness does: a task that says 0 itself keeps it, one that says nothing has none."""
     given = source.get_config("num_fewshot")
     if given == 0 and shots:
-        console.print(f"[dim]{name}: the harness asks {leaf} without shots, whatever `shots` says")
+        console.print(
+            f"[dim]{name}: the harness asks {leaf} without shots, whatever num_fewshot says"
+        )
     elif given is None or shots is not None:
         source.set_config(key="num_fewshot", value=shots or 0)
 

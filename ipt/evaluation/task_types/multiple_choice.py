@@ -27,7 +27,7 @@ from ipt.evaluation.data import (
     row_id,
     text_hash,
 )
-from ipt.evaluation.few_shot import with_shots
+from ipt.evaluation.few_shot import with_demonstrations
 from ipt.evaluation.metrics import statistics
 from ipt.evaluation.metrics.statistics import Metric
 from ipt.evaluation.odd_rows import OddRow, OddRows
@@ -120,7 +120,7 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Qu
     if task.metric in F1S:
         _check_classes(task, questions)
     check_ids(task, questions)
-    return with_shots(task, questions, corpus, read, odd)
+    return with_demonstrations(task, questions, corpus, read, odd)
 
 
 def score(task: Task, questions: list[Question], backend: "Backend") -> list[dict[str, Any]]:

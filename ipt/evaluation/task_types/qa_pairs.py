@@ -110,12 +110,10 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[It
                 f"task {task.name}: {key} is {getattr(task, key)!r}, expected "
                 f"{' or '.join(filter(None, known))}"
             )
-    if task.pair_format != "ipt" and (task.measure == "responses" or task.shots):
-        what = (
-            "measure=responses is asked for" if task.measure == "responses" else "shots are shown"
-        )
+    if task.pair_format != "ipt" and (task.measure == "responses" or task.num_fewshot):
+        needs = "measure=responses" if task.measure == "responses" else "num_fewshot"
         raise UserError(
-            f"task {task.name}: {what} in the synthesizer's own format only: leave out pair_format"
+            f"task {task.name}: {needs} needs pair_format=ipt, found {task.pair_format}"
         )
     items = _items(task, corpus, OddRows() if odd is None else odd)
     check_ids(task, items)
@@ -366,9 +364,9 @@ def _with_shots(task: Task, items: list[Item], demonstrations: list[Item]) -> It
     """Every item with the same demonstrations before it, as the draw has them; one that is the item
     itself gives way to the next.
     """
-    number = task.shots["number"]
+    number = task.num_fewshot or 0
     candidates: dict[str, Shot] = {}  # one more than wanted, each context once
-    for index in draw(len(demonstrations), str(task.shots.get("seed", 0))):
+    for index in draw(len(demonstrations), str(task.fewshot.get("seed", 0))):
         if len(candidates) <= number:
             candidates.setdefault(
                 demonstrations[index].context,

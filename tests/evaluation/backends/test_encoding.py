@@ -265,7 +265,7 @@ def chatting(tokenizer, template, bos=None, **kwargs):
     """An encoder of a model with this chat template, under the config's options for it."""
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = template
-    config = EvaluationConfig(chat=True, bos=bos)
+    config = EvaluationConfig(apply_chat_template=True, add_bos_token=bos)
     config.chat_template_kwargs |= kwargs
     return encoding.make_encoder(changed, config, 128)
 

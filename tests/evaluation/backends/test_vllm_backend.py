@@ -18,7 +18,7 @@ from ipt.evaluation.task_types.generation import Item
 from tests.forked_engines import fork_engines
 
 MODEL = "embedded:smollm2-135m"
-CONFIG = EvaluationConfig(backend="vllm", max_length=64, batch_tokens=512, bos=True)
+CONFIG = EvaluationConfig(backend="vllm", max_length=64, batch_tokens=512, add_bos_token=True)
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,9 @@ def test_demonstrations_have_the_meaning_of_the_task(tmp_path):
     """Alone, the rows of either file might be read in two ways."""
     shots = [{"prompt": "shot", "options": SUMS[1], "g": "2"}]
     (tmp_path / "shots.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shots))
-    assert golds(tmp_path, SUMS[:1], ["1"], shots={"number": 1, "data": "shots.jsonl"}) == [1]
+    assert golds(tmp_path, SUMS[:1], ["1"], num_fewshot=1, fewshot={"data": "shots.jsonl"}) == [1]
     (tmp_path / "shots.jsonl").write_text(
         json.dumps({"prompt": "shot", "options": SUMS[0], "g": "7"}) + "\n"
     )
     with pytest.raises(UserError, match=r"shots.jsonl line 1: field g is '7'"):
-        golds(tmp_path, SUMS[:1], ["1"], shots={"number": 1, "data": "shots.jsonl"})
+        golds(tmp_path, SUMS[:1], ["1"], num_fewshot=1, fewshot={"data": "shots.jsonl"})

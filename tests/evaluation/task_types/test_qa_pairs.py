@@ -109,14 +109,14 @@ def test_a_row_can_be_a_pair(make_task):
 
 
 def test_demonstrations_are_the_same_for_all_and_never_the_item(make_task):
-    items = read(make_task(ROWS + "shots: {number: 2}\n"), None)
+    items = read(make_task(ROWS + "num_fewshot: 2\n"), None)
     assert all(
         len(item.shots) == 2 and item.context not in [shot.context for shot in item.shots]
         for item in items
     )
     assert len({shot.context for item in items for shot in item.shots}) == 3
     with pytest.raises(ValueError, match="contexts: 2 demonstrations for item heart, expected 3"):
-        read(make_task(ROWS + "shots: {number: 3}\n"), None)
+        read(make_task(ROWS + "num_fewshot: 3\n"), None)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_demonstrations_are_the_same_for_all_and_never_the_item(make_task):
         (ROWS + "reader: squat\n", "reader is 'squat', expected adversarial_qa"),
         (
             ROWS + "measure: responses\npair_format: chat\n",
-            "measure=responses is asked for in .* leave out pair_format",
+            "measure=responses needs pair_format=ipt, found chat",
         ),
         (
-            ROWS + "shots: {number: 1}\npair_format: chat\n",
-            "shots are shown in .* leave out pair_format",
+            ROWS + "num_fewshot: 1\npair_format: chat\n",
+            "num_fewshot needs pair_format=ipt, found chat",
         ),
         (
             ROWS.replace("pairs: qa", "pairs: context"),
@@ -152,9 +152,9 @@ def test_mistakes_are_told_in_one_line(make_task, text, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["parse: text", "prompt: x", "shots: {number: 1, vary: true}"])
+@pytest.mark.parametrize("key", ["parse: text", "prompt: x", "fewshot: {vary: true}"])
 def test_keys_without_meaning_are_refused(make_task, key):
-    with pytest.raises(ValueError, match=r"means nothing|unknown key"):
+    with pytest.raises(ValueError, match=r"has no effect|unknown key"):
         make_task(ROWS + key + "\n")
 
 
@@ -376,7 +376,7 @@ def test_an_evaluation_of_a_synthesizer(make_task, tmp_path):
         "and night."
     )
     known = [{**row, "context": row["context"] + end, "qa": asked} for row in DATA]
-    make_task(ROWS + "shots: {number: 1}\n", known)
+    make_task(ROWS + "num_fewshot: 1\n", known)
     statistics = evaluate(
         EvaluationConfig(), model, [str(tmp_path / "contexts.yaml")], None, tmp_path / "a"
     )
