@@ -32,7 +32,7 @@ from ipt.evaluation.backends.encoding import (
     tree_row,
 )
 from ipt.evaluation.backends.generate import Greedy
-from ipt.models import load_model, load_tokenizer
+from ipt.models import load_model, load_tokenizer, quantization_config
 from ipt.training.model import base_model
 from ipt.training.objective import logit_transform
 
@@ -58,13 +58,13 @@ def load_scorer(config: EvaluationConfig, name: str) -> "Scorer":
             "evaluation.device=sharded spreads one model over all GPUs: start it without torchrun, "
             "or leave it out"
         )
-    options: dict[str, Any] = (
-        {"device_map": "auto" if device == "sharded" else {"": device}}
-        if _is_placed(config)
-        else {}
-    )
+    options: dict[str, Any] = {}
+    if device == "sharded":
+        options["device_map"] = "auto"
+    elif config.quantize:
+        options["device_map"] = {"": device}
     if config.quantize:
-        options["quantization_config"] = _quantization(config)
+        options["quantization_config"] = quantization_config(config.quantize, DTYPES[config.dtype])
     tokenizer = load_tokenizer(name)
     check_chat(
         tokenizer, config.apply_chat_template, config.chat_template_kwargs
@@ -377,20 +377,3 @@ def tree_mask(segment_BT: torch.Tensor, dtype: torch.dtype, prefix: int = 0) -> 
     mask_BTK = torch.zeros(rows, width, prefix + width, dtype=dtype, device=segment_BT.device)
     mask_BTK[..., prefix:].masked_fill_(~sees_BTT, torch.finfo(dtype).min)
     return mask_BTK[:, None]
-
-
-def _is_placed(config: EvaluationConfig) -> bool:
-    """Whether weights are put where they belong as they are read: spread over devices, or
-    quantised.
-    """
-    return config.device == "sharded" or config.quantize is not None
-
-
-def _quantization(config: EvaluationConfig) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if config.quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[config.dtype]
-    )

@@ -165,20 +165,19 @@ def difference(a: Metric, b: Metric) -> Difference:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95% Wilson score interval of a share of `successes` out of `n`."""
-    assert 0 <= successes <= n and n > 0
-    share, z2 = successes / n, Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At shares of 0 and 1 a bound is exactly that share; rounding must not push it outside.
-    return (0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
+    """The 95% Wilson score interval of a proportion."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided exact p-value that `only_a` and `only_b` come from a fair coin."""
-    n, fewer = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**n)
+    """The two-sided exact p-value that `only_a` and `only_b` are equally likely."""
+    from scipy.stats import binomtest
+
+    n = only_a + only_b
+    return float(binomtest(only_a, n).pvalue) if n else 1.0
 
 
 def normal_p(value: float, stderr: float) -> float:

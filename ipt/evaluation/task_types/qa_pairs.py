@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from ipt.config import SynthesisConfig
@@ -180,19 +181,13 @@ def similarity(a: Mapping[str, str], b: Mapping[str, str]) -> float:
 
 
 def best_matching(similarities: Sequence[Sequence[float]]) -> float:
-    """The largest sum of entries of a matrix of which no two share a row or a column; entries are
-    not negative.
-    """
-    import networkx
+    """The largest sum of entries of a matrix such that no two are in the same row or column."""
+    from scipy.optimize import linear_sum_assignment
 
-    graph = networkx.Graph()
-    for row, values in enumerate(similarities):
-        graph.add_weighted_edges_from(
-            (("row", row), ("column", column), value)
-            for column, value in enumerate(values)
-            if value > 0
-        )
-    return float(sum(graph.edges[edge]["weight"] for edge in networkx.max_weight_matching(graph)))
+    if not similarities:
+        return 0.0
+    matrix = np.array(similarities)
+    return float(matrix[linear_sum_assignment(matrix, maximize=True)].sum())
 
 
 # What is asked
