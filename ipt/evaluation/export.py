@@ -59,7 +59,7 @@ def export(
 def _write(task: Task, folder: Path, corpus: Path | None) -> None:
     odd = OddRows()
     read = kind_of(task).read(task, corpus, odd)
-    odd.report(task, console)
+    odd.report(task)
     items = [item for item in read if item.text]
     if len(items) < len(read):
         console.print(f"{task.name}: {len(read) - len(items)} empty documents are left out")

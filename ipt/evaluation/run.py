@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ipt.chat_templates import check_kwargs
 from ipt.config import EvaluationConfig, check_choices
-from ipt.console import console, progress
+from ipt.console import progress
 from ipt.distributed import rank
 from ipt.errors import UserError
 from ipt.evaluation.contamination import FILE, Contaminated, clean_metrics
@@ -115,7 +115,7 @@ def read_work(
         odd = OddRows()
         items = kind_of(task).read(task, corpus, odd)
         if rank() == 0:
-            odd.report(task, console)
+            odd.report(task)
         work.append(Work(task, subset(items, limit), odd))
     return work
 
