@@ -32,9 +32,8 @@ QUESTIONS = CORPUS + "questions.jsonl"
 # What is given of a task for its clean items alone, as far as the task has it.
 MAIN = ("paper", "correct", "accuracy", "perplexity", "bits_per_byte")
 
-Contaminated = Mapping[
-    str, Sequence[str] | None
-]  # task -> ids of the items that were found; None: it was not looked for
+# task -> ids of the items that were found; None: it was not looked for
+Contaminated = Mapping[str, Sequence[str] | None]
 
 
 class Documents(NamedTuple):

@@ -30,11 +30,8 @@ from ipt.evaluation.task import Task
 from ipt.evaluation.task_types.registry import kind_of
 from ipt.models import load_tokenizer
 
-MODEL = (
-    "tokenizer",
-    "pretrained",
-    "model",
-)  # arguments of the harness's models that name the tokenizer
+# arguments of the harness's models that name the tokenizer
+MODEL = ("tokenizer", "pretrained", "model")
 OUTPUT_TYPES = {
     "choice": "loglikelihood",
     "generation": "generate_until",

@@ -91,9 +91,8 @@ def shared_prefixes(rows: Sequence[Sequence[int]], overhead: int) -> list[Group]
     neighbours with a common prefix form a tree, in which each run is taken whole or left to its
     parts, whichever saves more.
     """
-    keys = [
-        np.asarray(row, dtype=">u4").tobytes() for row in rows
-    ]  # big-endian: bytes sort as tokens do
+    # big-endian: bytes sort as tokens do
+    keys = [np.asarray(row, dtype=">u4").tobytes() for row in rows]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     ids = [np.frombuffer(keys[index], dtype=">u4") for index in order]
     root = _Run(-1, 0)

@@ -86,9 +86,8 @@ class Encoder:
     max_length: int
     # prompts are the user's turn of the tokenizer's chat template, options the answer to it
     chat: bool = False
-    chat_template_kwargs: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # variables of the template
+    # variables of the template
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     _has_warned: bool = field(default=False, init=False, repr=False)
 
     def question(self, prompt: str | Sequence[str], options: Sequence[str]) -> Question:
@@ -177,9 +176,8 @@ class Encoder:
         """
         piece = str(self.tokenizer.convert_ids_to_tokens(token))
         if self._pieces_are_bytes and token not in self.tokenizer.added_tokens_decoder:
-            size = len(piece) - (
-                piece.startswith(SPACE) and not text.startswith(" ")
-            )  # some put a space before a text
+            # some put a space before a text
+            size = len(piece) - (piece.startswith(SPACE) and not text.startswith(" "))
         elif BYTE.fullmatch(piece):
             size = 1
         else:
@@ -352,9 +350,8 @@ def plain_rows(question: Question) -> list[EncodedRow]:
         tree_row(Question(question.prompt, [option], question.truncated, [scored]))
         for option, scored in zip(question.options, question.lengths, strict=True)
     ]
-    return [
-        row._replace(segments=[0] * len(row.ids)) for row in rows
-    ]  # a trunk with one branch is a trunk
+    # a trunk with one branch is a trunk
+    return [row._replace(segments=[0] * len(row.ids)) for row in rows]
 
 
 def common_prefix(sequences: Sequence[list[int]]) -> int:

@@ -51,9 +51,8 @@ class Greedy:
         self._takes = frozenset(known)
         attends = "past_key_values" in known
         self._cache_name = "past_key_values" if attends else "cache_params"
-        self._attends = (
-            full_attention_length(inner) if attends else 0
-        )  # texts of at most so many tokens are seen whole by every layer
+        # texts of at most so many tokens are seen whole by every layer
+        self._attends = full_attention_length(inner) if attends else 0
 
     def run(
         self, prompts: Sequence[Sequence[int]], batch_tokens: int, description: str
@@ -183,9 +182,8 @@ class Greedy:
         """What was generated, if that is all."""
         if ids[-1] in self._end:
             return Generation(self._text(ids[:-1]), len(ids), "eos", tuple(ids))
-        text = str(
-            self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        )  # special tokens may be asked for in `stop`
+        # special tokens may be asked for in `stop`
+        text = str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         if any(mark in text for mark in self._stop):
             return Generation(cut(self._text(ids), self._stop), len(ids), "stop", tuple(ids))
         return (

@@ -66,9 +66,8 @@ def load_scorer(config: EvaluationConfig, name: str) -> "Scorer":
     if config.quantize:
         options["quantization_config"] = quantization_config(config.quantize, DTYPES[config.dtype])
     tokenizer = load_tokenizer(name)
-    check_chat(
-        tokenizer, config.apply_chat_template, config.chat_template_kwargs
-    )  # before the weights are read
+    # before the weights are read
+    check_chat(tokenizer, config.apply_chat_template, config.chat_template_kwargs)
     model = load_model(name, DTYPES[config.dtype], **options)
     if not options:
         model = model.to(device)  # type: ignore[arg-type]
@@ -108,13 +107,11 @@ class Scorer:
         self.encoder = make_encoder(tokenizer, config, limit)
         plain = config.scoring == "plain"
         self.projects_itself = plain  # the model computes its logits, all of them
-        self.tree_length = (
-            0 if plain else full_attention_length(self.inner)
-        )  # questions of at most so many tokens take the tree
+        # questions of at most so many tokens take the tree
+        self.tree_length = 0 if plain else full_attention_length(self.inner)
         self.prefix_length = self.tree_length  # and rows of at most so many take a shared prefix
-        self.dtype = (
-            self._idle().dtype
-        )  # of what is computed, which may be lower than that of the weights
+        # of what is computed, which may be lower than that of the weights
+        self.dtype = self._idle().dtype
         self.tolerance = ROUNDED_TOLERANCE if config.quantize == "8bit" else TOLERANCE[self.dtype]
         if config.scoring == "auto":
             self._probe()
@@ -299,9 +296,8 @@ class Scorer:
 
     def _probe(self) -> None:
         """Leave out a short cut that changes what the model says, or that it cannot take at all."""
-        first = (
-            self.vocabulary // 3
-        )  # ordinary tokens: on special ones a model may say anything, and not twice the same
+        # ordinary tokens: on special ones a model may say anything, and not twice the same
+        first = self.vocabulary // 3
         prompt, *options = (
             [first + token for token in part]
             for part in ([1, 2, 3, 4, 5, 6], [7, 8, 9], [10, 8, 9, 11], [7, 8])

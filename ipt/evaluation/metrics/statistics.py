@@ -110,10 +110,11 @@ def f1(answers: ArrayLike, gold: ArrayLike, average: str) -> Metric:
     assert average in ("macro", "weighted"), "an F1 of classes is averaged in one of two ways"
     answered, right = np.asarray(answers), np.asarray(gold)
     classes = np.union1d(answered, right)[:, None]
+    # (classes, n)
     is_answer, is_gold = (
         (answered == classes).astype(np.float64),
         (right == classes).astype(np.float64),
-    )  # (classes, n)
+    )
     total = (is_answer + is_gold).mean(1, keepdims=True)
     values = 2 * (is_answer * is_gold).mean(1, keepdims=True) / total
     influence = (2 * is_answer * is_gold - values * (is_answer + is_gold)) / total

@@ -30,15 +30,11 @@ SCHEMA = pa.schema(
         ("output", pa.string()),  # what the model has written
         ("parsed", pa.string()),  # what was read in it, as JSON; null: nothing
         ("tokens", pa.int32()),  # generated
-        (
-            "finish",
-            pa.string(),
-        ),  # stop: a text that ends answers | eos: the model's own end | length: cut at max_new_tokens
+        # stop: a text that ends answers | eos: the model's own end | length: cut at max_new_tokens
+        ("finish", pa.string()),
         ("truncated", pa.bool_()),  # the prompt did not fit and lost its beginning
-        (
-            "published_output",
-            pa.string(),
-        ),  # behind the shorter prompt of the published scorer; null: its prompt is the same
+        # behind the shorter prompt of the published scorer; null: its prompt is the same
+        ("published_output", pa.string()),
     ]
 )
 

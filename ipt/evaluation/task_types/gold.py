@@ -13,9 +13,8 @@ from ipt.evaluation.odd_rows import OddRow
 from ipt.evaluation.task import Task
 
 INDEX, TEXT = "index", "text"
-DIGITS = re.compile(
-    r"\s*(\d+)(?:\.0+)?\s*"
-)  # 1.0: what table programs make of whole numbers in a column with gaps
+# 1.0: what table programs make of whole numbers in a column with gaps
+DIGITS = re.compile(r"\s*(\d+)(?:\.0+)?\s*")
 
 
 class Gold(NamedTuple):

@@ -43,10 +43,8 @@ SCHEMA = pa.schema(
         ("prompt_hash", pa.string()),
         ("subtask", pa.string()),  # of the harness; the task itself where it is no group
         ("doc", pa.string()),  # JSON: the harness's document
-        (
-            "outputs",
-            pa.string(),
-        ),  # JSON: what the model gave to each request: [log-probability, greedy or not], or a text
+        # JSON: what the model gave to each request: [log-probability, greedy or not], or a text
+        ("outputs", pa.string()),
         (
             "values",
             pa.list_(
@@ -58,12 +56,8 @@ SCHEMA = pa.schema(
         ("truncated", pa.bool_()),  # a context did not fit and lost its beginning
     ]
 )
-MAIN = (
-    "acc_norm",
-    "acc",
-    "exact_match",
-    "f1",
-)  # what stands for a task: the paper takes length-normalised accuracy where there is one
+# what stands for a task: the paper takes length-normalised accuracy where there is one
+MAIN = ("acc_norm", "acc", "exact_match", "f1")
 PARTS = 200  # of a jackknife
 
 

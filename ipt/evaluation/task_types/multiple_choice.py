@@ -46,16 +46,12 @@ SCHEMA = pa.schema(
         ("right", pa.list_(pa.int32())),  # all right options
         ("group", pa.string()),  # of tasks with groups
         ("scores", pa.list_(pa.float64())),  # mean log-probability (nats) per token of each option
-        (
-            "published",
-            pa.list_(pa.float64()),
-        ),  # the same over the tokens that the published scorer takes for the option's
+        # the same over the tokens that the published scorer takes for the option's
+        ("published", pa.list_(pa.float64())),
         ("sums", pa.list_(pa.float64())),  # log-probability of each option
         ("per_byte", pa.list_(pa.float64())),  # log-probability per UTF-8 byte of each option
-        (
-            "unconditional",
-            pa.list_(pa.float64()),
-        ),  # log-probability of each option after the task's prompt that says nothing, if it has one
+        # log-probability of each option after the task's prompt that says nothing, if it has one
+        ("unconditional", pa.list_(pa.float64())),
         ("tokens", pa.list_(pa.int32())),  # scored tokens of each option
         ("truncated", pa.bool_()),  # the prompt did not fit and lost its beginning
     ]

@@ -30,10 +30,8 @@ SCHEMA = pa.schema(
         ("bytes", pa.int64()),  # UTF-8 bytes of the scored text
         ("windows", pa.int32()),  # more than one: the document is longer than the model's context
         ("truncated", pa.bool_()),  # what stands before the text did not fit and lost its beginning
-        (
-            "greedy",
-            pa.bool_(),
-        ),  # after the task's `context` each token of the text is the likeliest; null without one
+        # after the task's `context` each token of the text is the likeliest; null without one
+        ("greedy", pa.bool_()),
     ]
 )
 

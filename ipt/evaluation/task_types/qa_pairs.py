@@ -39,10 +39,8 @@ if TYPE_CHECKING:
     from ipt.evaluation.backends.base import Backend, Generation
 
 PAIR_FORMATS = ("ipt", "chat")
-STOP = {
-    "pairs": [CONTEXT_START],
-    "responses": [END, QUESTION],
-}  # measure -> what a model that does not end its text begins to write
+# measure -> what a model that does not end its text begins to write
+STOP = {"pairs": [CONTEXT_START], "responses": [END, QUESTION]}
 
 PAIRS = pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))
 SCHEMA = pa.schema(
@@ -50,10 +48,8 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("prompt_hash", pa.string()),
         ("gold", PAIRS),  # the right pairs
-        (
-            "outputs",
-            pa.list_(pa.string()),
-        ),  # as written: a response for each right question, or one output with all pairs
+        # as written: a response for each right question, or one output with all pairs
+        ("outputs", pa.list_(pa.string())),
         ("generated", PAIRS),  # the pairs read in it; null: responses were asked for
         ("rejected", pa.string()),  # what was written and is no pair, by reason, as JSON
         ("tokens", pa.int32()),  # generated
@@ -61,10 +57,8 @@ SCHEMA = pa.schema(
         ("demonstrations", pa.int32()),  # examples before the context: all that fit
         ("missing_demonstrations", pa.int32()),  # those that did not
         ("truncated", pa.bool_()),  # the context did not fit and lost its end
-        (
-            "left_out",
-            pa.string(),
-        ),  # what the task's data has and no item has, by reason, as JSON: the same in all rows
+        # what the task's data has and no item has, by reason, as JSON: the same in all rows
+        ("left_out", pa.string()),
     ]
 )
 
@@ -314,9 +308,8 @@ def _tuning_examples(task: Task, corpus: Path | None, left_out: Counter[str]) ->
             f"{task.data!r}"
         )
     for number, example in enumerate(read_examples(task.reader, path, random.Random(0), left_out)):
-        yield example._replace(
-            id=f"{example.id}/{number}"
-        )  # what a reader calls an example need not be unique
+        # what a reader calls an example need not be unique
+        yield example._replace(id=f"{example.id}/{number}")
 
 
 def _row_examples(
