@@ -1,6 +1,4 @@
-"""`python -m ipt.evaluation COMMAND`: list and show tasks, export them to lm-evaluation-harness, and
-compare finished evaluations.
-"""
+"""`python -m ipt.evaluation COMMAND`: list, show and export tasks, compare finished evaluations."""
 
 import argparse
 import json

@@ -255,7 +255,7 @@ def test_bad_files_are_named(tmp_path):
 
 def test_a_template_that_is_none(tmp_path):
     write_rows(tmp_path / "x.jsonl", GOOD)
-    with pytest.raises(ValueError, match=r"task mine: prompt is no valid template"):
+    with pytest.raises(ValueError, match=r"task mine: prompt is not a valid template"):
         multiple_choice.read(
             load_tasks([write_task(tmp_path, kind="choice", data="x.jsonl", prompt="{{ prompt")])[
                 0

@@ -1,4 +1,4 @@
-"""How much text goes through a model at once."""
+"""Batches of token rows, and prefixes that rows share."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,19 +11,18 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# keys of a batch per token of `batch_tokens`: rows behind a shared prefix attend to more than they
-# hold
+# keys of a batch per token of `batch_tokens`: rows after a shared prefix also attend to the prefix
 KEYS = 16
-ALIKE = 0.8  # of the longest row's length: shorter ones would mostly be padding
-UNLIMITED = 2**20  # context of a model that states no limit
+ALIKE = 0.8  # minimum length of a row in a batch, as a fraction of the longest one
+UNLIMITED = 2**20  # context length of a model without a stated limit
 
 
 def batches(lengths: Sequence[int], batch_tokens: int, prefix: int = 0) -> Iterator[list[int]]:
-    """Indices of rows that go through the model together: longest first, at most `batch_tokens`
-    with padding, or one row.
+    """Indices of the rows of each batch, longest first: at most `batch_tokens` with padding, or one
+    row.
 
-    Once a batch has an eighth of that, rows much shorter than its longest begin another one. Behind
-    a shared prefix of so many tokens, rows have as many more keys each, which are limited too.
+    Once a batch has an eighth of that, a row much shorter than its longest begins a new batch.
+    `prefix`: length of a shared prefix, which adds keys to each row; these are limited too.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -41,18 +40,17 @@ def batches(lengths: Sequence[int], batch_tokens: int, prefix: int = 0) -> Itera
 
 
 def context_length(model: "PreTrainedModel") -> int:
-    """Tokens that the model can read at once."""
+    """The context length of the model."""
     return int(
         getattr(model.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
     )
 
 
 def full_attention_length(model: "PreTrainedModel") -> int:
-    """Texts of at most so many tokens are seen whole by every layer; 0 where some layers do not
-    attend at all.
+    """The length up to which all layers attend to the whole text; 0 if some layers have no
+    attention.
 
-    A mask that we pass replaces the model's own, so a row of branches must not need a sliding
-    window.
+    Our tree masks replace the model's own mask, so such rows must fit in a sliding window.
     """
     config = model.config.get_text_config()
     if set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
@@ -65,7 +63,7 @@ def full_attention_length(model: "PreTrainedModel") -> int:
 
 
 class Group(NamedTuple):
-    """Rows (their indices) whose first `length` tokens are the same."""
+    """Indices of rows with the same first `length` tokens."""
 
     length: int
     members: list[int]
@@ -73,8 +71,8 @@ class Group(NamedTuple):
 
 @dataclass
 class _Run:
-    """Neighbours in sorted order that share `length` tokens, from `begin` on; and the best that is
-    known for parts of them.
+    """Neighbours in sorted order from `begin` on that share `length` tokens, and the best groups of
+    their parts.
     """
 
     length: int
@@ -84,12 +82,11 @@ class _Run:
 
 
 def shared_prefixes(rows: Sequence[Sequence[int]], overhead: int) -> list[Group]:
-    """Groups of rows, no row in two of them, that save the most tokens: each member but one saves
-    the common prefix.
+    """Disjoint groups of rows that save the most tokens: each member but one saves the common
+    prefix, and each group costs `overhead` tokens.
 
-    A group costs `overhead` tokens, so one that saves no more is not made. Runs of sorted
-    neighbours with a common prefix form a tree, in which each run is taken whole or left to its
-    parts, whichever saves more.
+    Runs of sorted neighbours with a common prefix form a tree, in which each run is either a group
+    or divided into its parts, whichever saves more.
     """
     # big-endian: bytes sort as tokens do
     keys = [np.asarray(row, dtype=">u4").tobytes() for row in rows]
@@ -109,8 +106,8 @@ def shared_prefixes(rows: Sequence[Sequence[int]], overhead: int) -> list[Group]
 
 
 def _resolved(run: _Run, last: _Run, end: int, overhead: int) -> _Run:
-    """The run that ends before `end`, `last` being its last part: as one group, or as its parts,
-    whatever saves more.
+    """The run that ends before `end`, with the last part `last`: as one group or as its parts,
+    whichever saves more.
     """
     parts = run.saved + last.saved
     whole = (end - run.begin - 1) * run.length - overhead
@@ -120,7 +117,7 @@ def _resolved(run: _Run, last: _Run, end: int, overhead: int) -> _Run:
 
 
 def _common(rows: Sequence[NDArray[np.uint32]]) -> Iterator[int]:
-    """How many tokens each row shares with the next."""
+    """The number of tokens that each row shares with the next."""
     for first, second in pairwise(rows):
         size = min(len(first), len(second))
         differs = first[:size] != second[:size]
