@@ -150,7 +150,7 @@ class Encoder:
         kept = self.max_length - len(start) - room
         if kept < 1:
             raise UserError(
-                f"{room} new tokens leave no room for a prompt in {self.max_length}: lower "
+                f"{room} new tokens leave no tokens for a prompt in {self.max_length}: lower "
                 "max_new_tokens of the task"
             )
         return start + ids[-kept:], len(ids) > kept

@@ -151,7 +151,7 @@ def test_a_prompt_to_be_continued(tokenizer):
         True,
     )
     assert encoder(tokenizer).prompt("", 10) == ([tokenizer.bos_token_id], False)
-    with pytest.raises(ValueError, match=r"12 new tokens leave no room for a prompt in 12"):
+    with pytest.raises(ValueError, match=r"12 new tokens leave no tokens for a prompt in 12"):
         encoder(tokenizer, max_length=12).prompt(text, 12)
 
 

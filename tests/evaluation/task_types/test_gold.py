@@ -99,7 +99,7 @@ def test_cells_of_tables_are_read_as_texts_of_other_files(tmp_path):
             [WORDS] * 2,
             [1, "bone"],
             {},
-            r"means the same in all rows of a task, but .*line 1 gives an index \(1\) and .*line 2 the text",
+            r"must be the same in all rows, .*, but .*line 1 has an index \(1\) and .*line 2 a text",
         ),
         ([WORDS], [True], {}, r"field g is True, expected"),
         (

@@ -134,15 +134,15 @@ def test_demonstrations_are_the_same_for_all_and_never_the_item(make_task):
         ),
         (
             ROWS.replace("pairs: qa", "pairs: context"),
-            r"rows.jsonl line 1: task contexts looks for a list in pairs='context'",
+            r"rows.jsonl line 1: field context \(pairs of task contexts\) is",
         ),
         (
             ROWS + "where: {id: none}\n",
-            "holds no context with pairs: left out are {'context_without_pairs': 1}",
+            "has no context with pairs .left out: {'context_without_pairs': 1}",
         ),
         (
             "kind: pairs\ndata: hub:owner/name\nreader: squad\n",
-            "reader=squad reads a file of this machine",
+            "reader=squad needs a local file",
         ),
     ],
 )
@@ -221,10 +221,10 @@ def test_what_does_not_fit_is_left_out_from_the_front_and_then_cut(make_task, en
         and text.startswith("<|im_start|> <CON> word")
     )
     overhead = len(Writer(task, encoder).format.begin("").ids)
-    with pytest.raises(ValueError, match="item i: a question leaves no room"):
+    with pytest.raises(ValueError, match="item i: a question leaves no tokens"):
         asked(overhead + 11)
     with pytest.raises(
-        ValueError, match=f"10 new tokens leave no room for a context in {overhead + 10}"
+        ValueError, match=f"max_new_tokens is 10, which leaves no tokens for a context in {overhead + 10}"
     ):
         asked(overhead + 10)
 
