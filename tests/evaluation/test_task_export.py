@@ -129,10 +129,10 @@ def run_harness(command, monkeypatch):
             logger.setLevel(level)
 
 
-def test_what_the_harness_cannot_run_is_named_and_left_out(tmp_path, capsys):
+def test_what_the_harness_cannot_run_is_named_and_left_out(tmp_path, caplog):
     (tmp_path / "arc.yaml").write_text("kind: harness\nharness: arc_easy\n")
     with pytest.raises(
-        ValueError, match="none of the tasks is of kind choice, generation, perplexity"
+        ValueError, match="none of the tasks has the kind choice, generation, perplexity"
     ):
         export([str(tmp_path / "arc.yaml")], tmp_path / "out")
-    assert "arc is left out: it is of kind harness" in capsys.readouterr().err
+    assert "arc is left out: its kind is harness" in caplog.text

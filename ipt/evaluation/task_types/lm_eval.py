@@ -251,9 +251,7 @@ def _set_shots(name: str, leaf: str, source: "ConfigurableTask", shots: int | No
     """As in the harness: a task with num_fewshot 0 keeps it, one without the key gets 0."""
     given = source.get_config("num_fewshot")
     if given == 0 and shots:
-        console.print(
-            f"[dim]{name}: the harness asks {leaf} without shots, whatever num_fewshot says"
-        )
+        log.info(f"{name}: {leaf} is zero-shot in the harness, num_fewshot is ignored")
     elif given is None or shots is not None:
         source.set_config(key="num_fewshot", value=shots or 0)
 

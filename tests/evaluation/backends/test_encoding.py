@@ -226,7 +226,7 @@ def test_special_tokens_of_prompts_and_options_are_text(tokenizer, capsys):
     assert tokenizer.decode(question.prompt + question.options[0]) == SPELT_OUT + " <|im_end|>"
     assert (
         capsys.readouterr().err.count(
-            "a prompt spells out <|im_end|>: special tokens in prompts are read as text"
+            "a prompt contains <|im_end|>: special tokens in prompts are encoded as text"
         )
         == 1
     )

@@ -24,9 +24,9 @@ CONFIG = EvaluationConfig(backend="vllm", max_length=64, batch_tokens=512, add_b
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quantize": "8bit"}, "evaluation.quantize=8bit: vLLM quantises"),
-        ({"scoring": "tree"}, "evaluation.scoring=tree: vLLM scores each option by itself"),
-        ({"device": "cuda:1"}, "evaluation.device=cuda:1: vLLM chooses its device"),
+        ({"quantize": "8bit"}, "evaluation.quantize=8bit: vLLM quantises only"),
+        ({"scoring": "tree"}, "evaluation.scoring=tree: vLLM scores each option separately"),
+        ({"device": "cuda:1"}, "evaluation.device=cuda:1: vLLM selects its device"),
     ],
 )
 def test_what_vllm_cannot_do_is_refused(change, message):

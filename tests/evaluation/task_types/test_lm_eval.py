@@ -218,7 +218,7 @@ def test_texts_hold_question_and_right_answer(folder):
         ({"harness": "gone"}, "cannot load gone or its data"),
         (
             {"harness": "choice", "metric": "bleu"},
-            "metric is 'bleu', but the harness gives acc, mcc, acc_norm",
+            "metric is 'bleu', but the harness has acc, mcc, acc_norm",
         ),
     ],
 )

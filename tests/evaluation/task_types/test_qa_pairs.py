@@ -224,7 +224,8 @@ def test_what_does_not_fit_is_left_out_from_the_front_and_then_cut(make_task, en
     with pytest.raises(ValueError, match="item i: a question leaves no tokens"):
         asked(overhead + 11)
     with pytest.raises(
-        ValueError, match=f"max_new_tokens is 10, which leaves no tokens for a context in {overhead + 10}"
+        ValueError,
+        match=f"max_new_tokens is 10, which leaves no tokens for a context in {overhead + 10}",
     ):
         asked(overhead + 10)
 
