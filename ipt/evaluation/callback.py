@@ -60,9 +60,9 @@ class DuringTraining:
                 extra={"style": "dim"},
             )
         figures: dict[str, float | None] = {"eval_seconds": seconds}
-        for task, metrics in results.items():
+        for task_name, metrics in results.items():
             for name, entry in metrics.items():
-                figures[f"eval/{task}/{name}"] = entry["value"]
+                figures[f"eval/{task_name}/{name}"] = entry["value"]
         return figures
 
     def _ready(self, module: "PretrainingModule") -> "Scorer":

@@ -23,8 +23,17 @@ from ipt.files import atomic
 
 MARKDOWN = "results.md"
 # Metrics that begin with these names are shown in percent.
-SHARES = ("paper", "correct", "acc", "exact_match", "f1", "contains", "precision", "recall")
-SHARES += ("contaminated",)
+SHARES = (
+    "paper",
+    "correct",
+    "acc",
+    "exact_match",
+    "f1",
+    "contain",
+    "contam",
+    "precision",
+    "recall",
+)
 FEWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte", "contaminated", LEFT_OUT)
 CAPTION = (
     "Proportions are in percent, ± is one standard error. `paper` follows the published rule, "

@@ -171,8 +171,8 @@ class Task:
         """A task that reads all rows of `join`."""
         if not self.join:
             return None
-        places = {"folder": self.folder, "data_dir": self.data_dir}
-        return Task(self.name, self.kind, self.join, id=self.id, **places)
+        joined = Task(self.name, self.kind, self.join, id=self.id)
+        return replace(joined, folder=self.folder, data_dir=self.data_dir)
 
     @property
     def demonstrations(self) -> "Task | None":
