@@ -71,12 +71,12 @@ def test_an_empty_answer_says_so_and_names_the_template(
         model.lm_head, "forward", lambda hidden_BTD: ends_at_once.expand(*hidden_BTD.shape[:2], -1)
     )
     assert (
-        "nothing: the model ends at once; it was tuned with a chat template"
+        "empty answer: the model ends at once; the model has a chat template"
         in said(capsys, monkeypatch, "Who?\n", scorer).err
     )
     printed = said(capsys, monkeypatch, "Who?\n", scorer, apply_chat_template=True).err
     assert (
-        "nothing: the model ends at once" in printed and "chat.apply_chat_template" not in printed
+        "empty answer: the model ends at once" in printed and "chat.apply_chat_template" not in printed
     )
 
 
@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_told(capsys, monkeypatch, model, tokenizer):
         "A question of quite a few words?\n",
         make_scorer(model, tokenizer, max_length=10),
     )
-    assert "longer than the 10 tokens that the model reads" in " ".join(output.err.split())
+    assert "longer than the context length of 10 tokens" in " ".join(output.err.split())
 
 
 @pytest.mark.parametrize(
