@@ -4,6 +4,8 @@ A file with the key `tasks` is a group: a name for several tasks. The shipped on
 `tasks/`. docs/evaluation.md explains all keys.
 """
 
+# ruff: noqa: RUF009 - _key returns a dataclass field
+
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace

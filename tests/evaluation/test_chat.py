@@ -76,7 +76,8 @@ def test_an_empty_answer_says_so_and_names_the_template(
     )
     printed = said(capsys, monkeypatch, "Who?\n", scorer, apply_chat_template=True).err
     assert (
-        "empty answer: the model ends at once" in printed and "chat.apply_chat_template" not in printed
+        "empty answer: the model ends at once" in printed
+        and "chat.apply_chat_template" not in printed
     )
 
 
@@ -171,7 +172,7 @@ def test_what_does_not_fit_is_told(capsys, monkeypatch, model, tokenizer):
     [
         ({"max_new_tokens": 0}, {}, "chat.max_new_tokens is 0"),
         ({"temperature": -1.0}, {}, "chat.temperature is -1.0"),
-        ({}, {"backend": "vllm"}, "evaluation.backend=vllm: a chat runs on"),
+        ({}, {"backend": "vllm"}, "evaluation.backend=vllm: chat supports only"),
         (
             {},
             {"chat_template_kwargs": {"tokenize": True}},

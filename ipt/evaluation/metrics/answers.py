@@ -80,7 +80,10 @@ UNITS = {
 UNIT = "|".join(UNITS)
 SIGNS = "-−–"
 # Scripts without spaces between words, and Hangul, which writes particles onto them.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff"
+    "\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+)
 NO_WORD_BEFORE = rf"(?:(?<![^\W_])|(?<=[{UNSPACED}]))"  # where a hyphen is a sign
 CURRENCY_SIGNS = "$¢£¤¥֏؋৲৳௹฿₠-⃀"
 CURRENCY_CODES = (
@@ -89,7 +92,10 @@ CURRENCY_CODES = (
 )
 # US$, €, EUR: a code in its usual case only, as "try" and "all" are words. Letters of a longer word
 # are no code.
-CURRENCY = f"(?-i:(?<![A-Za-z])(?:[A-Z]{{1,3}})?[{CURRENCY_SIGNS}]|(?<![A-Za-z])(?:{CURRENCY_CODES})(?![A-Za-z]))"
+CURRENCY = (
+    f"(?-i:(?<![A-Za-z])(?:[A-Z]{{1,3}})?[{CURRENCY_SIGNS}]"
+    f"|(?<![A-Za-z])(?:{CURRENCY_CODES})(?![A-Za-z]))"
+)
 # Signs, currencies and opening brackets. A minus sign may have a space behind it; a hyphen with one
 # is a bullet.
 BEFORE = rf"(?:[-–+]|−\s?|\(\s?|{CURRENCY}\s?|(?<![A-Za-z])(?:minus|negative)\s)"
@@ -101,7 +107,10 @@ DIGITS = (
     r"|\d+)(?:\.\d+)?"
 )
 # 1/2, 2 1/2; 9/11/2001 and 2018/19 are none
-FRACTION = r"(?:(?<!\d{4})(?<![.,]\d)(?<![.,]\d\d)(?<![.,]\d{3})(?:\s(?P<above>\d{1,3}))?/(?P<below>[1-9]\d{0,2})(?![\d/.,]*\d))"
+FRACTION = (
+    r"(?:(?<!\d{4})(?<![.,]\d)(?<![.,]\d\d)(?<![.,]\d{3})"
+    r"(?:\s(?P<above>\d{1,3}))?/(?P<below>[1-9]\d{0,2})(?![\d/.,]*\d))"
+)
 MANY_DOTS = (
     r"\d{1,3}(?:\.\d{3}){2,}(?![\d.])(?:,\d+)?"  # 1.234.567,8: two dots are no decimal points
 )

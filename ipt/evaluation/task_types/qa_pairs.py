@@ -212,7 +212,7 @@ class Writer:
         return [self._prompt(item, self.vocabulary.encode_continuation(text)) for text in asked]
 
     def _prompt(self, item: Item, end: list[int]) -> Asked:
-        """The last demonstrations that fit, then the context (if need be its beginning), then `end`."""
+        """The last demonstrations that fit, the context (if need be its beginning), and `end`."""
         limit = self._limit - len(end)
         for first in range(len(item.shots)):
             ids = self._after(item.shots[first:], item.context)
