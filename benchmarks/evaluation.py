@@ -189,7 +189,7 @@ def harness(scorer: Scorer, batch_size: int) -> Side:
 
 def real_questions(arguments: argparse.Namespace) -> dict[str, list[Question]]:
     chemprot, arc = load_tasks(["chemprot_local", "arc_easy_local"], Path(arguments.data))
-    own = replace(chemprot, shots={**chemprot.shots, "vary": True})
+    own = replace(chemprot, fewshot={**chemprot.fewshot, "vary": True})
     alone = replace(arc, unconditional="")  # a figure that the other sides do not compute
     tasks = {
         "ChemProt, 13 demonstrations of its own": own,

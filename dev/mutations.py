@@ -1,7 +1,7 @@
 """Check that the test suite catches faults: apply small mutations to `ipt` one by one, run tests.
 
     python -m dev.mutations                   # all mutations, each with the tests that should fail
-    python -m dev.mutations plan wilson-term  # the mutations of an area, and one by its name
+    python -m dev.mutations plan wilson-trials # the mutations of an area, and one by its name
     python -m dev.mutations --full            # with the whole suite instead of the chosen tests
     python -m dev.mutations --list            # where each mutation is; runs no tests
 

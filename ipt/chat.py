@@ -1,8 +1,7 @@
 """A conversation with a model in the terminal, or with the lines of standard input.
 
-A pre-trained model has no prompt template: it goes on with what is typed, as the released models'
-cards say. With `chat.apply_chat_template` each question goes through the chat template of the model's
-tokenizer.
+A pre-trained model has no prompt template: it continues the text of the user, as the model cards of
+the released models describe. `chat.apply_chat_template` uses the tokenizer's chat template.
 """
 
 import sys
@@ -20,7 +19,7 @@ from ipt.errors import UserError
 if TYPE_CHECKING:
     from ipt.evaluation.backends.huggingface import Scorer
 
-BETWEEN = "\n\n"  # an answer and the next question, without a template
+BETWEEN = "\n\n"  # between an answer and the next question, without a template
 
 
 class Turn(NamedTuple):
@@ -33,19 +32,16 @@ def check_chat(config: ChatConfig, evaluation: EvaluationConfig) -> None:
     check_kwargs(evaluation.chat_template_kwargs, "evaluation.chat_template_kwargs")
     if evaluation.backend != "hf":
         raise UserError(
-            f"evaluation.backend={evaluation.backend}: a chat runs on the Hugging Face backend: "
-            "leave it at hf"
+            f"evaluation.backend={evaluation.backend}: chat supports only evaluation.backend=hf"
         )
     if config.max_new_tokens < 1:
         raise UserError(f"chat.max_new_tokens is {config.max_new_tokens}, expected 1 or more")
     if config.temperature < 0:
-        raise UserError(
-            f"chat.temperature is {config.temperature}, expected 0 (the likeliest token) or more"
-        )
+        raise UserError(f"chat.temperature is {config.temperature}, expected 0 (greedy) or more")
 
 
 def chat(config: ChatConfig, evaluation: EvaluationConfig, model: str) -> None:
-    """Answer questions until their end (Ctrl-D). Ctrl-C ends an answer; what was said stays."""
+    """Answer questions until Ctrl-D. Ctrl-C ends an answer, which stays in the conversation."""
     from ipt.evaluation.backends.encoding import check_chat as check_template
     from ipt.evaluation.backends.huggingface import load_scorer
 
@@ -57,37 +53,38 @@ def chat(config: ChatConfig, evaluation: EvaluationConfig, model: str) -> None:
         prompt, complete = prompt_of([*turns, Turn(question)], scorer, config)
         if not complete:
             console.print(
-                f"[dim]longer than the {scorer.encoder.max_length} tokens that the model reads: "
-                "the beginning is left out"
+                f"[dim]longer than the context length of {scorer.encoder.max_length} tokens: the "
+                "beginning is left out"
             )
-        said = []
+        written = ""
         try:
             for piece in answer(scorer, prompt, config):
-                said.append(piece)
+                written += piece
                 print(piece, end="", flush=True)
-            if not "".join(said).strip():
-                console.print(
-                    f"[dim]nothing: the model ends at once{_template_unused(config, scorer)}"
-                )
+            if not written.strip():
+                has_template = bool(scorer.encoder.tokenizer.chat_template)
+                hint = ""
+                if has_template and not config.apply_chat_template:
+                    hint = "; the model has a chat template: set chat.apply_chat_template=true"
+                console.print(f"[dim]empty answer: the model ends at once{hint}")
         except KeyboardInterrupt:
             console.print("[dim] – stopped")
         print("\n")
         if config.memory:
-            turns.append(Turn(question, "".join(said)))
+            turns.append(Turn(question, written))
 
 
 def prompt_of(turns: list[Turn], scorer: "Scorer", config: ChatConfig) -> tuple[list[int], bool]:
-    """Tokens of a conversation whose last answer is to come, and whether it is complete.
+    """Tokens of a conversation before its last answer, and whether it is complete.
 
-    The oldest turns are left out where it does not fit, and if need be the beginning of the last
-    question.
+    If it does not fit, the oldest turns are left out, then the beginning of the last question.
     """
     for first in range(len(turns)):
-        said = turns[first:]
+        kept = turns[first:]
         if config.apply_chat_template:
-            ids, truncated = scorer.encoder.conversation(_messages(said), config.max_new_tokens)
+            ids, truncated = scorer.encoder.conversation(_messages(kept), config.max_new_tokens)
         else:
-            text = BETWEEN.join(turn.question + turn.answer for turn in said)
+            text = BETWEEN.join(turn.question + turn.answer for turn in kept)
             ids, truncated = scorer.encoder.prompt(text, config.max_new_tokens)
         if not truncated:
             break
@@ -95,15 +92,15 @@ def prompt_of(turns: list[Turn], scorer: "Scorer", config: ChatConfig) -> tuple[
 
 
 def answer(scorer: "Scorer", prompt: list[int], config: ChatConfig) -> Iterator[str]:
-    """The model's answer, piece by piece. Closing the iterator ends the generation."""
+    """The model's answer in pieces. Closing the iterator ends the generation."""
     import torch
     from transformers import GenerationConfig, TextIteratorStreamer
 
-    from ipt.evaluation.backends.generated import end_tokens
+    from ipt.evaluation.backends.base import end_tokens
 
     tokenizer, stopped = scorer.encoder.tokenizer, Event()
     ends = sorted(end_tokens(scorer.inner.generation_config, tokenizer))
-    settings = GenerationConfig(  # what is said here, and no defaults from the model's folder
+    settings = GenerationConfig(  # without the defaults of the model's folder
         max_new_tokens=config.max_new_tokens,
         do_sample=config.temperature > 0,
         **({"temperature": config.temperature, "top_k": 0} if config.temperature else {}),
@@ -129,7 +126,7 @@ def answer(scorer: "Scorer", prompt: list[int], config: ChatConfig) -> Iterator[
                 tokenizer=tokenizer,
             )
         finally:
-            streamer.end()  # else whoever reads would wait for ever after an error
+            streamer.end()  # otherwise the reader would wait forever after an error
 
     with ThreadPoolExecutor(1) as thread:
         done = thread.submit(generate)
@@ -140,17 +137,8 @@ def answer(scorer: "Scorer", prompt: list[int], config: ChatConfig) -> Iterator[
         done.result()
 
 
-def _template_unused(config: ChatConfig, scorer: "Scorer") -> str:
-    unused = not config.apply_chat_template and scorer.encoder.tokenizer.chat_template
-    return (
-        "; it was tuned with a chat template: chat.apply_chat_template=true uses it"
-        if unused
-        else ""
-    )
-
-
 def _messages(turns: list[Turn]) -> list[dict[str, str]]:
-    """The turns without the last answer, which is to come."""
+    """The turns without the last answer."""
     messages = []
     for turn in turns:
         messages += [
@@ -161,19 +149,22 @@ def _messages(turns: list[Turn]) -> list[dict[str, str]]:
 
 
 def _questions() -> Iterator[str]:
-    """What is typed, or the lines of standard input. A line that ends in a backslash goes on in the
-    next one; empty ones are none.
+    """Questions from the terminal, or lines of standard input. A backslash at the end of a line
+    continues the question; empty lines are skipped.
     """
     terminal = sys.stdin.isatty()
     if terminal:
         console.print(
-            "[dim]Ctrl-C stops an answer, Ctrl-D ends. \\ at the end of a line: the question goes "
-            "on."
+            "[dim]Ctrl-C stops an answer, Ctrl-D ends. \\ at the end of a line continues the "
+            "question."
         )
     question = ""
     while True:
+        prompt = ""
+        if terminal:
+            prompt = "… " if question else "> "
         try:
-            line = input(("… " if question else "> ") if terminal else "")
+            line = input(prompt)
         except EOFError:
             break
         except KeyboardInterrupt:

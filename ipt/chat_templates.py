@@ -1,6 +1,4 @@
-"""Chat templates of tokenizers: synthesis, evaluation and chat render them here, with the same
-options and errors.
-"""
+"""Chat templates of tokenizers, for synthesis, evaluation and chat."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,8 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPENS_THINKING, CLOSED_THINKING = "<think>", "<think>\n\n</think>\n\n"
-# Arguments of `apply_chat_template` that are no variables of a template, or are set by the callers
-# of `render`.
+# Arguments of `apply_chat_template` that are not template variables, or that `render` sets.
 RESERVED = (
     "add_generation_prompt",
     "chat_template",
@@ -26,15 +23,14 @@ RESERVED = (
 
 
 class TemplateFails(UserError):
-    """A chat template that cannot show a conversation; `reason` is the template's own message."""
+    """A chat template raised an error, with the message `reason`."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(
-        self,
-    ) -> tuple[type["TemplateFails"], tuple[str, str]]:  # to leave a worker process
+    # for worker processes, which pickle errors
+    def __reduce__(self) -> tuple[type["TemplateFails"], tuple[str, str]]:
         return type(self), (str(self), self.reason)
 
 
@@ -45,12 +41,11 @@ def render(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
 ) -> str:
-    """The conversation in the tokenizer's chat template, `kwargs` being variables of the template
+    """The conversation in the tokenizer's chat template, with the template variables `kwargs`
     (chat_template_kwargs).
 
-    With `enable_thinking: false` the prompt of an answer never ends inside a reasoning block: a
-    template that opens one in any case gets an empty one. Raises TemplateFails, one line, if the
-    template raises an error.
+    With `enable_thinking: false` the prompt never ends inside a reasoning block: if the template
+    opens one, it is closed. Raises TemplateFails if the template raises an error.
     """
     try:
         text = tokenizer.apply_chat_template(
@@ -60,13 +55,13 @@ def render(
             continue_final_message=continue_final_message,
             **kwargs,
         )
-    except Exception as error:  # a template raises whatever its expressions do
+    except Exception as error:  # expressions in a template raise any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         roles = ", ".join(message["role"] for message in messages)
         raise TemplateFails(
             f"the chat template of {tokenizer.name_or_path} raises an error for a conversation of "
             f"{roles}: {reason}: "
-            "set its variables in chat_template_kwargs, use another model, or do without the chat "
+            "set its variables in chat_template_kwargs, use another model, or disable the chat "
             "template",
             reason,
         ) from None
@@ -78,10 +73,10 @@ def render(
 
 
 def check_kwargs(kwargs: Mapping[str, Any], key: str) -> None:
-    """Raise UserError if a name in the config's `key` cannot be a variable of a chat template."""
+    """Raise UserError if a name in the config key `key` cannot be a template variable."""
     reserved = [name for name in kwargs if name in RESERVED]
     if reserved:
         raise UserError(
-            f"{key}.{reserved[0]}: set by ipt, only variables of the chat template can be given "
-            "here: remove it"
+            f"{key}.{reserved[0]}: set by ipt: remove it, only variables of the chat template are "
+            "allowed"
         )

@@ -1,7 +1,6 @@
-"""Scores of a model while it is trained: on the live model, which goes on as if nothing had
-happened.
-"""
+"""Scores of a model during its training."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipt.config import Config
-from ipt.console import console
 from ipt.distributed import rank
 from ipt.errors import UserError
 from ipt.evaluation.results import RESULTS, SCORES
@@ -22,52 +20,50 @@ if TYPE_CHECKING:
     from ipt.evaluation.backends.huggingface import Scorer
     from ipt.training.module import PretrainingModule
 
+log = logging.getLogger(__name__)
+
 
 class DuringTraining:
-    """What a training calls at the end of each optimizer step, in all its processes: scores tasks
-    where that is due.
+    """Scores tasks every `evaluation.during_training.every_n_train_steps` optimizer steps. All
+    processes call it.
 
-    Each time leaves a finished evaluation, in `output/scores/step-00000400`. Models are scored on
-    one process and sharded alike, without dropout, by the attention that inference uses, and in the
-    arithmetic of the forward pass in training; nothing is compiled.
+    Each time writes a finished evaluation to `output/scores/step-00000400`. The model is scored
+    without dropout, with the attention of inference, in the precision of the forward pass in
+    training, and uncompiled. Training continues bit for bit as without scores.
     """
 
     def __init__(self, config: Config, corpus: Path | None, output: Path) -> None:
-        """Reads the items: what is wrong with them raises UserError or MissingFileError."""
+        """Reads the items. Raises UserError or MissingFileError for faulty ones."""
         self.config, self.output = config, output
-        self.work = read_work(
-            scored_tasks(config), config.evaluation.during_training.limit, corpus, config.data_dir
-        )
-        self._scorer: Scorer | None = None  # made with the first scores: it tries out the model
+        limit = config.evaluation.during_training.limit
+        self.work = read_work(scored_tasks(config), limit, corpus, config.data_dir)
+        self._scorer: Scorer | None = None  # created with the first scores: it probes the model
 
     def __call__(self, module: "PretrainingModule", step: int) -> dict[str, float | None]:
-        """`eval/TASK/METRIC` -> value (None: not finite), and `eval_seconds`; nothing where the
-        step is not due.
-        """
+        """`eval/TASK/METRIC` -> value (None: not finite), and `eval_seconds`; {} at other steps."""
         steps = self.config.evaluation.during_training.every_n_train_steps
         if steps is None or (step % steps and step != self.config.trainer.max_steps):
             return {}
         started = time.monotonic()
         folder = self.output / SCORES / f"step-{step:08d}"
-        with as_in_inference(module), _bars_on_terminals():
-            predictions = {
-                task.name: rows
-                for task, rows, _ in score_tasks(self.work, self._ready(module), folder)
-            }
+        predictions = {}
+        with as_in_inference(module):
+            for task, rows, _ in score_tasks(self.work, self._ready(module), folder):
+                predictions[task.name] = rows
         results = results_of(self.work, predictions)
+        seconds = time.monotonic() - started
         if rank() == 0:
             write_json(folder / RESULTS, results)
             items = sum(len(one.items) for one in self.work)
-            console.print(
-                f"[dim]step {step}: {items} items of {len(results)} tasks scored in "
-                f"{time.monotonic() - started:.1f} s"
+            log.info(
+                f"step {step}: {items} items of {len(results)} tasks scored in {seconds:.1f} s",
+                extra={"style": "dim"},
             )
-        figures = {
-            f"eval/{task}/{name}": entry["value"]
-            for task, metrics in results.items()
-            for name, entry in metrics.items()
-        }
-        return {**figures, "eval_seconds": time.monotonic() - started}
+        figures: dict[str, float | None] = {"eval_seconds": seconds}
+        for task_name, metrics in results.items():
+            for name, entry in metrics.items():
+                figures[f"eval/{task_name}/{name}"] = entry["value"]
+        return figures
 
     def _ready(self, module: "PretrainingModule") -> "Scorer":
         from ipt.evaluation.backends.huggingface import Scorer
@@ -76,9 +72,8 @@ class DuringTraining:
 
         if self._scorer is None:
             config = replace(self.config.evaluation, backend="hf", quantize=None, device="auto")
-            self._scorer = Scorer(
-                base_model(module.model), load_tokenizer(self.config.model), config
-            )
+            tokenizer = load_tokenizer(self.config.model)
+            self._scorer = Scorer(base_model(module.model), tokenizer, config)
         return self._scorer
 
 
@@ -87,32 +82,28 @@ def scored_tasks(config: Config) -> list[str]:
 
 
 def check_during_training(config: Config) -> list[Task]:
-    """The tasks that are scored during training, checked as ipt.evaluation.run.check_tasks does;
-    none if that is not asked for.
-    """
+    """The tasks to score during training, checked by ipt.evaluation.run.check_tasks."""
     during = config.evaluation.during_training
     if during.every_n_train_steps is None:
         return []
-    for name, value in {"steps": during.every_n_train_steps, "limit": during.limit}.items():
+    for name in ("every_n_train_steps", "limit"):
+        value = getattr(during, name)
         if value is not None and value < 1:
             raise UserError(
                 f"evaluation.during_training.{name} is {value}, expected 1 or more, or null"
             )
     if not scored_tasks(config):
-        raise UserError(
-            "evaluation.during_training.tasks=[]: name the tasks to score while training, or name "
-            "some in tasks"
-        )
+        raise UserError("evaluation.during_training.tasks is empty: name tasks there or in `tasks`")
     return check_tasks(config.evaluation, scored_tasks(config), data_dir=config.data_dir)
 
 
 @contextmanager
 def as_in_inference(module: "PretrainingModule") -> Iterator[None]:
-    """Let the model of a training answer as an exported one does, and put everything back: modes,
-    kernels, compiled blocks, random states.
+    """Run the model in training as an exported one: evaluation mode, inference attention, no
+    compiled blocks. Restores all of these and the random states.
 
-    A sharded model's blocks are gathered one by one as in training; what lies outside of them stays
-    whole meanwhile, so that decoder and projection can be called by themselves.
+    The blocks of a sharded model are gathered one by one, as in training. The parameters outside of
+    blocks stay gathered, so that decoder and projection can be called separately.
     """
     from torch.distributed.fsdp import FSDPModule
     from transformers import PreTrainedModel
@@ -135,16 +126,15 @@ def as_in_inference(module: "PretrainingModule") -> Iterator[None]:
         if "forward" in vars(block)
     }
     evaluation_mode(root)
-    model.config._attn_implementation = plain_attention(
-        model.config
-    )  # takes plain rows and masks of trees
+    # supports plain rows and tree masks
+    model.config._attn_implementation = plain_attention(model.config)
     if isinstance(root, FSDPModule):
         root.unshard()
     try:
         yield
     finally:
         if isinstance(root, FSDPModule):
-            # what forward passes without backward ones leave behind; gradients are not of it
+            # state of forward passes without backward ones; gradients stay
             root.reset_iter_state()
         for block, forward in forwards.items():
             block.forward = forward
@@ -153,13 +143,3 @@ def as_in_inference(module: "PretrainingModule") -> Iterator[None]:
         for part, mode in modes.items():
             part.training = mode
         set_random_state(random)
-
-
-@contextmanager
-def _bars_on_terminals() -> Iterator[None]:
-    """Elsewhere each bar of each task would leave a line, again and again."""
-    console.quiet = not console.is_terminal
-    try:
-        yield
-    finally:
-        console.quiet = False

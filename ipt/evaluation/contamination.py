@@ -1,6 +1,4 @@
-"""Contamination: which items of a task were in the data that a model was trained on, and what it
-scores on the others.
-"""
+"""Contamination: items of tasks that occur in the training data, and scores without them."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,14 +25,13 @@ from ipt.tokens.tasks import make_tasks, read_rows
 
 FILE = "contamination.json"
 KEY = "evaluation.contamination"
-UNIT = 1 << 20  # tokens that are looked through at a time
+UNIT = 1 << 20  # tokens that a worker searches at a time
 QUESTIONS = CORPUS + "questions.jsonl"
-# What is given of a task for its clean items alone, as far as the task has it.
+# metrics with a value for clean items only
 MAIN = ("paper", "correct", "accuracy", "perplexity", "bits_per_byte")
 
-Contaminated = Mapping[
-    str, Sequence[str] | None
-]  # task -> ids of the items that were found; None: it was not looked for
+# task -> ids of contaminated items; None: not searched
+Contaminated = Mapping[str, Sequence[str] | None]
 
 
 class Documents(NamedTuple):
@@ -46,9 +43,9 @@ class Documents(NamedTuple):
 
 
 class Searched(NamedTuple):
-    """What came of one part of the data."""
+    """Result of the search in one part of the data."""
 
-    found: dict[str, set[int]]  # task -> numbers of its items
+    found: dict[str, set[int]]  # task -> indices of its items
     texts: int
     size: int  # bytes
 
@@ -61,13 +58,13 @@ def find_contamination(
     ngram: int = 13,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Write `contamination.json`, task -> ids of items that share `ngram` words in a row with the
+    """Write `contamination.json`, task -> ids of items that share `ngram` consecutive words with the
     data at `path`; return statistics.
 
-    `path` is a token store, made with the tokenizer of `model`, or a folder of *.parquet with
-    texts. It is read in parts, by several processes. An item is looked for with its right answer;
-    one of less than `ngram` words as a whole, if it has enough of them to tell a copy from chance.
-    Raises what `check_data` raises.
+    `path` is a token store with the tokenizer of `model`, or a folder of *.parquet with texts. Its
+    parts are searched in several processes. An item is searched with its right answer. An item with
+    less than `ngram` words is searched as a whole, unless it is so short that it occurs by chance.
+    Raises the errors of `check_data`.
     """
     tokenizer = check_data(path, model)
     overlap = Overlap(
@@ -80,7 +77,8 @@ def find_contamination(
         for result in in_order(partial(_Search, overlap, tokenizer), parts, worker_count(workers)):
             for task, numbers in result.found.items():
                 found[task] |= numbers
-            texts, size = texts + result.texts, size + result.size
+            texts += result.texts
+            size += result.size
             bar.advance()
     write_json(
         output / FILE,
@@ -103,7 +101,7 @@ def find_contamination(
 def load_contaminated(
     folders: Sequence[Path], tasks: Sequence[Task]
 ) -> dict[str, list[str] | None]:
-    """What `find_contamination` has found in the data sets of several folders, together."""
+    """The union of the results of `find_contamination` in several folders."""
     found = [read_json(folder / FILE) for folder in folders]
     return {
         task.name: sorted({name for ids in found for name in ids[task.name]})
@@ -116,28 +114,17 @@ def load_contaminated(
 def clean_metrics(
     task: Task, predictions: list[dict[str, Any]], contaminated: Sequence[str] | None
 ) -> dict[str, dict[str, Any]]:
-    """Entries of results.json: `contaminated`, the share of items that were found, and the main
-    metrics over the others.
-
-    Where nothing was looked for, because the task asks about the training corpus on purpose, the
-    share is null.
+    """Entries of results.json: `contaminated`, the proportion of items found in the data, and the
+    main metrics of the others. It is null for tasks that are about the training corpus.
     """
     if contaminated is None:
-        return {
-            "contaminated": {
-                "value": None,
-                "stderr": None,
-                "ci95": [None, None],
-                "n": len(predictions),
-            }
-        }
+        unknown = {"value": None, "stderr": None, "ci95": [None, None], "n": len(predictions)}
+        return {"contaminated": unknown}
     found = set(contaminated)
     share = statistics.proportion([row["id"] in found for row in predictions])
-    clean = [
-        row
-        for row in predictions
-        if row["id"] not in found and not (task.kind == "perplexity" and not row["tokens"])
-    ]
+    clean = [row for row in predictions if row["id"] not in found]
+    if task.kind == "perplexity":
+        clean = [row for row in clean if row["tokens"]]
     metrics = kind_of(task).metrics(task, clean) if clean else {}
     return {
         "contaminated": share.as_dict(),
@@ -146,17 +133,14 @@ def clean_metrics(
 
 
 def is_looked_for(task: Task) -> bool:
-    """Whether it says something that a task's items are in the training data: not of questions that
-    ask what it says.
-    """
+    """Whether contamination is meaningful: not for questions about the training corpus."""
     return task.data != QUESTIONS or task.where.get("split") == GENERALISATION
 
 
 def check_data(path: str, model: str) -> str | None:
-    """The tokenizer of `model` as JSON if `path` is a token store, which it must have made; None
-    for a folder of texts.
+    """The tokenizer of `model` as JSON if `path` is a token store; None for a folder of texts.
 
-    Raises MissingFileError or UserError that names the path.
+    Raises MissingFileError or UserError, also if the store has another tokenizer.
     """
     if not _is_store(path):
         _rows(path)
@@ -165,17 +149,14 @@ def check_data(path: str, model: str) -> str | None:
     found, wanted = _store(path).fingerprint, tokenizer_fingerprint(tokenizer)
     if found != wanted:
         raise UserError(
-            f"{KEY}: {path} was made with tokenizer {found}, but that of model={model} is "
-            f"{wanted}: "
-            "name the folder of the texts that it was made of"
+            f"{KEY}: {path} has tokenizer {found}, but model={model} has {wanted}: give the folder "
+            "of its texts instead"
         )
     return str(tokenizer.backend_tokenizer.to_str())
 
 
 def data_digest(path: str) -> str:
-    """A digest of a token store, or of the metadata of a folder's files (names, sizes, counts,
-    value ranges).
-    """
+    """A digest of a token store, or of the metadata of the files in a folder."""
     return _store(path).digest if _is_store(path) else _rows(path)[0].texts
 
 
@@ -184,7 +165,7 @@ def data_digest(path: str) -> str:
 
 
 class _Search:
-    """Looks through one part of the data at a time; one text of it is in memory."""
+    """Searches one part of the data at a time, with one text in memory."""
 
     def __init__(self, overlap: Overlap, tokenizer: str | None) -> None:
         self._overlap, self._stores = overlap, dict[str, TokenStore]()
@@ -193,12 +174,13 @@ class _Search:
     def __call__(self, part: Documents | Rows) -> Searched:
         found: dict[str, set[int]] = {}
         texts = size = 0
-        for text in (
-            self._documents(part)
-            if isinstance(part, Documents)
-            else map(_row_text, read_rows(part))
-        ):
-            texts, size = texts + 1, size + len(text.encode())
+        if isinstance(part, Documents):
+            read = self._documents(part)
+        else:
+            read = map(_row_text, read_rows(part))
+        for text in read:
+            texts += 1
+            size += len(text.encode())
             for task, numbers in self._overlap.find(text).items():
                 found.setdefault(task, set()).update(numbers)
         return Searched(found, texts, size)
@@ -237,13 +219,13 @@ def _store(path: str) -> TokenStore:
 def _rows(path: str) -> list[Rows]:
     if not Path(path).is_dir():
         raise MissingFileError(
-            f"{KEY}: {path} is no folder: name a token store, or a folder of *.parquet with texts"
+            f"{KEY}: {path} is not a folder: give a token store or a folder of *.parquet with texts"
         )
     try:
         return make_tasks(Path(path), UNIT)
     except UserError as error:
         raise type(error)(
-            f"{KEY}: {error}: name a token store, or a folder of *.parquet with a column text"
+            f"{KEY}: {error}: give a token store or a folder of *.parquet with a column text"
         ) from None
 
 
@@ -254,8 +236,8 @@ def _row_text(row: Mapping[str, Any]) -> str:
 
 
 def _decoder(tokenizer: str) -> Callable[[Sequence[int]], str]:
-    """Tokens to text without special tokens. Where tokens are bytes, a table of these is ten times
-    as fast as the library.
+    """A function from tokens to text without special tokens. For byte-level tokens a lookup table
+    is ten times as fast as the library.
     """
     from tokenizers import Tokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode

@@ -1,5 +1,5 @@
-"""Quality of an augmented corpus (the paper's Table 6): what a judge model says of sampled pairs,
-and what rules say without one.
+"""Quality of an augmented corpus (the paper's Table 6): sampled pairs, judged by a model and by
+rules.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ from ipt.synthesis.quality.statistics import GROUNDED, read_document, read_pair
 from ipt.synthesis.quality.task_types import kind_of
 
 RESULTS = "pair_quality.json"
-# of 500 pairs each, by GPT-4 (Table 6): accuracy and relevance in percent, kinds of task
+# Table 6, 500 pairs each, judged by GPT-4: accuracy and relevance in percent, kinds of task
 PUBLISHED = {
     "general": {"accuracy": 77.5, "relevance": 92.9, "kinds_of_task": 49},
     "biomedicine": {"accuracy": 86.2, "relevance": 99.4, "kinds_of_task": 26},
@@ -52,21 +52,18 @@ LABELS = {
 def judge_corpus(
     folder: Path, judge: JudgeConfig, here: EvaluationConfig | None, seed: int, output: Path
 ) -> dict[str, Any]:
-    """Figures of `judge.sample` pairs, drawn by `seed`, of a finished synthesis stage or a folder
-    of its parts.
-
-    They are also written to `output/pair_quality.json`:
+    """Quality of `judge.sample` random pairs of a finished synthesis stage or a folder of its
+    parts, which is also written to `output/pair_quality.json`:
 
     - `judge`, if it names a model: accuracy and relevance (value, stderr, ci95, n),
-      `kinds_of_task`, the most frequent `tasks`, and `failed` by reason. The model is one behind a
-      server, or with `here` one that is loaded on this machine. Every verdict is in
-      `output/judgements`.
-    - `rules`, which need no judge and do not know whether an answer is right: the share of answers
-      of which four fifths of the words (`grounded`), or all in a row (`verbatim`), occur in their
-      document; `kinds_by_rules` and the `kinds` themselves.
+      `kinds_of_task`, the most frequent `tasks`, and `failed` by reason. The model runs on a
+      server, or with `here` on this machine. All verdicts are in `output/judgements`.
+    - `rules`, which cannot judge whether an answer is right: the proportion of answers of which
+      four fifths of the words (`grounded`), or all in sequence (`verbatim`), occur in the document;
+      `kinds_by_rules` and the `kinds`.
 
-    Raises MissingFileError or UserError where there are no pairs, no verdict comes, or a setting is
-    wrong, EngineDied if the server cannot be reached.
+    Raises MissingFileError or UserError for missing pairs, missing verdicts or a wrong setting,
+    EngineDied if the server cannot be reached.
     """
     check_judge(judge)
     pairs = pairs_folder(folder)
@@ -87,22 +84,20 @@ def judge_corpus(
 
 
 def pairs_folder(folder: Path) -> Path:
-    """Where a synthesis stage, or a folder of its files, has its pairs. Raises MissingFileError if
-    there are none.
-    """
+    """The folder with the pairs of a synthesis stage. Raises MissingFileError if it has none."""
     for pairs in (folder / "pairs", folder):
         if any(pairs.glob("part-*.parquet")):
             return pairs
     raise MissingFileError(
-        f"{folder} holds no pairs/part-*.parquet: name the folder of a finished synthesis (or "
-        "filters) stage"
+        f"{folder} has no pairs/part-*.parquet: give the folder of a finished synthesis or filters "
+        "stage"
     )
 
 
 def default_output(
     folder: Path, judge: JudgeConfig, here: EvaluationConfig | None, seed: int
 ) -> Path:
-    """Where the same question about the same pairs finds its verdicts again."""
+    """The same folder for the same pairs and settings, so verdicts are reused."""
     parts = [
         (part.name, part.stat().st_size, part.stat().st_mtime_ns)
         for part in sorted(pairs_folder(folder).glob("part-*.parquet"))
@@ -116,10 +111,10 @@ def default_output(
 
 
 def judged_table(found: dict[str, Any]) -> Table:
-    """The figures beside the paper's, for the terminal."""
+    """The figures and those of the paper, for the terminal."""
     caption = (
-        "in percent, ± one standard error; right of it the paper's corpora, of each 500 pairs, "
-        "judged by GPT-4"
+        "in percent, ± one standard error; right: the paper's corpora, 500 pairs each, judged by "
+        "GPT-4"
     )
     view = Table(
         box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
@@ -137,15 +132,15 @@ def judged_table(found: dict[str, Any]) -> Table:
 
 
 def verdict_rows(cases: list[Case], replies: list[str | None]) -> Iterator[dict[str, Any]]:
-    """Rows of judgements for replies, None where a case did not fit the model. Such a case counts
-    as refused, as by a server.
+    """Rows of judgements. A reply of None (the case does not fit the context) counts as refused, as
+    on a server.
     """
     for case, reply in zip(cases, replies, strict=True):
         yield verdict_row(case, failure("refused") if reply is None else read_reply(reply))
 
 
 def _cells(entry: Any) -> tuple[str, str, str]:
-    """Value, interval and n of a share, or the number that a count is."""
+    """Value, interval and n of a proportion, or a count."""
     if isinstance(entry, int):
         return str(entry), "", ""
     error = "" if entry["stderr"] is None else f" ±{100 * entry['stderr']:.1f}"
@@ -168,7 +163,7 @@ def _by_rules(pairs: Path, sample: int | None, seed: int) -> dict[str, Any]:
         verbatim.append(words.verbatim)
         kinds[kind_of(case.question, case.answer, words.question, words_of(case.answer))] += 1
     if not grounded:
-        raise UserError(f"{pairs} holds documents without any pair: there is nothing to judge")
+        raise UserError(f"{pairs} has no pairs to judge")
     return {
         "grounded": statistics.proportion(grounded).as_dict(),
         "verbatim": statistics.proportion(verbatim).as_dict(),
@@ -190,8 +185,8 @@ def _by_judge(folder: Path) -> dict[str, Any]:
     counted = figures(folder)
     if not verdicts:
         raise UserError(
-            f"the judge gave no verdict on any pair: failed are {counted['failed']}; take a larger "
-            "or instruction-tuned model"
+            f"the judge gave no verdict on any pair (failed: {counted['failed']}): use a larger or "
+            "instruction-tuned model"
         )
     right, relevant = zip(*verdicts, strict=True)
     return {
@@ -204,7 +199,7 @@ def _by_judge(folder: Path) -> dict[str, Any]:
 def _judge_here(
     judge: JudgeConfig, config: EvaluationConfig, pairs: Path, output: Path, seed: int
 ) -> None:
-    """Ask a model that is loaded on this machine. Verdicts that are there are not asked for again."""
+    """Judge with a model on this machine, unless the verdicts exist."""
     path = output / "judgements" / "part-00000.parquet"
     if path.exists():
         return

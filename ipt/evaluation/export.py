@@ -1,15 +1,13 @@
-"""Tasks of ours as files that lm-evaluation-harness runs under its own command: `lm_eval
---include_path FOLDER --tasks NAME`.
-"""
+"""Exports tasks as files for lm-evaluation-harness: `lm_eval --include_path FOLDER --tasks NAME`."""
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ipt.console import console
 from ipt.errors import UserError
 from ipt.evaluation.odd_rows import OddRows
 from ipt.evaluation.task import Task, load_tasks
@@ -22,8 +20,9 @@ ITEMS: dict[str, Any] = {
     "generation": generation.Item,
     "perplexity": perplexity.ScoredDocument,
 }
+log = logging.getLogger(__name__)
 MODULE = "ipt_tasks"
-CODE = '''"""What the task files of this folder are run by; it needs the package ipt."""
+CODE = '''"""The class of the tasks in this folder; needs the package ipt."""
 
 from ipt.evaluation.exported import ExportedTask  # noqa: F401
 '''
@@ -32,24 +31,20 @@ from ipt.evaluation.exported import ExportedTask  # noqa: F401
 def export(
     names: Iterable[str], folder: Path, corpus: Path | None = None, data_dir: str | Path = "data"
 ) -> list[str]:
-    """Write for each task NAME.yaml and NAME.jsonl, its items with filled-in prompts, and one
-    module for all; return the names.
+    """Write NAME.yaml and NAME.jsonl (items with complete prompts) for each task, and one module
+    for all; return the names.
 
-    Tasks of kinds that the harness cannot run, or has itself, are named on the terminal and left
-    out. Raises UserError if none is left, and what reading the tasks raises.
+    Logs tasks of other kinds, which are left out. Raises UserError if no task is left.
     """
     tasks = load_tasks(names, data_dir)
     for task in tasks:
         if task.kind not in ITEMS:
-            console.print(
-                f"{task.name} is left out: it is of kind {task.kind}, only {', '.join(ITEMS)} are "
-                "written"
+            log.warning(
+                f"{task.name} is left out: its kind is {task.kind}, supported are {', '.join(ITEMS)}"
             )
     chosen = [task for task in tasks if task.kind in ITEMS]
     if not chosen:
-        raise UserError(
-            f"none of the tasks is of kind {', '.join(ITEMS)}: there is nothing to write"
-        )
+        raise UserError(f"none of the tasks has the kind {', '.join(ITEMS)}: nothing to export")
     for task in chosen:
         _write(task, folder, corpus)
     _write_text(folder / f"{MODULE}.py", CODE)
@@ -59,10 +54,10 @@ def export(
 def _write(task: Task, folder: Path, corpus: Path | None) -> None:
     odd = OddRows()
     read = kind_of(task).read(task, corpus, odd)
-    odd.report(task, console)
+    odd.report(task)
     items = [item for item in read if item.text]
     if len(items) < len(read):
-        console.print(f"{task.name}: {len(read) - len(items)} empty documents are left out")
+        log.warning(f"{task.name}: {len(read) - len(items)} empty documents are left out")
     _write_text(
         folder / f"{task.name}.jsonl",
         "".join(json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in items),

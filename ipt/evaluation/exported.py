@@ -1,8 +1,5 @@
-"""A task of ours as one of lm-evaluation-harness: what the files that `export` writes are run by,
-under the harness's own command.
-
-The harness's model answers; what the answers are worth is said by the same code as under our
-command.
+"""The class of exported tasks in lm-evaluation-harness: its model answers, and our code scores the
+answers.
 """
 
 import json
@@ -22,29 +19,26 @@ from numpy.typing import NDArray
 
 from ipt.errors import UserError
 from ipt.evaluation.backends import encoding
+from ipt.evaluation.backends.base import Generation
 from ipt.evaluation.backends.batching import UNLIMITED
 from ipt.evaluation.backends.encoding import Encoder, start_tokens
-from ipt.evaluation.backends.generated import Generation
 from ipt.evaluation.export import ITEMS
 from ipt.evaluation.task import Task
 from ipt.evaluation.task_types.registry import kind_of
 from ipt.models import load_tokenizer
 
-MODEL = (
-    "tokenizer",
-    "pretrained",
-    "model",
-)  # arguments of the harness's models that name the tokenizer
+# model arguments of the harness that name the tokenizer
+MODEL = ("tokenizer", "pretrained", "model")
 OUTPUT_TYPES = {
     "choice": "loglikelihood",
     "generation": "generate_until",
     "perplexity": "loglikelihood",
 }
-FEWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte")
+LOWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte")
 
 
 class ExportedTask(HarnessTask):
-    """A task whose items lie beside the YAML file that names it."""
+    """A task with its items in a .jsonl file next to the YAML file."""
 
     VERSION = 1
 
@@ -56,7 +50,7 @@ class ExportedTask(HarnessTask):
                 f"task {config['task']} needs the model's tokenizer: give --model_args "
                 "pretrained=MODEL, or tokenizer=MODEL"
             )
-        self.task = Task(**metadata["definition"])
+        self.task = Task.from_definition(metadata["definition"])
         self.kind = kind_of(self.task)
         lines = (
             Path(metadata["config_source"])
@@ -67,7 +61,7 @@ class ExportedTask(HarnessTask):
         self.items = [ITEMS[self.task.kind](**json.loads(line)) for line in lines]
         tokenizer = load_tokenizer(model)
         self.encoder = Encoder(tokenizer, start_tokens(tokenizer, None), UNLIMITED)
-        # The harness reads a text without context behind BOS or EOS in any case.
+        # The harness always puts BOS or EOS before a text without context.
         self.prefix = (
             tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         )
@@ -88,7 +82,7 @@ class ExportedTask(HarnessTask):
         ]
         self.names = list(self.kind.metrics(self.task, predictions))
 
-    # What the harness asks of a task
+    # The interface of the harness
 
     def has_training_docs(self) -> bool:
         return False
@@ -114,7 +108,7 @@ class ExportedTask(HarnessTask):
         )
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **_: Any) -> str:
-        """Demonstrations are part of the prompts already."""
+        """The prompt, which contains the demonstrations."""
         return self.doc_to_text(doc)
 
     def construct_requests(
@@ -127,14 +121,14 @@ class ExportedTask(HarnessTask):
         ]
 
     def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
-        """The prediction, which every metric is made of."""
+        """The prediction for every metric, from which `aggregation` computes the value."""
         return dict.fromkeys(self.names, self._prediction(self._item(doc), results))
 
     def aggregation(self) -> dict[str, Callable[[list[dict[str, Any]]], float]]:
         return {name: partial(self._value, name) for name in self.names}
 
     def higher_is_better(self) -> dict[str, bool]:
-        return {name: name not in FEWER_IS_BETTER for name in self.names}
+        return {name: name not in LOWER_IS_BETTER for name in self.names}
 
     # From an item to requests, and from answers to a prediction
 
@@ -172,7 +166,7 @@ class ExportedTask(HarnessTask):
 
 
 class _Answers:
-    """A backend that knows its answers: those of the harness's model to the requests of one item."""
+    """A backend with the answers of the harness's model to the requests for one item."""
 
     def __init__(self, encoder: Encoder, results: Sequence[Any], item: Any) -> None:
         self.encoder, self._results, self._item = encoder, results, item
@@ -183,7 +177,7 @@ class _Answers:
     def logprobs(
         self, rows: Sequence[encoding.EncodedRow], description: str
     ) -> list[NDArray[np.float64]]:
-        """The harness gives a sum for each row; it is spread over the row's tokens."""
+        """The harness gives a sum for each row, which is divided equally among its tokens."""
         return [
             np.full(len(row.targets), total / len(row.targets))
             for row, total in zip(rows, self._sums(), strict=True)

@@ -1,10 +1,11 @@
-"""Rows of data files and of hub data sets, whatever their format."""
+"""Rows of data files and hub data sets in all formats."""
 
 import csv
 import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -17,11 +18,11 @@ from ipt.evaluation.task import HUB, Task
 if TYPE_CHECKING:
     from _csv import Reader
 
-CELL = 1 << 30  # characters that a cell of a .csv file may have
+CELL = 1 << 30  # maximum characters of a CSV cell
 
 
 class DataRow(NamedTuple):
-    """One row of a file: where it is, for messages, its number from 0, and its fields."""
+    """One row: its place for messages, its number from 0, its fields."""
 
     where: str
     number: int
@@ -31,21 +32,21 @@ class DataRow(NamedTuple):
 def read_file(task: Task, file: CorpusFile) -> Iterator[DataRow]:
     """The rows of a .jsonl, .json, .csv, .tsv, .conll (each also .gz or .zst) or .parquet file.
 
-    - json: a list of objects, or one object, of which each key is a row with the key in the field
-      `key`; what is no object is in the field `value`. An object that has the field which `records`
-      begins with is one row.
-    - conll: a token and its tag in the first and the last column, empty lines between sentences. A
-      row has `tokens`, `tags`, `text` (the tokens with spaces between) and `entities` (a list of
-      `text` and `type`).
+    - json: a list of objects, or an object whose values are rows, with their keys in the field
+      `key`; values that are not objects are in the field `value`. An object with the first field of
+      `records` is one row.
+    - conll: a token in the first and its tag in the last column, empty lines between sentences. A
+      row has `tokens`, `tags`, `text` (the tokens joined by spaces) and `entities` (with `text` and
+      `type`).
 
-    Raises UserError that names file and row.
+    Raises UserError with file and row.
     """
     kind = _format(task, file)
     for key, kinds in {"columns": ("csv", "tsv"), "sentences": ("conll",)}.items():
         if kind not in kinds and getattr(task, key) != getattr(Task("", ""), key):
             raise UserError(
-                f"task {task.name}: {key} is for {' and '.join(kinds)} files, but {file.path} is "
-                f"read as {kind}"
+                f"task {task.name}: {key} is for {' and '.join(kinds)} files, but {file.path} has "
+                f"the format {kind}"
             )
     try:
         if kind == "parquet":
@@ -62,7 +63,7 @@ def read_file(task: Task, file: CorpusFile) -> Iterator[DataRow]:
 
 
 def read_hub(task: Task) -> Iterator[DataRow]:
-    """The rows of a data set of the Hugging Face hub, or of its cached copy where the hub cannot be
+    """The rows of a data set of the Hugging Face hub, or of its cached copy if the hub cannot be
     reached.
     """
     from datasets import load_dataset  # takes seconds to import
@@ -73,7 +74,7 @@ def read_hub(task: Task) -> Iterator[DataRow]:
         rows = load_dataset(name, task.subset or None, split=split)
         for number, fields in enumerate(rows):
             yield DataRow(f"{called} split {split} row {number + 1}", number, fields)
-    except Exception as error:  # network, server, format: a hub raises whatever its clients do
+    except Exception as error:  # network, server, format: any exception
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
             f"task {task.name}: data set {called}, split {split}, cannot be read from the hub "
@@ -93,8 +94,8 @@ def _format(task: Task, file: CorpusFile) -> str:
         raise UserError(f"task {task.name}: format is {task.format!r}, expected {', '.join(known)}")
     endings = ", ".join(f".{kind}" for kind in known)
     raise UserError(
-        f"{file.path}: expected a file that ends in {endings} (.parquet aside, also .gz or .zst), "
-        "or the task's key `format`"
+        f"{file.path}: expected a file that ends in {endings} (all but .parquet also "
+        "with .gz or .zst), or the task's key `format`"
     )
 
 
@@ -129,22 +130,19 @@ def _json(task: Task, path: str, lines: io.TextIOWrapper) -> Iterator[DataRow]:
 
 
 def is_missing(value: Any) -> bool:
-    """Null, or NaN, which tables have in its place."""
+    """Null, or NaN, which tables use for null."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def as_fields(entry: Any) -> dict[str, Any]:
-    """An entry of a list as the fields of a row."""
+    """The fields of a row for an entry of a list."""
     return entry if isinstance(entry, dict) else {"value": entry}
 
 
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number of too many digits is a ValueError of Python's own
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
         raise UserError(f"{where}: not valid JSON: {first_line(error)}") from None
 
 
@@ -153,7 +151,7 @@ def _csv(task: Task, path: str, lines: Iterable[str]) -> Iterator[DataRow]:
 
 
 def _tsv(task: Task, path: str, lines: Iterable[str]) -> Iterator[DataRow]:
-    """Quotes stand for themselves."""
+    """Quotation marks are ordinary characters."""
     yield from _table(task, path, csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
@@ -186,20 +184,13 @@ def _conll(task: Task, path: str, lines: Iterable[str]) -> Iterator[DataRow]:
     number = 0
     for first, document in _documents(path, lines):
         for begin in range(0, len(document), task.sentences):
-            words = [
-                word for sentence in document[begin : begin + task.sentences] for word in sentence
-            ]
-            tokens, tags = [token for token, _ in words], [tag for _, tag in words]
-            entities = [
-                entity
-                for sentence in document[begin : begin + task.sentences]
-                for entity in _entities(sentence)
-            ]
+            sentences = document[begin : begin + task.sentences]
+            tokens, tags = zip(*chain.from_iterable(sentences), strict=True)
             fields = {
-                "tokens": tokens,
-                "tags": tags,
+                "tokens": list(tokens),
+                "tags": list(tags),
                 "text": " ".join(tokens),
-                "entities": entities,
+                "entities": list(chain.from_iterable(map(_entities, sentences))),
             }
             yield DataRow(f"{path} sentence {first + begin + 1}", number, fields)
             number += 1
@@ -208,7 +199,7 @@ def _conll(task: Task, path: str, lines: Iterable[str]) -> Iterator[DataRow]:
 def _documents(
     path: str, lines: Iterable[str]
 ) -> Iterator[tuple[int, list[list[tuple[str, str]]]]]:
-    """Each document as sentences of tokens and tags, behind the number of sentences before it."""
+    """The number of sentences before each document, and its sentences of tokens and tags."""
     before, document, sentence = 0, [], []
     for number, line in enumerate([*lines, "", "-DOCSTART-"]):
         cells = line.split()
@@ -228,8 +219,8 @@ def _documents(
 
 
 def _entities(sentence: list[tuple[str, str]]) -> list[dict[str, str]]:
-    """Runs of tokens of one type; B- and S- begin another one, E- and S- end theirs (IO, BIO and
-    BIOES).
+    """Runs of tokens of the same type, in the schemes IO, BIO and BIOES: B- and S- begin an entity,
+    E- and S- end it.
     """
     found: list[tuple[list[str], str]] = []
     ended = True

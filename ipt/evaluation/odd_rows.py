@@ -1,16 +1,16 @@
-"""Rows of a task's data that make no item: they are left out, counted and reported, or raise an
-error (the task's key `odd_rows`).
+"""Rows of a task's data from which no item can be made: they are left out, counted and reported, or
+raise an error (the task's key `odd_rows`).
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
-
-from rich.console import Console
 
 from ipt.errors import UserError
 from ipt.evaluation.formats import DataRow
 from ipt.evaluation.task import Task
 
+log = logging.getLogger(__name__)
 LEAVE_OUT, ERROR = "leave_out", "error"  # values of `odd_rows`
 LEFT_OUT = "left_out"  # entry in results.json
 SHOWN = 5  # rows that a log line names
@@ -18,8 +18,8 @@ Made = TypeVar("Made")
 
 
 class OddRow(UserError):
-    """A row of which no item can be made: a field is missing, it has no right answer, two options
-    are equal.
+    """No item can be made from a row: a field is missing, it has no right answer, two options are
+    equal.
     """
 
 
@@ -27,9 +27,9 @@ class OddRows:
     """The rows of one task that are left out."""
 
     def __init__(self) -> None:
-        self.read = 0  # rows, those that are left out included
-        self.of_shots: OddRows | None = None  # of the demonstrations' data, where that is another
-        self._found: dict[str, None] = {}  # message, which begins with the row
+        self.read = 0  # rows, including those left out
+        self.of_shots: OddRows | None = None  # of the demonstrations' data, where it is other data
+        self._found: dict[str, None] = {}  # messages, which begin with the row
 
     def __len__(self) -> int:
         return len(self._found)
@@ -37,8 +37,8 @@ class OddRows:
     def kept(
         self, task: Task, rows: Iterable[DataRow], make: Callable[[DataRow], Made]
     ) -> list[Made]:
-        """What `make` makes of each row, without the odd ones. Raises OddRow if the task does not
-        allow them, or if all are odd.
+        """What `make` makes of each row, without odd rows. Raises OddRow if the task does not allow
+        them, or if all rows are odd.
         """
         if task.odd_rows not in (LEAVE_OUT, ERROR):
             raise UserError(
@@ -54,23 +54,20 @@ class OddRows:
                 first = first or odd
                 self._found[str(odd)] = None
         if first is not None and not made:
-            raise first  # most likely a mistake in the task's file
+            raise first  # most likely a mistake in the task file
         return made
 
-    def report(self, task: Task, console: Console) -> None:
-        """Print a line that says how many rows are left out, names the first ones and the reasons;
-        nothing if there are none.
-        """
+    def report(self, task: Task) -> None:
+        """Log how many rows are left out, with the first ones and the reasons."""
         for odd, kind in ((self, "rows"), (self.of_shots, "rows of its demonstrations")):
             if odd:
                 shown = "; ".join([*odd._found][:SHOWN])
                 more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-                line = (
+                log.warning(
                     f"task {task.name}: {len(odd)} of {odd.read} {kind} are left out (odd_rows: "
-                    f"error stops instead): {shown}{more}"
+                    f"error makes this an error): {shown}{more}"
                 )
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def entry(self) -> dict[str, Any]:
-        """The entry in results.json: how many, of `n` rows."""
+        """The entry in results.json."""
         return {"value": len(self), "stderr": None, "ci95": [None, None], "n": self.read}

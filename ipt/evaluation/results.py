@@ -1,6 +1,4 @@
-"""What finished evaluations say: predictions and results of a folder, two models compared, several
-averaged.
-"""
+"""Results of finished evaluations: read, compare two models, average several."""
 
 import json
 import math
@@ -19,9 +17,9 @@ from ipt.evaluation.task_types.registry import kind_of
 from ipt.files import read_json, reading_parquet
 
 RESULTS, PREDICTIONS = "results.json", "predictions"
-SCORES = "scores"  # folder of a training run: step-NUMBER, each a finished evaluation
+SCORES = "scores"  # in a training run: a finished evaluation in each step-NUMBER
 Results = dict[str, dict[str, dict[str, Any]]]  # task -> metric -> value, stderr, ci95, n
-# The figures that a task is known by: from each line the first that it has.
+# The main metrics of a task are the first one that it has of each line.
 MAIN_METRICS = (
     ("correct", "accuracy", "acc_norm", "acc", "exact_match", "f1", "perplexity"),
     ("logprob", "bits_per_byte"),
@@ -39,13 +37,13 @@ def read_predictions(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 def read_task(folder: Path, task: str) -> Task:
-    """The task as it was when its predictions were made."""
+    """The task at the time of its predictions."""
     path = predictions_path(folder, task)
     with reading_parquet(path):
         metadata = pq.read_schema(path).metadata or {}
     if b"task" not in metadata:
-        raise UserError(f"{path}: no predictions of ipt (the metadata has no task): evaluate again")
-    return Task(**json.loads(metadata[b"task"]))
+        raise UserError(f"{path} was not written by ipt (its metadata has no task): evaluate again")
+    return Task.from_definition(json.loads(metadata[b"task"]))
 
 
 def load_results(folder: Path) -> Results:
@@ -54,31 +52,31 @@ def load_results(folder: Path) -> Results:
         return read_json(folder / RESULTS)
     except FileNotFoundError:
         raise MissingFileError(
-            f"{folder} holds no {RESULTS}: it is no finished evaluation"
+            f"{folder} is not a finished evaluation: it has no {RESULTS}"
         ) from None
 
 
 def main_metrics(metrics: Iterable[str]) -> list[str]:
-    """Of a task's metrics those that it is known by, `paper` first where it has that."""
+    """The main metrics of a task: `paper` and those in MAIN_METRICS, as far as it has them."""
     present = dict.fromkeys(metrics)
     chosen = [next((name for name in names if name in present), None) for names in MAIN_METRICS]
     return [name for name in ("paper", *chosen) if name in present] or list(present)[:1]
 
 
 def compare(a: Path, b: Path) -> Results:
-    """Model `a` minus model `b`: task -> metric -> difference, stderr, ci95, p, n, paired over the
-    items that both answered.
+    """Model `a` minus model `b`, paired over common items: task -> metric -> difference, stderr,
+    ci95, p, n.
 
-    Both are folders of finished evaluations; tasks that only one has are left out. p is two-sided:
-    exact (McNemar) for accuracies, else by normal approximation. nll and perplexity compare only
-    between models of one tokenizer. Raises UserError if there is no common task, no common item, or
-    if two different items have the same id.
+    `a` and `b` are folders of finished evaluations, of which common tasks are compared. p is
+    two-sided: exact (McNemar) for accuracies, else from the normal approximation. nll and
+    perplexity are comparable only between models with the same tokenizer. Raises UserError if there
+    is no common task or item, or if two different items have the same id.
     """
     return {task: compare_task(a, b, task) for task in _common_tasks([a, b])}
 
 
 def compare_task(a: Path, b: Path, task: str) -> dict[str, dict[str, Any]]:
-    """As `compare`, in one task that both have."""
+    """As `compare`, for one common task."""
     ours, theirs = paired_metrics(task, [a, b])
     return {name: difference(ours[name], theirs[name]).as_dict() for name in ours if name in theirs}
 
@@ -86,11 +84,10 @@ def compare_task(a: Path, b: Path, task: str) -> dict[str, dict[str, Any]]:
 def average(folders: Sequence[Path], last: int = 5) -> Results:
     """Scores averaged over models: task -> metric -> value, stderr, ci95, n, spread, runs.
 
-    A folder is a finished evaluation, or a training run, of whose scores on the way the `last` are
-    averaged first. `stderr` is that of the average over the n items that all have answered: an
-    item's share in it is the mean of its shares. `spread` is the standard deviation over the
-    folders, or with one training run over its scores, and null for one model. Raises what `compare`
-    does.
+    A folder is a finished evaluation, or a training run, whose `last` scores are averaged first.
+    `stderr` is the standard error of the average over the n common items: the influence of an item
+    is the mean of its influences. `spread` is the standard deviation over the folders, or over the
+    scores of a single training run; null for one model. Raises the errors of `compare`.
     """
     members = [late_scores(folder, last) for folder in folders]
     everything = [folder for member in members for folder in member]
@@ -106,9 +103,7 @@ def average(folders: Sequence[Path], last: int = 5) -> Results:
 
 
 def late_scores(folder: Path, last: int) -> list[Path]:
-    """The newest `last` evaluations of a training run, oldest first; or the folder itself, which is
-    an evaluation.
-    """
+    """The newest `last` evaluations of a training run, oldest first; [folder] for an evaluation."""
     steps = sorted(path.parent for path in (folder / SCORES).glob(f"step-*/{RESULTS}"))
     return steps[-last:] or [folder]
 
@@ -116,8 +111,8 @@ def late_scores(folder: Path, last: int) -> list[Path]:
 def groups_of(
     tasks: Iterable[str], names: Iterable[str] = (), data_dir: str | Path = "data"
 ) -> dict[str, list[str]]:
-    """Name -> tasks of each group, of `names` and of those that ship, that has two tasks or more,
-    all among `tasks`, and an average.
+    """Name -> tasks of the groups among `names` and the shipped ones that have an average and two
+    or more tasks, all of them in `tasks`.
     """
     known, groups = set(tasks), {}
     for name in dict.fromkeys([*names, *task_names()]):
@@ -131,8 +126,8 @@ def groups_of(
 def group_average(
     results: Mapping[str, Mapping[str, Mapping[str, Any]]], tasks: Sequence[str], metric: str
 ) -> dict[str, Any] | None:
-    """The unweighted mean of a metric over tasks, which are independent: an entry as in
-    results.json; None if a task lacks it.
+    """The unweighted mean of a metric over independent tasks, as an entry of results.json; None if
+    a task lacks the metric.
     """
     entries = [results[task].get(metric, {}) for task in tasks]
     values = [float(entry["value"]) for entry in entries if entry.get("value") is not None]
@@ -156,29 +151,21 @@ def _common_tasks(folders: Sequence[Path]) -> list[str]:
 
 
 def paired_metrics(task: str, folders: Sequence[Path]) -> list[dict[str, Metric]]:
-    """The metrics of each folder over the items that all have answered, in the same order."""
+    """The metrics of each folder over the common items, which are in the same order."""
     rows = [{row["id"]: row for row in read_predictions(folder, task)} for folder in folders]
     common = [name for name in rows[0] if all(name in others for others in rows)]
     if not common:
         named = " and ".join(map(str, folders))
         raise UserError(
-            f"task {task}: {named} have no item in common: evaluate all with the same data and "
-            "limit"
+            f"task {task}: {named} have no item in common: use the same data and limit for all"
         )
     for folder, others in zip(folders, rows, strict=True):
-        changed = next(
-            (
-                name
-                for name in common
-                if rows[0][name]["prompt_hash"] != others[name]["prompt_hash"]
-            ),
-            None,
-        )
-        if changed is not None:
-            raise UserError(
-                f"task {task}: item {changed} is another one in {folders[0]} than in {folder}: use "
-                "the same data for all"
-            )
+        for name in common:
+            if rows[0][name]["prompt_hash"] != others[name]["prompt_hash"]:
+                raise UserError(
+                    f"task {task}: item {name} differs between {folders[0]} and {folder}: use the "
+                    "same data for all"
+                )
     definition = read_task(folders[0], task)
     return [
         kind_of(definition).metrics(definition, [others[name] for name in common])
@@ -187,7 +174,7 @@ def paired_metrics(task: str, folders: Sequence[Path]) -> list[dict[str, Metric]
 
 
 def _average(members: Sequence[Sequence[Metric]]) -> dict[str, Any]:
-    """Of one metric of each model, first within a member, then over them."""
+    """The average of a metric, first over the scores of each model, then over models."""
     values = [statistics.fmean(metric.value for metric in member) for member in members]
     influence = np.mean(
         [np.mean([metric.influence for metric in member], axis=0) for member in members], axis=0

@@ -1,5 +1,5 @@
-"""The evaluation stage: a model, tasks and a corpus go in; results.json and
-predictions/<task>.parquet come out.
+"""The evaluation stage: scores a model on tasks and writes results.json and
+predictions/<task>.parquet.
 """
 
 import json
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ipt.chat_templates import check_kwargs
 from ipt.config import EvaluationConfig, check_choices
-from ipt.console import console, progress
+from ipt.console import progress
 from ipt.distributed import rank
 from ipt.errors import UserError
 from ipt.evaluation.contamination import FILE, Contaminated, clean_metrics
@@ -30,12 +30,12 @@ from ipt.models import check_model
 if TYPE_CHECKING:
     from ipt.evaluation.backends.base import Backend
 
-Prediction = dict[str, Any]  # a prediction
-Scored = tuple[Task, list[Prediction], float]  # a task, its predictions, the seconds that they took
+Prediction = dict[str, Any]  # a row of predictions/<task>.parquet
+Scored = tuple[Task, list[Prediction], float]  # a task, its predictions, seconds
 
 
 class Work(NamedTuple):
-    """A task, its items, and the rows of its data that make none."""
+    """A task, its items, and the rows that are left out."""
 
     task: Task
     items: list[Any]
@@ -51,13 +51,12 @@ def evaluate(
     data_dir: str | Path = "data",
     contaminated: Contaminated | None = None,
 ) -> dict[str, Any]:
-    """Score `model` on `tasks` and return the stage's statistics.
+    """Score `model` on `tasks` and return the statistics of the stage.
 
-    `data_dir` holds the data sets that tasks read from data:PATH; `corpus` is the folder of a
-    finished corpus stage, or None where no task reads one; `contaminated` names the items that are
-    known to be in training data (`ipt.evaluation.contamination`). A task whose predictions lie in
-    `output` from an interrupted run is not scored again. Whatever is wrong in config, tasks and
-    their data raises UserError or MissingFileError before the model is loaded.
+    `data_dir`: folder of data:PATH. `corpus`: folder of a finished corpus stage, for tasks that
+    read it. `contaminated`: items in the training data (`ipt.evaluation.contamination`). Tasks with
+    predictions in `output` from an interrupted run are not scored again. Mistakes in config, tasks
+    and their data raise UserError or MissingFileError before the model is loaded.
     """
     check_model(model)
     check_config(config)
@@ -105,25 +104,21 @@ def evaluate(
 def read_work(
     tasks: list[str], limit: int | None, corpus: Path | None, data_dir: str | Path
 ) -> list[Work]:
-    """Each task with its items, at most `limit` of them. Raises a one-line error that names the
-    file and the row.
-
-    Rows that make no item are logged.
+    """Each task with at most `limit` items. Logs rows that are left out. Raises UserError with file
+    and row.
     """
     work = []
     for task in load_tasks(tasks, data_dir):
         odd = OddRows()
         items = kind_of(task).read(task, corpus, odd)
         if rank() == 0:
-            odd.report(task, console)
+            odd.report(task)
         work.append(Work(task, subset(items, limit), odd))
     return work
 
 
 def score_tasks(work: Sequence[Work], backend: "Backend", output: Path) -> Iterator[Scored]:
-    """Score one task after another. Of several processes, which all score, the first writes the
-    predictions to `output`.
-    """
+    """Score tasks one by one. All processes score, and rank 0 writes the predictions to `output`."""
     with progress("evaluation", sum(len(one.items) for one in work), hidden=rank() > 0) as bar:
         for task, items, _ in work:
             started = time.monotonic()
@@ -138,9 +133,7 @@ def score_tasks(work: Sequence[Work], backend: "Backend", output: Path) -> Itera
 
 
 def results_of(work: Iterable[Work], predictions: Mapping[str, list[Prediction]]) -> Results:
-    """What the predictions of each task amount to, as results.json has it. Tasks with rows left out
-    have an entry for them.
-    """
+    """The contents of results.json."""
     results: Results = {}
     for task, _, odd in work:
         metrics = kind_of(task).metrics(task, predictions[task.name])
@@ -156,9 +149,8 @@ def check_tasks(
     corpus: Path | None = None,
     data_dir: str | Path = "data",
 ) -> list[Task]:
-    """The tasks behind the names, checked as far as possible without a model: values of the config,
-    the tasks' files, and each item of a data file that is there already. Tasks that read a corpus
-    are read if `corpus`, its finished stage, is given.
+    """The tasks, checked as far as possible without a model: the config, task files and items.
+    Tasks that read a corpus are checked if `corpus`, its finished stage, is given.
     """
     check_config(config)
     loaded = load_tasks(tasks, data_dir)
@@ -189,7 +181,7 @@ def check_config(config: EvaluationConfig) -> None:
 
 
 def _is_finished(path: Path, items: Sequence[Item]) -> bool:
-    """Whether the predictions of exactly these items are there."""
+    """Whether `path` has the predictions of exactly these items."""
     try:
         if not is_as_noted(path):
             return False

@@ -1,6 +1,4 @@
-"""Finished evaluations as tables: for the terminal, and results.md with the published figures
-beside ours.
-"""
+"""Tables of finished evaluations: for the terminal, and results.md with the published figures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,38 +22,38 @@ from ipt.evaluation.task import Task
 from ipt.files import atomic
 
 MARKDOWN = "results.md"
+# Metrics that begin with these names are shown in percent.
 SHARES = (
     "paper",
     "correct",
-    "accuracy",
     "acc",
     "exact_match",
     "f1",
-    "contains",
+    "contain",
+    "contam",
     "precision",
     "recall",
-    "contaminated",
-)  # shown in percent
+)
 FEWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte", "contaminated", LEFT_OUT)
 CAPTION = (
-    "Shares are in percent, ± is one standard error. `paper` follows the published rule, `correct` "
-    "the right one."
+    "Proportions are in percent, ± is one standard error. `paper` follows the published rule, "
+    "`correct` the right one."
 )
-BOTH = ("paper", "correct")  # what group averages are taken of
+BOTH = ("paper", "correct")  # metrics with group averages
 
 
 def table(results: Mapping[str, Path]) -> Table:
-    """The main figures of each task, models across (their names -> folders of finished
-    evaluations), for the terminal.
+    """The main metrics of each task, a column for each model. `results`: name of a model -> folder
+    of its finished evaluation.
     """
     return scores_table({model: load_results(folder) for model, folder in results.items()})
 
 
 def scores_table(models: Mapping[str, Results]) -> Table:
-    """As `table`, of what `load_results` or `average` gave."""
-    caption = "± one standard error; n items; ↑ more is better, ↓ less"
+    """As `table`, for what `load_results` or `average` returned."""
+    caption = "± one standard error; n items; ↑ higher is better, ↓ lower is better"
     if any("spread" in entry for _, entry in _entries(models.values())):
-        caption += "; in brackets the standard deviation over checkpoints or seeds"
+        caption += "; in parentheses: standard deviation over checkpoints or seeds"
     view = _empty_table(caption, models)
     for task in dict.fromkeys(task for result in models.values() for task in result):
         _add_rows(view, task, [result.get(task, {}) for result in models.values()])
@@ -74,7 +72,7 @@ def scores_table(models: Mapping[str, Results]) -> Table:
 
 
 def differences_table(differences: Results) -> Table:
-    """What `compare` gave, in the main figures of each task."""
+    """The main metrics of what `compare` returned."""
     view = _empty_table(
         "± one standard error of the paired difference; n items; p two-sided",
         ["difference", "95% interval", "p"],
@@ -96,9 +94,7 @@ def differences_table(differences: Results) -> Table:
 def write_markdown(
     folder: Path, title: str, names: Iterable[str] = (), data_dir: str | Path = "data"
 ) -> None:
-    """results.md of a finished evaluation; `names` are the tasks and groups that were asked for,
-    whose averages are shown.
-    """
+    """Write results.md of a finished evaluation. `names`: tasks and groups; groups get averages."""
     with atomic(folder / MARKDOWN) as temporary:
         temporary.write_text(markdown(folder, title, names, data_dir), encoding="utf-8")
 
@@ -106,9 +102,7 @@ def write_markdown(
 def markdown(
     folder: Path, title: str, names: Iterable[str] = (), data_dir: str | Path = "data"
 ) -> str:
-    """Every task's figures with standard errors, the published ones beside them, averages of
-    groups, then all metrics.
-    """
+    """Scores with standard errors and published figures, averages of groups, then all metrics."""
     results = load_results(folder)
     tasks = {name: read_task(folder, name) for name in results}
     groups = groups_of(results, names, data_dir)
@@ -140,11 +134,10 @@ def _score_lines(
     models: Sequence[str],
     groups: Mapping[str, Sequence[str]],
 ) -> list[str]:
-    """A table of tasks for which the same models' figures are published."""
-    metrics = [
-        *BOTH,
-        *(["contaminated"] if any("contaminated" in results[name] for name in tasks) else []),
-    ]
+    """A table of tasks with published figures of the same models."""
+    metrics = list(BOTH)
+    if any("contaminated" in results[name] for name in tasks):
+        metrics.append("contaminated")
     header = ["task", "n", *metrics, *(f"{model} (published)" for model in models)]
     lines = [_row(header), _row(["---", *["---:"] * (len(header) - 1)])]
     for name, task in tasks.items():
@@ -152,26 +145,15 @@ def _score_lines(
         ours = [_cell(results[name].get(metric), metric) for metric in metrics]
         lines.append(_row([name, n, *ours, *(f"{task.published[model]:.1f}" for model in models)]))
     for group, members in groups.items():
-        averages = (
-            {metric: group_average(results, members, metric) for metric in BOTH}
-            if tasks.keys() >= set(members)
-            else {}
-        )
+        if not tasks.keys() >= set(members):
+            continue
+        averages = {metric: group_average(results, members, metric) for metric in BOTH}
         if any(averages.values()):
-            ours = [_cell(averages.get(metric), metric) for metric in metrics]
-            published = [
-                fmean(tasks[member].published[model] for member in members) for model in models
-            ]
-            lines.append(
-                _row(
-                    [
-                        f"**average of {group}**",
-                        f"{len(members)} tasks",
-                        *ours,
-                        *(f"{figure:.1f}" for figure in published),
-                    ]
-                )
-            )
+            row = [f"**average of {group}**", f"{len(members)} tasks"]
+            row += [_cell(averages.get(metric), metric) for metric in metrics]
+            for model in models:
+                row.append(f"{fmean(tasks[member].published[model] for member in members):.1f}")
+            lines.append(_row(row))
     return lines
 
 
@@ -213,9 +195,7 @@ def _labels(task: str, metric: str, n: int, first: bool) -> tuple[str, str, str]
 
 
 def _shown_metrics(scores: Sequence[Mapping[str, Mapping[str, Any]]], figure: str) -> list[str]:
-    """Main metrics, and rows that were left out; `paper` only where it says something else than
-    `correct`.
-    """
+    """Main metrics and the number of rows left out; `paper` only if it differs from `correct`."""
     names = list(dict.fromkeys(name for score in scores for name in main_metrics(score)))
     names += [LEFT_OUT] if any(LEFT_OUT in score for score in scores) else []
     if all(
@@ -243,11 +223,9 @@ def _cell(entry: Mapping[str, Any] | None, metric: str) -> str:
 
 
 def _interval(entry: Mapping[str, Any], metric: str, signed: bool = False) -> str:
-    return (
-        "–"
-        if None in entry["ci95"]
-        else " to ".join(_number(bound, metric, signed) for bound in entry["ci95"])
-    )
+    if None in entry["ci95"]:
+        return "–"
+    return " to ".join(_number(bound, metric, signed) for bound in entry["ci95"])
 
 
 def _error(stderr: float | None, metric: str) -> str:
@@ -262,5 +240,6 @@ def _number(value: float | None, metric: str, signed: bool = False) -> str:
     sign = "+" if signed else ""
     if metric.startswith(SHARES):
         return f"{100 * value:{sign}.1f}"
-    digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 0
-    return f"{value:{sign}.{digits}f}"
+    if abs(value) >= 100:
+        return f"{value:{sign}.0f}"
+    return f"{value:{sign}.3f}" if abs(value) < 10 else f"{value:{sign}.2f}"

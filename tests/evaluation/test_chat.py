@@ -71,12 +71,13 @@ def test_an_empty_answer_says_so_and_names_the_template(
         model.lm_head, "forward", lambda hidden_BTD: ends_at_once.expand(*hidden_BTD.shape[:2], -1)
     )
     assert (
-        "nothing: the model ends at once; it was tuned with a chat template"
+        "empty answer: the model ends at once; the model has a chat template"
         in said(capsys, monkeypatch, "Who?\n", scorer).err
     )
-    printed = said(capsys, monkeypatch, "Who?\n", scorer, template=True).err
+    printed = said(capsys, monkeypatch, "Who?\n", scorer, apply_chat_template=True).err
     assert (
-        "nothing: the model ends at once" in printed and "chat.apply_chat_template" not in printed
+        "empty answer: the model ends at once" in printed
+        and "chat.apply_chat_template" not in printed
     )
 
 
@@ -86,7 +87,7 @@ def test_what_the_model_reads(scorer, tokenizer):
         complete
         and text_of(prompt, tokenizer) == "Which organ pumps the blood? The heart.\n\nWhere is it?"
     )
-    prompt, complete = prompt_of(TURNS, scorer, ChatConfig(template=True))
+    prompt, complete = prompt_of(TURNS, scorer, ChatConfig(apply_chat_template=True))
     messages = [
         {"role": "user", "content": TURNS[0].question},
         {"role": "assistant", "content": TURNS[0].answer},
@@ -101,14 +102,18 @@ def test_what_the_model_reads(scorer, tokenizer):
 
 @pytest.mark.parametrize("template", [False, True])
 def test_a_long_conversation_loses_its_oldest_turns(model, tokenizer, template):
-    alone, _ = prompt_of(TURNS[1:], make_scorer(model, tokenizer), ChatConfig(template=template))
+    alone, _ = prompt_of(
+        TURNS[1:], make_scorer(model, tokenizer), ChatConfig(apply_chat_template=template)
+    )
     narrow = make_scorer(model, tokenizer, max_length=len(alone) + 8)
-    assert prompt_of(TURNS, narrow, ChatConfig(template=template, max_new_tokens=8)) == (
+    assert prompt_of(TURNS, narrow, ChatConfig(apply_chat_template=template, max_new_tokens=8)) == (
         alone,
         False,
     )
     narrower = make_scorer(model, tokenizer, max_length=10)
-    assert prompt_of(TURNS, narrower, ChatConfig(template=template, max_new_tokens=8)) == (
+    assert prompt_of(
+        TURNS, narrower, ChatConfig(apply_chat_template=template, max_new_tokens=8)
+    ) == (
         alone[-2:],
         False,
     )
@@ -159,7 +164,7 @@ def test_what_does_not_fit_is_told(capsys, monkeypatch, model, tokenizer):
         "A question of quite a few words?\n",
         make_scorer(model, tokenizer, max_length=10),
     )
-    assert "longer than the 10 tokens that the model reads" in " ".join(output.err.split())
+    assert "longer than the context length of 10 tokens" in " ".join(output.err.split())
 
 
 @pytest.mark.parametrize(
@@ -167,7 +172,7 @@ def test_what_does_not_fit_is_told(capsys, monkeypatch, model, tokenizer):
     [
         ({"max_new_tokens": 0}, {}, "chat.max_new_tokens is 0"),
         ({"temperature": -1.0}, {}, "chat.temperature is -1.0"),
-        ({}, {"backend": "vllm"}, "evaluation.backend=vllm: a chat runs on"),
+        ({}, {"backend": "vllm"}, "evaluation.backend=vllm: chat supports only"),
         (
             {},
             {"chat_template_kwargs": {"tokenize": True}},
@@ -183,7 +188,7 @@ def test_what_cannot_work(chat, evaluation, message):
 def test_a_tokenizer_without_a_template(capsys, monkeypatch, scorer, tokenizer):
     monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(ValueError, match="chat template"):
-        said(capsys, monkeypatch, "One?\n", scorer, template=True)
+        said(capsys, monkeypatch, "One?\n", scorer, apply_chat_template=True)
 
 
 def test_a_conversation_reads_the_options_of_the_template(model, tokenizer, monkeypatch):
@@ -191,15 +196,15 @@ def test_a_conversation_reads_the_options_of_the_template(model, tokenizer, monk
         tokenizer, "chat_template", "{{ mood }}{% for m in messages %} {{ m.content }}{% endfor %}"
     )
     scorer = make_scorer(model, tokenizer, chat_template_kwargs={"mood": "Calm:"})
-    prompt, _ = prompt_of(TURNS, scorer, ChatConfig(template=True))
+    prompt, _ = prompt_of(TURNS, scorer, ChatConfig(apply_chat_template=True))
     assert (
         text_of(prompt, tokenizer) == "Calm: Which organ pumps the blood?  The heart. Where is it?"
     )
 
 
 def test_a_question_cannot_end_its_turn(scorer, tokenizer):
-    prompt, _ = prompt_of([Turn("Who?<|im_end|>")], scorer, ChatConfig(template=True))
-    plain, _ = prompt_of([Turn("Who?")], scorer, ChatConfig(template=True))
+    prompt, _ = prompt_of([Turn("Who?<|im_end|>")], scorer, ChatConfig(apply_chat_template=True))
+    plain, _ = prompt_of([Turn("Who?")], scorer, ChatConfig(apply_chat_template=True))
     assert prompt.count(tokenizer.eos_token_id) == plain.count(
         tokenizer.eos_token_id
     ) and "Who?<|im_end|>" in text_of(prompt, tokenizer)
@@ -213,7 +218,7 @@ def test_a_template_that_fails_is_one_line(capsys, monkeypatch, scorer, tokenize
         UserError,
         match=r"a system message must come first: set its variables in chat_template_kwargs",
     ):
-        said(capsys, monkeypatch, "One?\n", scorer, template=True)
+        said(capsys, monkeypatch, "One?\n", scorer, apply_chat_template=True)
 
 
 def test_the_commands(tmp_path, tiny_model):

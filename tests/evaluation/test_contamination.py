@@ -204,11 +204,11 @@ def test_results_without_data_to_look_through_say_nothing_of_it(evaluated):
 
 def test_mistakes_are_told_in_one_line(tmp_path, store):
     with pytest.raises(
-        FileNotFoundError, match=r"evaluation\.contamination: .*nowhere is no folder"
+        FileNotFoundError, match=r"evaluation\.contamination: .*nowhere is not a folder"
     ):
         check_data(str(tmp_path / "nowhere"), "embedded:tiny")
     with pytest.raises(
-        FileNotFoundError, match=r"evaluation\.contamination: .*name a token store, or a folder"
+        FileNotFoundError, match=r"evaluation\.contamination: .*give a token store or a folder"
     ):
         check_data(str(tmp_path), "embedded:tiny")
     copied = shutil.copytree(store, tmp_path / "copied")
@@ -218,6 +218,6 @@ def test_mistakes_are_told_in_one_line(tmp_path, store):
         )
     with pytest.raises(
         ValueError,
-        match="was made with tokenizer 0123456789abcdef, but that of model=embedded:tiny is",
+        match="has tokenizer 0123456789abcdef, but model=embedded:tiny has",
     ):
         check_data(str(copied), "embedded:tiny")

@@ -144,7 +144,7 @@ def test_a_model_here_is_asked_once(stage, tiny_model, tmp_path, capsys):
         with pytest.raises(SystemExit):
             run(capsys, *options)
         assert re.search(
-            r"error: the judge gave no verdict on any pair: failed are {'malformed': 2}",
+            r"error: the judge gave no verdict on any pair .failed: {'malformed': 2}",
             capsys.readouterr().err,
         )
         shown = capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_rules_need_no_judge(stage, tmp_path, capsys):
     found = json.loads(run(capsys, stage / "pairs", "--output", tmp_path / "out", "--json"))
     assert "judge" not in found and found["rules"]["grounded"]["n"] == 5
     assert (
-        "judge" not in run(capsys, stage, "--output", tmp_path / "out").partition("right of it")[0]
+        "judge" not in run(capsys, stage, "--output", tmp_path / "out").partition("right: the")[0]
     )
 
 
@@ -180,7 +180,7 @@ def test_mistakes_end_in_one_line(stage, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(capsys, tmp_path / "empty")
     assert re.search(
-        r"error: .*/empty holds no pairs/part-\*.parquet: name the folder of a finished synthesis",
+        r"error: .*/empty has no pairs/part-\*.parquet: give the folder of a finished synthesis",
         capsys.readouterr().err,
     )
     dead = JudgeConfig(model="x", base_url="http://127.0.0.1:9/v1", max_retries=0)

@@ -174,9 +174,9 @@ def test_what_cannot_be_compared(evaluated, tmp_path):
     other_items = rewritten(
         folder, tmp_path / "items", lambda rows: [{**row, "prompt_hash": "0"} for row in rows]
     )
-    with pytest.raises(ValueError, match="task is_a_recall: item is_a-recall-0 is another one in"):
+    with pytest.raises(ValueError, match="task is_a_recall: item is_a-recall-0 differs between"):
         compare(folder, other_items)
-    with pytest.raises(FileNotFoundError, match=r"holds no results.json"):
+    with pytest.raises(FileNotFoundError, match=r"it has no results.json"):
         compare(folder, tmp_path / "nowhere")
 
 
@@ -202,9 +202,9 @@ def test_the_table_fits_a_hundred_columns(evaluated, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"dtype": "fp8"}, r"evaluation.dtype is 'fp8', expected fp32 or bf16 or fp16"),
-        ({"quantize": "2bit"}, r"evaluation.quantize is '2bit', expected None or 4bit or 8bit"),
-        ({"scoring": "fast"}, r"evaluation.scoring is 'fast', expected auto or tree or plain"),
+        ({"dtype": "fp8"}, r"evaluation.dtype=fp8: must be one of float32, bfloat16, float16"),
+        ({"quantize": "2bit"}, r"evaluation.quantize=2bit: must be one of null, 4bit, 8bit"),
+        ({"scoring": "fast"}, r"evaluation.scoring=fast: must be one of auto, tree, plain"),
         ({"batch_tokens": 0}, r"evaluation.batch_tokens is 0, expected 1 or more"),
         ({"limit": 0}, r"evaluation.limit is 0"),
         ({"max_length": 1}, r"evaluation.max_length is 1, expected 2 or more"),

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt.evaluation.data import read_rows
-from ipt.evaluation.draws import draw
+from ipt.evaluation.data import draw, read_rows
 from ipt.evaluation.task import Task, load_tasks, task_digests
 from ipt.evaluation.task_types import generation, multiple_choice
 
@@ -33,11 +32,18 @@ def task(tmp_path):
     write(tmp_path / "test.jsonl", rows(0, 20))
     write(tmp_path / "train.jsonl", rows(100, 140))
 
-    def make(number=2, prompt="Q: {{ q }}\nA:", **shots):
-        shots = {"data": "train.jsonl", "number": number, **shots}
-        options = {"options": COLOURS, "option": " {{ option }}"}
+    def make(number=2, prompt="Q: {{ q }}\nA:", delimiter="\n\n", **fewshot):
         return Task(
-            "mine", "choice", "test.jsonl", prompt=prompt, shots=shots, folder=tmp_path, **options
+            "mine",
+            "choice",
+            "test.jsonl",
+            prompt=prompt,
+            options=COLOURS,
+            option=" {{ option }}",
+            num_fewshot=number,
+            fewshot_delimiter=delimiter,
+            fewshot={"data": "train.jsonl", **fewshot},
+            folder=tmp_path,
         )
 
     return make
@@ -50,7 +56,7 @@ def demonstrations(question, separator="\n\n"):
 def test_all_items_share_one_draw_behind_which_they_stand_as_without(task):
     found = multiple_choice.read(task(5), None)
     assert len({question.prompt[: question.shots] for question in found}) == 1
-    plain = multiple_choice.read(replace(task(), shots={}), None)
+    plain = multiple_choice.read(replace(task(), num_fewshot=None), None)
     assert [question.prompt[question.shots :] for question in found] == [
         question.prompt for question in plain
     ]
@@ -79,7 +85,7 @@ def test_a_seed_gives_another_draw_and_data_order_none(task):
         multiple_choice.read(task(), None)[0].prompt
         != multiple_choice.read(task(seed=1), None)[0].prompt
     )
-    question = multiple_choice.read(task(2, order="data", separator="\n"), None)[0]
+    question = multiple_choice.read(task(2, order="data", delimiter="\n"), None)[0]
     assert (
         question.prompt == "Q: question 100\nA: red\nQ: question 101\nA: green\nQ: question 0\nA:"
     )
@@ -119,15 +125,15 @@ def test_written_answers_are_demonstrated_too(tmp_path):
         "x.jsonl",
         prompt="{{ q }} =",
         answer=" {{ a }}",
-        shots={"number": 1},
+        num_fewshot=1,
         folder=tmp_path,
     )
     assert [item.prompt for item in generation.read(task, None)] == [
         "2+2 = 4\n\n1+1 =",
         "1+1 = 2\n\n2+2 =",
     ]
-    with pytest.raises(ValueError, match=r"shots.per_class is for tasks of kind choice"):
-        generation.read(replace(task, shots={"number": 1, "per_class": True}), None)
+    with pytest.raises(ValueError, match=r"fewshot.per_class is for tasks of kind choice"):
+        generation.read(replace(task, fewshot={"per_class": True}), None)
 
 
 def test_the_digest_follows_the_demonstrations(task, tmp_path):
@@ -137,26 +143,41 @@ def test_the_digest_follows_the_demonstrations(task, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shots", "message"),
+    ("keys", "message"),
     [
         (
-            {"number": 2, "perclass": True},
-            r"unknown key 'shots.perclass': did you mean per_class\?",
+            {"num_fewshot": 2, "fewshot": {"perclass": True}},
+            r"unknown key 'fewshot.perclass': did you mean per_class\?",
         ),
-        ({"number": "2"}, r"shots.number is '2', expected a whole number above 0"),
-        ({"data": "x.jsonl"}, r"shots.number is missing"),
-        ({"number": 1, "vary": "yes"}, r"shots.vary is 'yes', expected true or false"),
+        ({"num_fewshot": "2"}, r"num_fewshot is '2', expected a whole number, 0 or more"),
+        ({"num_fewshot": -1}, r"num_fewshot is -1, expected a whole number, 0 or more"),
+        ({"fewshot": {"data": "x.jsonl"}}, r"num_fewshot is missing: fewshot needs it"),
+        ({"fewshot_split": "train"}, r"num_fewshot is missing: fewshot_split needs it"),
+        (
+            {"num_fewshot": 1, "fewshot": {"split": "train"}},
+            r"fewshot.split: write fewshot_split",
+        ),
+        (
+            {"num_fewshot": 1, "fewshot": {"vary": "yes"}},
+            r"fewshot.vary is 'yes', expected true or false",
+        ),
+        (
+            {"shots": {"number": 1, "per_class": True, "separator": "x"}},
+            r"the key shots has new names: write shots.number -> num_fewshot, "
+            r"shots.per_class -> fewshot.per_class, shots.separator -> fewshot_delimiter",
+        ),
+        ({"shots": 5}, r"write shots.number -> num_fewshot"),
     ],
 )
-def test_keys_of_shots_are_checked(tmp_path, shots, message):
+def test_keys_of_demonstrations_are_checked(tmp_path, keys, message):
     path = tmp_path / "mine.yaml"
-    path.write_text(json.dumps({"kind": "choice", "data": "x.jsonl", "shots": shots}))
+    path.write_text(json.dumps({"kind": "choice", "data": "x.jsonl", **keys}))
     with pytest.raises(ValueError, match=message):
         load_tasks([str(path)])
 
 
 def test_an_unknown_order(task):
-    with pytest.raises(ValueError, match=r"shots.order is 'last', expected random or data"):
+    with pytest.raises(ValueError, match=r"fewshot.order is 'last', expected random or data"):
         multiple_choice.read(task(order="last"), None)
 
 

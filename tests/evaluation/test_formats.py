@@ -190,7 +190,7 @@ def test_a_file_behind_a_url(tmp_path):
     digest = task_digests([mine])
     MemoryFileSystem().pipe("/evaluation/x.jsonl", b'{"a": 1}\n{"a": 2}\n')
     assert task_digests([mine]) != digest
-    with pytest.raises(ValueError, match=r"nowhere://x: no such kind of file system"):
+    with pytest.raises(ValueError, match=r"nowhere://x: unknown file system"):
         fields(task(tmp_path, "nowhere://x"))
 
 
@@ -214,7 +214,7 @@ def test_a_file_behind_a_url(tmp_path):
             "x.jsonl",
             '{"a": 1}\n',
             {"columns": ["a"]},
-            r"columns is for csv and tsv files, but .*x.jsonl is read as jsonl",
+            r"columns is for csv and tsv files, but .*x.jsonl has the format jsonl",
         ),
         ("x.jsonl", '{"a": 1}\n', {"sentences": 2}, r"sentences is for conll files"),
         ("x.jsonl", '{"a": 1}\n', {"format": "xml"}, r"format is 'xml', expected jsonl, json, csv"),

@@ -199,7 +199,7 @@ def test_commands(seeds, capsys):
     [
         (
             ["table", "nowhere"],
-            "error: .*nowhere holds no results.json: it is no finished evaluation",
+            "error: .*nowhere is not a finished evaluation: it has no results.json",
         ),
         (["average", "nowhere", "--last", "0"], "error: --last is 0, expected 1 or more"),
     ],

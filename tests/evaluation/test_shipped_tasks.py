@@ -271,7 +271,7 @@ def test_items_are_shown_as_the_model_reads_them(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(capsys, "show", "chemprot_local", "--data-dir", tmp_path)
     assert re.search(
-        r"error: task chemprot_local: data file .*test.txt does not exist \(its path begins at data_dir=",
+        r"error: task chemprot_local: data file .*test.txt does not exist \(it is relative to data_dir=",
         capsys.readouterr().err,
     )
 

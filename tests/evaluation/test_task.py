@@ -54,10 +54,10 @@ def test_unknown_names_get_the_nearest():
         ValueError, match=r"no task or group is called 'is_a_recal': did you mean is_a_recall\b"
     ):
         load_tasks(["is_a_recal"])
-    with pytest.raises(FileNotFoundError, match=r"nowhere.yaml is no file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.yaml does not exist"):
         load_tasks(["nowhere.yaml"])
     with pytest.raises(
-        ValueError, match=r"tasks is empty: name at least one, or the path of a .yaml file"
+        ValueError, match=r"tasks is empty: name a task, or the path of a .yaml file"
     ):
         load_tasks([])
 
@@ -77,7 +77,7 @@ def test_unknown_names_get_the_nearest():
         ),
         (
             {"kind": "choice", "data": "x", "options": [True, False]},
-            r"mine.yaml: options is \[True, False\], .*put them in quotes",
+            r"mine.yaml: options is \[True, False\], .*quote them",
         ),
         (
             {"kind": "choice", "data": "x", "where": "a"},
@@ -85,19 +85,19 @@ def test_unknown_names_get_the_nearest():
         ),
         (
             {"kind": "choice", "data": "x", "name": "a/b"},
-            r"mine.yaml: name is 'a/b'.*leave out the slash",
+            r"mine.yaml: name is 'a/b'.*cannot contain a slash",
         ),
         (
             {"kind": "choice", "data": "x", "stop": ["."]},
-            r"mine.yaml: stop means nothing to a task of kind choice: .* \(it is for generation\)",
+            r"mine.yaml: stop has no effect in a task of kind choice: .* \(it is for generation\)",
         ),
         (
-            {"kind": "perplexity", "data": "x", "shots": {}},
-            r"mine.yaml: shots means nothing to a task of kind perplexity",
+            {"kind": "perplexity", "data": "x", "num_fewshot": 1},
+            r"mine.yaml: num_fewshot has no effect in a task of kind perplexity",
         ),
         (
-            {"kind": "harness", "harness": "a", "shots": {"number": 2, "seed": 1}},
-            r"mine.yaml: unknown key 'shots.seed': did you mean number",
+            {"kind": "harness", "harness": "a", "num_fewshot": 2, "fewshot": {"seed": 1}},
+            r"mine.yaml: fewshot has no effect in a task of kind harness",
         ),
         (
             {"kind": "choice", "data": "x", "distractors": {"number": 3}},
@@ -137,7 +137,7 @@ def test_an_unknown_kind(tmp_path):
 
 
 def test_two_tasks_of_one_name(tmp_path):
-    with pytest.raises(ValueError, match=r"is called is_a_recall like another task"):
+    with pytest.raises(ValueError, match=r"another task has the name is_a_recall"):
         load_tasks(
             ["is_a_recall", write_task(tmp_path, kind="choice", data="x", name="is_a_recall")]
         )
@@ -255,7 +255,7 @@ def test_bad_files_are_named(tmp_path):
 
 def test_a_template_that_is_none(tmp_path):
     write_rows(tmp_path / "x.jsonl", GOOD)
-    with pytest.raises(ValueError, match=r"task mine: prompt is no valid template"):
+    with pytest.raises(ValueError, match=r"task mine: prompt is not a valid template"):
         multiple_choice.read(
             load_tasks([write_task(tmp_path, kind="choice", data="x.jsonl", prompt="{{ prompt")])[
                 0

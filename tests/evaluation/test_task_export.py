@@ -52,8 +52,8 @@ def tasks(tmp_path_factory):
         f"kind: choice\n{common}{options}metric: macro_f1\nunconditional: 'Answer:'\n"
     )
     (folder / "parts.yaml").write_text(
-        f"kind: choice\n{common}{options}metric: weighted_f1\ngroup: part\nshots: {{number: 2, "
-        f"seed: 3}}\n"
+        f"kind: choice\n{common}{options}metric: weighted_f1\ngroup: part\nnum_fewshot: 2\n"
+        f"fewshot: {{seed: 3}}\n"
     )
     (folder / "said.yaml").write_text(
         f'kind: generation\n{common}answer: "{{{{ gold }}}}"\nmax_new_tokens: 6\n'
@@ -93,7 +93,7 @@ def test_figures_under_the_harness_are_ours(tasks, tiny_model, tmp_path, capsys,
 
     evaluate(EvaluationConfig(), tiny_model, tasks, None, tmp_path / "ours")
     evaluate(
-        EvaluationConfig(bos=True),
+        EvaluationConfig(add_bos_token=True),
         tiny_model,
         [task for task in tasks if "texts" in task],
         None,
@@ -129,10 +129,10 @@ def run_harness(command, monkeypatch):
             logger.setLevel(level)
 
 
-def test_what_the_harness_cannot_run_is_named_and_left_out(tmp_path, capsys):
+def test_what_the_harness_cannot_run_is_named_and_left_out(tmp_path, caplog):
     (tmp_path / "arc.yaml").write_text("kind: harness\nharness: arc_easy\n")
     with pytest.raises(
-        ValueError, match="none of the tasks is of kind choice, generation, perplexity"
+        ValueError, match="none of the tasks has the kind choice, generation, perplexity"
     ):
         export([str(tmp_path / "arc.yaml")], tmp_path / "out")
-    assert "arc is left out: it is of kind harness" in capsys.readouterr().err
+    assert "arc is left out: its kind is harness" in caplog.text

@@ -196,7 +196,7 @@ def test_late_scores_are_averaged(scored):
             r"during_training.every_n_train_steps is 0, expected 1 or more, or null",
         ),
         (["evaluation.during_training.limit=0"], r"during_training.limit is 0"),
-        (["evaluation.during_training.tasks=[]"], r"during_training.tasks=\[\]: name the tasks"),
+        (["evaluation.during_training.tasks=[]"], r"during_training.tasks is empty: name tasks"),
         (["evaluation.during_training.tasks=[nothing]"], r"no task or group is called 'nothing'"),
     ],
 )

@@ -1,8 +1,7 @@
-"""Texts as token rows: what goes through the model in one row, and which of its outputs predict
-which token.
-"""
+"""Texts as token rows, and which outputs of the model predict which tokens."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipt.chat_templates import render
-from ipt.console import console
 from ipt.errors import UserError
 from ipt.evaluation.backends.special_tokens import SpecialTokens
 
@@ -20,16 +18,17 @@ if TYPE_CHECKING:
     from ipt.config import EvaluationConfig
 
 
-SPACE = "Ġ"  # the byte of a space in names of tokens
-BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of one byte in vocabularies made by SentencePiece
+log = logging.getLogger(__name__)
+SPACE = "Ġ"  # a space in byte-level token names
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of one byte in SentencePiece vocabularies
 
 
 class EncodedRow(NamedTuple):
-    """A tree of tokens laid out in one row: a trunk, then its branches one after another.
+    """A tree of tokens in one row: a trunk, then its branches one after another.
 
-    A token sees the trunk and its own branch, as far as they lie before it. `segments` is 0 in the
-    trunk and the number of the branch elsewhere; `positions` go on from the trunk's end in each
-    branch. The output at `reads[i]` predicts `targets[i]`.
+    A token attends to earlier tokens of the trunk and of its own branch. `segments` is 0 in the
+    trunk and the number of the branch elsewhere. In each branch `positions` continue from the end
+    of the trunk. The output at `reads[i]` predicts `targets[i]`.
     """
 
     ids: list[int]
@@ -40,30 +39,26 @@ class EncodedRow(NamedTuple):
 
 
 class Question(NamedTuple):
-    """The tokens that all texts of a question share, and the rest of each: what is left of its
+    """The tokens that all texts of a question share, and the rest of each text: the rest of its
     prompt, then the option.
     """
 
     prompt: list[int]
     options: list[list[int]]
-    truncated: bool  # the prompt lost tokens on its left
-    scored: list[int] | None = (
-        None  # how many tokens of each rest are the option's: its last ones; None: all
-    )
-    published: list[int] | None = (
-        None  # how many of these the published scorer takes for the option's; None: all
-    )
+    truncated: bool  # the prompt lost its beginning
+    # number of tokens at the end of each rest that are scored; None: all
+    scored: list[int] | None = None
+    # number of these that the published scorer counts as the option; None: all
+    published: list[int] | None = None
 
     @property
     def lengths(self) -> list[int]:
-        """Scored tokens of each option."""
+        """Number of scored tokens of each option."""
         return self.scored or [len(option) for option in self.options]
 
 
 class EncodedDocument(NamedTuple):
-    """Windows of a document that together score each of its tokens once; `n_bytes` of text are
-    scored.
-    """
+    """Windows that together score each token of a document once; `n_bytes`: scored text."""
 
     windows: list[EncodedRow]
     n_bytes: int
@@ -73,57 +68,47 @@ class EncodedDocument(NamedTuple):
 class Encoder:
     """Tokenises prompts and documents.
 
-    Every text begins with `start`: the BOS token or nothing. Where nothing stands before the first
-    token to score, a BOS token (or EOS where there is none) is put there. No text is longer than
-    `max_length` tokens.
+    Every text begins with `start`: the BOS token or nothing. BOS (or EOS if there is none) is also
+    added where no token precedes the first scored one. No text has more than `max_length` tokens.
 
-    Special tokens that a text spells out are text, as in training; those of a chat template are
-    tokens. The text of BOS at the beginning of a prompt is BOS, and no second one is put before it.
+    Special tokens in a text are encoded as text, as in training; those of a chat template are
+    tokens. A prompt that begins with the text of BOS begins with BOS, without a second one.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     start: list[int]
     max_length: int
-    # prompts are the user's turn of the tokenizer's chat template, options the answer to it
+    # prompts are the user's turn in the chat template, options the assistant's answer
     chat: bool = False
-    chat_template_kwargs: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # variables of the template
+    # variables of the chat template
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     _has_warned: bool = field(default=False, init=False, repr=False)
 
     def question(self, prompt: str | Sequence[str], options: Sequence[str]) -> Question:
-        """Tokenise prompt + option as whole strings, `prompt` being one for all options or one for
-        each.
+        """Tokenise prompt + option as one string; `prompt` is one for all options or one for each.
 
-        What counts as prompt is the longest run of tokens common to the prompt alone and to the
-        prompt with its options. So a token that straddles the border is scored, and scored for
-        every option of that prompt. The published scorer takes as many tokens for the option's as
-        the whole has more than the prompt alone.
+        The longest common prefix of the tokens of the prompt alone and with its options counts as
+        the prompt. So a token across the border is scored, for every option of the prompt. For the
+        published scorer, the option has as many tokens as the whole has more than the prompt.
         """
-        options = (
-            [self._special.fence(option.lstrip()) for option in options]
-            if self.chat
-            else list(options)
-        )
+        if self.chat:
+            options = [self._special.fence(option.lstrip()) for option in options]
         prompts = [self._turn(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
         begin = prompts * len(options) if len(prompts) == 1 else prompts
-        ids = self._prompt_ids(
-            [*prompts, *(text + option for text, option in zip(begin, options, strict=True))],
-            self.chat,
-        )
+        texts = [text + option for text, option in zip(begin, options, strict=True)]
+        ids = self._prompt_ids([*prompts, *texts], self.chat)
         alone, wholes = ids[: len(prompts)], ids[len(prompts) :]
         if len(prompts) == 1:
-            borders, sizes = [common_prefix(ids)] * len(wholes), [len(alone[0])] * len(wholes)
+            borders = [common_prefix(ids)] * len(wholes)
+            sizes = [len(alone[0])] * len(wholes)
         else:
-            borders, sizes = (
-                [common_prefix(pair) for pair in zip(alone, wholes, strict=True)],
-                [len(one) for one in alone],
-            )
+            borders = [common_prefix(pair) for pair in zip(alone, wholes, strict=True)]
+            sizes = [len(one) for one in alone]
         scored = [len(whole) - border for whole, border in zip(wholes, borders, strict=True)]
         if 0 in scored:
             raise UserError(
                 f"option {options[scored.index(0)]!r} after {begin[0][-40:]!r} adds no token: "
-                "nothing of it can be scored"
+                "it cannot be scored"
             )
         published = [
             max(0, len(whole) - size) or count
@@ -134,15 +119,13 @@ class Encoder:
         )
 
     def prompt(self, text: str, room: int) -> tuple[list[int], bool]:
-        """Tokens of a prompt to be continued by up to `room` tokens, and whether it had to lose its
-        beginning for them.
-        """
+        """Tokens of a prompt before up to `room` new tokens, and whether it lost its beginning."""
         return self._fitted_prompt(self._turn(text), self.chat, room)
 
     def conversation(
         self, messages: Sequence[Mapping[str, str]], room: int
     ) -> tuple[list[int], bool]:
-        """As `prompt`, of a conversation in the tokenizer's chat template."""
+        """As `prompt`, for a conversation in the chat template."""
         return self._fitted_prompt(self._rendered(messages), True, room)
 
     def _fitted_prompt(self, text: str, rendered: bool, room: int) -> tuple[list[int], bool]:
@@ -151,15 +134,14 @@ class Encoder:
         kept = self.max_length - len(start) - room
         if kept < 1:
             raise UserError(
-                f"{room} new tokens leave no room for a prompt in {self.max_length}: lower "
+                f"{room} new tokens leave no tokens for a prompt in {self.max_length}: lower "
                 "max_new_tokens of the task"
             )
         return start + ids[-kept:], len(ids) > kept
 
     def document(self, text: str) -> EncodedDocument:
-        """All tokens of a document. One that is longer than `max_length` is read in windows: each
-        later window sees half a window of tokens that are scored already, and scores the rest.
-        Without BOS the first token cannot be scored.
+        """All tokens of a document, in windows of `max_length`. The first half of each later window
+        is context that is already scored. Without BOS the first token cannot be scored.
         """
         (tokens,) = self._special.text_ids([text])
         ids = self.start + tokens
@@ -169,17 +151,15 @@ class Encoder:
         return EncodedDocument(_windows(ids, self.max_length), len(text.encode()) - unscored)
 
     def _first_bytes(self, text: str, token: int) -> int:
-        """The number of bytes of a text that its first token covers, possibly a part of a
-        character.
+        """Number of bytes of a text that its first token covers, possibly a part of a character.
 
-        >>> encoder._first_bytes("① one", token)  # of the three bytes of ①, the first two are a token
+        >>> encoder._first_bytes("① one", token)  # the token is the first two of three bytes of ①
         2
         """
         piece = str(self.tokenizer.convert_ids_to_tokens(token))
         if self._pieces_are_bytes and token not in self.tokenizer.added_tokens_decoder:
-            size = len(piece) - (
-                piece.startswith(SPACE) and not text.startswith(" ")
-            )  # some put a space before a text
+            # some tokenizers add a space before a text
+            size = len(piece) - (piece.startswith(SPACE) and not text.startswith(" "))
         elif BYTE.fullmatch(piece):
             size = 1
         else:
@@ -187,9 +167,7 @@ class Encoder:
         return min(size, len(text.encode()))
 
     def _first_characters(self, text: str, token: int) -> int:
-        """As `_first_bytes` for a token of whole characters, which may be written otherwise in the
-        text or be unknown.
-        """
+        """As `_first_bytes` for a token of whole characters, which may be normalised or unknown."""
         written = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
         if not written or not self.tokenizer.is_fast:
             return len(written.encode())
@@ -204,9 +182,7 @@ class Encoder:
 
     @cached_property
     def _pieces_are_bytes(self) -> bool:
-        """Whether each character of a token's name is a byte, as in GPT-2's vocabulary and most
-        later ones.
-        """
+        """Whether characters of token names are bytes, as in GPT-2 and most later vocabularies."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         return backend is not None and '"ByteLevel"' in json.dumps(
             json.loads(backend.to_str())["decoder"]
@@ -217,8 +193,8 @@ class Encoder:
         return SpecialTokens(self.tokenizer)
 
     def _fitted(self, wholes: list[list[int]], borders: list[int], shared: bool) -> Question:
-        """The texts as one tree, cut on the left to what fits; those that share their prompt
-        (`shared`) lose the same tokens of it.
+        """The texts as one tree, truncated on the left; texts with a shared prompt lose the same
+        tokens.
         """
         start = self.start or ([] if min(borders) else [self._fallback_start()])
         cuts = [max(0, len(start) + len(whole) - self.max_length) for whole in wholes]
@@ -240,7 +216,7 @@ class Encoder:
         )
 
     def _turn(self, prompt: str) -> str:
-        """The prompt as the model is to read it."""
+        """The prompt, in the chat template if `chat` is set."""
         return self._rendered([{"role": "user", "content": prompt}]) if self.chat else prompt
 
     def _rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -250,8 +226,8 @@ class Encoder:
         return render(self.tokenizer, fenced, self.chat_template_kwargs)
 
     def _prompt_ids(self, texts: Sequence[str], rendered: bool) -> list[list[int]]:
-        """Tokens of prompts, or of texts that begin with one, without `start`. `rendered`: by a
-        chat template.
+        """Tokens, without `start`, of prompts or of texts that begin with one. `rendered`: by a chat
+        template.
         """
         bos = str(self.tokenizer.bos_token or "")
         spelt_out = [bool(bos) and text.startswith(bos) for text in texts]
@@ -262,11 +238,7 @@ class Encoder:
         ids = self._special.rendered_ids(rest) if rendered else self._special.text_ids(rest)
         if not rendered and not self._has_warned and (token := self._special.in_text(rest)):
             self._has_warned = True
-            console.print(
-                f"a prompt spells out {token}: special tokens in prompts are read as text, not as "
-                "tokens",
-                markup=False,
-            )
+            log.warning(f"a prompt contains {token}: special tokens in prompts are encoded as text")
         if not self.start:
             ids = [
                 [self._fallback_start(), *one] if has_bos else one
@@ -279,19 +251,18 @@ class Encoder:
             if token is not None:
                 return int(token)
         raise UserError(
-            "a prompt is empty and the tokenizer has neither BOS nor EOS to begin with: give the "
-            "task a prompt"
+            "a prompt is empty and the tokenizer has neither BOS nor EOS: give the task a prompt"
         )
 
 
 def check_chat(
     tokenizer: "PreTrainedTokenizerBase", chat: bool, kwargs: Mapping[str, Any] | None = None
 ) -> bool:
-    """`chat`, if the tokenizer has a chat template that shows a user's turn."""
+    """`chat`. Raises UserError if it is set and the chat template is missing or fails."""
     if chat and not tokenizer.chat_template:
         raise UserError(
-            "evaluation.apply_chat_template is true, but the model's tokenizer has no chat template: set it to "
-            "false"
+            "evaluation.apply_chat_template is true, but the model's tokenizer has no chat template: "
+            "set it to false"
         )
     if chat:
         render(tokenizer, [{"role": "user", "content": "a"}], kwargs or {})
@@ -301,9 +272,7 @@ def check_chat(
 def make_encoder(
     tokenizer: "PreTrainedTokenizerBase", config: "EvaluationConfig", max_length: int
 ) -> Encoder:
-    """The encoder of a model under the config; raises UserError, one line, for what its tokenizer
-    cannot do.
-    """
+    """The encoder of a model. Raises UserError for settings that its tokenizer does not support."""
     kwargs = dict(config.chat_template_kwargs)
     return Encoder(
         tokenizer,
@@ -315,21 +284,21 @@ def make_encoder(
 
 
 def start_tokens(tokenizer: "PreTrainedTokenizerBase", bos: bool | None) -> list[int]:
-    """[BOS] or []; `bos=None` asks the tokenizer whether it begins texts with BOS by itself."""
+    """[BOS] or []; `bos=None`: as the tokenizer does by default."""
     token = tokenizer.bos_token_id
     if bos is None:
         bos = token is not None and tokenizer("a")["input_ids"][:1] == [token]
     if bos and token is None:
         raise UserError(
-            "evaluation.add_bos_token is true, but the model's tokenizer has no BOS token: set it to false "
-            "or null"
+            "evaluation.add_bos_token is true, but the model's tokenizer has no BOS token: set it to "
+            "false or null"
         )
     return [int(token)] if bos else []
 
 
 def tree_row(question: Question) -> EncodedRow:
-    """All options of a question in one row. The last token of an option is not fed: nothing is read
-    from it.
+    """All options of a question in one row. The last token of an option is no input: its output is
+    not used.
     """
     ids, positions = list(question.prompt), list(range(len(question.prompt)))
     segments, reads, targets = [0] * len(ids), [], []
@@ -347,18 +316,17 @@ def tree_row(question: Question) -> EncodedRow:
 
 
 def plain_rows(question: Question) -> list[EncodedRow]:
-    """One row for each option: the prompt and the option alone."""
+    """A row for each option: the prompt and the option."""
     rows = [
         tree_row(Question(question.prompt, [option], question.truncated, [scored]))
         for option, scored in zip(question.options, question.lengths, strict=True)
     ]
-    return [
-        row._replace(segments=[0] * len(row.ids)) for row in rows
-    ]  # a trunk with one branch is a trunk
+    # a trunk with one branch is a trunk
+    return [row._replace(segments=[0] * len(row.ids)) for row in rows]
 
 
 def common_prefix(sequences: Sequence[list[int]]) -> int:
-    """How many tokens at the beginning are the same in all sequences."""
+    """Length of the longest common prefix."""
     length = 0
     for column in zip(*sequences, strict=False):
         if any(token != column[0] for token in column):
@@ -368,10 +336,10 @@ def common_prefix(sequences: Sequence[list[int]]) -> int:
 
 
 def _windows(ids: list[int], max_length: int) -> list[EncodedRow]:
-    rows, scored = [], 1  # ids[:scored] are scored or need not be
+    rows, scored = [], 1  # ids[:scored] are scored, except for the first
     while scored < len(ids):
         begin = 0 if scored == 1 else scored - max(1, max_length // 2)
-        end = min(len(ids), begin + max_length + 1)  # the last token of a window is not fed
+        end = min(len(ids), begin + max_length + 1)  # the last token of a window is no input
         rows.append(
             EncodedRow(
                 ids[begin : end - 1],

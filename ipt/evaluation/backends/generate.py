@@ -1,6 +1,4 @@
-"""Greedy generation with a Hugging Face model: each sequence stops on its own, and then leaves the
-batch.
-"""
+"""Greedy generation with a Hugging Face model: a sequence that ends leaves the batch."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -12,23 +10,23 @@ from torch import distributed
 from ipt.console import progress
 from ipt.distributed import gathered, place
 from ipt.errors import UserError
+from ipt.evaluation.backends.base import Generation, cut, end_tokens, generated_text
 from ipt.evaluation.backends.batching import batches, full_attention_length
 from ipt.evaluation.backends.encoding import common_prefix
-from ipt.evaluation.backends.generated import Generation, cut, end_tokens, generated_text
 from ipt.training.model import base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# tokens: a beginning that all prompts of a batch share is computed once if it is at least so long
+# minimum length of a common prefix of a batch that is computed only once
 SHARED = 64
 
 
 class Greedy:
-    """Continues prompts with the likeliest token at each step, in the model's dtype.
+    """Greedy continuation of prompts in the model's dtype.
 
-    A sequence ends at a token that the model or its tokenizer names as an end, when its text
-    contains one of `stop`, or after `max_new_tokens`.
+    A sequence ends at an end token of the model or tokenizer, at a string in `stop`, or after
+    `max_new_tokens`.
     """
 
     def __init__(
@@ -38,12 +36,10 @@ class Greedy:
         stop: Sequence[str],
         max_new_tokens: int,
     ) -> None:
-        self._model, self._tokenizer, self._stop, self._max_new_tokens = (
-            model,
-            tokenizer,
-            stop,
-            max_new_tokens,
-        )
+        self._model = model
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._max_new_tokens = max_new_tokens
         inner = base_model(model)
         self._device = inner.get_input_embeddings().weight.device
         self._end = end_tokens(inner.generation_config, tokenizer)
@@ -51,18 +47,15 @@ class Greedy:
         self._takes = frozenset(known)
         attends = "past_key_values" in known
         self._cache_name = "past_key_values" if attends else "cache_params"
-        self._attends = (
-            full_attention_length(inner) if attends else 0
-        )  # texts of at most so many tokens are seen whole by every layer
+        # length up to which all layers attend to the whole text
+        self._attends = full_attention_length(inner) if attends else 0
 
     def run(
         self, prompts: Sequence[Sequence[int]], batch_tokens: int, description: str
     ) -> list[Generation]:
-        """The continuation of each prompt; batches of similar length have at most `batch_tokens`
-        with what is generated.
+        """The continuation of each prompt, in batches of at most `batch_tokens` with new tokens.
 
-        Processes that work together divide the batches, and each calls the model as often as every
-        other, as a sharded one needs.
+        Processes divide the batches. All call the model equally often, which a sharded model needs.
         """
         found: dict[int, Generation] = {}
         rank, size = place()
@@ -77,9 +70,7 @@ class Greedy:
         return [found[index] for index in range(len(prompts))]
 
     def _batches(self, prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-        """Only layers that attend can leave out padding; for others the prompts of a batch have one
-        length.
-        """
+        """Without attention padding cannot be masked, so the prompts of a batch have equal lengths."""
         groups: dict[int, list[int]] = {}
         for index, prompt in enumerate(prompts):
             groups.setdefault(0 if self._attends else len(prompt), []).append(index)
@@ -91,9 +82,8 @@ class Greedy:
 
     @torch.no_grad()  # not inference_mode: what a live model gathers must stay fit for training
     def _continue(self, prompts: list[list[int]]) -> Iterator[tuple[int, Generation]]:
-        """The number of a prompt and its continuation, in the order in which they end. Padding goes
-        to the left, between what all prompts share and the rest, where no token sees it and no
-        position counts it.
+        """The indices of prompts and their continuations, in the order of their ends. Padding is
+        between the common prefix and the rest of a prompt; it is masked and has no positions.
         """
         cache, shared = self._shared_beginning(prompts)
         width = max(map(len, prompts), default=0)
@@ -127,8 +117,8 @@ class Greedy:
             mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
 
     def _shared_beginning(self, prompts: list[list[int]]) -> tuple[Any, int]:
-        """Keys and values of what all prompts begin with, computed once, and how many tokens that
-        is; of each prompt one is left.
+        """Keys and values of the common prefix of all prompts, which excludes their last tokens, and
+        its length.
         """
         shared = common_prefix([prompt[:-1] for prompt in prompts])
         pays = len(prompts) > 1 and shared >= SHARED and self._attends >= max(map(len, prompts))
@@ -143,7 +133,7 @@ class Greedy:
         return cache, shared
 
     def _anywhere(self, mine: bool) -> bool:
-        """Whether it is so in any of the processes that work together."""
+        """Whether `mine` is true in any process."""
         if place()[1] == 1:
             return mine
         flag = torch.tensor(int(mine), device=self._device)
@@ -151,13 +141,13 @@ class Greedy:
         return bool(flag)
 
     def _idle(self) -> None:
-        """A call of the model beside those of the other processes."""
+        """Call the model because other processes do."""
         self._model(input_ids=self._tensor([[0]]), use_cache=False)
 
     def _step(
         self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, cache: Any
     ) -> tuple[torch.Tensor, Any]:
-        """The likeliest next token of each row, and the cache with these tokens."""
+        """The most likely next token of each row, and the updated cache."""
         position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
         inputs = {
             "input_ids": ids_BT,
@@ -165,8 +155,7 @@ class Greedy:
             "logits_to_keep": 1,
             "use_cache": True,
         }
-        # layers of other kinds have no padding to leave out, and some take the mask for that of
-        # their input alone
+        # Other layers have no padding, and some expect a mask of their input only.
         if self._attends:
             inputs["attention_mask"] = mask_BT
         known = {name: value for name, value in inputs.items() if name in self._takes}
@@ -174,25 +163,22 @@ class Greedy:
         best_B, token_B = outputs.logits[:, -1].max(-1)
         if not bool(best_B.isfinite().all()):
             raise UserError(
-                "generation: the model's logits are not finite: its weights are broken, or "
+                "generation: the model's logits are not finite: its weights are broken, or its "
                 "training diverged"
             )
         return token_B, outputs[self._cache_name]
 
     def _ended(self, ids: list[int]) -> Generation | None:
-        """What was generated, if that is all."""
+        """The generation, if it has ended."""
         if ids[-1] in self._end:
             return Generation(self._text(ids[:-1]), len(ids), "eos", tuple(ids))
-        text = str(
-            self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        )  # special tokens may be asked for in `stop`
+        # `stop` may contain special tokens
+        text = str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         if any(mark in text for mark in self._stop):
             return Generation(cut(self._text(ids), self._stop), len(ids), "stop", tuple(ids))
-        return (
-            Generation(self._text(ids), len(ids), "length", tuple(ids))
-            if len(ids) == self._max_new_tokens
-            else None
-        )
+        if len(ids) < self._max_new_tokens:
+            return None
+        return Generation(self._text(ids), len(ids), "length", tuple(ids))
 
     def _text(self, ids: list[int]) -> str:
         return generated_text(self._tokenizer, ids)

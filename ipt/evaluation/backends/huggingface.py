@@ -1,7 +1,8 @@
-"""Log-probabilities of tokens under a model: batches by length, tree masks, shared prefixes, and no
-more logits than are read.
+"""Log-probabilities of tokens with a Hugging Face model: length batches, tree masks, shared
+prefixes, and only the logits that are needed.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,14 +13,17 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ipt.config import EvaluationConfig
-from ipt.console import console, progress
+from ipt.console import progress
 from ipt.distributed import gathered, place
 from ipt.errors import UserError
+from ipt.evaluation.backends.base import Generation
 from ipt.evaluation.backends.batching import (
     UNLIMITED,
+    Group,
     batches,
     context_length,
     full_attention_length,
+    shared_prefixes,
 )
 from ipt.evaluation.backends.encoding import (
     EncodedRow,
@@ -30,45 +34,42 @@ from ipt.evaluation.backends.encoding import (
     tree_row,
 )
 from ipt.evaluation.backends.generate import Greedy
-from ipt.evaluation.backends.generated import Generation
-from ipt.evaluation.backends.prefixes import shared_prefixes
-from ipt.models import load_model, load_tokenizer
+from ipt.models import load_model, load_tokenizer, quantization_config
 from ipt.training.loss import logit_transform
 from ipt.training.model import base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-LOGITS = 2**25  # of them at a time: 128 MiB in fp32
-# How far two ways of computing one log-probability may lie apart by rounding alone.
+LOGITS = 2**25  # computed at a time: 128 MiB in fp32
+# Maximum rounding difference between two ways of computing a log-probability.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
-ROUNDED_TOLERANCE = (
-    0.5  # of 8-bit weights, which round each batch's activations in a way of its own
-)
+# of 8-bit weights, where rounding depends on the batch
+ROUNDED_TOLERANCE = 0.5
 
 
 def load_scorer(config: EvaluationConfig, name: str) -> "Scorer":
-    """The model `name` on the device that the config asks for, ready to score."""
+    """A scorer with the model `name` on `config.device`."""
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "sharded" and place()[1] > 1:
         raise UserError(
             "evaluation.device=sharded spreads one model over all GPUs: start it without torchrun, "
-            "or leave it out"
+            "or use another device"
         )
-    options: dict[str, Any] = (
-        {"device_map": "auto" if device == "sharded" else {"": device}}
-        if _is_placed(config)
-        else {}
-    )
+    options: dict[str, Any] = {}
+    if device == "sharded":
+        options["device_map"] = "auto"
+    elif config.quantize:
+        options["device_map"] = {"": device}
     if config.quantize:
-        options["quantization_config"] = _quantization(config)
+        options["quantization_config"] = quantization_config(config.quantize, DTYPES[config.dtype])
     tokenizer = load_tokenizer(name)
-    check_chat(
-        tokenizer, config.apply_chat_template, config.chat_template_kwargs
-    )  # before the weights are read
+    # before the weights are loaded
+    check_chat(tokenizer, config.apply_chat_template, config.chat_template_kwargs)
     model = load_model(name, DTYPES[config.dtype], **options)
     if not options:
         model = model.to(device)  # type: ignore[arg-type]
@@ -76,22 +77,21 @@ def load_scorer(config: EvaluationConfig, name: str) -> "Scorer":
 
 
 class ForwardBatch(NamedTuple):
-    """One forward pass: rows, without the `prefix` that they share and that is computed before."""
+    """One forward pass: rows without their shared `prefix`, which is computed before."""
 
     prefix: list[int]
     rows: list[EncodedRow]
-    indices: list[int]  # of the rows among those that were asked for
+    indices: list[int]  # of the rows among all rows
 
 
 class Scorer:
-    """A model that scores rows of tokens.
+    """Scores rows of tokens.
 
-    Three short cuts are taken where the model gives the same figures with them as without
-    (`scoring=auto` tries each once): options share a row with their prompt, a prefix that many rows
-    share is computed once, and only the outputs that are read are projected to the vocabulary. The
-    model may be one in training, LoRA layers and all. Processes that work together
-    (ipt.distributed) divide the batches, and each calls the model as often as every other, as a
-    sharded one needs.
+    Three optimisations are used if the model gives the same results with them (`scoring=auto` tests
+    each once): all options in one row, prefixes shared between rows, and projection of only the
+    needed outputs to the vocabulary. The model may be in training, and have LoRA layers. Processes
+    (ipt.distributed) divide the batches; all call the model equally often, which a sharded model
+    needs.
     """
 
     def __init__(
@@ -107,26 +107,24 @@ class Scorer:
         limit = min(config.max_length or UNLIMITED, context_length(self.inner))
         self.encoder = make_encoder(tokenizer, config, limit)
         plain = config.scoring == "plain"
-        self.projects_itself = plain  # the model computes its logits, all of them
-        self.tree_length = (
-            0 if plain else full_attention_length(self.inner)
-        )  # questions of at most so many tokens take the tree
-        self.prefix_length = self.tree_length  # and rows of at most so many take a shared prefix
-        self.dtype = (
-            self._idle().dtype
-        )  # of what is computed, which may be lower than that of the weights
+        self.projects_itself = plain  # the model computes all logits
+        # maximum tokens of a question that is scored as a tree
+        self.tree_length = 0 if plain else full_attention_length(self.inner)
+        self.prefix_length = self.tree_length  # maximum tokens of a row with a shared prefix
+        # of the outputs, which may have a lower precision than the weights
+        self.dtype = self._idle().dtype
         self.tolerance = ROUNDED_TOLERANCE if config.quantize == "8bit" else TOLERANCE[self.dtype]
         if config.scoring == "auto":
             self._probe()
 
     def option_rows(self, question: Question) -> list[EncodedRow]:
-        """The rows that score a question's options in order: one for all of them, or one for each."""
+        """Rows that score a question's options in order: one for all options, or one for each."""
         length = len(question.prompt) + max(map(len, question.options))
         return [tree_row(question)] if length <= self.tree_length else plain_rows(question)
 
     def logprobs(self, rows: Sequence[EncodedRow], description: str) -> list[NDArray[np.float64]]:
-        """For each row the log-probability (nats) of each of its targets. `description` names the
-        progress bar.
+        """For each row the log-probabilities (nats) of its targets. `description`: of the progress
+        bar.
         """
         found: dict[int, NDArray[np.float64]] = {}
         jobs = self._jobs(rows)
@@ -135,7 +133,7 @@ class Scorer:
                 if not np.isfinite(values).all():
                     raise UserError(
                         f"{description}: the model's log-probabilities are not finite: its weights "
-                        "are broken, or training diverged"
+                        "are broken, or its training diverged"
                     )
                 ends = np.cumsum([len(row.targets) for row in job.rows])
                 found |= zip(job.indices, np.split(values, ends[:-1]), strict=True)
@@ -155,38 +153,33 @@ class Scorer:
         )
 
     def _jobs(self, rows: Sequence[EncodedRow]) -> list[ForwardBatch]:
-        """All rows in batches. A group that shares a prefix has batches of its own."""
+        """All rows in batches, separate for each group with a shared prefix."""
         groups = shared_prefixes(
             [row.ids[: self._shareable(row)] for row in rows], self.batch_tokens
         )
         grouped = {member for group in groups for member in group.members}
-        # Rows with branches apart from others: their mask replaces the model's own, which may be a
-        # sliding window.
-        rest = [
-            [i for i, row in enumerate(rows) if i not in grouped and any(row.segments) is branching]
-            for branching in (True, False)
-        ]
-        limit = (
-            min(self.batch_tokens, 4 * LOGITS // self.vocabulary)
-            if self.projects_itself
-            else self.batch_tokens
-        )
-        return [
-            ForwardBatch(
-                rows[members[0]].ids[:length],
-                [without(rows[members[place]], length) for place in batch],
-                [members[place] for place in batch],
-            )
-            for length, members in (*groups, *((0, members) for members in rest))
-            for batch in batches(
-                [len(rows[member].ids) - length for member in members], limit, length
-            )
-        ]
+        # Rows with branches have their own batches: their mask replaces the model's mask, which may
+        # have a sliding window.
+        branching, plain = Group(0, []), Group(0, [])
+        for index, row in enumerate(rows):
+            if index not in grouped:
+                (branching if any(row.segments) else plain).members.append(index)
+        limit = self.batch_tokens
+        if self.projects_itself:
+            limit = min(limit, 4 * LOGITS // self.vocabulary)
+        jobs = []
+        for length, members in (*groups, branching, plain):
+            lengths = [len(rows[member].ids) - length for member in members]
+            for batch in batches(lengths, limit, length):
+                indices = [members[place] for place in batch]
+                prefix = rows[indices[0]].ids[:length]
+                jobs.append(
+                    ForwardBatch(prefix, [without(rows[i], length) for i in indices], indices)
+                )
+        return jobs
 
     def _shareable(self, row: EncodedRow) -> int:
-        """How many tokens at its beginning a row may leave to others: none that is read from, none
-        of a branch.
-        """
+        """Maximum length of a row's shared prefix, which has no used outputs and no branches."""
         if max(row.positions) >= self.prefix_length:
             return 0
         return min(*row.reads, row.segments.count(0))
@@ -195,11 +188,11 @@ class Scorer:
     def _run(
         self, jobs: Sequence[ForwardBatch]
     ) -> Iterator[tuple[ForwardBatch, NDArray[np.float64], int]]:
-        """This process's share of the jobs, the log-probabilities of all targets of each, and how
-        many rows all processes did meanwhile.
+        """The jobs of this process, the log-probabilities of their targets, and the number of rows
+        that all processes did meanwhile.
         """
         rank, size = place()
-        cache, held = None, [list[int]()] * size  # the prefix that each process holds
+        cache, held = None, [list[int]()] * size  # the prefix in the cache of each process
         for first in range(0, len(jobs), size):
             turn = jobs[first : first + size]
             wanted = [job.prefix for job in turn] + held[len(turn) :]
@@ -217,9 +210,7 @@ class Scorer:
 
     @torch.no_grad()
     def _score(self, rows: list[EncodedRow], cache: Cache | None = None) -> NDArray[np.float64]:
-        """Log-probabilities of all targets of one batch, row after row, behind the prefix in
-        `cache`.
-        """
+        """Log-probabilities of all targets of a batch, row by row, after the prefix in `cache`."""
         outputs_BTX = self._outputs(self._inputs(rows, cache))
         width = outputs_BTX.shape[1]
         reads = [index * width + read for index, row in enumerate(rows) for read in row.reads]
@@ -238,7 +229,7 @@ class Scorer:
 
     @torch.no_grad()
     def _idle(self) -> torch.Tensor:
-        """A pass over one token, for the sake of other processes."""
+        """A forward pass of one token, because other processes call the model."""
         return self._outputs(
             {
                 "input_ids": torch.zeros(1, 1, dtype=torch.long, device=self.device),
@@ -247,39 +238,34 @@ class Scorer:
         )
 
     def _outputs(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Logits, or what is projected to them [batch, tokens, vocabulary or width]."""
-        return (
-            self.model(**inputs).logits
-            if self.projects_itself
-            else self.inner.base_model(**inputs).last_hidden_state
-        )
+        """Logits, or hidden states before the projection: (B, T, vocabulary or width)."""
+        if self.projects_itself:
+            return self.model(**inputs).logits
+        return self.inner.base_model(**inputs).last_hidden_state
 
     def _inputs(self, rows: list[EncodedRow], cache: Cache | None = None) -> dict[str, Any]:
-        """Padding goes to the right, where no token that is read can see it."""
+        """Padding is on the right, where used tokens do not attend to it."""
         width = max(len(row.ids) for row in rows)
-        ids_BT, position_BT, segment_BT = (
-            torch.tensor(
-                [list(values) + [0] * (width - len(values)) for values in column],
-                device=self.device,
-            )
-            for column in zip(
-                *((row.ids, row.positions, row.segments) for row in rows), strict=True
-            )
-        )
+
+        def padded(column: list[list[int]]) -> torch.Tensor:
+            values = [entries + [0] * (width - len(entries)) for entries in column]
+            return torch.tensor(values, device=self.device)
+
+        ids_BT = padded([row.ids for row in rows])
+        position_BT = padded([row.positions for row in rows])
+        segment_BT = padded([row.segments for row in rows])
         if cache is None and not segment_BT.any():  # no branches: the model's own causal attention
             return {"input_ids": ids_BT, "use_cache": False}
         mask = tree_mask(segment_BT, self.dtype, 0 if cache is None else cache.get_seq_length())
         inputs = {"input_ids": ids_BT, "position_ids": position_BT, "attention_mask": mask}
-        return inputs | (
-            {"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True}
-        )
+        if cache is None:
+            return {**inputs, "use_cache": False}
+        return {**inputs, "past_key_values": cache, "use_cache": True}
 
     def _read(
         self, outputs_NX: torch.Tensor, read_R: torch.Tensor, target_R: torch.Tensor
     ) -> torch.Tensor:
-        """Log-probability of each target. An output that predicts several targets (the prompt's
-        last) is projected once.
-        """
+        """Log-probability of each target. An output with several targets is projected once."""
         read_U, unique_R = torch.unique(read_R, return_inverse=True)
         result_R = torch.empty(len(read_R), device=read_R.device)
         chunk = max(1, LOGITS // self.vocabulary)
@@ -292,16 +278,15 @@ class Scorer:
         return result_R
 
     def _project(self, outputs_CX: torch.Tensor) -> torch.Tensor:
-        """The logits that the model itself makes of outputs of its decoder, in fp32."""
+        """The model's logits of decoder outputs, in fp32."""
         logits_CV = self.inner.get_output_embeddings()(outputs_CX).float()
         logit_transform(self.inner.config).apply_(logits_CV)
         return logits_CV
 
     def _probe(self) -> None:
-        """Leave out a short cut that changes what the model says, or that it cannot take at all."""
-        first = (
-            self.vocabulary // 3
-        )  # ordinary tokens: on special ones a model may say anything, and not twice the same
+        """Disable optimisations that fail or change the results."""
+        # ordinary tokens: results for special tokens may be arbitrary
+        first = self.vocabulary // 3
         prompt, *options = (
             [first + token for token in part]
             for part in ([1, 2, 3, 4, 5, 6], [7, 8, 9], [10, 8, 9, 11], [7, 8])
@@ -316,9 +301,10 @@ class Scorer:
         if not self.tree_length or not self._agrees([tree_row(question)], expected, shared=4):
             self.prefix_length = 0
         if not self.tree_length and place()[0] == 0:
-            console.print(
-                "[dim]evaluation: this architecture takes no tree of options: each option is "
-                "scored alone, which is slower"
+            log.info(
+                "evaluation: this architecture does not support trees of options: each option is "
+                "scored separately, which is slower",
+                extra={"style": "dim"},
             )
 
     def _agrees(
@@ -327,16 +313,14 @@ class Scorer:
         try:
             cache = self._prefix(rows[0].ids[:shared]) if shared else None
             found = self._score([without(row, shared) for row in rows], cache)
-        except (
-            Exception
-        ):  # whatever an architecture raises when it is called in a way that it does not know
+        except Exception:  # unsupported arguments raise any exception
             return False
         return bool(np.abs(found - expected).max() <= self.tolerance)
 
 
 class SharedLayer(DynamicLayer):
-    """Keys and values [1, heads, prefix, width] that stand before those of every row of a batch. It
-    keeps nothing of the batch.
+    """Keys and values (1, heads, prefix, width) before those of every row. Stores nothing of the
+    batch.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -353,7 +337,7 @@ class SharedLayer(DynamicLayer):
 
 
 def without(row: EncodedRow, length: int) -> EncodedRow:
-    """The row behind its first `length` tokens."""
+    """The row without its first `length` tokens."""
     reads = [read - length for read in row.reads]
     return row._replace(
         ids=row.ids[length:],
@@ -364,11 +348,11 @@ def without(row: EncodedRow, length: int) -> EncodedRow:
 
 
 def tree_mask(segment_BT: torch.Tensor, dtype: torch.dtype, prefix: int = 0) -> torch.Tensor:
-    """(B, 1, T, prefix + T), added to attention scores: 0 where a token sees another, the lowest
-    number elsewhere.
+    """(B, 1, T, prefix + T), added to attention scores: 0 where a token attends, the lowest number
+    elsewhere.
 
-    A token sees a prefix that all rows share, and what lies before it in the trunk (segment 0) and
-    in its own branch.
+    A token attends to the shared prefix, and to earlier tokens of the trunk (segment 0) and of its
+    own branch.
     """
     rows, width = segment_BT.shape
     causal_TT = torch.ones(width, width, dtype=torch.bool, device=segment_BT.device).tril()
@@ -377,20 +361,3 @@ def tree_mask(segment_BT: torch.Tensor, dtype: torch.dtype, prefix: int = 0) -> 
     mask_BTK = torch.zeros(rows, width, prefix + width, dtype=dtype, device=segment_BT.device)
     mask_BTK[..., prefix:].masked_fill_(~sees_BTT, torch.finfo(dtype).min)
     return mask_BTK[:, None]
-
-
-def _is_placed(config: EvaluationConfig) -> bool:
-    """Whether weights are put where they belong as they are read: spread over devices, or
-    quantised.
-    """
-    return config.device == "sharded" or config.quantize is not None
-
-
-def _quantization(config: EvaluationConfig) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if config.quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[config.dtype]
-    )

@@ -1,6 +1,4 @@
-"""Special tokens that a text spells out: in documents and prompts they are text, in what a chat
-template writes they are tokens.
-"""
+"""Special tokens in texts: text in documents and prompts, tokens in the output of a chat template."""
 
 import re
 from collections.abc import Iterable
@@ -9,16 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FENCE = (
-    "\ue0f7"  # of private use: stands on both sides of the number of a special token that is text
-)
-# some tokenizers put a space before the first word of what they encode: see
-# ipt.synthesis.formats.base.Vocabulary
+# private use: before and after the number of a special token that is text
+FENCE = "\ue0f7"
+# some tokenizers add a space before the first word, see ipt.synthesis.formats.base.Vocabulary
 ANCHOR = "\n"
 
 
 class SpecialTokens:
-    """Fences off special tokens in a user's text, so that they stay text inside a chat template."""
+    """Marks special tokens in a user's text, so that they stay text inside a chat template."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
@@ -30,20 +26,20 @@ class SpecialTokens:
         self._pattern = re.compile("|".join(map(re.escape, self._texts)))
 
     def fence(self, text: str) -> str:
-        """`text` with a mark in place of each special token that it spells out."""
+        """`text` with each special token replaced by a mark."""
         return self._pattern.sub(lambda found: f"{FENCE}{self._texts.index(found[0])}{FENCE}", text)
 
     def in_text(self, texts: Iterable[str]) -> str | None:
-        """A special token that one of the texts spells out."""
+        """A special token in one of the texts, if there is one."""
         found = next(filter(None, map(self._pattern.search, texts)), None)
         return found and found[0]
 
     def text_ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts in which special tokens are text."""
+        """Token ids, with special tokens as text."""
         return self._encode(texts, split=True)
 
     def rendered_ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts in which special tokens are tokens, and fenced ones text."""
+        """Token ids, with special tokens as tokens and marked ones as text."""
         return [
             self._pieces(text) if FENCE in text else ids
             for text, ids in zip(texts, self._encode(texts, split=False), strict=True)
@@ -61,14 +57,14 @@ class SpecialTokens:
         return ids
 
     def _continuation(self, text: str, split: bool) -> list[int]:
-        """Token ids of `text` where it follows other text."""
+        """Token ids of `text` after other text."""
         if not text:
             return []
         anchor, anchored, alone = self._encode([ANCHOR, ANCHOR + text, text], split)
         return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else alone
 
     def _encode(self, texts: list[str], split: bool) -> list[list[int]]:
-        # verbose=False: transformers warns of long texts, which the encoder cuts itself
+        # verbose=False: no warning about long texts, which the encoder truncates
         return self._tokenizer(
             texts, add_special_tokens=False, split_special_tokens=split, verbose=False
         )["input_ids"]

@@ -1,7 +1,7 @@
 """Scoring and generation with vLLM: `evaluation.backend=vllm`.
 
-Log-probabilities are those that vLLM gives for the tokens of a prompt, so each option is scored by
-a text of its own. vLLM forms the batches; its processes end with this one
+vLLM returns log-probabilities of prompt tokens, so each option is a prompt of its own. vLLM forms
+the batches; its processes end with this one
 (ipt.synthesis.engines.subprocess).
 """
 
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipt.config import EvaluationConfig, SynthesisConfig
-from ipt.console import console, progress
+from ipt.console import progress
 from ipt.distributed import launcher_number
 from ipt.errors import UserError
+from ipt.evaluation.backends.base import Generation, cut, end_tokens, generated_text
 from ipt.evaluation.backends.encoding import (
     EncodedRow,
     Question,
@@ -26,7 +27,6 @@ from ipt.evaluation.backends.encoding import (
     make_encoder,
     plain_rows,
 )
-from ipt.evaluation.backends.generated import Generation, cut, end_tokens, generated_text
 from ipt.models import load_tokenizer, resolve_model
 from ipt.models.checks import check_weights
 from ipt.models.generation_config import load_generation_config
@@ -37,15 +37,15 @@ from ipt.synthesis.engines.vllm import ENVIRONMENT, engine_options
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# tokens behind the last one that an `Encoder` counts: a document's last target, and the one that
-# vLLM must generate
+# tokens beyond the `max_length` of an `Encoder`: the last target of a document, and a generated one
 BEHIND = 2
-AS_FITS = -1  # the model's context, or as much of it as the cache of keys and values holds
-SEQUENCES = 256  # of them in one step
+AS_FITS = -1  # the model's context length, or what fits in the KV cache
+logger = logging.getLogger(__name__)
+SEQUENCES = 256  # per step
 
 
 def check_vllm(config: EvaluationConfig) -> None:
-    """Raise UserError for what the config asks and vLLM cannot do; imports nothing heavy."""
+    """Raise UserError for settings that vLLM does not support, without importing it."""
     if find_spec("vllm") is None:
         raise UserError(
             f"evaluation.backend=vllm: the package vllm is not installed: {ENGINES['vllm'][1]}, or "
@@ -53,33 +53,31 @@ def check_vllm(config: EvaluationConfig) -> None:
         )
     if (launcher_number("WORLD_SIZE") or 1) > 1:
         raise UserError(
-            "evaluation.backend=vllm starts its own processes: leave out torchrun; device=sharded "
-            "takes all GPUs"
+            "evaluation.backend=vllm starts its own processes: do not use torchrun; "
+            "evaluation.device=sharded uses all GPUs"
         )
     if config.quantize not in (None, "4bit"):
         raise UserError(
-            f"evaluation.quantize={config.quantize}: vLLM quantises while loading to 4bit only: "
+            f"evaluation.quantize={config.quantize}: vLLM quantises only to 4bit while loading: "
             "set evaluation.backend=hf"
         )
     if config.scoring == "tree":
         raise UserError(
-            "evaluation.scoring=tree: vLLM scores each option by itself: set "
-            "evaluation.scoring=plain or backend=hf"
+            "evaluation.scoring=tree: vLLM scores each option separately: set "
+            "evaluation.scoring=plain or evaluation.backend=hf"
         )
     if config.device not in ("auto", "cpu", "cuda", "sharded"):
         raise UserError(
-            f"evaluation.device={config.device}: vLLM chooses its device: leave it at auto, and "
+            f"evaluation.device={config.device}: vLLM selects its device: set it to auto, and "
             "set CUDA_VISIBLE_DEVICES"
         )
 
 
 @contextmanager
 def open_vllm(config: EvaluationConfig, name: str) -> Iterator["VllmBackend"]:
-    """The model `name` in vLLM's engine, which ends with the context. Raises EngineDied if it does
-    not start.
-    """
+    """A backend with the model `name`. Raises EngineDied if vLLM does not start."""
     check_vllm(config)
-    check_weights(resolve_model(name))  # vLLM leaves some missing weights as they are
+    check_weights(resolve_model(name))  # vLLM does not check for all missing weights
     tokenizer = load_tokenizer(name)
     check_chat(tokenizer, config.apply_chat_template, config.chat_template_kwargs)
     before, log = dict(os.environ), EngineLog()
@@ -175,7 +173,7 @@ class VllmBackend:
         return [found[index] for index in range(len(prompts))]
 
     def _generation(self, completion: Any, stop: Sequence[str]) -> Generation:
-        """Tokens are turned into text as for other backends, whatever vLLM makes of them."""
+        """Decodes tokens as the other backends do, not as vLLM."""
         ids = list(completion.token_ids)
         if completion.finish_reason == "length":
             return Generation(self._text(ids), len(ids), "length", tuple(ids))
@@ -189,7 +187,7 @@ class VllmBackend:
     def _run(
         self, prompts: Sequence[Sequence[int]], sampling: Any, description: str
     ) -> Iterator[tuple[int, Any]]:
-        """The number of each prompt and what vLLM says of it, in the order in which they finish."""
+        """The index of each prompt and vLLM's output, in the order in which they finish."""
         from vllm import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -206,14 +204,14 @@ class VllmBackend:
                             bar.advance()
             except EngineDeadError as error:
                 raise EngineDied(
-                    "evaluation.backend=vllm stopped in between: run the same command to go on"
+                    "evaluation.backend=vllm: the engine died: run the same command again to resume"
                 ) from error
 
 
 def _start(config: EvaluationConfig, name: str, log: EngineLog, quiet: bool) -> Any:
-    """vLLM's engine. Its processes print to the log if they are to be `quiet`."""
+    """vLLM's engine. `quiet`: its processes print to the log."""
     if quiet:
-        console.print(f"[dim]evaluation: vLLM starts; its log is {log.path}")
+        logger.info(f"evaluation: starting vLLM, log: {log.path}", extra={"style": "dim"})
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
     with log.child_output() if quiet else nullcontext():
         from vllm.engine.arg_utils import EngineArgs
@@ -221,12 +219,12 @@ def _start(config: EvaluationConfig, name: str, log: EngineLog, quiet: bool) -> 
 
         engine = LLMEngine.from_engine_args(EngineArgs(**_options(config, name)))
     if quiet:
-        logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM has set it again
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)  # vLLM resets it
     return engine
 
 
 def _options(config: EvaluationConfig, name: str) -> dict[str, Any]:
-    """Those of the synthesizer's engine, with the evaluation's keys."""
+    """The arguments of the synthesizer's engine, with values of the evaluation."""
     import torch
 
     settings = SynthesisConfig(

@@ -18,9 +18,8 @@ from typing import NamedTuple
 # ---------------------------------------------------------------------------
 
 RELEASED_NUMBER = re.compile(r"[-+]?\.?\d+(?:,\d\d\d)*\.?\d*(?:[eE][-+]?\d+)?%*")
-INTEGER = re.compile(
-    r"[-+]?(?:0+|[1-9]\d*)", re.ASCII
-)  # as Python writes it: nothing but zeros begins with zero
+# as Python writes it: nothing but zeros begins with zero
+INTEGER = re.compile(r"[-+]?(?:0+|[1-9]\d*)", re.ASCII)
 FLOAT = re.compile(r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)", re.ASCII)
 
 
@@ -81,7 +80,10 @@ UNITS = {
 UNIT = "|".join(UNITS)
 SIGNS = "-−–"
 # Scripts without spaces between words, and Hangul, which writes particles onto them.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff"
+    "\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+)
 NO_WORD_BEFORE = rf"(?:(?<![^\W_])|(?<=[{UNSPACED}]))"  # where a hyphen is a sign
 CURRENCY_SIGNS = "$¢£¤¥֏؋৲৳௹฿₠-⃀"
 CURRENCY_CODES = (
@@ -90,7 +92,10 @@ CURRENCY_CODES = (
 )
 # US$, €, EUR: a code in its usual case only, as "try" and "all" are words. Letters of a longer word
 # are no code.
-CURRENCY = f"(?-i:(?<![A-Za-z])(?:[A-Z]{{1,3}})?[{CURRENCY_SIGNS}]|(?<![A-Za-z])(?:{CURRENCY_CODES})(?![A-Za-z]))"
+CURRENCY = (
+    f"(?-i:(?<![A-Za-z])(?:[A-Z]{{1,3}})?[{CURRENCY_SIGNS}]"
+    f"|(?<![A-Za-z])(?:{CURRENCY_CODES})(?![A-Za-z]))"
+)
 # Signs, currencies and opening brackets. A minus sign may have a space behind it; a hyphen with one
 # is a bullet.
 BEFORE = rf"(?:[-–+]|−\s?|\(\s?|{CURRENCY}\s?|(?<![A-Za-z])(?:minus|negative)\s)"
@@ -102,7 +107,10 @@ DIGITS = (
     r"|\d+)(?:\.\d+)?"
 )
 # 1/2, 2 1/2; 9/11/2001 and 2018/19 are none
-FRACTION = r"(?:(?<!\d{4})(?<![.,]\d)(?<![.,]\d\d)(?<![.,]\d{3})(?:\s(?P<above>\d{1,3}))?/(?P<below>[1-9]\d{0,2})(?![\d/.,]*\d))"
+FRACTION = (
+    r"(?:(?<!\d{4})(?<![.,]\d)(?<![.,]\d\d)(?<![.,]\d{3})"
+    r"(?:\s(?P<above>\d{1,3}))?/(?P<below>[1-9]\d{0,2})(?![\d/.,]*\d))"
+)
 MANY_DOTS = (
     r"\d{1,3}(?:\.\d{3}){2,}(?![\d.])(?:,\d+)?"  # 1.234.567,8: two dots are no decimal points
 )
@@ -123,9 +131,8 @@ SIGN_PLACE = re.compile(NO_WORD_BEFORE)
 JOINED_NUMBERS = re.compile(
     rf"\d[\d.,]*(?:%?\s?(?:[{SIGNS}/:]|\bto\b)\s?[-−(]?(?:{CURRENCY}\s?)?\d[\d.,]*)*"
 )
-GLUED = re.compile(
-    r"(?:(?<=[a-z]{2})|(?<=\bFY))(?=\d)"
-)  # "Answer5": read where there is no other number, while Q4 is a name
+# "Answer5": read where there is no other number, while Q4 is a name
+GLUED = re.compile(r"(?:(?<=[a-z]{2})|(?<=\bFY))(?=\d)")
 RELATIVE = Decimal("0.005")  # rounding to three digits changes a number by no more
 
 
@@ -134,9 +141,8 @@ class Number(NamedTuple):
 
     value: Decimal  # without its unit
     step: Decimal  # value of its last digit; 0 for a fraction
-    unit: (
-        Decimal | None
-    )  # what a percent sign or a word such as million makes of 1; None: nothing of the kind is said
+    # what a percent sign or a word such as million makes of 1; None: nothing of the kind is said
+    unit: Decimal | None
 
 
 def first_number(text: str) -> Number | None:
@@ -154,9 +160,8 @@ def first_number(text: str) -> Number | None:
         SIGN_PLACE.match(found.string, found.start()) is None,
     )
     minus = re.search(f"[{SIGNS}]|minus|negative", before, re.IGNORECASE) is not None
-    negative = (minus and not follows_word) or (
-        "(" in before and found["close"] is not None
-    )  # FY-18, 2018-19: no sign
+    # FY-18, 2018-19: no sign
+    negative = (minus and not follows_word) or ("(" in before and found["close"] is not None)
     digits = _digits(found)
     step = Decimal(0) if found["below"] else Decimal(1).scaleb(int(digits.as_tuple().exponent))
     return Number(-digits if negative else digits, step, _unit(found["inner"] or found["outer"]))
@@ -348,9 +353,8 @@ MEANS_SOMETHING = (
     r"|(?:(?<=\b[A-Z])|(?<=\bAB))-(?![\w-])|[<>]=?(?=[-.$]*\d)"
 )
 PUNCTUATION = re.compile(rf"(?P<kept>{MEANS_SOMETHING})|(?P<other>[^\w\s]|_)")
-INSIDE_WORDS = frozenset(
-    "’‘‛ʼ‐‑·‧′″…"
-)  # deleted as ASCII punctuation is; all other punctuation separates words
+# deleted as ASCII punctuation is; all other punctuation separates words
+INSIDE_WORDS = frozenset("’‘‛ʼ‐‑·‧′″…")
 WITHOUT_SPACES = re.compile(f"[{UNSPACED}]")  # each character is a word
 
 

@@ -1,9 +1,9 @@
-"""Figures with their uncertainty, and the difference between two models on the same items.
+"""Metrics with confidence intervals, and paired differences between two models.
 
-Every metric here is a smooth function of means over items. It is kept with what each item adds to
-it (its influence: the linearised share of one item, with mean zero), because a paired difference
-needs nothing else: the standard error of `a - b` is that of the mean of the differences of
-influences (delta method, "infinitesimal jackknife").
+A metric is a smooth function of means over items. It stores the influence of each item on it (the
+linearised contribution, with mean zero), from which paired differences follow: the standard error
+of `a - b` is that of the mean of the differences of influences (delta method, "infinitesimal
+jackknife").
 """
 
 import math
@@ -20,19 +20,17 @@ Z95 = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Metric:
-    """A value over `n` items; `stderr` and `ci95` are NaN where one item alone says nothing about
-    the spread.
-    """
+    """A value over `n` items. `stderr` and `ci95` are NaN for a single item."""
 
     value: float
     stderr: float
     ci95: tuple[float, float]
     n: int
     influence: NDArray[np.float64]  # (n,)
-    binary: bool = False  # a share of items that are right
+    binary: bool = False  # the proportion of right items
 
     def as_dict(self) -> dict[str, Any]:
-        """The entry in results.json; what cannot be known is null there."""
+        """The entry in results.json, where unknown values are null."""
         return {
             "value": _known(self.value),
             "stderr": _known(self.stderr),
@@ -43,7 +41,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Difference:
-    """`a - b` over the `n` items that both models have answered; `p` is two-sided."""
+    """`a - b` over the `n` items that both models answered; `p` is two-sided."""
 
     difference: float
     stderr: float
@@ -68,9 +66,9 @@ def mean(values: ArrayLike) -> Metric:
 
 
 def proportion(right: ArrayLike) -> Metric:
-    """The share of true items, with a Wilson interval."""
+    """The proportion of true items, with a Wilson interval."""
     x = _checked(right)
-    assert np.isin(x, (0, 1)).all(), "a proportion is taken of right and wrong items"
+    assert np.isin(x, (0, 1)).all(), "a proportion needs values 0 and 1"
     share = float(x.mean())
     influence = x - share
     return Metric(
@@ -84,7 +82,7 @@ def proportion(right: ArrayLike) -> Metric:
 
 
 def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Metric:
-    """Sum of numerators over sum of denominators, items being the clusters: tokens of one document
+    """Sum of numerators over sum of denominators. Items are clusters, as the tokens of one document
     are not independent.
     """
     x, weight = _checked(numerators), _checked(denominators)
@@ -96,42 +94,34 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Metric:
 
 
 def ratio_or_nan(numerators: ArrayLike, denominators: ArrayLike) -> Metric:
-    """As `ratio`; not a number where there is nothing to divide by."""
+    """As `ratio`, but NaN if the denominators are zero."""
     weights = np.asarray(denominators)
     return ratio(numerators, weights) if weights.sum() > 0 else mean(np.full(len(weights), np.nan))
 
 
 def f1(answers: ArrayLike, gold: ArrayLike, average: str) -> Metric:
-    """F1 of each class, averaged over the classes that occur: each the same (`macro`) or by its
-    share of `gold` (`weighted`).
-
-    One class (any number) for each item; the values are scikit-learn's f1_score.
+    """Mean F1 over the classes that occur, unweighted (`macro`) or by their frequency in `gold`
+    (`weighted`), as scikit-learn's f1_score. Each item has one class, given as a number.
     """
-    assert average in ("macro", "weighted"), "an F1 of classes is averaged in one of two ways"
+    assert average in ("macro", "weighted")
     answered, right = np.asarray(answers), np.asarray(gold)
     classes = np.union1d(answered, right)[:, None]
-    is_answer, is_gold = (
-        (answered == classes).astype(np.float64),
-        (right == classes).astype(np.float64),
-    )  # (classes, n)
+    is_answer = (answered == classes).astype(np.float64)  # (classes, n)
+    is_gold = (right == classes).astype(np.float64)
     total = (is_answer + is_gold).mean(1, keepdims=True)
     values = 2 * (is_answer * is_gold).mean(1, keepdims=True) / total
     influence = (2 * is_answer * is_gold - values * (is_answer + is_gold)) / total
-    weights = (
-        is_gold.mean(1, keepdims=True)
-        if average == "weighted"
-        else np.full_like(values, 1 / len(classes))
-    )
-    combined = (weights * influence).sum(0)
-    if average == "weighted":  # the weights are means over items too
-        combined += ((is_gold - weights) * values).sum(0)
+    if average == "macro":
+        weights = np.full_like(values, 1 / len(classes))
+        combined = (weights * influence).sum(0)
+    else:  # the weights are means over items too
+        weights = is_gold.mean(1, keepdims=True)
+        combined = (weights * influence + (is_gold - weights) * values).sum(0)
     return _normal(float((weights * values).sum()), combined)
 
 
 def mean_of_groups(groups: Sequence[Any], measure: Callable[[list[int]], Metric]) -> Metric:
-    """The unweighted mean of what `measure` gives for the items of each group, whose sizes are
-    taken as given.
-    """
+    """The unweighted mean of `measure` over groups of items, whose sizes are treated as fixed."""
     members: dict[Any, list[int]] = {}
     for item, group in enumerate(groups):
         members.setdefault(group, []).append(item)
@@ -145,8 +135,8 @@ def mean_of_groups(groups: Sequence[Any], measure: Callable[[list[int]], Metric]
 
 
 def exponential(metric: Metric) -> Metric:
-    """exp(metric): the interval is the exponential of the metric's interval, so never negative."""
-    with np.errstate(over="ignore"):  # a diverged model has no finite perplexity
+    """exp(metric), with the exponential of its interval, which is never negative."""
+    with np.errstate(over="ignore"):  # infinite for a diverged model
         value, low, high = (float(np.exp(x)) for x in (metric.value, *metric.ci95))
     return Metric(value, value * metric.stderr, (low, high), metric.n, value * metric.influence)
 
@@ -154,10 +144,10 @@ def exponential(metric: Metric) -> Metric:
 def difference(a: Metric, b: Metric) -> Difference:
     """`a - b`, paired: item i of `a` is item i of `b`.
 
-    p is from the normal approximation; of two proportions it is the exact McNemar (sign) test on
-    the items that only one of the two got right.
+    p is from the normal approximation, for two proportions from the exact McNemar (sign) test on
+    the items that only one of the models got right.
     """
-    assert a.n == b.n, "paired metrics are of the same items"
+    assert a.n == b.n, "paired metrics need the same items"
     value = a.value - b.value
     stderr = standard_error(a.influence - b.influence)
     p = _exact_p(a, b) if a.binary and b.binary else normal_p(value, stderr)
@@ -165,20 +155,19 @@ def difference(a: Metric, b: Metric) -> Difference:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95% Wilson score interval of a share of `successes` out of `n`."""
-    assert 0 <= successes <= n and n > 0
-    share, z2 = successes / n, Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At shares of 0 and 1 a bound is exactly that share; rounding must not push it outside.
-    return (0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
+    """The 95% Wilson score interval of a proportion."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided exact p-value that `only_a` and `only_b` come from a fair coin."""
-    n, fewer = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**n)
+    """The two-sided exact p-value that `only_a` and `only_b` are equally likely."""
+    from scipy.stats import binomtest
+
+    n = only_a + only_b
+    return float(binomtest(only_a, n).pvalue) if n else 1.0
 
 
 def normal_p(value: float, stderr: float) -> float:
@@ -189,9 +178,7 @@ def normal_p(value: float, stderr: float) -> float:
 
 
 def standard_error(influence: NDArray[np.float64]) -> float:
-    """Standard error of a value whose items have this influence (n - 1 in the variance); NaN for
-    one item.
-    """
+    """Standard error of a value with these influences (n - 1 in the variance); NaN for one item."""
     n = len(influence)
     return math.nan if n < 2 else float(np.sqrt((influence**2).sum() / (n * (n - 1))))
 
@@ -210,7 +197,7 @@ def _exact_p(a: Metric, b: Metric) -> float:
 
 def _checked(values: ArrayLike) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=np.float64)
-    assert x.ndim == 1 and len(x) > 0, "a metric needs one number per item, and at least one item"
+    assert x.ndim == 1 and len(x) > 0, "a metric needs one number for each of one or more items"
     return x
 
 

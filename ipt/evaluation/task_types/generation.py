@@ -1,6 +1,4 @@
-"""Tasks of kind `generation`: the model writes the answer, and what it says there is read and
-compared.
-"""
+"""Tasks of kind `generation`: the model writes an answer, which is parsed and compared."""
 
 import json
 from collections.abc import Callable
@@ -8,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from ipt.errors import UserError
-from ipt.evaluation.data import check_ids, read_rows, render, render_prompt, row_id
-from ipt.evaluation.draws import text_hash
-from ipt.evaluation.few_shot import with_shots
+from ipt.evaluation.data import check_ids, read_rows, render, render_prompt, row_id, text_hash
+from ipt.evaluation.few_shot import with_demonstrations
 from ipt.evaluation.formats import DataRow
 from ipt.evaluation.metrics import answers, statistics
 from ipt.evaluation.metrics.statistics import Metric
@@ -27,19 +25,15 @@ SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("prompt_hash", pa.string()),
-        ("answer", pa.string()),  # the right one
-        ("output", pa.string()),  # what the model has written
-        ("parsed", pa.string()),  # what was read in it, as JSON; null: nothing
+        ("answer", pa.string()),  # the right answer
+        ("output", pa.string()),  # what the model wrote
+        ("parsed", pa.string()),  # what was parsed from it, as JSON; null: nothing
         ("tokens", pa.int32()),  # generated
-        (
-            "finish",
-            pa.string(),
-        ),  # stop: a text that ends answers | eos: the model's own end | length: cut at max_new_tokens
-        ("truncated", pa.bool_()),  # the prompt did not fit and lost its beginning
-        (
-            "published_output",
-            pa.string(),
-        ),  # behind the shorter prompt of the published scorer; null: its prompt is the same
+        # stop: a stop string | eos: an end token | length: max_new_tokens
+        ("finish", pa.string()),
+        ("truncated", pa.bool_()),  # the prompt lost its beginning to fit the context length
+        # the output for the truncated prompt of the published scorer; null: the same prompt
+        ("published_output", pa.string()),
     ]
 )
 
@@ -48,11 +42,11 @@ class Item(NamedTuple):
     id: str
     prompt: str
     answer: str
-    shots: int = 0  # so many characters of the prompt are demonstrations
+    shots: int = 0  # characters of the prompt that are demonstrations
 
     @property
     def text(self) -> str:
-        """The prompt without demonstrations, with its answer."""
+        """The prompt without demonstrations, and the answer."""
         return self.prompt[self.shots :] + self.answer
 
     @property
@@ -62,9 +56,7 @@ class Item(NamedTuple):
 
 
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Item]:
-    """The items of a task; raises a one-line error that names the row. Rows that make none are put
-    down in `odd`.
-    """
+    """The items of a task. Adds rows that are left out to `odd`."""
     if task.parse not in PARSERS:
         raise UserError(
             f"task {task.name}: parse is {task.parse!r}, expected {' or '.join(PARSERS)}"
@@ -72,7 +64,7 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[It
     odd = OddRows() if odd is None else odd
     items = odd.kept(task, read_rows(task, corpus, odd), partial(_item, task))
     check_ids(task, items)
-    return with_shots(task, items, corpus, read, odd)
+    return with_demonstrations(task, items, corpus, read, odd)
 
 
 def _item(task: Task, row: DataRow) -> Item:
@@ -82,44 +74,44 @@ def _item(task: Task, row: DataRow) -> Item:
 
 
 def score(task: Task, items: list[Item], backend: "Backend") -> list[dict[str, Any]]:
-    """One prediction for each item. Prompts longer than `published_length` are continued a second
-    time, cut to that length.
+    """A prediction for each item. Prompts longer than `published_length` are continued twice, the
+    second time truncated to that length.
     """
     prompts = [backend.encoder.prompt(item.prompt, task.max_new_tokens) for item in items]
     generations = backend.generate(
         [ids for ids, _ in prompts], task.stop, task.max_new_tokens, task.name
     )
-    cut = {
-        index: _cut(ids, len(backend.encoder.start), task.published_length)
-        for index, (ids, _) in enumerate(prompts)
-    }
-    cut = {index: ids for index, ids in cut.items() if len(ids) < len(prompts[index][0])}
-    again = (
-        backend.generate(list(cut.values()), task.stop, task.max_new_tokens, f"{task.name}, cut")
-        if cut
-        else []
-    )
-    published = dict(zip(cut, again, strict=True))
-    return [
-        {
-            "id": item.id,
-            "prompt_hash": item.prompt_hash,
-            "answer": item.answer,
-            "output": generation.text,
-            "parsed": PARSERS[task.parse](generation.text),
-            "tokens": generation.tokens,
-            "finish": generation.finish,
-            "truncated": truncated,
-            "published_output": published[index].text if index in published else None,
-        }
-        for index, (item, generation, (_, truncated)) in enumerate(
-            zip(items, generations, prompts, strict=True)
+    start, length = len(backend.encoder.start), task.published_length
+    cut: dict[int, list[int]] = {}
+    for index, (ids, _) in enumerate(prompts):
+        if 0 < length < len(ids):
+            cut[index] = ids[:start] + ids[start:][start - length :]
+    published = {}
+    if cut:
+        title = f"{task.name}, cut"
+        again = backend.generate(list(cut.values()), task.stop, task.max_new_tokens, title)
+        published = {index: generation.text for index, generation in zip(cut, again, strict=True)}
+    predictions = []
+    for index, item in enumerate(items):
+        generation = generations[index]
+        predictions.append(
+            {
+                "id": item.id,
+                "prompt_hash": item.prompt_hash,
+                "answer": item.answer,
+                "output": generation.text,
+                "parsed": PARSERS[task.parse](generation.text),
+                "tokens": generation.tokens,
+                "finish": generation.finish,
+                "truncated": prompts[index][1],
+                "published_output": published.get(index),
+            }
         )
-    ]
+    return predictions
 
 
 def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
-    """Items that were not answered as they stand, by reason."""
+    """Items with truncated prompts or answers, and without a parsed answer."""
     return {
         "truncated_prompts": sum(row["truncated"] for row in predictions),
         "unfinished_answers": sum(row["finish"] == "length" for row in predictions),
@@ -128,32 +120,23 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
-    """What the predictions amount to.
+    """`paper` follows the published rule (section 7.3), `correct` the right one. Both use the
+    output before `stop`; of batches that continue beyond it, the published scorer used only the
+    first line too.
 
-    `paper` is the published rule (section 7.3), `correct` the right one; both read the output up to
-    `stop`. Where the published scorer ran on in a batch, it read only the first line of numbers,
-    and entities in batches of one, which end at their line's end.
-
-    - number: `paper` is any number of the output within 0.01 of the answer's, `correct` the first
-      number being the answer's
-    - entities: `paper` is the mean of nereval's F1 of each item, `correct` the F1 of all entities
-      of all items, with `precision` and `recall`
-    - text: `exact_match` (which is `paper` and `correct` too), `f1` of words, `contains`
+    - number: `paper`: any number of the output is within 0.01 of the answer; `correct`: its first
+      number equals the answer
+    - entities: `paper`: the mean over items of nereval's F1; `correct`: the F1 over all entities of
+      all items, with `precision` and `recall`
+    - text: `exact_match` (equal to `paper` and `correct`), `f1` of words, `contains`
     """
     found = [row["output"] for row in predictions]
-    published = [
-        row["output"] if row["published_output"] is None else row["published_output"]
-        for row in predictions
-    ]
+    published = []
+    for row in predictions:
+        has_own = row["published_output"] is not None
+        published.append(row["published_output"] if has_own else row["output"])
     gold = [row["answer"] for row in predictions]
     return METRICS[task.parse](found, published, gold)
-
-
-def _cut(ids: list[int], start: int, length: int) -> list[int]:
-    """The last tokens of a prompt, `length` with the `start` first ones (BOS), which stay; all if
-    `length` is 0.
-    """
-    return ids[:start] + ids[start:][start - length :] if 0 < length < len(ids) else ids
 
 
 def _number_metrics(found: list[str], published: list[str], gold: list[str]) -> dict[str, Metric]:
@@ -165,22 +148,22 @@ def _number_metrics(found: list[str], published: list[str], gold: list[str]) -> 
 
 def _entity_metrics(found: list[str], published: list[str], gold: list[str]) -> dict[str, Metric]:
     right = _each(answers.entities_right, found, gold)
-    said, wanted = ([len(answers.entities(text)) for text in texts] for texts in (found, gold))
+    written = np.array([len(answers.entities(text)) for text in found])
+    wanted = np.array([len(answers.entities(text)) for text in gold])
     return {
         "paper": statistics.mean(_each(answers.released_entity_f1, published, gold)),
-        "correct": statistics.ratio_or_nan(
-            [2 * count for count in right], [a + b for a, b in zip(said, wanted, strict=True)]
-        ),
-        "precision": statistics.ratio_or_nan(right, said),
+        "correct": statistics.ratio_or_nan(2 * np.array(right), written + wanted),
+        "precision": statistics.ratio_or_nan(right, written),
         "recall": statistics.ratio_or_nan(right, wanted),
     }
 
 
 def _text_metrics(found: list[str], published: list[str], gold: list[str]) -> dict[str, Metric]:
+    exact_match = statistics.proportion(_each(answers.exact_match, found, gold))
     return {
         "paper": statistics.proportion(_each(answers.exact_match, published, gold)),
-        "correct": statistics.proportion(_each(answers.exact_match, found, gold)),
-        "exact_match": statistics.proportion(_each(answers.exact_match, found, gold)),
+        "correct": exact_match,
+        "exact_match": exact_match,
         "f1": statistics.mean(_each(answers.word_f1, found, gold)),
         "contains": statistics.proportion(_each(answers.contains, found, gold)),
     }

@@ -1,13 +1,13 @@
-"""Tasks of kind `harness`: those of lm-evaluation-harness, asked and judged by it, run by our
-backend.
+"""Tasks of kind `harness`: tasks of lm-evaluation-harness, run by our backend.
 
-The harness reads the data, fills in prompts and says what an answer is worth. We run the model,
-choose items, and report: each metric becomes a mean over documents of one number, so that it has an
-interval and two models can be compared item by item.
+The harness reads the data, builds the prompts and scores the answers. We run the model, select
+items and report: each metric becomes a mean of one number per document, which gives confidence
+intervals and paired comparisons.
 """
 
 import difflib
 import json
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ipt.console import console
 from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.data import text_hash
 from ipt.evaluation.metrics import statistics
@@ -37,16 +37,15 @@ if TYPE_CHECKING:
 
     from ipt.evaluation.backends.base import Backend
 
+log = logging.getLogger(__name__)
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("prompt_hash", pa.string()),
-        ("subtask", pa.string()),  # of the harness; the task itself where it is no group
-        ("doc", pa.string()),  # JSON: the harness's document
-        (
-            "outputs",
-            pa.string(),
-        ),  # JSON: what the model gave to each request: [log-probability, greedy or not], or a text
+        ("subtask", pa.string()),  # of the harness; the task itself if it is not a group
+        ("doc", pa.string()),  # JSON: the document of the harness
+        # JSON: the answer to each request: [log-probability, is greedy], or a text
+        ("outputs", pa.string()),
         (
             "values",
             pa.list_(
@@ -55,22 +54,18 @@ SCHEMA = pa.schema(
                 )
             ),
         ),
-        ("truncated", pa.bool_()),  # a context did not fit and lost its beginning
+        ("truncated", pa.bool_()),  # a context lost its beginning to fit the context length
     ]
 )
-MAIN = (
-    "acc_norm",
-    "acc",
-    "exact_match",
-    "f1",
-)  # what stands for a task: the paper takes length-normalised accuracy where there is one
-PARTS = 200  # of a jackknife
+# main metrics: the paper uses length-normalised accuracy where it exists
+MAIN = ("acc_norm", "acc", "exact_match", "f1")
+PARTS = 200  # of the jackknife
 
 
 @dataclass(frozen=True)
 class HarnessDocument:
-    """A document of a task of the harness. Its shots are not part of `prompt_hash`: they follow
-    from those before it.
+    """A document of the harness. Its demonstrations are not part of `prompt_hash`, because they
+    depend on the documents before it.
     """
 
     id: str
@@ -81,21 +76,19 @@ class HarnessDocument:
 
     @property
     def text(self) -> str:
-        """The question with its right answer."""
+        """The question with the right answer."""
         return _text(self.source, self.source.eval_docs[self.number])
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A task or group of the harness: its leaves, and for a group with a rule how its metrics are
-    put together.
-    """
+    """A task or group of the harness: its leaf tasks, and the group, which may aggregate metrics."""
 
     leaves: "dict[str, ConfigurableTask]"
     group: "Group | None"
 
     def weighs_by_size(self, metric: str) -> bool | None:
-        """Whether documents (True) or subtasks (False) weigh the same; None where the group does
+        """Whether documents (True) or subtasks (False) have equal weights; None if the group does
         not report the metric.
         """
         if self.group is None or not self.group.aggregate_metric_list:
@@ -110,21 +103,16 @@ class Loaded:
 
 
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[HarnessDocument]:
-    """The documents of a task of the harness, or of all subtasks of a group. The harness leaves
-    none out.
+    """The documents of a task, or of all subtasks of a group; none are left out.
 
-    Raises UserError or MissingFileError: no such task, its data cannot be had, the harness is not
-    installed.
+    Raises UserError or MissingFileError if the harness is not installed or the task or its data are
+    missing.
     """
     leaves = _load(task).leaves
     documents = []
     for subtask, source in leaves.items():
-        asked = [
-            source.VERSION,
-            source.config.num_fewshot,
-            source.config.doc_to_text,
-            source.config.doc_to_choice,
-        ]
+        config = source.config
+        asked = [source.VERSION, config.num_fewshot, config.doc_to_text, config.doc_to_choice]
         for number, doc in enumerate(source.eval_docs):
             name = f"{subtask}/{number}" if len(leaves) > 1 else str(number)
             documents.append(
@@ -136,9 +124,7 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Ha
 
 
 def score(task: Task, documents: list[HarnessDocument], backend: "Backend") -> list[dict[str, Any]]:
-    """One prediction for each document. Shots are drawn as the harness draws them, with its seed,
-    one document after another.
-    """
+    """A prediction for each document. Demonstrations are drawn by the harness with its seed."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.evaluator import evaluate
 
@@ -186,17 +172,16 @@ def score(task: Task, documents: list[HarnessDocument], backend: "Backend") -> l
 
 
 def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
-    """Documents that were not scored as they stand, by reason."""
+    """Documents with truncated prompts."""
     return {"truncated_prompts": sum(row["truncated"] for row in predictions)}
 
 
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
-    """The harness's metrics under its names (behind a comma its filter, where it has several); a
-    group's also for each subtask.
+    """The metrics of the harness (METRIC,FILTER if it has several filters), for a group also of each
+    subtask (METRIC/SUBTASK).
 
-    - paper: the task's key `metric`, else length-normalised accuracy where the task has it (paper
-      section 7.1), else accuracy
-    - correct: the same
+    `paper` and `correct` are the metric in the task's key `metric`, else length-normalised accuracy
+    (paper section 7.1), else accuracy.
     """
     entries: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
     for row in predictions:
@@ -204,12 +189,11 @@ def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
             entries[entry["metric"]].append((row["subtask"], entry["value"], entry["weight"]))
     found = {name: _metric(values) for name, values in entries.items()}
     subtasks = dict.fromkeys(row["subtask"] for row in predictions)
-    parts = {
-        f"{name}/{subtask}": _metric([entry for entry in values if entry[0] == subtask])
-        for name, values in entries.items()
-        for subtask in subtasks
-        if len(subtasks) > 1
-    }
+    parts = {}
+    if len(subtasks) > 1:
+        for name, subtask in product(entries, subtasks):
+            of_subtask = [entry for entry in entries[name] if entry[0] == subtask]
+            parts[f"{name}/{subtask}"] = _metric(of_subtask)
     main = found[_main(task, list(found))]
     return {"paper": main, "correct": main, **found, **parts}
 
@@ -225,7 +209,7 @@ def _load(task: Task) -> Loaded:
             "'ipt[lm-eval]')"
         )
     with _seeded():
-        return _loaded(task.name, task.harness, task.path, task.shots.get("number"))
+        return _loaded(task.name, task.harness, task.path, task.num_fewshot)
 
 
 @lru_cache(maxsize=8)
@@ -238,18 +222,15 @@ def _loaded(name: str, harness: str, folder: Path | None, shots: int | None) -> 
     manager = _manager(folder)
     if harness not in manager.all_tasks:
         nearest = difflib.get_close_matches(harness, manager.all_tasks, n=3)
+        guess = f": did you mean {' or '.join(nearest)}?" if nearest else ""
         where = folder or "lm-evaluation-harness"
-        raise UserError(
-            f"task {name}: {where} has no task "
-            f"{harness!r}{': did you mean ' + ' or '.join(nearest) + '?' if nearest else ''}"
-        )
+        raise UserError(f"task {name}: {where} has no task {harness!r}{guess}")
     try:
         found = manager.load([harness])
     except (OSError, ValueError) as error:  # files, hubs and their formats
         raise UserError(
             f"task {name}: lm-evaluation-harness cannot load {harness} or its data: "
-            f"{' '.join(str(error).split())}: "
-            "is the hub in reach, or the data set in its cache?"
+            f"{' '.join(str(error).split())}: check that the hub or its cache has the data set"
         ) from None
     for leaf, source in found["tasks"].items():
         _set_shots(name, leaf, source, shots)
@@ -258,31 +239,27 @@ def _loaded(name: str, harness: str, folder: Path | None, shots: int | None) -> 
 
 @lru_cache(maxsize=2)
 def _manager(folder: Path | None) -> "TaskManager":
-    """The index of the harness's own task files, which takes seconds to make, or of those in a
-    folder.
-    """
+    """The index of the harness's task files, which takes seconds, or of those in a folder."""
     from lm_eval.tasks import TaskManager
 
-    return (
-        TaskManager()
-        if folder is None
-        else TaskManager(include_path=str(folder), include_defaults=False)
-    )
+    if folder is None:
+        return TaskManager()
+    return TaskManager(include_path=str(folder), include_defaults=False)
 
 
 def _set_shots(name: str, leaf: str, source: "ConfigurableTask", shots: int | None) -> None:
-    """As the harness does: a task that says 0 itself keeps it, one that says nothing has none."""
+    """As in the harness: a task with num_fewshot 0 keeps it, one without the key gets 0."""
     given = source.get_config("num_fewshot")
     if given == 0 and shots:
-        console.print(f"[dim]{name}: the harness asks {leaf} without shots, whatever `shots` says")
+        log.info(f"{name}: {leaf} is zero-shot in the harness, num_fewshot is ignored")
     elif given is None or shots is not None:
         source.set_config(key="num_fewshot", value=shots or 0)
 
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Some tasks shuffle while they are loaded; the harness's own command seeds them so. Leaves the
-    generators as they were.
+    """Seeds the random generators as the harness's command does, since some tasks shuffle while
+    they load. Restores their states.
     """
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
@@ -297,7 +274,7 @@ def _seeded() -> Iterator[None]:
 
 
 def _asks_for_greedy(source: "ConfigurableTask") -> bool:
-    """Whether a metric may depend on what the model would say by itself."""
+    """Whether a metric may depend on whether a continuation is greedy."""
     if source.OUTPUT_TYPE != "multiple_choice":
         return True
     return callable(source.config.process_results) or "exact_match" in source.aggregation()
@@ -306,7 +283,9 @@ def _asks_for_greedy(source: "ConfigurableTask") -> bool:
 def _text(source: "ConfigurableTask", doc: dict[str, Any]) -> str:
     question, answer = source.doc_to_text(doc), source.doc_to_target(doc)
     options = source.doc_to_choice(doc) if source.config.doc_to_choice is not None else []
-    if isinstance(question, int):  # the options are contexts, of which this one is right
+    if isinstance(
+        question, int
+    ):  # the options are contexts, and this is the index of the right one
         question = options[question]
     answer = answer[0] if isinstance(answer, list) and answer else answer
     if isinstance(answer, int) and 0 <= answer < len(options):
@@ -340,7 +319,7 @@ def _values(
     entries: Sequence[dict[str, Any]],
     results: dict[str, Any],
 ) -> dict[int, list[dict[str, Any]]]:
-    """For each document (by its number) its value in each metric, and its weight there."""
+    """Number of a document -> its value and weight in each metric."""
     raw: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
     for entry in entries:
         for metric in entry["metrics"]:
@@ -361,9 +340,7 @@ def _values(
 
 
 def _aggregation(leaf: "ConfigurableTask", metric: str) -> Callable[[list[Any]], float] | None:
-    """What makes one figure of a metric's values; None for their mean, which is also what metrics
-    without a rule get.
-    """
+    """The aggregation of a metric; None for the mean, which is also the default."""
     from lm_eval.api.metrics import mean
 
     rule = leaf.aggregation().get(metric, mean)
@@ -373,16 +350,16 @@ def _aggregation(leaf: "ConfigurableTask", metric: str) -> Callable[[list[Any]],
 def _numbers(
     values: list[Any], aggregation: Callable[[list[Any]], float] | None, total: float
 ) -> list[float]:
-    """One number for each document, the mean of which is `total`, the harness's figure.
+    """One number for each document, with the mean `total`, the value of the harness.
 
-    Of a figure that is no mean (F1, perplexity) they are the pseudo-values of a jackknife: their
-    spread gives its standard error. Many documents are left out some at a time, in `PARTS` parts;
-    each then stands for its part, scaled to the spread of one.
+    For a metric that is not a mean (F1, perplexity) these are the pseudo-values of a jackknife,
+    whose spread gives the standard error. More than `PARTS` documents are left out in `PARTS`
+    parts; the values of a part are scaled to the spread of single documents.
     """
     if aggregation is None:
         return [float(value) for value in values]
-    # Which document is in which part is drawn, as their order may have a pattern; it is the same
-    # for every model.
+    # Parts are drawn, because the order of documents may have a pattern; they are the same for
+    # every model.
     parts, place = min(len(values), PARTS), np.random.default_rng(0).permutation(len(values))
     influence = np.zeros(len(values))
     for part in range(parts if len(values) > 1 else 0):
@@ -395,27 +372,22 @@ def _numbers(
 
 
 def _metric(entries: Sequence[tuple[str, float, float]]) -> Metric:
-    """Of (subtask, value, weight): a share if all values are 0 or 1, else a mean; over several
-    subtasks their weighted mean.
+    """The metric of (subtask, value, weight): a proportion if all values are 0 or 1, else a mean; of
+    several subtasks the weighted mean.
     """
-    values, weights = (
-        np.array([entry[1] for entry in entries]),
-        np.array([entry[2] for entry in entries]),
-    )
+    values = np.array([entry[1] for entry in entries])
+    weights = np.array([entry[2] for entry in entries])
     subtasks = np.array([entry[0] for entry in entries])
     if len(set(subtasks)) > 1:
         return _over_subtasks(values, weights, subtasks)
-    return (
-        statistics.proportion(values) if np.isin(values, (0, 1)).all() else statistics.mean(values)
-    )
+    is_binary = np.isin(values, (0, 1)).all()
+    return statistics.proportion(values) if is_binary else statistics.mean(values)
 
 
 def _over_subtasks(
     values: NDArray[np.float64], weights: NDArray[np.float64], subtasks: NDArray[Any]
 ) -> Metric:
-    """Subtasks are given, not drawn: only the spread within each of them counts (as in the
-    harness).
-    """
+    """Subtasks are fixed, so only the spread within each counts, as in the harness."""
     centre = np.empty_like(values)
     for subtask in set(subtasks):
         centre[subtasks == subtask] = values[subtasks == subtask].mean()
@@ -431,7 +403,7 @@ def _main(task: Task, names: list[str]) -> str:
     )
     if found is None and len(wanted) == 1:
         raise UserError(
-            f"task {task.name}: metric is {task.metric!r}, but the harness gives {', '.join(names)}"
+            f"task {task.name}: metric is {task.metric!r}, but the harness has {', '.join(names)}"
         )
     return found or names[0]
 

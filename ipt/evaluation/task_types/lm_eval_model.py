@@ -1,4 +1,4 @@
-"""Our backend as a model of lm-evaluation-harness: its requests in, its kind of answers out."""
+"""Our backend as a model of lm-evaluation-harness."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -18,32 +18,27 @@ if TYPE_CHECKING:
 
     from ipt.evaluation.backends.base import Backend
 
-Pair = tuple[list[int], list[int]]  # tokens of a context, and of its continuation, which are scored
+Pair = tuple[list[int], list[int]]  # tokens of a context and of its scored continuation
 
 
 class BackendLM(LM):
-    """Answers as the harness's own model does, token for token, but with one pass for all
+    """Gives the same answers as the harness's Hugging Face model, with one forward pass for all
     continuations of a document.
 
-    Whether a continuation is what the model would have said itself is found out for tasks of the
-    names `greedy` only: it takes a generation, and few metrics ask for it. `cut` keeps the contexts
-    that lost their beginning.
+    Whether a continuation is greedy is only determined for the tasks in `greedy`: it takes a
+    generation, and few metrics need it. `cut` collects the contexts that lost their beginning.
     """
 
     def __init__(self, backend: "Backend", description: str, greedy: Collection[str]) -> None:
         super().__init__()
         self.backend, self.description, self.greedy = backend, description, greedy
-        self.tokenizer, self.start, self.max_length = (
-            backend.encoder.tokenizer,
-            backend.encoder.start,
-            backend.encoder.max_length,
-        )
+        self.tokenizer = backend.encoder.tokenizer
+        self.start = backend.encoder.start
+        self.max_length = backend.encoder.max_length
         self.cut: set[str] = set()
 
     def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
-        """For each (context, continuation): the continuation's log-probability, and whether it is
-        the greedy one.
-        """
+        """For each (context, continuation) its log-probability, and whether it is greedy."""
         pairs = [self._pair(*request.args) for request in requests]
         documents = groupby(
             range(len(requests)),
@@ -62,12 +57,12 @@ class BackendLM(LM):
         asked = [
             index for index, request in enumerate(requests) if request.task_name in self.greedy
         ]
-        said = dict(zip(asked, self._are_greedy([pairs[index] for index in asked]), strict=True))
-        return [(total, said.get(index, False)) for index, total in enumerate(sums)]
+        greedy = dict(zip(asked, self._are_greedy([pairs[index] for index in asked]), strict=True))
+        return [(total, greedy.get(index, False)) for index, total in enumerate(sums)]
 
     def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
-        """For each text the log-probability of all its tokens, read in windows behind BOS (or EOS)
-        as the harness cuts them.
+        """For each text the log-probability of its tokens after BOS (or EOS), in the windows of the
+        harness.
         """
         windows = [[*self._windows(request.args[0])] for request in requests]
         rows = [row for text in windows for window in text for row in plain_rows(window)]
@@ -75,16 +70,14 @@ class BackendLM(LM):
         return [float(sum(next(scored).sum() for _ in text)) for text in windows]
 
     def generate_until(self, requests: "list[Instance]") -> list[str]:
-        """For each (context, settings) the greedy continuation up to the first of the texts that
-        end it.
-        """
+        """For each (context, settings) the greedy continuation before a stop string."""
         kinds: dict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             settings = normalize_gen_kwargs(request.args[1])
             if settings.get("do_sample") or settings.get("temperature"):
                 raise UserError(
-                    f"task {request.task_name} samples its answers ({request.args[1]}), but "
-                    "evaluation is greedy: leave it out"
+                    f"task {request.task_name} samples its answers ({request.args[1]}), but ipt "
+                    "only generates greedily: leave the task out"
                 )
             kinds[tuple(settings["until"]), settings["max_gen_toks"]].append(index)
         answers = [""] * len(requests)
@@ -113,13 +106,13 @@ class BackendLM(LM):
         return str(self.tokenizer.name_or_path)
 
     def _pair(self, context: str, continuation: str) -> Pair:
-        """Spaces at a context's end belong to its continuation; what is longer than the model's
-        context loses its beginning.
+        """Trailing spaces of the context belong to the continuation. The context loses its
+        beginning if both do not fit.
         """
         whole, border = self._encode(context + continuation), len(self._encode(context.rstrip()))
         begin, scored = whole[:border], whole[border:]
         if not begin:
-            # A text that is nothing but its first token would leave nothing to score.
+            # A text of only one token would leave nothing to score.
             begin, scored = (
                 ([self._prefix], scored)
                 if scored[:1] != [self._prefix]
@@ -133,8 +126,8 @@ class BackendLM(LM):
         excess = len(begin) + len(scored) - self.max_length - 1  # the last token is not fed
         if excess >= len(begin):
             raise UserError(
-                f"{self.description}: a continuation of {len(scored)} tokens leaves no context in "
-                f"{self.max_length} tokens"
+                f"{self.description}: a continuation of {len(scored)} tokens does not fit in the "
+                f"context length {self.max_length}"
             )
         if excess > 0:
             self.cut.add(context)
@@ -144,7 +137,7 @@ class BackendLM(LM):
         kept = self.max_length - room
         if kept < 1:
             raise UserError(
-                f"{self.description}: asks for {room} new tokens, but the model's context is "
+                f"{self.description}: {room} new tokens do not fit in the context length "
                 f"{self.max_length}"
             )
         tokens = self._encode(context) or [self._prefix]
@@ -161,7 +154,7 @@ class BackendLM(LM):
             yield Question(context, [scored], truncated=False)
 
     def _are_greedy(self, pairs: Sequence[Pair]) -> list[bool]:
-        """Whether each token of the continuation is the model's likeliest."""
+        """Whether each continuation is the greedy one."""
         lengths: dict[int, list[int]] = defaultdict(list)
         for index, (_, continuation) in enumerate(pairs):
             lengths[len(continuation)].append(index)
@@ -175,9 +168,7 @@ class BackendLM(LM):
         return result
 
     def _encode(self, text: str) -> list[int]:
-        """Tokens behind BOS where texts begin with it; one that a chat template has spelt out is
-        not doubled.
-        """
+        """Tokens, with BOS if texts begin with it; a BOS from a chat template is not doubled."""
         tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)[
             "input_ids"
         ]
@@ -185,15 +176,13 @@ class BackendLM(LM):
 
     @property
     def _prefix(self) -> int:
-        """What a text without context is read behind."""
+        """The token before a text without context."""
         found = self.tokenizer.bos_token_id
         return int(self.tokenizer.eos_token_id if found is None else found)
 
 
 def _questions(pairs: list[Pair]) -> Iterator[Question]:
-    """Continuations of a document as one tree; those without any token in common at the beginning
-    are trees of their own.
-    """
+    """The continuations of a document as one tree, or as one each if they have no common prefix."""
     wholes = [context + continuation for context, continuation in pairs]
     trunk = min(common_prefix(wholes), *(len(context) for context, _ in pairs))
     if not trunk and len(pairs) > 1:

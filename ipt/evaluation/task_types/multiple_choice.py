@@ -1,6 +1,4 @@
-"""Tasks of kind `choice`: which of several continuations of a prompt does the model find most
-likely?
-"""
+"""Tasks of kind `choice`: the model answers with the most likely of several continuations."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -27,12 +25,12 @@ from ipt.evaluation.data import (
     row_id,
     text_hash,
 )
-from ipt.evaluation.few_shot import with_shots
+from ipt.evaluation.few_shot import with_demonstrations
 from ipt.evaluation.metrics import statistics
-from ipt.evaluation.metrics.gold import Gold, gold_of, meaning, right_options
 from ipt.evaluation.metrics.statistics import Metric
 from ipt.evaluation.odd_rows import OddRow, OddRows
 from ipt.evaluation.task import Task
+from ipt.evaluation.task_types.gold import Gold, gold_of, meaning, right_options
 
 if TYPE_CHECKING:
     from ipt.evaluation.backends.base import Backend
@@ -42,22 +40,18 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("prompt_hash", pa.string()),
         ("options", pa.list_(pa.string())),
-        ("gold", pa.int32()),  # the right option; of several the first
+        ("gold", pa.int32()),  # the (first) right option
         ("right", pa.list_(pa.int32())),  # all right options
-        ("group", pa.string()),  # of tasks with groups
+        ("group", pa.string()),  # value of the field `group`
         ("scores", pa.list_(pa.float64())),  # mean log-probability (nats) per token of each option
-        (
-            "published",
-            pa.list_(pa.float64()),
-        ),  # the same over the tokens that the published scorer takes for the option's
+        # the same over the tokens that the published scorer counts as the option
+        ("published", pa.list_(pa.float64())),
         ("sums", pa.list_(pa.float64())),  # log-probability of each option
         ("per_byte", pa.list_(pa.float64())),  # log-probability per UTF-8 byte of each option
-        (
-            "unconditional",
-            pa.list_(pa.float64()),
-        ),  # log-probability of each option after the task's prompt that says nothing, if it has one
+        # log-probability of each option after the prompt `unconditional`, if the task has one
+        ("unconditional", pa.list_(pa.float64())),
         ("tokens", pa.list_(pa.int32())),  # scored tokens of each option
-        ("truncated", pa.bool_()),  # the prompt did not fit and lost its beginning
+        ("truncated", pa.bool_()),  # the prompt lost its beginning to fit the context length
     ]
 )
 
@@ -67,68 +61,57 @@ METRICS = ("accuracy", "micro_f1", *F1S, "multi_label")
 
 
 class Question(NamedTuple):
-    """A text of the model's is `prompt`, what `contexts` has for the option if prompts differ by
-    option, and the option.
-    """
+    """The model reads `prompt`, the context of the option (if prompts differ) and the option."""
 
     id: str
     prompt: str
     options: list[str]
-    gold: int  # the right option; of several the first
-    shots: int = 0  # characters at the beginning of the prompt that are demonstrations
-    right: tuple[int, ...] = ()  # all right options, if there are several
+    gold: int  # the (first) right option
+    shots: int = 0  # characters of the prompt that are demonstrations
+    right: tuple[int, ...] = ()  # all right options, if several
     contexts: tuple[str, ...] = ()
-    unconditional: str | None = None  # a prompt that says nothing
+    unconditional: str | None = None  # a prompt without information
     group: str | None = None
 
     @property
     def text(self) -> str:
         """The question with its right option, without demonstrations."""
-        return (self.prompt + (self.contexts[self.gold] if self.contexts else ""))[
-            self.shots :
-        ] + self.options[self.gold]
+        context = self.contexts[self.gold] if self.contexts else ""
+        return (self.prompt + context)[self.shots :] + self.options[self.gold]
 
     @property
     def prompts(self) -> str | list[str]:
-        """The prompt, or that of each option."""
+        """The prompt of all options, or of each one."""
         return [self.prompt + context for context in self.contexts] or self.prompt
 
     @property
     def prompt_hash(self) -> str:
-        """Hash of all that the model reads: two predictions of one hash answer the same question."""
+        """Hash of all that the model reads, the same for the same question."""
         more = [] if self.unconditional is None else [self.unconditional]
         return text_hash("\x00".join([self.prompt, *self.contexts, *self.options, *more]))
 
 
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Question]:
-    """The questions of a task; raises a one-line error that names the row. Rows that make none are
-    put down in `odd`.
-    """
+    """The questions of a task. Adds rows that are left out to `odd`."""
     if task.metric not in METRICS:
         raise UserError(
             f"task {task.name}: metric is {task.metric!r}, expected {' or '.join(METRICS)}"
         )
     odd = OddRows() if odd is None else odd
     drafts = _drafts(task, corpus, odd)
-    others = (
-        []
-        if task.gold_is or task.demonstrations is None
-        else _drafts(task.demonstrations, corpus, OddRows())
-    )
-    task = replace(task, gold_is=meaning(task, [draft.gold for draft in (*drafts, *others)]))
+    golds = [draft.gold for draft in drafts]
+    if not task.gold_is and task.demonstrations is not None:
+        golds += [draft.gold for draft in _drafts(task.demonstrations, corpus, OddRows())]
+    task = replace(task, gold_is=meaning(task, golds))
     questions = [_question(task, draft) for draft in drafts]
     if task.metric in F1S:
         _check_classes(task, questions)
     check_ids(task, questions)
-    return with_shots(task, questions, corpus, read, odd)
+    return with_demonstrations(task, questions, corpus, read, odd)
 
 
 def score(task: Task, questions: list[Question], backend: "Backend") -> list[dict[str, Any]]:
-    """One prediction for each question; all options of a question go through the model together
-    where it allows that.
-
-    After the prompt that says nothing each different option is scored once.
-    """
+    """A prediction for each question. After `unconditional` each different option is scored once."""
     encoded = [
         backend.encoder.question(question.prompts, question.options) for question in questions
     ]
@@ -161,24 +144,23 @@ def score(task: Task, questions: list[Question], backend: "Backend") -> list[dic
 
 
 def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
-    """Items that were not scored as they stand, by reason."""
+    """Questions with truncated prompts."""
     return {"truncated_prompts": sum(row["truncated"] for row in predictions)}
 
 
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
-    """What the predictions amount to.
+    """Metrics:
 
-    - paper: the task's metric as published: the option with the highest mean log-probability per
-      token answers (paper section 7.3), and of several right options it need only be one
-    - correct: the same with all tokens that the option adds or changes scored; several right
-      options by micro-F1
+    - paper: the task's metric as published: the answer is the option with the highest mean
+      log-probability per token (paper section 7.3), and any of several right options counts
+    - correct: the same, but all tokens that the option adds or changes are scored, and several
+      right options are evaluated by micro-F1
     - accuracy, accuracy_sum, accuracy_bytes: a right option has the highest log-probability per
-      token, in all, per byte
-    - accuracy_unconditional: it gains most over its log-probability after a prompt that says
-      nothing
+      token, in total, per byte
+    - accuracy_unconditional: a right option gains most over its log-probability after
+      `unconditional`
     - logprob: mean log-probability per token of the right options (nats)
-    - probability: of the right options, from a softmax over the options' mean log-probabilities per
-      token
+    - probability: of the right options, from a softmax over the mean log-probabilities per token
     - bits_per_byte: of the right options
     """
     right = [row["right"] for row in predictions]
@@ -212,7 +194,7 @@ def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
     return found
 
 
-# What the predictions amount to
+# Metrics
 # ----------------------------------------------------------------------------------------------
 
 Measure = Callable[[Sequence[int]], Metric]  # of the predictions of these indices
@@ -289,10 +271,10 @@ def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class _Draft(NamedTuple):
-    """A row that makes a question, before it is known what the task's `gold` means."""
+    """A question before the meaning of `gold` (index or text) is known."""
 
     row: DataRow
-    prompt: str  # empty if each option has its own
+    prompt: str  # empty if each option has a prompt
     options: list[str]
     contexts: list[str]
     unconditional: str | None
@@ -306,9 +288,9 @@ def _drafts(task: Task, corpus: Path | None, odd: OddRows) -> list[_Draft]:
 def _draft(task: Task, row: DataRow) -> _Draft:
     raw = _raw_options(task, row)
     options = [render(task, "option", task.option, row, option=option) for option in raw]
-    contexts = (
-        [render_prompt(task, row, option=option) for option in raw] if _differs(task, row) else []
-    )
+    contexts = []
+    if _differs(task, row):
+        contexts = [render_prompt(task, row, option=option) for option in raw]
     texts = set(zip(contexts, options, strict=True) if contexts else options)
     if len(options) < 2 or not all(map(str.strip, options)) or len(texts) < len(options):
         raise OddRow(
@@ -321,9 +303,9 @@ def _draft(task: Task, row: DataRow) -> _Draft:
             f"there are {', '.join(row.fields)}"
         )
     prompt = "" if contexts else render_prompt(task, row)
-    unconditional = (
-        render(task, "unconditional", task.unconditional, row) if task.unconditional else None
-    )
+    unconditional = None
+    if task.unconditional:
+        unconditional = render(task, "unconditional", task.unconditional, row)
     return _Draft(row, prompt, options, contexts, unconditional, gold_of(task, row, raw))
 
 
@@ -342,32 +324,30 @@ def _question(task: Task, draft: _Draft) -> Question:
 
 
 def _differs(task: Task, row: DataRow) -> bool:
-    """Whether each option has its own prompt: the template speaks of `option`, and no field of the
-    row is meant.
-    """
-    return "option" not in row.fields and _speaks_of_option(phrasing(task, row_id(task, row)))
+    """Whether each option has its own prompt: the template uses `option`, which is not a field."""
+    return "option" not in row.fields and _uses_option(phrasing(task, row_id(task, row)))
 
 
 @lru_cache
-def _speaks_of_option(template: str) -> bool:
+def _uses_option(template: str) -> bool:
     return "option" in template and "option" in meta.find_undeclared_variables(
         ENVIRONMENT.parse(template)
     )
 
 
 def _check_classes(task: Task, questions: list[Question]) -> None:
-    """F1s are of classes, which are the same options for every item, and an item is of one of them."""
+    """Raise UserError unless all items have the same options (the classes), and one right one."""
     for question in questions:
         if question.options != questions[0].options:
             raise UserError(
                 f"task {task.name}: metric {task.metric} needs the same options for all items, "
-                f"but item {question.id} has {question.options!r} and the first one "
+                f"but item {question.id} has {question.options!r}, and the first one "
                 f"{questions[0].options!r}"
             )
         if question.right:
             raise UserError(
-                f"task {task.name}: item {question.id} has several right options: use metric "
-                f"multi_label for {task.metric}"
+                f"task {task.name}: item {question.id} has several right options: replace metric "
+                f"{task.metric} by multi_label"
             )
 
 

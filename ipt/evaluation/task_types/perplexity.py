@@ -1,6 +1,4 @@
-"""Tasks of kind `perplexity`: how well does the model predict documents that it has not seen, or
-the end of a text?
-"""
+"""Tasks of kind `perplexity`: how well the model predicts held-out documents, or ends of texts."""
 
 import math
 from functools import partial
@@ -25,15 +23,13 @@ SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("prompt_hash", pa.string()),
-        ("nll", pa.float64()),  # negative log-likelihood of the document, nats
+        ("nll", pa.float64()),  # negative log-likelihood of the document (nats)
         ("tokens", pa.int64()),  # scored tokens
         ("bytes", pa.int64()),  # UTF-8 bytes of the scored text
         ("windows", pa.int32()),  # more than one: the document is longer than the model's context
-        ("truncated", pa.bool_()),  # what stands before the text did not fit and lost its beginning
-        (
-            "greedy",
-            pa.bool_(),
-        ),  # after the task's `context` each token of the text is the likeliest; null without one
+        ("truncated", pa.bool_()),  # the context lost its beginning to fit the context length
+        # with `context`: each token of the text is the most likely one; else null
+        ("greedy", pa.bool_()),
     ]
 )
 
@@ -41,7 +37,7 @@ SCHEMA = pa.schema(
 class ScoredDocument(NamedTuple):
     id: str
     text: str
-    begin: int = 0  # characters of the text that are read and not scored: the task's `context`
+    begin: int = 0  # characters of `context`, which are not scored
 
     @property
     def prompt_hash(self) -> str:
@@ -53,9 +49,7 @@ class ScoredDocument(NamedTuple):
 
 
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[ScoredDocument]:
-    """The documents of a task; a row of the corpus stage is identified by its doc_id. Rows that
-    make none are put down in `odd`.
-    """
+    """The documents of a task. Adds rows that are left out to `odd`."""
     odd = OddRows() if odd is None else odd
     documents = odd.kept(task, read_rows(task, corpus, odd), partial(_document, task))
     check_ids(task, documents)
@@ -66,13 +60,13 @@ def _document(task: Task, row: DataRow) -> ScoredDocument:
     context = render(task, "context", task.context, row) if task.context else ""
     text = render(task, "text", task.text, row)
     if context and not text:
-        raise OddRow(f"{row.where}: text is empty: after a context something must be scored")
+        raise OddRow(f"{row.where}: text is empty, so nothing follows the context")
     return ScoredDocument(row_id(task, row), context + text, len(context))
 
 
 def score(task: Task, documents: list[ScoredDocument], backend: "Backend") -> list[dict[str, Any]]:
-    """One prediction for each document; one of less than two tokens (BOS counts) has nothing to
-    score: tokens = 0.
+    """A prediction for each document; those with less than two tokens (including BOS) have
+    tokens = 0.
     """
     encoded = [_encode(backend.encoder, document) for document in documents]
     logprobs = iter(
@@ -105,7 +99,7 @@ def score(task: Task, documents: list[ScoredDocument], backend: "Backend") -> li
 
 
 def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
-    """Documents that were not scored as they stand, by reason."""
+    """Documents in several windows, without scored tokens, or with truncated contexts."""
     windowed = sum(row["windows"] > 1 for row in predictions)
     empty = sum(not row["tokens"] for row in predictions)
     return {
@@ -116,17 +110,16 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
-    """What the predictions amount to; documents are the clusters of the standard errors, and `n`
-    counts them.
+    """Documents are the clusters of standard errors, and `n` is their number.
 
-    - nll: negative log-likelihood per token (nats), every token weighing the same
+    - nll: negative log-likelihood per token (nats), with equal weight for every token
     - perplexity: exp(nll)
-    - bits_per_byte: of the text, comparable between tokenizers
+    - bits_per_byte: comparable between tokenizers
 
-    Tasks with a `context`, as LAMBADA's last words, also have the measures that are usual there:
+    With `context`, as in LAMBADA, also:
 
-    - accuracy: the model itself, taking its likeliest token each time, goes on with the text
-    - text_perplexity: exp of the mean negative log-likelihood per text, however many tokens it has
+    - accuracy: the greedy continuation of the context is the text
+    - text_perplexity: exp of the mean negative log-likelihood per text
     """
     scored = [row for row in predictions if row["tokens"]]
     nll = [row["nll"] for row in scored]
@@ -146,26 +139,22 @@ def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
 def _encode(
     encoder: encoding.Encoder, document: ScoredDocument
 ) -> tuple[encoding.EncodedDocument, bool]:
-    """The rows that score a document, and whether what stands before the scored text lost its
-    beginning.
-    """
+    """The rows that score a document, and whether its context was truncated."""
     if not document.begin:
         return encoder.document(document.text), False
     question = encoder.question(document.text[: document.begin], [document.scored])
-    return encoding.EncodedDocument(
-        encoding.plain_rows(question), len(document.scored.encode())
-    ), question.truncated
+    rows = encoding.plain_rows(question)
+    n_bytes = len(document.scored.encode())
+    return encoding.EncodedDocument(rows, n_bytes), question.truncated
 
 
 def _greedy(task: Task, documents: list[ScoredDocument], backend: "Backend") -> list[bool]:
-    """For each document whether every token that is scored after its context is the model's
-    likeliest.
-    """
+    """For each document whether the greedy continuation of its context is the text."""
     questions = [
         backend.encoder.question(document.text[: document.begin], [document.scored])
         for document in documents
     ]
-    room = max(len(question.options[0]) for question in questions)
-    said = backend.generate([question.prompt for question in questions], [], room, task.name)
     expected = [tuple(question.options[0]) for question in questions]
-    return [answer.ids[: len(ids)] == ids for answer, ids in zip(said, expected, strict=True)]
+    prompts = [question.prompt for question in questions]
+    written = backend.generate(prompts, [], max(map(len, expected)), task.name)
+    return [answer.ids[: len(ids)] == ids for answer, ids in zip(written, expected, strict=True)]

@@ -1,10 +1,10 @@
-"""Tasks of kind `pairs`: how well a model writes instruction-response pairs for contexts whose
-right pairs are known (the paper's Table 5).
+"""Tasks of kind `pairs`: how well a model writes instruction-response pairs for contexts with known
+pairs (the paper's Table 5).
 
-`measure` says what it writes: `responses`, one to each right question (response accuracy), or
-`pairs`, all for a context (similarity to the right ones). It reads what a synthesizer reads, also
-where it is none: `shots` examples in `pair_format`, then the context. The paper's own formulas are
-not known; those of `metrics` are ours.
+With `measure: responses` it writes a response to each right question (response accuracy), with
+`pairs` all pairs of a context (similarity to the right ones). Any model reads the prompts of a
+synthesizer: demonstrations in `pair_format`, then the context. The paper does not state its
+formulas; those of `metrics` are ours.
 """
 
 import json
@@ -16,13 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from ipt.config import SynthesisConfig
 from ipt.errors import UserError
 from ipt.evaluation.backends.encoding import Encoder
-from ipt.evaluation.data import check_ids, data_path, read_rows, render, row_id
-from ipt.evaluation.draws import draw, text_hash
+from ipt.evaluation.data import check_ids, data_path, draw, read_rows, render, row_id, text_hash
 from ipt.evaluation.formats import DataRow, as_fields
 from ipt.evaluation.metrics import answers, statistics
 from ipt.evaluation.metrics.statistics import Metric
@@ -36,14 +36,11 @@ from ipt.synthesis.qa_readers import READERS, Example, distinct_pairs, read_exam
 from ipt.synthesis.quality.task_types import CONCLUSION, OPTIONS
 
 if TYPE_CHECKING:
-    from ipt.evaluation.backends.base import Backend
-    from ipt.evaluation.backends.generated import Generation
+    from ipt.evaluation.backends.base import Backend, Generation
 
 PAIR_FORMATS = ("ipt", "chat")
-STOP = {
-    "pairs": [CONTEXT_START],
-    "responses": [END, QUESTION],
-}  # measure -> what a model that does not end its text begins to write
+# measure -> what a model writes next that does not end its text
+STOP = {"pairs": [CONTEXT_START], "responses": [END, QUESTION]}
 
 PAIRS = pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))
 SCHEMA = pa.schema(
@@ -51,27 +48,23 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("prompt_hash", pa.string()),
         ("gold", PAIRS),  # the right pairs
-        (
-            "outputs",
-            pa.list_(pa.string()),
-        ),  # as written: a response for each right question, or one output with all pairs
-        ("generated", PAIRS),  # the pairs read in it; null: responses were asked for
-        ("rejected", pa.string()),  # what was written and is no pair, by reason, as JSON
+        # a response to each right question, or one output with all pairs
+        ("outputs", pa.list_(pa.string())),
+        ("generated", PAIRS),  # the parsed pairs; null with measure: responses
+        ("rejected", pa.string()),  # outputs that are not pairs, by reason, as JSON
         ("tokens", pa.int32()),  # generated
-        ("unfinished", pa.int32()),  # outputs that were cut at max_new_tokens
-        ("demonstrations", pa.int32()),  # examples before the context: all that fit
-        ("missing_demonstrations", pa.int32()),  # those that did not
-        ("truncated", pa.bool_()),  # the context did not fit and lost its end
-        (
-            "left_out",
-            pa.string(),
-        ),  # what the task's data has and no item has, by reason, as JSON: the same in all rows
+        ("unfinished", pa.int32()),  # outputs that ended at max_new_tokens
+        ("demonstrations", pa.int32()),  # those that fit before the context
+        ("missing_demonstrations", pa.int32()),  # those that did not fit
+        ("truncated", pa.bool_()),  # the context lost its end to fit the context length
+        # rows of the whole data without an item, by reason, as JSON
+        ("left_out", pa.string()),
     ]
 )
 
 
 class Shot(NamedTuple):
-    """A context and its pairs, shown before an item's own context."""
+    """A demonstration: a context and its pairs."""
 
     context: str
     pairs: tuple[Pair, ...]
@@ -93,15 +86,12 @@ class Item(NamedTuple):
 
     @property
     def prompt_hash(self) -> str:
-        """Hash of what the model reads, and of the right pairs."""
+        """Hash of what the model reads and of the right pairs."""
         return text_hash(json.dumps([self.shots, self.context, self.gold]))
 
 
 def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Item]:
-    """The contexts of a task; raises a one-line error that names the key, or the file and the row.
-
-    Rows that make none, as a field is missing, are put down in `odd`.
-    """
+    """The contexts of a task. Adds rows that are left out to `odd`."""
     for key, known in {
         "measure": tuple(STOP),
         "pair_format": PAIR_FORMATS,
@@ -112,24 +102,20 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[It
                 f"task {task.name}: {key} is {getattr(task, key)!r}, expected "
                 f"{' or '.join(filter(None, known))}"
             )
-    if task.pair_format != "ipt" and (task.measure == "responses" or task.shots):
-        what = (
-            "measure=responses is asked for" if task.measure == "responses" else "shots are shown"
-        )
+    if task.pair_format != "ipt" and (task.measure == "responses" or task.num_fewshot):
+        needs = "measure=responses" if task.measure == "responses" else "num_fewshot"
         raise UserError(
-            f"task {task.name}: {what} in the synthesizer's own format only: leave out pair_format"
+            f"task {task.name}: {needs} needs pair_format=ipt, found {task.pair_format}"
         )
     items = _items(task, corpus, OddRows() if odd is None else odd)
     check_ids(task, items)
-    return (
-        items
-        if task.demonstrations is None
-        else list(_with_shots(task, items, _items(task.demonstrations, corpus, OddRows())))
-    )
+    if task.demonstrations is None:
+        return items
+    return list(_with_shots(task, items, _items(task.demonstrations, corpus, OddRows())))
 
 
 def score(task: Task, items: list[Item], backend: "Backend") -> list[dict[str, Any]]:
-    """One prediction for each context."""
+    """A prediction for each context."""
     writer = Writer(task, backend.encoder)
     asked = [writer.prompts(item) for item in items]
     ids = [prompt.ids for prompts in asked for prompt in prompts]
@@ -141,7 +127,7 @@ def score(task: Task, items: list[Item], backend: "Backend") -> list[dict[str, A
 
 
 def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
-    """What was not asked, written or read as it stands, by reason."""
+    """Truncated prompts and outputs, and outputs and rows without pairs, by reason."""
     rejected = sum((Counter(json.loads(row["rejected"])) for row in predictions), Counter[str]())
     return {
         "truncated_contexts": sum(row["truncated"] for row in predictions),
@@ -157,54 +143,44 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
-    """What the predictions amount to; contexts are the clusters of all errors, and n counts them.
+    """Contexts are the clusters of standard errors, and n is their number.
 
-    - responses: `correct` is the mean over all questions of exact match where the question lists
-      options, else of the F1 of words; `exact_match`, `f1`, and `contains` of all questions. Of
+    - responses: `correct` is the mean over questions of exact match (if the question lists options)
+      or the F1 of words; `exact_match`, `f1` and `contains` are means over all questions. Of
       step-by-step answers the conclusions are compared.
-    - pairs: the written pairs of each context are matched one-to-one with the right ones so that
-      the sum of similarities (`similarity`) is largest. `precision` is this sum over all pairs
-      written, `recall` over all right pairs, and `correct` their harmonic mean; `pairs_per_context`
-      is how many are written.
+    - pairs: the written pairs of each context are matched one-to-one with the right ones, with the
+      largest sum of `similarity`. `precision` is this sum over the number of written pairs,
+      `recall` over the number of right pairs, `correct` their harmonic mean.
+      `pairs_per_context`: written pairs.
     """
-    return (
-        _response_metrics(predictions)
-        if task.measure == "responses"
-        else _pair_metrics(predictions)
-    )
+    if task.measure == "responses":
+        return _response_metrics(predictions)
+    return _pair_metrics(predictions)
 
 
 def similarity(a: Mapping[str, str], b: Mapping[str, str]) -> float:
-    """How alike two pairs are, 0 to 1: the F1 of words of their questions, and of their answers,
-    which weigh the same.
-    """
+    """The mean of the F1 of words of two questions and of their answers, 0 to 1."""
     return (
         answers.word_f1(a["question"], b["question"]) + answers.word_f1(a["answer"], b["answer"])
     ) / 2
 
 
 def best_matching(similarities: Sequence[Sequence[float]]) -> float:
-    """The largest sum of entries of a matrix of which no two share a row or a column; entries are
-    not negative.
-    """
-    import networkx
+    """The largest sum of entries of a matrix such that no two are in the same row or column."""
+    from scipy.optimize import linear_sum_assignment
 
-    graph = networkx.Graph()
-    for row, values in enumerate(similarities):
-        graph.add_weighted_edges_from(
-            (("row", row), ("column", column), value)
-            for column, value in enumerate(values)
-            if value > 0
-        )
-    return float(sum(graph.edges[edge]["weight"] for edge in networkx.max_weight_matching(graph)))
+    if not similarities:
+        return 0.0
+    matrix = np.array(similarities)
+    return float(matrix[linear_sum_assignment(matrix, maximize=True)].sum())
 
 
-# What is asked
+# Prompts
 # ----------------------------------------------------------------------------------------------
 
 
 class Asked(NamedTuple):
-    """A prompt as it goes to the model."""
+    """The tokens of a prompt."""
 
     ids: list[int]
     shots: int  # demonstrations in it
@@ -212,9 +188,7 @@ class Asked(NamedTuple):
 
 
 class Writer:
-    """Prompts of a task in its format, for a model, none longer than what the model's context
-    leaves to them.
-    """
+    """Prompts of a task in its format, which fit in the model's context with the new tokens."""
 
     def __init__(self, task: Task, encoder: Encoder) -> None:
         self.vocabulary = Vocabulary(encoder.tokenizer)
@@ -222,41 +196,38 @@ class Writer:
             format=task.pair_format, chat_template_kwargs=dict(encoder.chat_template_kwargs)
         )
         self.format = FORMATS[task.pair_format](self.vocabulary, settings)
-        self.measure, self._room = task.measure, encoder.max_length - task.max_new_tokens
-        if self._room <= len(self.format.begin("").ids):
+        self.measure = task.measure
+        self._limit = encoder.max_length - task.max_new_tokens
+        if self._limit <= len(self.format.begin("").ids):
             raise UserError(
-                f"task {task.name}: {task.max_new_tokens} new tokens leave no room for a context "
-                f"in {encoder.max_length}"
+                f"task {task.name}: max_new_tokens is {task.max_new_tokens}, which leaves no tokens "
+                f"for a context in {encoder.max_length}"
             )
 
     def prompts(self, item: Item) -> list[Asked]:
-        """One for each right question, or one for all pairs."""
+        """A prompt for each right question, or one for all pairs."""
         if self.measure == "pairs":
             return [self._prompt(item, [])]
         asked = [f"{QUESTION} {pair.question} {ANSWER}" for pair in item.gold]
         return [self._prompt(item, self.vocabulary.encode_continuation(text)) for text in asked]
 
     def _prompt(self, item: Item, end: list[int]) -> Asked:
-        """As many of the last demonstrations as fit, then the context, or its beginning, and `end`."""
-        room = self._room - len(end)
+        """The last demonstrations that fit, the context (if need be its beginning), and `end`."""
+        limit = self._limit - len(end)
         for first in range(len(item.shots)):
             ids = self._after(item.shots[first:], item.context)
-            if len(ids) <= room:
+            if len(ids) <= limit:
                 return Asked(ids + end, len(item.shots) - first, truncated=False)
         ids = self._after((), item.context)
-        if len(ids) <= room:
+        if len(ids) <= limit:
             return Asked(ids + end, 0, truncated=False)
-        if len(self._after((), "")) > room:
+        if len(self._after((), "")) > limit:
             raise UserError(
-                f"item {item.id}: a question leaves no room for its context: raise "
+                f"item {item.id}: a question leaves no tokens for its context: raise "
                 "evaluation.max_length"
             )
-        return Asked(
-            self._after((), truncate(item.context, room, lambda text: len(self._after((), text))))
-            + end,
-            0,
-            truncated=True,
-        )
+        context = truncate(item.context, limit, lambda text: len(self._after((), text)))
+        return Asked(self._after((), context) + end, 0, truncated=True)
 
     def _after(self, shots: Sequence[Shot], context: str) -> list[int]:
         history: Prompt | None = None
@@ -305,8 +276,8 @@ def _items(task: Task, corpus: Path | None, odd: OddRows) -> list[Item]:
     )
     if not examples:
         raise UserError(
-            f"task {task.name}: {task.data} holds no context with pairs: left out are "
-            f"{dict(left_out) or 'none'}"
+            f"task {task.name}: {task.data} has no context with pairs (left out: "
+            f"{dict(left_out) or 'none'})"
         )
     counted = {reason: number for reason, number in left_out.items() if number}
     return [
@@ -315,23 +286,21 @@ def _items(task: Task, corpus: Path | None, odd: OddRows) -> list[Item]:
 
 
 def _tuning_examples(task: Task, corpus: Path | None, left_out: Counter[str]) -> Iterator[Example]:
-    """As a synthesizer is tuned on them."""
+    """Examples as in the fine-tuning data of a synthesizer."""
     path = data_path(task, corpus)
     if path is None or path.is_dir():
         raise UserError(
-            f"task {task.name}: reader={task.reader} reads a file of this machine, and data is "
-            f"{task.data!r}"
+            f"task {task.name}: reader={task.reader} needs a local file, but data is {task.data!r}"
         )
     for number, example in enumerate(read_examples(task.reader, path, random.Random(0), left_out)):
-        yield example._replace(
-            id=f"{example.id}/{number}"
-        )  # what a reader calls an example need not be unique
+        # ids of a reader need not be unique
+        yield example._replace(id=f"{example.id}/{number}")
 
 
 def _row_examples(
     task: Task, corpus: Path | None, left_out: Counter[str], odd: OddRows
 ) -> Iterator[Example]:
-    """Rows with templates."""
+    """Examples from rows and templates."""
     for example in odd.kept(task, read_rows(task, corpus, odd), partial(_row_example, task)):
         if pairs := distinct_pairs(example.pairs, left_out):
             yield example._replace(pairs=pairs)
@@ -358,19 +327,19 @@ def _entries(task: Task, row: DataRow) -> list[DataRow]:
     entries = row.fields.get(task.pairs)
     if not isinstance(entries, list):
         raise UserError(
-            f"{row.where}: task {task.name} looks for a list in pairs={task.pairs!r}, found "
-            f"{str(entries)[:40]!r}"
+            f"{row.where}: field {task.pairs} (pairs of task {task.name}) is "
+            f"{str(entries)[:40]!r}, expected a list"
         )
     return [row._replace(fields={**row.fields, **as_fields(entry)}) for entry in entries]
 
 
 def _with_shots(task: Task, items: list[Item], demonstrations: list[Item]) -> Iterator[Item]:
-    """Every item with the same demonstrations before it, as the draw has them; one that is the item
-    itself gives way to the next.
+    """All items with the same drawn demonstrations. The next one of the draw replaces one that is
+    the item itself.
     """
-    number = task.shots["number"]
-    candidates: dict[str, Shot] = {}  # one more than wanted, each context once
-    for index in draw(len(demonstrations), str(task.shots.get("seed", 0))):
+    number = task.num_fewshot or 0
+    candidates: dict[str, Shot] = {}  # one more than needed, without duplicates
+    for index in draw(len(demonstrations), str(task.fewshot.get("seed", 0))):
         if len(candidates) <= number:
             candidates.setdefault(
                 demonstrations[index].context,
@@ -386,7 +355,7 @@ def _with_shots(task: Task, items: list[Item], demonstrations: list[Item]) -> It
         yield item._replace(shots=tuple(others))
 
 
-# Figures
+# Metrics
 # ----------------------------------------------------------------------------------------------
 
 
@@ -401,7 +370,7 @@ def _response_metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
 
 
 def _responses(row: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
-    """Each response, the right one, and whether its question lists options."""
+    """Each response, the right response, and whether the question lists options."""
     for output, pair in zip(row["outputs"], row["gold"], strict=True):
         yield (
             _conclusion(output),
@@ -431,10 +400,10 @@ def _pair_metrics(predictions: list[dict[str, Any]]) -> dict[str, Metric]:
         )
         for row in predictions
     ]
-    written, right = ([len(row[key]) for row in predictions] for key in ("generated", "gold"))
-    both = [a + b for a, b in zip(written, right, strict=True)]
+    written = np.array([len(row["generated"]) for row in predictions])
+    right = np.array([len(row["gold"]) for row in predictions])
     return {
-        "correct": statistics.ratio([2 * shared for shared in matched], both),
+        "correct": statistics.ratio(2 * np.array(matched), written + right),
         "precision": statistics.ratio_or_nan(matched, written),
         "recall": statistics.ratio(matched, right),
         "pairs_per_context": statistics.mean(written),

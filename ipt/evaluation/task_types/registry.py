@@ -1,5 +1,5 @@
-"""What a task's `kind` may be. A kind is a module that reads items, scores them and turns
-predictions into metrics.
+"""The kinds of tasks. A kind is a module that reads items, scores them, and computes metrics of the
+predictions.
 """
 
 from collections.abc import Callable
@@ -22,18 +22,17 @@ class Kind(Protocol):
 
     @property
     def read(self) -> Callable[..., list[Any]]:
-        """The items (data.Item) of (task, corpus, odd); raises a one-line error that names the row.
-
-        Rows that make no item are put down in `odd`, an OddRows, if it is given.
+        """(task, corpus, odd=None) -> items (data.Item). Adds rows that are left out to `odd`.
+        Raises UserError with file and row.
         """
 
     @property
     def score(self) -> Callable[[Task, list[Any], "Backend"], list[dict[str, Any]]]:
-        """Predictions, one for each item."""
+        """(task, items, backend) -> a prediction for each item."""
 
     @property
     def counts(self) -> Callable[[list[dict[str, Any]]], dict[str, int]]:
-        """How many items were not scored as they stand, by reason."""
+        """How many items were truncated or otherwise changed, by reason."""
 
     @property
     def metrics(self) -> Callable[[Task, list[dict[str, Any]]], dict[str, Metric]]: ...
@@ -49,12 +48,12 @@ KINDS: dict[str, Kind] = {
 
 
 def item_texts(task: Task, corpus: Path | None) -> list[str]:
-    """What each item of the task says with its right answer, to look for in training texts."""
+    """The text of each item with its right answer, for searches in training texts."""
     return [item.text for item in kind_of(task).read(task, corpus)]
 
 
 def kind_of(task: Task) -> Kind:
-    """The module behind the task's kind."""
+    """The module of the task's kind."""
     if task.kind not in KINDS:
         raise UserError(f"task {task.name}: kind is {task.kind!r}, expected {' or '.join(KINDS)}")
     return KINDS[task.kind]

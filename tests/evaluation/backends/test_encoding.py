@@ -151,7 +151,7 @@ def test_a_prompt_to_be_continued(tokenizer):
         True,
     )
     assert encoder(tokenizer).prompt("", 10) == ([tokenizer.bos_token_id], False)
-    with pytest.raises(ValueError, match=r"12 new tokens leave no room for a prompt in 12"):
+    with pytest.raises(ValueError, match=r"12 new tokens leave no tokens for a prompt in 12"):
         encoder(tokenizer, max_length=12).prompt(text, 12)
 
 
@@ -218,15 +218,15 @@ def test_a_document_is_tokenised_as_for_training(tokenizer):
         assert not set(expected) & set(tokenizer.all_special_ids)
 
 
-def test_special_tokens_of_prompts_and_options_are_text(tokenizer, capsys):
+def test_special_tokens_of_prompts_and_options_are_text(tokenizer, caplog):
     plain = encoder(tokenizer)
     ids, _ = plain.prompt(SPELT_OUT, 1)
     question = plain.question(SPELT_OUT, [" <|im_end|>", " no"])
     assert not set(tokenizer.all_special_ids) & {*ids, *question.prompt, *question.options[0]}
     assert tokenizer.decode(question.prompt + question.options[0]) == SPELT_OUT + " <|im_end|>"
     assert (
-        capsys.readouterr().err.count(
-            "a prompt spells out <|im_end|>: special tokens in prompts are read as text"
+        caplog.text.count(
+            "a prompt contains <|im_end|>: special tokens in prompts are encoded as text"
         )
         == 1
     )
@@ -265,7 +265,7 @@ def chatting(tokenizer, template, bos=None, **kwargs):
     """An encoder of a model with this chat template, under the config's options for it."""
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = template
-    config = EvaluationConfig(chat=True, bos=bos)
+    config = EvaluationConfig(apply_chat_template=True, add_bos_token=bos)
     config.chat_template_kwargs |= kwargs
     return encoding.make_encoder(changed, config, 128)
 

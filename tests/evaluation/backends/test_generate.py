@@ -9,8 +9,8 @@ import torch
 from evaluation_cases import opinionated
 from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
+from ipt.evaluation.backends.base import Generation, cut
 from ipt.evaluation.backends.generate import SHARED, Greedy
-from ipt.evaluation.backends.generated import Generation, cut
 from tests.processes import run_ranks
 
 STOP = ["\n"]

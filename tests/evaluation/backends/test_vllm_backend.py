@@ -18,15 +18,15 @@ from ipt.evaluation.task_types.generation import Item
 from tests.forked_engines import fork_engines
 
 MODEL = "embedded:smollm2-135m"
-CONFIG = EvaluationConfig(backend="vllm", max_length=64, batch_tokens=512, bos=True)
+CONFIG = EvaluationConfig(backend="vllm", max_length=64, batch_tokens=512, add_bos_token=True)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quantize": "8bit"}, "evaluation.quantize=8bit: vLLM quantises"),
-        ({"scoring": "tree"}, "evaluation.scoring=tree: vLLM scores each option by itself"),
-        ({"device": "cuda:1"}, "evaluation.device=cuda:1: vLLM chooses its device"),
+        ({"quantize": "8bit"}, "evaluation.quantize=8bit: vLLM quantises only"),
+        ({"scoring": "tree"}, "evaluation.scoring=tree: vLLM scores each option separately"),
+        ({"device": "cuda:1"}, "evaluation.device=cuda:1: vLLM selects its device"),
     ],
 )
 def test_what_vllm_cannot_do_is_refused(change, message):

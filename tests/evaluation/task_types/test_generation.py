@@ -7,7 +7,7 @@ import pytest
 from evaluation_cases import make_scorer
 
 from ipt.config import EvaluationConfig
-from ipt.evaluation.backends.generated import Generation
+from ipt.evaluation.backends.base import Generation
 from ipt.evaluation.results import load_results
 from ipt.evaluation.run import evaluate
 from ipt.evaluation.task import load_tasks
@@ -54,7 +54,7 @@ def test_items_are_prompt_and_answer(make_task):
     items = read(make_task(), None)
     assert items[0] == ("a", "Q: Half of one? A:", " 0.5", 0)
     assert items[0].text == "Q: Half of one? A: 0.5"
-    shots = read(make_task(NUMBER + "shots: {number: 1, separator: '; '}\n"), None)
+    shots = read(make_task(NUMBER + "num_fewshot: 1\nfewshot_delimiter: '; '\n"), None)
     assert all(
         item.prompt.count(" A:") == 2 and item.prompt.endswith(" A:") and "; Q:" in item.prompt
         for item in shots
@@ -87,7 +87,7 @@ def test_an_evaluation_generates_and_scores(make_task, tmp_path, tiny_model):
 
 def test_a_prompt_that_the_published_scorer_cuts_is_answered_twice(make_task, model, tokenizer):
     task = make_task(NUMBER + "published_length: 5\nmax_new_tokens: 4\n")
-    scorer = make_scorer(model, tokenizer, bos=True)
+    scorer = make_scorer(model, tokenizer, add_bos_token=True)
     items = [*read(task, None), generation.Item("d", "A:", " 1")]
     found = score(task, items, scorer)
     assert [row["published_output"] is None for row in found] == [False, False, False, True]

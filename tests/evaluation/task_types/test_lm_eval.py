@@ -56,7 +56,7 @@ def by_harness(model, tokenizer, folder, name, **options):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_values_and_answers_are_those_of_the_harness(scorer, model, tokenizer, folder, name):
-    task = make_task(folder, name, shots={"number": SHOTS[name]} if name in SHOTS else {})
+    task = make_task(folder, name, num_fewshot=SHOTS.get(name))
     predictions = harness.score(task, harness.read(task, None), scorer)
     theirs = by_harness(model, tokenizer, folder, name, num_fewshot=SHOTS.get(name))
     assert len(predictions) == 12
@@ -127,7 +127,7 @@ def test_real_questions_score_as_in_the_harness(
     with gzip.open(shared_data / "general_eval" / "arc_easy.jsonl.gz", "rt") as lines:
         (tmp_path / "arc.jsonl").write_text("".join(islice(lines, 20)))
     (tmp_path / "arc.yaml").write_text(REAL.format(file=tmp_path / "arc.jsonl"))
-    task = make_task(tmp_path, "arc", shots={"number": shots} if shots else {})
+    task = make_task(tmp_path, "arc", num_fewshot=shots)
     predictions = harness.score(task, harness.read(task, None), scorer)
     theirs = by_harness(model, tokenizer, tmp_path, "arc", num_fewshot=shots)
     found = harness.metrics(task, predictions)
@@ -218,7 +218,7 @@ def test_texts_hold_question_and_right_answer(folder):
         ({"harness": "gone"}, "cannot load gone or its data"),
         (
             {"harness": "choice", "metric": "bleu"},
-            "metric is 'bleu', but the harness gives acc, mcc, acc_norm",
+            "metric is 'bleu', but the harness has acc, mcc, acc_norm",
         ),
     ],
 )

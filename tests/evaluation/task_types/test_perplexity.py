@@ -21,7 +21,7 @@ def loop_nll(model, ids, context):
 
 @pytest.mark.parametrize("bos", [None, True])
 def test_documents_equal_a_plain_loop(model, tokenizer, bos):
-    scorer = make_scorer(model, tokenizer, bos=bos)
+    scorer = make_scorer(model, tokenizer, add_bos_token=bos)
     start = [tokenizer.bos_token_id] if bos else []
     found = perplexity.score(TASK, [ScoredDocument(text, text) for text in DOCUMENTS], scorer)
     for row, text in zip(found, DOCUMENTS, strict=True):

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from sacrebleu.metrics import CHRF
 
 from ipt.config import EvaluationConfig, SynthesisConfig
+from ipt.evaluation.backends.base import Generation
 from ipt.evaluation.backends.encoding import Encoder
-from ipt.evaluation.backends.generated import Generation
 from ipt.evaluation.results import compare, groups_of, load_results
 from ipt.evaluation.run import evaluate
 from ipt.evaluation.task import load_tasks
@@ -109,14 +109,14 @@ def test_a_row_can_be_a_pair(make_task):
 
 
 def test_demonstrations_are_the_same_for_all_and_never_the_item(make_task):
-    items = read(make_task(ROWS + "shots: {number: 2}\n"), None)
+    items = read(make_task(ROWS + "num_fewshot: 2\n"), None)
     assert all(
         len(item.shots) == 2 and item.context not in [shot.context for shot in item.shots]
         for item in items
     )
     assert len({shot.context for item in items for shot in item.shots}) == 3
     with pytest.raises(ValueError, match="contexts: 2 demonstrations for item heart, expected 3"):
-        read(make_task(ROWS + "shots: {number: 3}\n"), None)
+        read(make_task(ROWS + "num_fewshot: 3\n"), None)
 
 
 @pytest.mark.parametrize(
@@ -126,23 +126,23 @@ def test_demonstrations_are_the_same_for_all_and_never_the_item(make_task):
         (ROWS + "reader: squat\n", "reader is 'squat', expected adversarial_qa"),
         (
             ROWS + "measure: responses\npair_format: chat\n",
-            "measure=responses is asked for in .* leave out pair_format",
+            "measure=responses needs pair_format=ipt, found chat",
         ),
         (
-            ROWS + "shots: {number: 1}\npair_format: chat\n",
-            "shots are shown in .* leave out pair_format",
+            ROWS + "num_fewshot: 1\npair_format: chat\n",
+            "num_fewshot needs pair_format=ipt, found chat",
         ),
         (
             ROWS.replace("pairs: qa", "pairs: context"),
-            r"rows.jsonl line 1: task contexts looks for a list in pairs='context'",
+            r"rows.jsonl line 1: field context \(pairs of task contexts\) is",
         ),
         (
             ROWS + "where: {id: none}\n",
-            "holds no context with pairs: left out are {'context_without_pairs': 1}",
+            "has no context with pairs .left out: {'context_without_pairs': 1}",
         ),
         (
             "kind: pairs\ndata: hub:owner/name\nreader: squad\n",
-            "reader=squad reads a file of this machine",
+            "reader=squad needs a local file",
         ),
     ],
 )
@@ -152,9 +152,9 @@ def test_mistakes_are_told_in_one_line(make_task, text, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["parse: text", "prompt: x", "shots: {number: 1, vary: true}"])
+@pytest.mark.parametrize("key", ["parse: text", "prompt: x", "fewshot: {vary: true}"])
 def test_keys_without_meaning_are_refused(make_task, key):
-    with pytest.raises(ValueError, match=r"means nothing|unknown key"):
+    with pytest.raises(ValueError, match=r"has no effect|unknown key"):
         make_task(ROWS + key + "\n")
 
 
@@ -221,10 +221,11 @@ def test_what_does_not_fit_is_left_out_from_the_front_and_then_cut(make_task, en
         and text.startswith("<|im_start|> <CON> word")
     )
     overhead = len(Writer(task, encoder).format.begin("").ids)
-    with pytest.raises(ValueError, match="item i: a question leaves no room"):
+    with pytest.raises(ValueError, match="item i: a question leaves no tokens"):
         asked(overhead + 11)
     with pytest.raises(
-        ValueError, match=f"10 new tokens leave no room for a context in {overhead + 10}"
+        ValueError,
+        match=f"max_new_tokens is 10, which leaves no tokens for a context in {overhead + 10}",
     ):
         asked(overhead + 10)
 
@@ -376,7 +377,7 @@ def test_an_evaluation_of_a_synthesizer(make_task, tmp_path):
         "and night."
     )
     known = [{**row, "context": row["context"] + end, "qa": asked} for row in DATA]
-    make_task(ROWS + "shots: {number: 1}\n", known)
+    make_task(ROWS + "num_fewshot: 1\n", known)
     statistics = evaluate(
         EvaluationConfig(), model, [str(tmp_path / "contexts.yaml")], None, tmp_path / "a"
     )

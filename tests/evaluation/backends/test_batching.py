@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipt.evaluation.backends.prefixes import shared_prefixes
+from ipt.evaluation.backends.batching import shared_prefixes
 
 rows = st.lists(st.lists(st.integers(0, 1), max_size=6), max_size=12)
 

@@ -81,7 +81,7 @@ def test_cells_of_tables_are_read_as_texts_of_other_files(tmp_path):
             [SUMS[0]],
             ["{{ g }}"],
             {"gold_is": "text"},
-            r"line 1: field g is '{{ g }}', expected the text of an option .* gold_is: text says",
+            r"line 1: field g is '{{ g }}', expected the text of an option .* gold_is: text",
         ),
         (
             SUMS,
@@ -99,7 +99,7 @@ def test_cells_of_tables_are_read_as_texts_of_other_files(tmp_path):
             [WORDS] * 2,
             [1, "bone"],
             {},
-            r"means the same in all rows of a task, but .*line 1 gives an index \(1\) and .*line 2 the text",
+            r"must be the same in all rows, .*, but .*line 1 has an index \(1\) and .*line 2 a text",
         ),
         ([WORDS], [True], {}, r"field g is True, expected"),
         (
@@ -120,9 +120,9 @@ def test_demonstrations_have_the_meaning_of_the_task(tmp_path):
     """Alone, the rows of either file might be read in two ways."""
     shots = [{"prompt": "shot", "options": SUMS[1], "g": "2"}]
     (tmp_path / "shots.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shots))
-    assert golds(tmp_path, SUMS[:1], ["1"], shots={"number": 1, "data": "shots.jsonl"}) == [1]
+    assert golds(tmp_path, SUMS[:1], ["1"], num_fewshot=1, fewshot={"data": "shots.jsonl"}) == [1]
     (tmp_path / "shots.jsonl").write_text(
         json.dumps({"prompt": "shot", "options": SUMS[0], "g": "7"}) + "\n"
     )
     with pytest.raises(UserError, match=r"shots.jsonl line 1: field g is '7'"):
-        golds(tmp_path, SUMS[:1], ["1"], shots={"number": 1, "data": "shots.jsonl"})
+        golds(tmp_path, SUMS[:1], ["1"], num_fewshot=1, fewshot={"data": "shots.jsonl"})

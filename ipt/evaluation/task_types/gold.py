@@ -1,6 +1,4 @@
-"""What `gold` of a choice task names: the index of the right option or its text. One meaning holds
-for all rows of a task.
-"""
+"""The right options of a choice task: `gold` is an index or a text, the same in all rows."""
 
 import re
 from collections.abc import Sequence
@@ -13,16 +11,15 @@ from ipt.evaluation.odd_rows import OddRow
 from ipt.evaluation.task import Task
 
 INDEX, TEXT = "index", "text"
-DIGITS = re.compile(
-    r"\s*(\d+)(?:\.0+)?\s*"
-)  # 1.0: what table programs make of whole numbers in a column with gaps
+# 1.0: how pandas writes whole numbers in a column with missing values
+DIGITS = re.compile(r"\s*(\d+)(?:\.0+)?\s*")
 
 
 class Gold(NamedTuple):
-    """What a row gives as its right options, and the options that it may mean."""
+    """The value of `gold` in a row, and the options."""
 
     where: str
-    found: Any  # as the row has it
+    found: Any
     options: list[str]
 
     @property
@@ -31,15 +28,15 @@ class Gold(NamedTuple):
 
 
 def gold_of(task: Task, row: DataRow, options: list[str]) -> Gold:
-    """The row's gold. Raises OddRow for a row without one."""
+    """Raises OddRow for a row without a right option."""
     if "{" in task.gold:
         found = render_value(task, "gold", task.gold, row)
     elif task.gold in row.fields:
         found = row.fields[task.gold]
     else:
         raise OddRow(
-            f"{row.where}: there is no field {task.gold}, which the task's key `gold` names; there "
-            f"are {', '.join(row.fields)}"
+            f"{row.where}: there is no field {task.gold} (the value of `gold`); there are "
+            f"{', '.join(row.fields)}"
         )
     gold = Gold(row.where, found, options)
     if not gold.values or any(is_missing(value) or value == "" for value in gold.values):
@@ -48,10 +45,10 @@ def gold_of(task: Task, row: DataRow, options: list[str]) -> Gold:
 
 
 def meaning(task: Task, golds: Sequence[Gold]) -> str:
-    """`index` or `text`: what the key `gold_is` says, else what all rows allow.
+    """`index` or `text`: the value of `gold_is`, else the reading that all rows allow.
 
-    Numbers are indices; a text of digits may be either. Raises UserError if the rows allow both and
-    that makes a difference, or neither.
+    Numbers are indices; a text of digits may be both. Raises UserError if the rows allow no
+    reading, or two that differ.
     """
     if task.gold_is:
         if task.gold_is not in (INDEX, TEXT):
@@ -75,11 +72,9 @@ def meaning(task: Task, golds: Sequence[Gold]) -> str:
 
 
 def right_options(task: Task, gold: Gold) -> tuple[int, ...]:
-    """The indices of the right options, in the order in which the row gives them, by the task's
-    `gold_is`.
-    """
+    """The indices of the right options, in the order of the row, read according to `gold_is`."""
     values = gold.values
-    if task.gold_is == TEXT:  # whether a file has 3 or "3"
+    if task.gold_is == TEXT:  # 3 means "3"
         values = [
             str(value) if isinstance(value, int) and not isinstance(value, bool) else value
             for value in values
@@ -91,7 +86,7 @@ def right_options(task: Task, gold: Gold) -> tuple[int, ...]:
 
 
 def _read(gold: Gold, kind: str) -> tuple[int, ...] | None:
-    """The options that `gold` names if it is of this kind; None if it cannot be."""
+    """Indices of the options if `gold` is read as `kind`; None if that is impossible."""
     indices = [
         _index(value, gold.options) if kind == INDEX else _place(value, gold.options)
         for value in gold.values
@@ -116,18 +111,17 @@ def _place(value: Any, options: list[str]) -> int | None:
 def _unread(task: Task, gold: Gold) -> UserError:
     index, text = f"an index from 0 to {len(gold.options) - 1}", "the text of an option"
     expected = {INDEX: index, TEXT: text}.get(task.gold_is, f"{index} or {text}")
-    said = f", as gold_is: {task.gold_is} says" if task.gold_is else ""
+    given = f" (gold_is: {task.gold_is})" if task.gold_is else ""
     return UserError(
         f"{gold.where}: field {task.gold} is {gold.found!r}, expected {expected} (or a list of "
-        f"them){said}"
+        f"them){given}"
     )
 
 
 def _mixed(task: Task, index: Gold, text: Gold) -> UserError:
     return UserError(
-        f"task {task.name}: gold means the same in all rows of a task, but {index.where} gives an "
-        f"index ({index.found!r}) and {text.where} "
-        f"the text of an option ({text.found!r}): write the same kind in all rows"
+        f"task {task.name}: gold must be the same in all rows, an index or a text, but "
+        f"{index.where} has an index ({index.found!r}) and {text.where} a text ({text.found!r})"
     )
 
 
