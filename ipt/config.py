@@ -35,10 +35,26 @@ ATTN_IMPLEMENTATIONS = (
 )
 
 
-def choice(default: str | None, *others: str | None, renamed: dict[str, str] | None = None) -> Any:
-    """A key that takes one of these values. `renamed`: values of earlier versions -> new values."""
-    metadata = {"choices": (default, *others), "renamed": renamed or {}}
+def choice(
+    default: str | None,
+    *others: str | None,
+    renamed: dict[str, str] | None = None,
+    in_key: bool = True,
+) -> Any:
+    """A key that takes one of these values. `renamed`: values of earlier versions -> new values.
+
+    `in_key=False`: as `runtime`.
+    """
+    metadata = {"choices": (default, *others), "renamed": renamed or {}, "in_key": in_key}
     return field(default=default, metadata=metadata)
+
+
+def runtime(default: Any, **metadata: Any) -> Any:
+    """A key that does not affect the result, only where, when and how fast it is computed.
+
+    It is not part of cache keys, so it may change between a run and its continuation.
+    """
+    return field(default=default, metadata={**metadata, "in_key": False})
 
 
 @dataclass
@@ -129,13 +145,13 @@ class SynthesisConfig:
     # openai: any server with the OpenAI protocol
     engine: str = choice("vllm", "openai", "transformers")
     # engine=openai: URL of the server
-    base_url: str = "http://localhost:8000/v1"
+    base_url: str = runtime("http://localhost:8000/v1")
     # engine=openai: environment variable with the API key, if the server requires one
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str = runtime("OPENAI_API_KEY")
     # engine=openai: retries of a failed request, with increasing pauses
-    max_retries: int = 8
+    max_retries: int = runtime(8)
     # engine=openai: seconds without a byte from the server before a request counts as failed
-    timeout: float = 600.0
+    timeout: float = runtime(600.0)
     # M: documents per chain; each document's prompt contains the earlier documents with their pairs
     shots: int = 3
     # context window in tokens, prompt and output together
@@ -159,13 +175,13 @@ class SynthesisConfig:
     # documents per shard; a finished shard is never rerun
     shard_size: int = 512
     # chains that generate concurrently, per engine
-    max_num_seqs: int = 64
+    max_num_seqs: int = runtime(64)
     # vLLM: tokens per engine step
-    max_num_batched_tokens: int = 8192
+    max_num_batched_tokens: int = runtime(8192)
     # vLLM on GPUs: fraction of the GPU memory
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float = runtime(0.9)
     # vLLM: size of the KV cache in bytes; null: vLLM's default (CPU: 1 GiB)
-    kv_cache_memory_bytes: int | None = None
+    kv_cache_memory_bytes: int | None = runtime(None)
     # vLLM: auto | fp8 | … : fp8 halves the memory, so that twice as many chains fit
     kv_cache_dtype: str = "auto"
     # vLLM, transformers: precision of the weights
@@ -175,15 +191,15 @@ class SynthesisConfig:
     # vLLM: n-gram speculation: tokens proposed at a time from the prompt; 0: off
     prompt_lookup_num_tokens: int = 0
     # vLLM: GPUs per engine
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int = runtime(1)
     # vLLM: number of engines, each with its own GPUs
-    data_parallel_size: int = 1
+    data_parallel_size: int = runtime(1)
     # ray: shards are processed by Ray actors, each with its own engine
-    cluster: str = choice("none", "ray")
+    cluster: str = choice("none", "ray", in_key=False)
     # ray: number of actors; null: one per GPU group of the cluster, at least one
-    workers: int | None = None
+    workers: int | None = runtime(None)
     # ray: an existing cluster ("auto" or ray://…); null: RAY_ADDRESS, else a local cluster
-    ray_address: str | None = None
+    ray_address: str | None = runtime(None)
 
 
 @dataclass
@@ -193,17 +209,17 @@ class JudgeConfig:
     # the server's name of the model; null: no judge
     model: str | None = None
     # URL of the server
-    base_url: str = "http://localhost:8000/v1"
+    base_url: str = runtime("http://localhost:8000/v1")
     # environment variable with the API key, if the server requires one
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str = runtime("OPENAI_API_KEY")
     # number of randomly drawn pairs; null: all
     sample: int | None = 500
     # concurrent requests
-    concurrency: int = 16
+    concurrency: int = runtime(16)
     # retries of a failed request, with increasing pauses
-    max_retries: int = 8
+    max_retries: int = runtime(8)
     # seconds without a byte from the server before a request counts as failed
-    timeout: float = 600.0
+    timeout: float = runtime(600.0)
     # maximum output tokens per verdict
     max_tokens: int = 300
 
@@ -262,7 +278,7 @@ class RenderingConfig:
     # renderings of each chain; arrangement=stitched: renderings of a document in its one text
     versions: int = 1
     # processes; null: one per core. The texts do not depend on it
-    workers: int | None = None
+    workers: int | None = runtime(None)
 
 
 @dataclass
@@ -276,9 +292,9 @@ class TokensConfig:
     # approximate tokens per shard, at 4 bytes of text per token
     shard_tokens: int = 100_000_000
     # cores for tokenisation; null: all that this process may use
-    workers: int | None = None
+    workers: int | None = runtime(None)
     # GiB of remote token stores that are cached on this machine
-    cache_gib: float = 100.0
+    cache_gib: float = runtime(100.0)
 
 
 @dataclass
@@ -413,15 +429,15 @@ class TrainerConfig:
     # optimizer steps
     max_steps: int = 100
     # sequences per device and forward pass
-    micro_batch_size: int = 1
+    micro_batch_size: int = runtime(1)
     # forward passes per optimizer step
-    accumulate_grad_batches: int = 1
+    accumulate_grad_batches: int = runtime(1)
     # auto | cpu | gpu
     accelerator: str = "auto"
     # processes per machine; start more than one with torchrun
-    devices: int = 1
+    devices: int = runtime(1)
     # machines
-    num_nodes: int = 1
+    num_nodes: int = runtime(1)
     # auto: fsdp2 on GPUs and with more than one process, else single
     strategy: str = choice("auto", "single", "fsdp2")
     # bf16-mixed: fp32 weights, bf16 arithmetic, gradients reduced in fp32. bf16-true: also bf16
@@ -441,7 +457,7 @@ class TrainerConfig:
     # torch.compile, block by block
     compile: bool = False
     # fsdp2: replicas of the sharded model (HSDP), each on devices x num_nodes / replicas devices
-    replicas: int = 1
+    replicas: int = runtime(1)
     # fsdp2: reduce gradients once per step; until then each device keeps all of them in fp32
     no_sync: bool = False
     # skip steps whose loss or gradient norm is this many robust standard deviations above the
@@ -450,7 +466,7 @@ class TrainerConfig:
     # maximum gradient norm
     gradient_clip_val: float = 1.0
     # processes that prepare batches; 0: batches are prepared in the training process
-    num_workers: int = 0
+    num_workers: int = runtime(0)
     # target tokens per chunk of vocabulary projection and loss
     loss_chunk: int = 1024
     # precision of the weights in export/
@@ -458,9 +474,15 @@ class TrainerConfig:
         "float32", "bfloat16", renamed={"fp32": "float32", "bf16": "bfloat16"}
     )
     # torch: a trace of a few steps after warm-up
-    profiler: str = choice("none", "torch")
+    profiler: str = choice("none", "torch", in_key=False)
     # steps between two records for the loggers; metrics.jsonl has every step
-    log_every_n_steps: int = 1
+    log_every_n_steps: int = runtime(1)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences per optimizer step over all devices."""
+        devices = self.devices * self.num_nodes
+        return self.micro_batch_size * self.accumulate_grad_batches * devices
 
     @property
     def bf16_arithmetic(self) -> bool:
@@ -662,6 +684,16 @@ def keys(part: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
         yield name, one, value
         if is_dataclass(value):
             yield from keys(value, f"{name}.")
+
+
+def key_settings(part: Any) -> dict[str, Any]:
+    """The settings of a part of the config that take part in cache keys."""
+    settings = {}
+    for one in fields(part):
+        value = getattr(part, one.name)
+        if one.metadata.get("in_key", True):
+            settings[one.name] = key_settings(value) if is_dataclass(value) else value
+    return settings
 
 
 def check_choices(config: Any, prefix: str = "") -> None:

@@ -4,21 +4,20 @@ and what rules say without one.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ipt.config import EvaluationConfig, JudgeConfig
+from ipt.config import EvaluationConfig, JudgeConfig, key_settings
 from ipt.corpus.words import words_of
 from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.metrics import statistics
 from ipt.files import hash_json, read_parts, write_json, write_parquet
 from ipt.models import check_model, load_tokenizer
 from ipt.synthesis.quality.judge import (
-    OPERATION,
     SCHEMA,
     Case,
     check_judge,
@@ -108,11 +107,7 @@ def default_output(
         (part.name, part.stat().st_size, part.stat().st_mtime_ns)
         for part in sorted(pairs_folder(folder).glob("part-*.parquet"))
     ]
-    settings = {
-        name: value
-        for name, value in asdict(judge).items()
-        if here is not None or name not in OPERATION
-    }
+    settings = key_settings(judge)
     server = [here.backend, here.dtype] if here is not None else judge.base_url
     return (
         Path("outputs/judged")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from ipt import distributed
-from ipt.config import Config, CorpusConfig, SourceConfig, to_config
+from ipt.config import Config, CorpusConfig, SourceConfig, key_settings, to_config
 from ipt.console import console
 from ipt.corpus.overlap import Overlap
 from ipt.distributed import rank
@@ -182,7 +182,7 @@ class Stages:
             return render(config, pairs.folder / "pairs", output, self.config.seed)
 
         inputs = {"synthesis": pairs.digest, "templates": pools_digest(config.templates)}
-        settings = asdict(config) | {"workers": None}  # it changes nothing
+        settings = key_settings(config)
         return self._run(
             "rendering", work, settings, inputs, label=f"rendering {config.arrangement}"
         )

@@ -3,12 +3,11 @@
 import asyncio
 import math
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ipt.chat_templates import check_kwargs
-from ipt.config import SynthesisConfig, check_choices
+from ipt.config import SynthesisConfig, check_choices, key_settings
 from ipt.console import Progress, console, progress
 from ipt.errors import UserError
 from ipt.files import NOTE, is_as_noted, remove_notes
@@ -18,28 +17,6 @@ from ipt.synthesis.formats.base import RULE_BASED
 from ipt.synthesis.quality.statistics import statistics
 from ipt.synthesis.shards import Documents, part_path
 from ipt.synthesis.worker import Figures, ShardWorker, start, with_rates
-
-# Keys that may be changed between a run and its continuation: they do not decide what the pairs
-# are.
-OPERATION = {
-    *(
-        "base_url",
-        "api_key_env",
-        "max_retries",
-        "timeout",
-        "max_num_seqs",
-        "max_num_batched_tokens",
-    ),
-    *(
-        "gpu_memory_utilization",
-        "kv_cache_memory_bytes",
-        "tensor_parallel_size",
-        "data_parallel_size",
-        "cluster",
-        "workers",
-        "ray_address",
-    ),
-}
 
 
 def synthesize(config: SynthesisConfig, documents: Path, output: Path, seed: int) -> dict[str, Any]:
@@ -211,12 +188,10 @@ def check_synthesis(config: SynthesisConfig) -> None:
 
 
 def synthesis_settings(config: SynthesisConfig) -> dict[str, Any]:
-    """The part of `config` that decides what the pairs are; the rest says where and how fast they
-    are made.
-    """
+    """The settings that the pairs depend on."""
     if config.format == RULE_BASED:
         return {key: getattr(config, key) for key in ("format", "shots", "shard_size")}
-    return {key: value for key, value in asdict(config).items() if key not in OPERATION}
+    return key_settings(config)
 
 
 def synthesis_inputs(config: SynthesisConfig) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ipt.config import TokensConfig
+from ipt.config import TokensConfig, key_settings
 from ipt.console import progress
 from ipt.errors import UserError
 from ipt.files import hash_file
@@ -73,13 +73,8 @@ def check_tokens(config: TokensConfig) -> None:
 
 
 def store_settings(config: TokensConfig) -> dict[str, Any]:
-    """What of the config a store depends on."""
-    return {
-        "bos": config.bos,
-        "eos": config.eos,
-        "shard_tokens": config.shard_tokens,
-        "format": FORMAT,
-    }
+    """The settings that a store depends on, with the version of its format."""
+    return {**key_settings(config), "format": FORMAT}
 
 
 def _prepare(config: TokensConfig, texts: Path, model: str) -> tuple[Encoding, list[TokenizeTask]]:

@@ -3,39 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ipt.config import Config, TrainerConfig
+from ipt.config import Config, TrainerConfig, key_settings
 from ipt.files import hash_json
 from ipt.models import model_identity
-
-SPREAD = (
-    "micro_batch_size",
-    "accumulate_grad_batches",
-    "devices",
-    "num_nodes",
-    "replicas",
-)  # how the sequences of a step are spread
-BESIDE = (  # what goes on beside the training
-    "num_workers",
-    "log_every_n_steps",
-    "profiler",
-)
 
 
 def global_batch(config: TrainerConfig) -> int:
     """Sequences of one optimizer step over all devices."""
-    return (
-        config.micro_batch_size * config.accumulate_grad_batches * config.devices * config.num_nodes
-    )
+    return config.global_batch_size
 
 
 def trainer_settings(config: TrainerConfig) -> dict[str, Any]:
-    """What of the trainer's settings decides about the result: a run goes on with others of the
-    rest, as with more devices.
-    """
-    settings = {
-        name: value for name, value in vars(config).items() if name not in (*SPREAD, *BESIDE)
-    }
-    return {**settings, "global_batch": global_batch(config)}
+    """The trainer's settings that the result depends on, with the global batch size."""
+    return {**key_settings(config), "global_batch": config.global_batch_size}
 
 
 def run_key(config: Config, sources: Mapping[str, Any]) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ipt.config import FilterConfig
+from ipt.config import FilterConfig, key_settings
 from ipt.console import Progress, progress
 from ipt.corpus.overlap import Overlap, OverlapCount
 from ipt.errors import UserError
 from ipt.files import read_parts, write_parquet
-from ipt.synthesis.quality.judge import OPERATION, check_judge, judge_pairs
+from ipt.synthesis.quality.judge import check_judge, judge_pairs
 from ipt.synthesis.quality.measures import (
     PAIR_MEASURES,
     DocumentWords,
@@ -108,12 +108,9 @@ def check_filters(config: FilterConfig) -> None:
 
 def filter_settings(config: FilterConfig) -> dict[str, Any]:
     """The settings that decide what the stage gives."""
-    settings = asdict(config)
+    settings = key_settings(config)
     settings["thresholds"] = {
         name: bounds for name, bounds in settings["thresholds"].items() if bounds is not None
-    }
-    settings["judge"] = {
-        name: value for name, value in settings["judge"].items() if name not in OPERATION
     }
     return settings
 

@@ -44,13 +44,6 @@ SCHEMA = pa.schema(
     ]
 )
 Verdict = dict[str, Any]  # the fields of a reply, and its failure
-OPERATION = (
-    "base_url",
-    "api_key_env",
-    "concurrency",
-    "max_retries",
-    "timeout",
-)  # settings that do not decide what the verdicts are
 FAILURES = ("malformed", "refused", "unavailable")
 FIELDS = {"reason": str, "about_document": bool, "answer_is_right": bool, "task": str}
 TYPES, WORDS = {str: "string", bool: "boolean"}, {str: "text", bool: "true or false"}
