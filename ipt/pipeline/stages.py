@@ -3,7 +3,7 @@ its key is known.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,17 +234,10 @@ class Stages:
             return train(config, folders, output, make_loggers, self._during_training(output))
 
         settings: Json = {"model": config.model, "architecture": config.architecture}
-        settings |= {
-            part: asdict(getattr(config, part))
-            for part in ("mixture", "optimizer", "lr_scheduler", "lora")
-        }
+        for part in ("mixture", "optimizer", "lr_scheduler", "lora"):
+            settings[part] = key_settings(getattr(config, part))
         settings["trainer"] = trainer_settings(config.trainer)
-        # What the sources hold is in the inputs; ratios are kept as they were resolved.
-        settings["mixture"] |= {
-            "ratios": {},
-            "schedule": [point._asdict() for point in points],
-            "sources": {},
-        }
+        settings["mixture"]["schedule"] = [point._asdict() for point in points]
         inputs = {source: store.digest for source, store in stores.items()} | {
             "model": model_identity(config.model)
         }
@@ -332,11 +325,7 @@ class Stages:
             **({"corpus": corpus.digest} if corpus else {}),
         }
         inputs |= {f"contamination {number}": stage.digest for number, stage in enumerate(found)}
-        settings = {
-            key: value
-            for key, value in asdict(config).items()
-            if key not in ("during_training", "contamination")
-        }
+        settings = key_settings(config)
         stage = self._run("evaluation", work, settings, inputs, folder, label=name, collective=True)
         logged = stage.reused and (stage.folder / ".wandb_id").exists()
         if self.config.logger.name != "none" and not logged and rank() == 0:
@@ -398,7 +387,7 @@ class Stages:
             )
 
         inputs = _corpus_inputs(config) | (self._overlap_inputs() if config.overlap else {})
-        settings = asdict(config) | ({"row_text": row_text.__name__} if row_text else {})
+        settings = key_settings(config) | ({"row_text": row_text.__name__} if row_text else {})
         return self._run("corpus", work, settings, inputs, label=label)
 
     def _overlap(self, corpus: Path | None) -> Overlap:
@@ -440,10 +429,7 @@ class Stages:
                 self._lengths() if config.max_tokens else None,
             )
 
-        settings = asdict(config) | {
-            "source": source,
-            "path": "",
-        }  # the files themselves are in the inputs
+        settings = key_settings(config) | {"source": source}
         inputs = {
             f"{name}/{file.name}": hash_file(file)
             for name, files in data_sets(source, config).items()
