@@ -138,7 +138,7 @@ def _step(folder: Path, record: dict[str, Any]) -> str:
 
 
 def _score(path: Path) -> str:
-    from ipt.pipeline.stages import main_scores_of
+    from ipt.pipeline.commands import main_scores_of
 
     if not _read(path):
         return ""

@@ -17,8 +17,7 @@ from ipt.evaluation.run import check_config, check_tasks
 from ipt.evaluation.task import load_tasks
 from ipt.mixture.schedule import used_sources
 from ipt.models import check_model, resolve_model
-from ipt.pipeline.sources import SOURCE_TEXTS, source_corpus
-from ipt.pipeline.stages import PHASES, arm_config
+from ipt.pipeline.stages import PHASES, SOURCE_TEXTS, arm_config, source_corpus
 from ipt.places import check_temporary, check_writable
 from ipt.playground.server import check_page
 from ipt.rendering.run import check_rendering

@@ -10,8 +10,8 @@ import pytest
 
 from ipt.config import Config, compose_config
 from ipt.errors import UserError
-from ipt.pipeline.dry_run_arms import FINISHED, MISSING, TO_DO, plan_arms
-from ipt.pipeline.records import read_record
+from ipt.pipeline.dry_run.arms import FINISHED, MISSING, TO_DO, plan_arms
+from ipt.pipeline.provenance import read_record
 from ipt.pipeline.reproduce import reproduce
 from ipt.pipeline.runs import list_runs
 from ipt.pipeline.validation import check_reproduce

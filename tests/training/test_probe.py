@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from ipt.config import Config
 from ipt.errors import UserError
 from ipt.models import load_model
-from ipt.pipeline import stages
+from ipt.pipeline import commands
 from ipt.small_copy import (
     TOLERANCE,
     distance,
@@ -404,5 +404,5 @@ def test_a_command_ends_before_any_stage(tmp_path, monkeypatch):
     config.mixture.ratios = {"raw": 1.0}
     Path(config.corpus.path).write_text('{"text": "a document"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="packed documents influence each other"):
-        stages.train(config)
+        commands.train(config)
     assert not Path(config.stages_dir).exists()

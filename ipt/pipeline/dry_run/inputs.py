@@ -11,7 +11,7 @@ from ipt.corpus.build import check_corpus
 from ipt.errors import UserError
 from ipt.mixture.schedule import used_sources
 from ipt.models import check_model
-from ipt.pipeline.sources import SOURCE_TEXTS
+from ipt.pipeline.stages import SOURCE_TEXTS
 from ipt.pipeline.validation import check_source, check_synthesis_stage, named_source
 from ipt.rendering.run import check_rendering
 from ipt.synthesis.formats.base import RULE_BASED

@@ -15,7 +15,7 @@ from ipt.config import Config
 from ipt.console import console
 from ipt.errors import UserError
 from ipt.mixture.schedule import read_schedule
-from ipt.pipeline.inputs import FETCHED, HERE, Input, training_inputs
+from ipt.pipeline.dry_run.inputs import FETCHED, HERE, Input, training_inputs
 from ipt.training.flops import CONVENTION, flops_per_token, named_peak
 from ipt.training.memory_estimate import (
     GPU_MEMORY,
