@@ -1,5 +1,5 @@
-"""Where results come from: the manifest of a run (command, commit, data, versions), and for each arm
-a record of its tokens and cost.
+"""Where results come from: the manifest of a run (command, commit, data, versions), and a record of
+each arm (tokens and cost).
 """
 
 import csv
@@ -208,7 +208,7 @@ def arm_record(
 
 
 def write_records(output: Path, records: Sequence[Record]) -> None:
-    """Write `record.csv`: for each arm a row per source, and a row of sums and costs without one."""
+    """Write `record.csv`: per arm a row for each source, and a row of sums and costs."""
     names = ["arm", "seed", "source", "unique_tokens", "trained_tokens", "repeats", *COSTS]
     with (
         atomic(output / RECORDS) as temporary,
