@@ -204,7 +204,7 @@ def _estimate(left: list[PlannedStage]) -> float | None:
             known[folder] = _manifests(folder)
         rates = []
         for manifest in known[folder]:
-            if manifest["stage"] == planned.id.name and _has_same_model(manifest, planned.key):
+            if _is_similar(manifest, planned.id, planned.key):
                 rates.append(manifest["seconds"] / _amount(manifest["config"]))
         if not rates:
             return None
@@ -224,9 +224,14 @@ def _manifests(stages_dir: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _has_same_model(manifest: dict[str, Any], key: Key) -> bool:
-    same_input = manifest["inputs"].get("model") == key.inputs.get("model")
-    return same_input and manifest["config"].get("model") == key.config.get("model")
+def _is_similar(manifest: dict[str, Any], stage: StageId, key: Key) -> bool:
+    """Whether a finished stage takes about as long as `stage`. Every evaluation has a model of its
+    own, so all evaluations are similar.
+    """
+    if manifest["stage"] != stage.name:
+        return False
+    same_model = manifest["inputs"].get("model") == key.inputs.get("model")
+    return same_model or stage.name == "evaluation"
 
 
 def _amount(settings: dict[str, Any]) -> float:
