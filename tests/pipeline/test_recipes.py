@@ -111,7 +111,7 @@ def test_every_recipe_dry_runs_and_leaves_nothing_behind(name, offline, capsys, 
     text = said(capsys)
     for part in (
         "dry run of " + name,
-        "What it reads",
+        "Inputs",
         "Mixture",
         "FLOPs",
         "optimizer state",
@@ -288,7 +288,7 @@ def test_what_does_not_fit_is_said_with_what_to_change(offline, capsys):
     )
     dry_run(config)
     text = said(capsys)
-    assert "does not fit:" in text and "What to change:" in text
+    assert "does not fit:" in text and "Possible changes:" in text
     assert re.search(
         r"trainer\.devices=\d+ trainer\.accumulate_grad_batches=\d+: [\d.]+ GiB, fits", text
     )
