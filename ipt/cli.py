@@ -128,6 +128,8 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # bars of libraries would write hundreds of lines into a log
+        os.environ.setdefault("TQDM_DISABLE", "1")
     gc.set_threshold(COLLECT_EVERY)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     use_utf8()

@@ -259,7 +259,6 @@ def named_source(name: str, config: Config) -> SourceConfig:
     """The config of a source. Raises UserError if there is none."""
     if name not in config.mixture.sources:
         raise UserError(
-            f"mixture.ratios.{name}: no such source; add it with "
-            f"+mixture.sources.{name}.path=PATH"
+            f"mixture.ratios.{name}: no such source; add it with +mixture.sources.{name}.path=PATH"
         )
     return config.mixture.sources[name]

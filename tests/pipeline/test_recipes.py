@@ -163,9 +163,9 @@ def test_arms_of_mini_medicine_have_one_budget_and_change_what_they_are_named_fo
     arms = {arm: arm_config(config, changes) for arm, changes in config.arms.items()}
     assert set(config.only) <= set(arms)
     for arm in arms.values():
-        assert (arm.trainer, arm.schedule, arm.model, arm.corpus) == (
+        assert (arm.trainer, arm.lr_scheduler, arm.model, arm.corpus) == (
             config.trainer,
-            config.schedule,
+            config.lr_scheduler,
             config.model,
             config.corpus,
         )
@@ -191,14 +191,14 @@ def test_the_published_numbers(name):
         trainer.max_steps,
         config.mixture.seq_len,
         config.optimizer.lr,
-        config.schedule.warmup_steps,
+        config.lr_scheduler.warmup_steps,
     ) == (steps, seq_len, lr, warmup)
     assert (config.optimizer.betas, config.optimizer.weight_decay, trainer.gradient_clip_val) == (
         [0.9, 0.95],
         0.1,
         1.0,
     )
-    assert config.schedule.name == "cosine"
+    assert config.lr_scheduler.name == "cosine"
     needs = needs_of(name)
     assert (needs.tokens_per_step, needs.tokens) == (tokens_per_step, tokens_per_step * steps)
     assert needs.parameters == needs.trainable
@@ -220,10 +220,10 @@ def test_arms_change_their_data_and_nothing_else(name):
     arms = {arm: arm_config(config, changes) for arm, changes in config.arms.items()}
     assert list(arms) == ["vanilla", "mix", "instruct", "without_corpora", "rule_based", "one_shot"]
     for arm in arms.values():
-        assert (arm.trainer, arm.optimizer, arm.schedule, arm.model) == (
+        assert (arm.trainer, arm.optimizer, arm.lr_scheduler, arm.model) == (
             config.trainer,
             config.optimizer,
-            config.schedule,
+            config.lr_scheduler,
             config.model,
         )
     assert set(used_sources(arms["vanilla"].mixture)) <= {"raw", "unconverted"}
