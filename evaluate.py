@@ -4,7 +4,7 @@
 
 import sys
 
-from ipt.commands import COMMANDS
+from ipt.cli import COMMANDS
 
 if __name__ == "__main__":
     command = "chat" if sys.argv[1:2] == ["chat"] else "evaluate"

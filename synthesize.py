@@ -1,6 +1,6 @@
 """Documents to instruction-response pairs. `python synthesize.py --help`"""
 
-from ipt.commands import COMMANDS
+from ipt.cli import COMMANDS
 
 if __name__ == "__main__":
     COMMANDS["synthesize"]()

@@ -2,7 +2,7 @@
 --help`
 """
 
-from ipt.commands import COMMANDS
+from ipt.cli import COMMANDS
 
 if __name__ == "__main__":
     COMMANDS["train"]()

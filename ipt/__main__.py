@@ -4,7 +4,7 @@ installed wheel alike.
 
 import sys
 
-from ipt.commands import COMMANDS
+from ipt.cli import COMMANDS
 from ipt.console import use_utf8
 
 

@@ -1,6 +1,4 @@
-"""The commands: compose a typed config with Hydra, check it, run, and tell a user's mistake in one
-line.
-"""
+"""The commands. `python -m ipt COMMAND` composes a typed config with Hydra, checks it and runs."""
 
 import errno
 import gc
@@ -9,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,51 +24,114 @@ from ipt.console import setup_logging, use_utf8
 from ipt.errors import UserError
 from ipt.sweeps.job import obey_launcher
 
-# Ours to read, theirs to ignore: set before any library that would ask the network or print at
-# import.
+# Environment variables for libraries that would use the network or print at import.
 QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
     "WANDB_SILENT": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-OPEN_KEYS = (
-    "mixture.ratios",
-    "mixture.sources",
-    "mixture.max_repeats",
-    "mixture.subsample",
-    "architecture",
-    "arms",
-)  # take any name
-CONTROL = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+"
-)  # names and values may hold what a terminal obeys
-# objects. At Python's 700 a sixth of the time of `import lightning` goes into looking for garbage
+# keys with names that the user chooses
+OPEN_KEYS = {
+    "mixture.ratios", "mixture.sources", "mixture.max_repeats", "mixture.subsample",
+    "architecture", "arms",
+}  # fmt: skip
+# control characters and line ends, which names and values in a message may contain
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+# Objects between two garbage collections. With Python's 700, collections take a sixth of the time
+# of `import lightning`.
 COLLECT_EVERY = 10_000
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_PLACE = (
-    errno.ENAMETOOLONG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.ELOOP,
-)  # of a path that the user chose
+# errors of a path that the user chose
+BAD_PATH = {
+    errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP,
+}  # fmt: skip
+
+
+def _work(command: str, config: Config) -> None:
+    """Check the config and run the command. Heavy imports wait until the config is valid."""
+    if config.dry_run:
+        return _dry_run(command, config)
+    from ipt.pipeline import commands, reproduce, validation
+
+    if command in ("synthesize", "train", "evaluate", "reproduce"):
+        validation.check_places(config)
+    check, work = {
+        "synthesize": (validation.check_synthesize, commands.synthesize),
+        "train": (validation.check_train, commands.train),
+        "evaluate": (validation.check_evaluate, commands.evaluate),
+        "chat": (validation.check_chat, _chat),
+        "playground": (validation.check_playground, _playground),
+        "reproduce": (validation.check_reproduce, reproduce.reproduce),
+    }[command]
+    check(config)
+    work(config)
+
+
+def _dry_run(command: str, config: Config) -> None:
+    """Describe the training of the config; `reproduce` also describes the stages of all arms."""
+    if command not in ("train", "reproduce"):
+        raise UserError(
+            f"dry_run=true describes a training: use it with train or reproduce, not with {command}"
+        )
+    from ipt.pipeline.dry_run.training import dry_run
+
+    dry_run(config)
+    if command == "reproduce" and config.arms:
+        from ipt.pipeline.dry_run.arms import dry_run_arms
+        from ipt.pipeline.validation import check_arms
+
+        check_arms(config)
+        dry_run_arms(config)
+
+
+def _chat(config: Config) -> None:
+    from ipt.chat import chat
+
+    chat(config.chat, config.evaluation, config.model)
+
+
+def _playground(config: Config) -> None:
+    from ipt.playground.server import serve
+
+    serve(config)
+
+
+def _report() -> None:
+    from ipt.report.cli import main
+
+    main()
+
+
+def _verify() -> None:
+    from ipt.pipeline.verify import main
+
+    main()
+
+
+def _runs() -> None:
+    from ipt.pipeline.runs import main
+
+    main()
+
+
+def _dashboard() -> None:
+    from ipt.pipeline.dashboard import main
+
+    main()
 
 
 def run_command(command: str, work: Callable[[Config], None]) -> None:
-    """Run `work` on the config that the command line composes; `command` names a file of conf/.
+    """Compose the config of `command`, a file of conf/, from the command line and run `work` on it.
 
-    A mistake of the user's (a misspelt key, a missing file, a value that cannot be) is one line on
-    standard error and exit code 1. Errors that are not the user's keep their traceback.
+    Errors are printed as `exit_on_user_error` describes.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # bars of libraries would write hundreds of lines into a log
+        os.environ.setdefault("TQDM_DISABLE", "1")
     gc.set_threshold(COLLECT_EVERY)
-    os.environ["HYDRA_FULL_ERROR"] = (
-        "1"  # let errors through to us instead of Hydra's own many lines
-    )
-
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     use_utf8()
     _check_current_folder()
     sys.argv[1:] = plain_arguments(sys.argv[1:], Config)
@@ -78,18 +140,15 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)
     def main(config: DictConfig) -> Any:
-        if (
-            HydraConfig.get().mode == RunMode.MULTIRUN
-        ):  # under a launcher that is not ours, such as submitit's
+        # the launcher of another project, such as submitit's
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
             from ipt.sweeps.process import launch_of, run_here
 
             return run_here(launch_of(HydraConfig.get()), HydraConfig.get().job.num)
-        setup_logging()  # again, since Hydra has replaced the handlers
+        setup_logging()  # again: Hydra has replaced the handlers
         try:
             work(to_config(config))
-        except (
-            BaseException
-        ) as error:  # carried past Hydra, which would print it in its own way too
+        except BaseException as error:  # Hydra would print it, too
             failures.append(error)
 
     with exit_on_user_error():
@@ -102,8 +161,8 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
 def exit_on_user_error() -> Iterator[None]:
     """Print an error that the user can fix as one line on standard error and exit with code 1.
 
-    Every other exception keeps its traceback. Commands that do not go through `run_command` do
-    their work in this context.
+    Every other exception keeps its traceback. Commands without a config, which do not use
+    `run_command`, run in this context.
     """
     setup_logging()
     try:
@@ -115,20 +174,20 @@ def exit_on_user_error() -> Iterator[None]:
     except OSError as error:
         if error.errno in DISK_FULL:
             _fail(
-                f"no room to write {error.filename or 'a file'} ({error.strerror}): what is "
-                "finished is kept, make room and run again"
+                f"no room to write {error.filename or 'a file'} ({error.strerror}): free some "
+                "space and run again to resume"
             )
-        if error.errno in NO_PLACE:
+        if error.errno in BAD_PATH:
             _fail(f"{error.strerror}: {error.filename}")
         raise
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from here", code=130)
+        _fail("interrupted: run the same command again to resume", code=130)
 
 
 def _check_current_folder() -> None:
     try:
         Path.cwd()
-    except OSError as error:  # it was deleted, or is on a disk that is gone
+    except OSError as error:  # it was deleted, or its disk was removed
         _fail(
             f"the current folder cannot be used ({error.strerror}): change to another one with cd"
         )
@@ -140,12 +199,12 @@ def _fail(message: str, code: int = 1) -> None:
 
 
 def _explain(error: BaseException) -> str:
-    """One line, with the nearest key where a key was misspelt."""
+    """An error of Hydra or OmegaConf in one line; for an unknown key with the most similar key."""
     causes = [error]
-    while (
-        cause := causes[-1].__cause__
-    ) is not None and cause not in causes:  # OmegaConf makes circles under a debugger
+    cause = error.__cause__
+    while cause is not None and cause not in causes:  # OmegaConf makes circles under a debugger
         causes.append(cause)
+        cause = cause.__cause__
     text = "\n".join(map(str, causes))
     line = next(line for line in text.splitlines() if line.strip())
     available = re.search(r"Available options in '[^']+':((?:\s+\w+$)+)", text, re.MULTILINE)
@@ -158,7 +217,7 @@ def _explain(error: BaseException) -> str:
     missing = re.search(r"Key '[^']+' (?:is )?not in", text)
     if key and missing and key[1].rpartition(".")[0] in OPEN_KEYS:
         return f"there is no key {key[1]} yet: write +{key[1]}=… to add it"
-    if key and missing and key[1] in OPEN_KEYS:  # a dictionary with names of the user's own
+    if key and missing and key[1] in OPEN_KEYS:
         return f"{key[1]} has no such keys yet: write ++{key[1]}={{…}} to add them"
     if key and missing:
         return unknown_key(key[1])
@@ -176,3 +235,10 @@ def _explain(error: BaseException) -> str:
         "",
     )
     return f"{line}: {detail}" if detail and detail != line else line
+
+
+# Commands with a config have a file of their name in conf/.
+COMMANDS: dict[str, Callable[[], None]] = {}
+for name in ("synthesize", "train", "evaluate", "chat", "playground", "reproduce"):
+    COMMANDS[name] = partial(run_command, name, partial(_work, name))
+COMMANDS |= {"report": _report, "verify": _verify, "runs": _runs, "dashboard": _dashboard}

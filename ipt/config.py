@@ -23,6 +23,9 @@ from ipt.renamed import new_name
 # included. PATH: the same, and `~` is expanded to the home folder. PATHS: a list of paths.
 PLAIN, PATH = {"plain": True}, {"plain": True, "path": True}
 PATHS = {"path": True}
+# INPUT: the stage's key depends on what the key refers to, such as the content of files, and not on
+# its value.
+INPUT = {"in_key": False}
 ATTN_IMPLEMENTATIONS = (
     "auto",
     "packed",
@@ -302,7 +305,7 @@ class SourceConfig:
     """A source of the mixture in addition to `raw` and `instruction`."""
 
     # file, folder, glob or URL; kind=collection: a file or a folder of datasets
-    path: str = field(default="", metadata=PATH)
+    path: str = field(default="", metadata={**PATH, **INPUT})
     # texts | instructions (instructions with responses) | store (a token store), or a dataset of
     # contexts and pairs that tunes a synthesizer: adversarial_qa | collection | fairytaleqa |
     # medquad | medquad_pages | squad
@@ -342,13 +345,15 @@ class MixtureConfig:
     """Which proportion of the trained tokens comes from which source, and how they are packed."""
 
     # `raw`: the corpus itself; `instruction`: the corpus with its pairs. null: the remainder to 1
-    ratios: dict[str, float | None] = field(default_factory=dict)
+    ratios: dict[str, float | None] = field(default_factory=dict, metadata=INPUT)
     # name -> SourceConfig; Any, so that +mixture.sources.NAME.path=FILE adds one
-    sources: dict[str, Any] = field(default_factory=dict, metadata={"values": SourceConfig})
+    sources: dict[str, Any] = field(
+        default_factory=dict, metadata={"values": SourceConfig, **INPUT}
+    )
     # what the ratios are proportions of
     unit: str = choice("tokens", "documents")
     # ratios that change during the run, instead of `ratios`; empty: constant
-    schedule: list[SchedulePoint] = field(default_factory=list)
+    schedule: list[SchedulePoint] = field(default_factory=list, metadata=INPUT)
     # between points of the schedule
     interpolation: str = choice("step", "linear")
     # tokens per packed sequence
@@ -573,8 +578,11 @@ class EvaluationConfig:
     # auto: tree if the model supports it
     scoring: str = choice("auto", "tree", "plain")
     # paths of token stores or folders of texts to search for items
-    contamination: list[str] = field(default_factory=list, metadata=PATHS)
-    during_training: DuringTrainingConfig = field(default_factory=DuringTrainingConfig)
+    contamination: list[str] = field(default_factory=list, metadata={**PATHS, **INPUT})
+    # no effect on the evaluation stage
+    during_training: DuringTrainingConfig = field(
+        default_factory=DuringTrainingConfig, metadata={"in_key": False}
+    )
 
 
 @dataclass

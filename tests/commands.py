@@ -13,7 +13,7 @@ from unittest.mock import patch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 
-from ipt.commands import COMMANDS
+from ipt.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 

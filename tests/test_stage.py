@@ -1,10 +1,13 @@
 """When a stage is reused, and what its digest and the check of its outputs depend on."""
 
+import json
+import logging
 from pathlib import Path
 
 import pytest
 
-from ipt.stage import check_outputs, find_stage, run_stage
+from ipt.errors import UserError
+from ipt.stage import MANIFEST, check_outputs, find_stage, run_stage
 
 IDENTITY = {"config": {"a": 1, "b": 2}, "inputs": {"corpus": "digest"}, "seed": 3}
 
@@ -54,3 +57,31 @@ def test_outputs_that_have_changed_since_are_named(tmp_path, content):
     data.unlink() if content is None else data.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=f"{data}"):
         check_outputs(stage)
+
+
+def _run(folder: Path, **changes):
+    work = {"config": {"a": 1}, "inputs": {}} | changes
+    return run_stage("some", folder, lambda _: {}, **work)
+
+
+@pytest.mark.parametrize("version", [None, "0.0.9"])
+def test_a_run_of_another_config_names_the_version_that_wrote_it(tmp_path, version):
+    folder = tmp_path / "run"
+    _run(folder)
+    if version:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest["versions"]["ipt"] = version
+        manifest["git_commit"] = "1234567890"
+        (folder / MANIFEST).write_text(json.dumps(manifest | {"key": "old"}), encoding="utf-8")
+        (folder / "stats.json").unlink()  # the seal would no longer fit
+    written = r", written by ipt 0\.0\.9 \(commit 1234567\)" if version else ""
+    remedy = "delete the folder or choose another output_dir$"
+    with pytest.raises(UserError, match=rf"\(different: config\.a\){written}: {remedy}"):
+        _run(folder, config={"a": 2})
+
+
+def test_debug_records_say_why_a_stage_is_not_reused(tmp_path, caplog):
+    _make(tmp_path)
+    with caplog.at_level(logging.DEBUG, logger="ipt.stage"):
+        _make(tmp_path, config={"a": 1, "b": 3})
+    assert "is not reused (different: config.b)" in caplog.text

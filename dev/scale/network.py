@@ -21,7 +21,7 @@ from typing import Any
 from rich.table import Table
 
 from ipt.config import Config, compose_config
-from ipt.pipeline.dry_run import DEVICES_OF_A_NODE, Needs, training_needs
+from ipt.pipeline.dry_run.training import DEVICES_OF_A_NODE, Needs, training_needs
 from ipt.training.memory_estimate import shard_count
 from ipt.training.metrics import named_peak
 from ipt.training.model import meta_model, transformer_blocks

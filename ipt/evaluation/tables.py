@@ -167,7 +167,12 @@ def _row(cells: Iterable[Any]) -> str:
 
 def _empty_table(caption: str, columns: Iterable[str]) -> Table:
     view = Table(
-        box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
+        box=SIMPLE,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=caption,
+        caption_justify="left",
     )
     view.add_column("task", overflow="fold", min_width=10)
     view.add_column("n", justify="right", no_wrap=True, style="dim")

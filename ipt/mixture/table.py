@@ -40,7 +40,9 @@ def _sources(report: dict[str, Any]) -> Table:
     sources = report["sources"]
     if not all("requested_of_documents" in row for row in sources.values()):
         shown = {name: show for name, show in shown.items() if not name.startswith("of documents")}
-    table = Table(title="Mixture, in tokens", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title="Mixture, in tokens", title_justify="left", box=SIMPLE_HEAD, show_edge=False
+    )
     table.add_column("")
     for source in sources:
         table.add_column(source, justify="right")

@@ -1,16 +1,16 @@
-"""A recipe from documents to report: one model for each arm and seed, at the same token budget,
-beside the model they start from.
+"""Runs a recipe from documents to report: one model per arm and seed, at the same token budget,
+compared with the base model.
 """
 
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.markup import escape
 
 from ipt import distributed
 from ipt.cli import DISK_FULL
@@ -21,42 +21,49 @@ from ipt.errors import UserError
 from ipt.files import atomic, read_json, write_json
 from ipt.mixture.schedule import used_sources
 from ipt.models import model_identity
-from ipt.pipeline.provenance import provenance, provenance_facts, write_manifest
-from ipt.pipeline.records import Record, arm_record, write_record, write_records
+from ipt.pipeline.commands import main_scores_of, model_check
+from ipt.pipeline.plan import start_job
+from ipt.pipeline.provenance import (
+    Record,
+    arm_record,
+    provenance,
+    provenance_facts,
+    write_manifest,
+    write_record,
+    write_records,
+)
 from ipt.pipeline.stages import (
     PHASES,
+    Evaluation,
     StageNotFinished,
     Stages,
+    Training,
     arm_config,
-    main_scores_of,
-    model_check,
+    duration,
 )
 from ipt.report.scores import Arm
-from ipt.stage import MANIFEST, Stage, check_outputs
+from ipt.stage import MANIFEST, Stage, StageId, check_outputs
 from ipt.sweeps.job import job_result, report_result
 from ipt.synthesis.formats.base import RULE_BASED
 
 START = "start"
-SHOWN = (
-    "synthesis",
-    "filters",
-    "rendering",
-    "training",
-    "evaluation",
-)  # stages whose files the report reads
+# stages whose files the report reads
+SHOWN = {"synthesis", "filters", "rendering", "training", "evaluation"}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class ArmRun:
-    """An arm on its way, for one seed; the start is one that is not trained."""
+    """An arm with one seed, and its results so far. The base model is the arm START."""
 
     name: str
     config: Config
     published: str = ""
     seed: int | None = None
     stages: Stages = field(init=False)
-    training: Stage | None = None
-    evaluation: Stage | None = None
+    training: Training | None = None
+    evaluation: Evaluation | None = None
     error: str = ""
 
     def __post_init__(self) -> None:
@@ -68,16 +75,15 @@ class ArmRun:
 
     @property
     def place(self) -> Path:
-        """Its folder below the run's."""
+        """The folder of the arm, relative to that of the run."""
         return Path("arms") / self.name / ("" if self.seed is None else f"seed-{self.seed}")
 
 
 def reproduce(config: Config) -> None:
-    """Run the recipe, or of it what `stages` and `only` name, and write its report to `output_dir`
-    (default: outputs/<name>).
+    """Run the stages and arms that the keys `stages` and `only` select, and write the report to
+    `output_dir` (default: outputs/<name>).
 
-    Finished stages are reused. An arm that fails does not keep the others from being done; raises
-    RuntimeError in the end.
+    If an arm fails, the other arms still run; raises UserError at the end.
     """
     started = time.monotonic()
     output = Path(config.output_dir or f"outputs/{config.name}")
@@ -86,8 +92,10 @@ def reproduce(config: Config) -> None:
     check = model_check(
         [run.config for run in runs if run.name != START] if "training" in phases else []
     )
+    job = start_job([(run.config, _visit(run, phases)) for run in arm_runs(config)])
     for run in runs:
         run.stages.before_work = check
+        run.stages.log = job
         _attempt(run, phases)
     distributed.leave()
     if rank() > 0:
@@ -97,24 +105,17 @@ def reproduce(config: Config) -> None:
         _report(config, output, runs, records, started)
     if failed := [run for run in runs if run.error]:
         raise UserError(_failures(failed))
-    scores = {run.label: main_scores_of(run.evaluation.folder) for run in runs if run.evaluation}
-    report_result(
-        job_result(
-            output,
-            {
-                f"{label} {name}": value
-                for label, figures in scores.items()
-                for name, value in figures.items()
-            },
-        )
-    )
+    figures = {}
+    for run in runs:
+        if run.evaluation:
+            for name, value in main_scores_of(run.evaluation.folder).items():
+                figures[f"{run.label} {name}"] = value
+    report_result(job_result(output, figures))
 
 
 def arm_runs(config: Config) -> list[ArmRun]:
-    """The start, unless all is trained from scratch, and the arms that `only` leaves, each once for
-    each of `seeds`.
-
-    Seeds vary the seed of the training alone.
+    """The base model, unless arms train from scratch, and the arms that `only` selects, once per
+    seed. Only the training depends on the seed.
     """
     runs = [] if config.architecture else [ArmRun(START, config, config.published)]
     for name in config.only or config.arms:
@@ -131,21 +132,16 @@ def start_last(runs: list[ArmRun]) -> list[ArmRun]:
 
 
 def advance(run: ArmRun, phases: list[str], stages: Stages | None = None) -> None:
-    """Bring an arm as far as the last of `phases`, working on the stages of these and finding those
-    of others finished.
-    """
+    """Run the stages of `phases` for an arm. Stages of other phases must be cached."""
     stages = stages or run.stages
-    stages.only = (
-        {stage for phase in phases for stage in PHASES[phase]}
-        if set(phases) < set(PHASES)
-        else None
-    )
+    stages.only = None
+    if set(phases) < set(PHASES):
+        stages.only = {stage for phase in phases for stage in PHASES[phase]}
     scored = {"evaluation", "report"} & set(phases)
     if run.name == START:
         if scored:
-            run.evaluation = stages.evaluation(
-                run.config.model, model_identity(run.config.model), "evaluation start"
-            )
+            model = run.config.model
+            run.evaluation = stages.evaluation(model, model_identity(model), START)
         return
     sources = used_sources(run.config.mixture)
     if "synthesis" in phases and "instruction" in sources:
@@ -154,24 +150,24 @@ def advance(run: ArmRun, phases: list[str], stages: Stages | None = None) -> Non
         for source in sources:
             stages.store(source)
     if scored or "training" in phases:
-        run.training = stages.training(f"training {run.label}")
+        run.training = stages.training(run.label)
     if scored and run.training:
-        export = str(run.training.folder / "export")
-        run.evaluation = stages.evaluation(
-            export, run.training.digest, f"evaluation {run.label}", trained=True
-        )
+        export, digest = str(run.training.export), run.training.digest
+        run.evaluation = stages.evaluation(export, digest, run.label, trained=True)
+
+
+def _visit(run: ArmRun, phases: list[str]) -> Callable[[Stages], None]:
+    return lambda stages: advance(run, phases, stages)
 
 
 def _attempt(run: ArmRun, phases: list[str]) -> None:
-    """Note what goes wrong with the arm instead of ending, unless it would go wrong with all of
-    them.
-    """
+    """Advance an arm. An error is kept in `run.error`, unless all arms would fail."""
     try:
         advance(run, phases)
     except StageNotFinished as missing:
+        phase = next(phase for phase, stages in PHASES.items() if missing.stage in stages)
         run.error = (
-            f"{missing} is not finished: run stages=[{_phase_of(str(missing))}] first, with the "
-            "same stages_dir"
+            f"{missing} is not finished: run stages=[{phase}] first, with the same stages_dir"
         )
     except Exception as error:
         if "RANK" in os.environ or getattr(error, "errno", None) in DISK_FULL:
@@ -180,29 +176,23 @@ def _attempt(run: ArmRun, phases: list[str]) -> None:
         if not isinstance(error, UserError):
             console.print_exception()
     if run.error:
-        console.print(
-            f"[red]{escape(run.label)}:[/] {escape(run.error)}", highlight=False, soft_wrap=True
-        )
-
-
-def _phase_of(stage: str) -> str:
-    return next(phase for phase, stages in PHASES.items() if stage in stages)
+        log.error(f"{run.label}: {run.error}")
 
 
 def _failures(failed: list[ArmRun]) -> str:
-    """One line; arms that failed in the same way stand together."""
+    """One line that groups arms by their error."""
     reasons: dict[str, list[str]] = {}
     for run in failed:
         reasons.setdefault(run.error, []).append(run.label)
-    told = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
-    return f"{len(failed)} not done: {told}"
+    parts = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    return f"{len(failed)} not done: {'; '.join(parts)}"
 
 
 def _place(output: Path, runs: list[ArmRun]) -> list[Record]:
-    """Make links to the stages of each arm, write its record beside them, and return the records.
+    """Write the record of each arm and links to its stages, and return the records.
 
-    `arms/<name>/training` and `arms/<name>/evaluation`, with seeds `arms/<name>/seed-<n>/…`, lead
-    to the stages, wherever they are kept.
+    The links are `arms/<name>/training` and `arms/<name>/evaluation`, with seeds
+    `arms/<name>/seed-<n>/…`.
     """
     records = []
     for run in runs:
@@ -228,22 +218,22 @@ def _link(link: Path, folder: Path) -> None:
 def _report(
     config: Config, output: Path, runs: list[ArmRun], records: list[Record], started: float
 ) -> None:
-    """Write everything that a person reads, and last the manifest."""
+    """Write the report, and last the manifest."""
+    from ipt.evaluation.tables import table
     from ipt.report.html import write_report
 
     done = list(_distinct(runs))
-    for label, stage in done:
-        if stage.reused and label.split()[0] in SHOWN:
+    for identity, stage in done:
+        if stage.reused and identity.name in SHOWN:
             check_outputs(stage)
     with atomic(output / "config.yaml") as temporary:
         temporary.write_text(OmegaConf.to_yaml(asdict(config)), encoding="utf-8")
-    rows = [_row(label, stage) for label, stage in done]
+    rows = [_row(identity, stage) for identity, stage in done]
     write_json(output / "stages.json", rows)
     write_records(output, records)
     found = provenance("reproduce", config, done)
-    texts = next(
-        (stage.folder / "texts" for label, stage in done if label.startswith("rendering")), None
-    )
+    rendered = (stage for identity, stage in done if identity.name == "rendering")
+    texts = next((stage.folder / "texts" for stage in rendered), None)
     pairs, quality = _pairs(done)
     arms = [
         Arm(run.name, _folder(run.training), run.evaluation.folder, run.seed or 0, run.published)
@@ -262,9 +252,10 @@ def _report(
         facts=_facts(config, runs, found),
         records=records,
     )
-    console.print(_scores_table(runs))
+    scored = {run.label: run.evaluation.folder for run in runs if run.evaluation}
+    console.print(table(scored))
     seconds = round(time.monotonic() - started, 1)
-    console.print(f"report: {output / 'report.html'}  ({seconds:.0f} s)", soft_wrap=True)
+    log.info(f"report: {output / 'report.html'} ({duration(seconds)})")
     failed = {run.label: run.error for run in runs if run.error}
     summary = {
         "seconds": seconds,
@@ -276,26 +267,26 @@ def _report(
     write_manifest(output, found, done, name=config.name, seconds=seconds, not_done=failed)
 
 
-def _distinct(runs: list[ArmRun]) -> Iterator[tuple[str, Stage]]:
-    """The stages of all arms, each once, those of the start at the end."""
+def _distinct(runs: list[ArmRun]) -> Iterator[tuple[StageId, Stage]]:
+    """The stages of all arms, each once. Those of the base model come last."""
     seen: set[Path] = set()
     for run in start_last(runs):
-        for label, stage in run.stages.done:
+        for identity, stage in run.stages.done.items():
             if stage.folder not in seen:
                 seen.add(stage.folder)
-                yield label, stage
+                yield identity, stage
 
 
-def _pairs(done: list[tuple[str, Stage]]) -> tuple[Path | None, dict[str, Any]]:
-    """The folder of pairs to show, those of the first arm that has any, and figures of their
-    quality.
-    """
-    pairs, quality = None, dict[str, Any]()
-    for label, stage in done:
-        if label == "synthesis" and pairs is not None:
+def _pairs(done: list[tuple[StageId, Stage]]) -> tuple[Path | None, dict[str, Any]]:
+    """The folder of pairs of the first arm that has pairs, and statistics of their quality."""
+    pairs: Path | None = None
+    quality: dict[str, Any] = {}
+    for identity, stage in done:
+        if identity.name == "synthesis" and pairs is not None:
             break
-        if label in ("synthesis", "filters"):
-            pairs, quality = stage.folder / "pairs", quality | stage.stats
+        if identity.name in ("synthesis", "filters"):
+            pairs = stage.folder / "pairs"
+            quality |= stage.stats
     return pairs, quality
 
 
@@ -303,10 +294,10 @@ def _folder(stage: Stage | None) -> Path | None:
     return stage.folder if stage else None
 
 
-def _row(label: str, stage: Stage) -> dict[str, Any]:
+def _row(identity: StageId, stage: Stage) -> dict[str, Any]:
     manifest = read_json(stage.folder / MANIFEST)
     return {
-        "name": label,
+        "name": str(identity),
         "folder": str(stage.folder),
         "seconds": stage.seconds,
         "reused": stage.reused,
@@ -318,27 +309,17 @@ def _row(label: str, stage: Stage) -> dict[str, Any]:
 
 def _facts(config: Config, runs: list[ArmRun], found: dict[str, Any]) -> dict[str, Any]:
     machine = found["hardware"]
+    cpus = f"{machine['cpus']} CPU cores ({machine['machine']})"
+    sequences = config.trainer.max_steps * config.trainer.global_batch_size
     failed = {run.label: run.error for run in runs if run.error}
     return {
         "command": found["command"],
         "model": config.model,
         "synthesizer": "rules" if config.synthesis.format == RULE_BASED else config.synthesis.model,
         "seed": config.seeds or config.seed,
-        "token budget of each arm": config.trainer.max_steps
-        * config.trainer.micro_batch_size
-        * config.trainer.accumulate_grad_batches
-        * config.trainer.devices
-        * config.trainer.num_nodes
-        * config.mixture.seq_len,
-        "hardware": ", ".join(machine["gpus"])
-        or f"{machine['cpus']} CPU cores ({machine['machine']})",
+        "token budget of each arm": sequences * config.mixture.seq_len,
+        "hardware": ", ".join(machine["gpus"]) or cpus,
         **provenance_facts(found),
         **({"not done": failed} if failed else {}),
         "versions": found["versions"],
     }
-
-
-def _scores_table(runs: list[ArmRun]) -> Any:
-    from ipt.evaluation.tables import table
-
-    return table({run.label: run.evaluation.folder for run in runs if run.evaluation})

@@ -1,6 +1,4 @@
-"""`python -m ipt runs [FOLDER]`: the runs and stages below a folder, with their state, step, score,
-age and size.
-"""
+"""`python -m ipt runs [FOLDER]`: lists the runs and stages below a folder."""
 
 import argparse
 import json
@@ -23,14 +21,13 @@ from ipt.stage import MANIFEST, STARTED
 METRICS, RESULTS, SWEEP = "metrics.jsonl", "results.json", "sweep.json"
 FINISHED, RUNNING, INTERRUPTED = "finished", "running", "interrupted"
 COLOURS = {FINISHED: "green", RUNNING: "cyan", INTERRUPTED: "yellow"}
-LAST = 1 << 16  # bytes at the end of metrics.jsonl that hold its last line
+# bytes at the end of metrics.jsonl that hold its last line
+LAST = 1 << 16
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run or stage. `step`: of a training, with those that it has; `score`: one figure of an
-    evaluation.
-    """
+    """A run or stage. `step`: of a training, such as "3 of 12"; `score`: of an evaluation."""
 
     folder: Path
     kind: str
@@ -57,14 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
     folder = parser.parse_args(arguments).folder
     with exit_on_user_error():
         if not folder.is_dir():
-            raise MissingFileError(f"{folder} is no folder: name the one that runs are written to")
+            raise MissingFileError(
+                f"{folder} is not a folder: give the folder that runs are written to"
+            )
         make_console().print(_table(folder, list_runs(folder)))
 
 
 def list_runs(folder: Path) -> list[Entry]:
-    """What lies below `folder`, the newest last. Links are not followed; a run inside a run counts
-    on its own.
-    """
+    """The runs and stages below `folder`, the newest last. Does not follow links."""
     return sorted(map(_entry, _places(folder)), key=lambda entry: entry.changed)
 
 
@@ -108,15 +105,13 @@ def _entry(folder: Path) -> Entry:
 def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):  # a run may be writing, or gone by now
+    except (OSError, json.JSONDecodeError):  # a run may be writing it, or was deleted
         return {}
     return record if isinstance(record, dict) else {}
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether a process is at work on the stage: it holds the lock beside the folder, on this
-    machine or on a shared file system.
-    """
+    """Whether a process holds the lock of the stage, also on another machine."""
     lock = folder.parent / f".{folder.name}.lock"
     if not lock.exists():
         return False
@@ -138,7 +133,7 @@ def _step(folder: Path, record: dict[str, Any]) -> str:
 
 
 def _score(path: Path) -> str:
-    from ipt.pipeline.stages import main_scores_of
+    from ipt.pipeline.commands import main_scores_of
 
     if not _read(path):
         return ""

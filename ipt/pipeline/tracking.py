@@ -11,7 +11,7 @@ from ipt.training.logger import log_figures
 if TYPE_CHECKING:
     import wandb
 
-    from ipt.pipeline.records import Record
+    from ipt.pipeline.provenance import Record
     from ipt.training.wandb_run import WandbRun
 
 

@@ -1,7 +1,6 @@
-"""Checks of a config before a model is loaded; each error is one line.
+"""Checks of a config before a model is loaded. Each raises UserError.
 
-Checks that need transformers, of a model's weights, vocabulary and positions, come last: they take
-seconds.
+Checks of a model's weights, vocabulary and positions come last, because they import transformers.
 """
 
 from pathlib import Path
@@ -17,8 +16,7 @@ from ipt.evaluation.run import check_config, check_tasks
 from ipt.evaluation.task import load_tasks
 from ipt.mixture.schedule import used_sources
 from ipt.models import check_model, resolve_model
-from ipt.pipeline.sources import SOURCE_TEXTS, source_corpus
-from ipt.pipeline.stages import PHASES, arm_config
+from ipt.pipeline.stages import PHASES, SOURCE_TEXTS, arm_config, source_corpus
 from ipt.places import check_temporary, check_writable
 from ipt.playground.server import check_page
 from ipt.rendering.run import check_rendering
@@ -33,9 +31,7 @@ from ipt.training.validation import check_launch, check_training
 
 
 def check_places(config: Config) -> None:
-    """Check that the folders of results can be written, before any work. The first process checks
-    for all.
-    """
+    """Check that the folders of results can be written. Rank 0 checks for all processes."""
     if rank() > 0:
         return
     if config.output_dir:
@@ -91,24 +87,19 @@ def check_playground(config: Config) -> None:
 
 
 def check_arms(config: Config) -> None:
-    """The keys that say what of a recipe with arms is to be done."""
+    """Check the keys that select arms, seeds and stages."""
     if not config.arms:
         raise UserError(
             f"experiment {config.name} has no arms: train it with `python train.py "
             f"experiment={config.name}`"
         )
     if "start" in config.arms:
-        raise UserError(
-            "arms.start: this name is that of the model that training starts from: give the arm "
-            "another"
-        )
+        raise UserError("arms.start: the base model has this name; choose another name for the arm")
     for key, known in (("stages", list(PHASES)), ("only", list(config.arms))):
         if unknown := [name for name in getattr(config, key) if name not in known]:
-            raise UserError(
-                f"{key}=[{unknown[0]}]: there is none of this name, only {', '.join(known)}"
-            )
+            raise UserError(f"{key}=[{unknown[0]}]: must be among {', '.join(known)}")
     if len(set(config.seeds)) < len(config.seeds):
-        raise UserError(f"seeds={config.seeds}: each seed once")
+        raise UserError(f"seeds={config.seeds}: a seed occurs twice")
 
 
 def check_reproduce(config: Config) -> None:
@@ -120,7 +111,7 @@ def check_reproduce(config: Config) -> None:
         _check_training_stage(arm)
         if scored and not arm.tasks:
             raise UserError(
-                "tasks=[]: name what to score the arms on, as tasks=[medicine], or "
+                "tasks=[]: name tasks to evaluate the arms on, such as tasks=[medicine], or set "
                 "stages=[synthesis,tokens,training]"
             )
         if arm.tasks:
@@ -132,7 +123,7 @@ def check_reproduce(config: Config) -> None:
 
 
 def check_trained_model(config: Config) -> None:
-    """Check the model that a training starts from, its data, and whether its export can be written."""
+    """Check the model that is trained, its data, and whether it can be exported."""
     from ipt.export.folder import check_export
     from ipt.models.checks import check_weights, local_folder
     from ipt.models.limits import check_model_limits
@@ -152,7 +143,7 @@ def check_trained_model(config: Config) -> None:
 
 
 def check_scored_model(name: str, config: Config) -> None:
-    """A model that is scored or talked to."""
+    """Check a model that is evaluated or used in a chat."""
     from ipt.models.checks import check_weights
     from ipt.models.limits import check_model_limits
 
@@ -161,9 +152,7 @@ def check_scored_model(name: str, config: Config) -> None:
 
 
 def check_synthesizer(config: SynthesisConfig) -> None:
-    """The synthesizer's weights, its adapter's, and whether it has the window that the config asks
-    for.
-    """
+    """Check the weights of the synthesizer and its adapter, and its context window."""
     if config.format == RULE_BASED:
         return
     if config.engine == "openai":
@@ -182,7 +171,7 @@ def check_synthesizer(config: SynthesisConfig) -> None:
 
 
 def _check_store_ids(config: Config) -> None:
-    """Finished token stores that the config names must hold ids of the model only."""
+    """Check that token stores of kind=store have only ids in the model's vocabulary."""
     from ipt.models.limits import model_limits
 
     for name in used_sources(config.mixture):
@@ -195,17 +184,17 @@ def _check_store_ids(config: Config) -> None:
 
 
 def _check_processes(config: Config, phases: list[str]) -> None:
-    """Several processes train together; whatever else there is to do is for one."""
+    """Only the training stage can run in several processes."""
     if (launcher_number("WORLD_SIZE") or 1) > 1 and set(phases) - {"tokens", "training"}:
         raise UserError(
-            f"stages=[{','.join(phases)}]: several processes were started, which is for "
-            "stages=[training] alone"
+            f"stages=[{','.join(phases)}]: several processes were started, but only "
+            "stages=[training] can use them"
         )
     check_launch(config.trainer, "-m ipt reproduce … stages=[training], others with one process")
 
 
 def check_synthesis_stage(config: Config) -> None:
-    """Settings of synthesis and filters, the engine and the synthesizer's name."""
+    """Check the settings of synthesis and filters, the engine, and the name of the model."""
     check_synthesis(config.synthesis)
     check_filters(config.filters)
     _check_overlap(config)
@@ -214,22 +203,20 @@ def check_synthesis_stage(config: Config) -> None:
 
 
 def _check_overlap(config: Config) -> None:
-    """Tasks to look for must be there; those that ask about this very corpus cannot be looked for
-    in its documents.
-    """
+    """Check the tasks to search for. The corpus cannot be searched for tasks made from it."""
     if not (config.corpus.overlap or config.filters.overlap):
         return
     tasks = config.decontamination.tasks or config.tasks
     if not tasks:
         raise UserError(
-            "decontamination.tasks=[]: name the evaluation tasks to look for, or name some in tasks"
+            "decontamination.tasks=[]: name evaluation tasks to search for, here or in tasks"
         )
     own = [task.name for task in load_tasks(tasks, config.data_dir) if task.needs_corpus]
     if config.corpus.overlap and own:
         mode = config.corpus.overlap
         raise UserError(
-            f"corpus.overlap={mode}: {own[0]} is made from the corpus itself: name others in "
-            "decontamination.tasks"
+            f"corpus.overlap={mode}: the task {own[0]} is made from the corpus: name other tasks "
+            "in decontamination.tasks"
         )
 
 
@@ -252,8 +239,8 @@ def _check_tasks(config: Config) -> None:
 
 
 def check_source(name: str, config: Config) -> None:
-    """A source of the mixture beside raw and instruction. Reads the first row of files, and of a
-    token store the indices.
+    """Check a source of the mixture other than raw and instruction. Reads the first row of files,
+    and the index of a token store.
     """
     source = named_source(name, config)
     if source.kind == STORE:
@@ -269,10 +256,9 @@ def check_source(name: str, config: Config) -> None:
 
 
 def named_source(name: str, config: Config) -> SourceConfig:
-    """What the config says of a source. Raises UserError if that is nothing."""
+    """The config of a source. Raises UserError if there is none."""
     if name not in config.mixture.sources:
         raise UserError(
-            f"mixture.ratios.{name}: no such source; others than raw and instruction need "
-            f"mixture.sources.{name}.path"
+            f"mixture.ratios.{name}: no such source; add it with +mixture.sources.{name}.path=PATH"
         )
     return config.mixture.sources[name]

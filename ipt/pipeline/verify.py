@@ -1,6 +1,4 @@
-"""`python -m ipt verify RUN`: whether the files of a run, and of all stages that it leads to, are
-those that were written.
-"""
+"""`python -m ipt verify RUN`: compares the files of a run and its stages with their manifests."""
 
 import argparse
 import sys
@@ -19,12 +17,13 @@ from ipt.errors import MissingFileError, UserError
 from ipt.files import has_seal, read_json
 from ipt.stage import MANIFEST, STATS, changed_outputs
 
-SHOWN = 10  # broken files of a folder that are named
+# changed files of a folder that are listed
+SHOWN = 10
 
 
 @dataclass
 class Checked:
-    """A folder with a manifest, and how its files compare with it."""
+    """The changed and missing files of a folder with a manifest."""
 
     folder: Path
     name: str
@@ -57,15 +56,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def verify(folder: Path) -> list[Checked]:
-    """The folder and all that it leads to, each checked once: first what it is made of, as links
-    and the digests of inputs tell.
+    """Check a folder and the stages that it was made from, each once.
 
-    Every file is read, but where a manifest is not what was written: nothing can be checked by
-    that. Raises MissingFileError if the folder is not that of a finished run.
+    Every file is read, except in folders whose manifest was changed. Raises MissingFileError if the
+    folder has no manifest.
     """
     if not list(_manifests(folder)):
         raise MissingFileError(
-            f"{folder} holds no {MANIFEST}: name the folder of a finished run, sweep or stage"
+            f"{folder} holds no {MANIFEST}: give the folder of a finished run, sweep or stage"
         )
     checked: dict[Path, Checked] = {}
     waiting = list(_manifests(folder))
@@ -79,9 +77,7 @@ def verify(folder: Path) -> list[Checked]:
 
 
 def _manifests(folder: Path) -> Iterator[Path]:
-    """The folder itself, or of a sweep and the like all folders in it, linked ones too, that have a
-    manifest.
-    """
+    """The folder itself, or else the folders below it that have a manifest. Follows links."""
     if (folder / MANIFEST).exists():
         yield folder
         return
@@ -91,7 +87,7 @@ def _manifests(folder: Path) -> Iterator[Path]:
 
 
 def _checked(folder: Path) -> tuple[Checked, dict[str, Any]]:
-    """And the manifest; {} if it is not what was written."""
+    """The result for a folder, and its manifest; {} if the manifest was changed."""
     name = MANIFEST
     try:
         manifest = read_json(folder / name)
@@ -116,8 +112,8 @@ def _checked(folder: Path) -> tuple[Checked, dict[str, Any]]:
 
 
 def _leads_to(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
-    """The stages that a run names, or those beside a stage whose digests are its inputs, or that
-    hide theirs by damage.
+    """The stages of a run; for a stage, the folders next to it whose digests are its inputs or
+    cannot be read.
     """
     for stage in manifest.get("stages", []):
         yield folder / stage["folder"]
@@ -143,9 +139,8 @@ def _table(checked: list[Checked]) -> Table:
         )
         table.add_row(escape(found.name), escape(str(found.folder)), str(found.files), state)
     broken = [found for found in checked if not found.whole]
-    table.caption = f"{len(checked) - len(broken)} of {len(checked)} folders are whole" + (
-        ": what is not, remove and run again" * bool(broken)
-    )
+    remedy = ": delete the others and run again" if broken else ""
+    table.caption = f"{len(checked) - len(broken)} of {len(checked)} folders are whole{remedy}"
     table.caption_justify = "left"
     return table
 

@@ -16,7 +16,7 @@ from ipt.cli import exit_on_user_error
 from ipt.console import console
 from ipt.errors import UserError
 from ipt.files import read_json
-from ipt.pipeline.records import Record, read_record
+from ipt.pipeline.provenance import Record, read_record
 from ipt.places import check_writable
 from ipt.report.scores import Arm
 from ipt.stage import MANIFEST, git_commit, hardware, installed_versions

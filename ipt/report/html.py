@@ -18,7 +18,7 @@ import jinja2
 import pyarrow.parquet as pq
 
 from ipt.files import atomic, hash_json, read_parts
-from ipt.pipeline.records import Record
+from ipt.pipeline.provenance import Record
 from ipt.report import formatting
 from ipt.report.findings import MainRow, comparisons, lead, main_table, reading_notes
 from ipt.report.formatting import duration, finite, scientific, thousands

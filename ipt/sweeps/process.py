@@ -76,7 +76,7 @@ class Run:
         """Whether an earlier run of the sweep finished the job, and its stages are still valid."""
         if self.job.status not in FINISHED:
             return False
-        from ipt.pipeline.stages import finished_result
+        from ipt.pipeline.commands import finished_result
 
         result = finished_result(self.launch.command, self.config)
         if result is not None:

@@ -185,8 +185,8 @@ def test_evaluation_reports_it_beside_the_score(tmp_path, items, store, tiny_mod
     assert [
         stage.reused
         for made in stages
-        for label, stage in made.done
-        if label.startswith("contamination")
+        for identity, stage in made.done.items()
+        if identity.name == "contamination"
     ] == [False, True]
     results = load_results(folders[0])["quiz"]
     ids = {row["id"] for row in read_predictions(folders[0], "quiz")}

@@ -132,7 +132,7 @@ def test_stages_by_hand_give_the_same_results_and_skip_what_is_finished(job, tmp
     for _ in range(2):
         pairs = run_here("synthesize", *recipe, f"output_dir={tmp_path / 'pairs'}", cwd=tmp_path)
         assert pairs.returncode == 0, pairs.stderr
-    assert "reused" in pairs.stderr
+    assert "plan: all 2 stages are cached" in pairs.stderr
     assert _rows(tmp_path / "pairs" / "pairs") == _rows(
         job / _stages(job)["synthesis"]["folder"] / "pairs"
     )

@@ -14,9 +14,9 @@ from ipt.evaluation.task import load_tasks
 from ipt.files import hash_json
 from ipt.mixture.schedule import resolve_ratios, used_sources
 from ipt.pipeline import dry_run as dry_run_module
-from ipt.pipeline.dry_run import Needs, dry_run, remedies, training_needs
-from ipt.pipeline.dry_run_arms import dry_run_arms, plan_arms
-from ipt.pipeline.inputs import FETCHED, HERE, MISSING, training_inputs
+from ipt.pipeline.dry_run.arms import dry_run_arms, plan_arms
+from ipt.pipeline.dry_run.inputs import FETCHED, HERE, MISSING, training_inputs
+from ipt.pipeline.dry_run.training import Needs, dry_run, remedies, training_needs
 from ipt.pipeline.stages import arm_config
 from tests.commands import ROOT, run, run_here
 
@@ -90,8 +90,8 @@ def _trainings_traced_once():
         return known[key]
 
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr("ipt.pipeline.dry_run.training_needs", needs)
-        patches.setattr("ipt.pipeline.dry_run_arms.training_needs", needs)
+        patches.setattr("ipt.pipeline.dry_run.training.training_needs", needs)
+        patches.setattr("ipt.pipeline.dry_run.arms.training_needs", needs)
         yield
 
 
@@ -110,7 +110,7 @@ def test_every_recipe_dry_runs_and_leaves_nothing_behind(name, offline, capsys, 
     text = said(capsys)
     for part in (
         "dry run of " + name,
-        "What it reads",
+        "Inputs",
         "Mixture",
         "FLOPs",
         "optimizer state",
@@ -162,9 +162,9 @@ def test_arms_of_mini_medicine_have_one_budget_and_change_what_they_are_named_fo
     arms = {arm: arm_config(config, changes) for arm, changes in config.arms.items()}
     assert set(config.only) <= set(arms)
     for arm in arms.values():
-        assert (arm.trainer, arm.schedule, arm.model, arm.corpus) == (
+        assert (arm.trainer, arm.lr_scheduler, arm.model, arm.corpus) == (
             config.trainer,
-            config.schedule,
+            config.lr_scheduler,
             config.model,
             config.corpus,
         )
@@ -190,14 +190,14 @@ def test_the_published_numbers(name):
         trainer.max_steps,
         config.mixture.seq_len,
         config.optimizer.lr,
-        config.schedule.warmup_steps,
+        config.lr_scheduler.warmup_steps,
     ) == (steps, seq_len, lr, warmup)
     assert (config.optimizer.betas, config.optimizer.weight_decay, trainer.gradient_clip_val) == (
         [0.9, 0.95],
         0.1,
         1.0,
     )
-    assert config.schedule.name == "cosine"
+    assert config.lr_scheduler.name == "cosine"
     needs = needs_of(name)
     assert (needs.tokens_per_step, needs.tokens) == (tokens_per_step, tokens_per_step * steps)
     assert needs.parameters == needs.trainable
@@ -219,10 +219,10 @@ def test_arms_change_their_data_and_nothing_else(name):
     arms = {arm: arm_config(config, changes) for arm, changes in config.arms.items()}
     assert list(arms) == ["vanilla", "mix", "instruct", "without_corpora", "rule_based", "one_shot"]
     for arm in arms.values():
-        assert (arm.trainer, arm.optimizer, arm.schedule, arm.model) == (
+        assert (arm.trainer, arm.optimizer, arm.lr_scheduler, arm.model) == (
             config.trainer,
             config.optimizer,
-            config.schedule,
+            config.lr_scheduler,
             config.model,
         )
     assert set(used_sources(arms["vanilla"].mixture)) <= {"raw", "unconverted"}
@@ -287,7 +287,7 @@ def test_what_does_not_fit_is_said_with_what_to_change(offline, capsys):
     )
     dry_run(config)
     text = said(capsys)
-    assert "does not fit:" in text and "What to change:" in text
+    assert "does not fit:" in text and "Possible changes:" in text
     assert re.search(
         r"trainer\.devices=\d+ trainer\.accumulate_grad_batches=\d+: [\d.]+ GiB, fits", text
     )

@@ -10,8 +10,8 @@ import pytest
 
 from ipt.config import Config, compose_config
 from ipt.errors import UserError
-from ipt.pipeline.dry_run_arms import FINISHED, MISSING, TO_DO, plan_arms
-from ipt.pipeline.records import read_record
+from ipt.pipeline.dry_run.arms import FINISHED, MISSING, TO_DO, plan_arms
+from ipt.pipeline.provenance import read_record
 from ipt.pipeline.reproduce import reproduce
 from ipt.pipeline.runs import list_runs
 from ipt.pipeline.validation import check_reproduce
@@ -213,11 +213,11 @@ def test_the_plan_names_an_input_that_is_not_here(tmp_path):
     [
         (
             ["stages=[train]"],
-            r"stages=\[train\]: there is none of this name, only synthesis, tokens",
+            r"stages=\[train\]: must be among synthesis, tokens",
         ),
-        (["only=[other]"], r"only=\[other\]: there is none of this name, only vanilla, instruct"),
-        (["seeds=[1,1]"], "each seed once"),
-        (["tasks=[]"], r"tasks=\[\]: name what to score"),
+        (["only=[other]"], r"only=\[other\]: must be among vanilla, instruct"),
+        (["seeds=[1,1]"], "a seed occurs twice"),
+        (["tasks=[]"], r"tasks=\[\]: name tasks to evaluate"),
         (
             ["trainer.devices=2"],
             r"torchrun --nproc-per-node=2 -m ipt reproduce … stages=\[training\]",

@@ -2,7 +2,7 @@
 
 import json
 
-from ipt.pipeline.stages import main_scores_of
+from ipt.pipeline.commands import main_scores_of
 from ipt.report.measures import measure_of
 from ipt.report.scores import Score, main_scores
 

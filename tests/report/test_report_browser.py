@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from ipt.evaluation.task_types import multiple_choice
-from ipt.pipeline.records import Record, SourceRecord
+from ipt.pipeline.provenance import Record, SourceRecord
 from ipt.report.cli import job_arms
 from ipt.report.html import write_report
 from ipt.report.scores import Arm

@@ -224,7 +224,7 @@ def test_ctrl_c_lets_the_running_job_save_and_the_sweep_end(swept):
     assert swept.stop_code == 130, swept.stop_error
     assert (
         swept.stop_error.strip().splitlines()[-1]
-        == "error: stopped; the same command goes on from here"
+        == "error: interrupted: run the same command again to resume"
     )
     assert "stopping: waiting for 1 running jobs to save" in swept.stop_error
     assert swept.stop_statuses == ["interrupted", "interrupted"]
@@ -233,10 +233,8 @@ def test_ctrl_c_lets_the_running_job_save_and_the_sweep_end(swept):
 
 
 def test_what_all_jobs_need_was_made_once_and_a_finished_sweep_starts_no_process(swept):
-    for stage in ("corpus", "synthesis"):
-        assert (
-            sum(f"{stage}: finished before" in log for log in swept.first_logs) == len(RATIOS) - 1
-        )
+    for stage in ("build corpus", "synthesize pairs"):
+        assert sum(f"{stage}: cached, " in log for log in swept.first_logs) == len(RATIOS) - 1
     logs = _logs(swept.folder)
     result = run(*SWEEP, cwd=swept.folder, **CPU)
     assert result.returncode == 0, result.stderr
@@ -283,7 +281,7 @@ def test_a_failing_job_leaves_the_other_done_and_a_second_sweep_finds_the_model_
     table = result.stderr[result.stderr.index("Sweep") :]
     rows = [line.split() for line in table.splitlines() if line.startswith("│")]
     assert [row[5] for row in rows] == ["failed", "finished"]
-    assert sum("training: finished before" in log for log in _logs(tmp_path).values()) == 1
+    assert sum("train: cached, " in log for log in _logs(tmp_path).values()) == 1
 
 
 def test_a_sweep_runs_once_at_a_time_and_jobs_do_not_share_a_folder(tmp_path):

@@ -17,6 +17,7 @@ from ipt.files import read_parts
 from ipt.models import load_tokenizer
 from ipt.pipeline.stages import Stages
 from ipt.pipeline.validation import check_train
+from ipt.stage import StageId
 from ipt.synthesis.finetuning_data import build_tuning_texts, check_tuning_source
 from ipt.synthesis.formats.base import Vocabulary
 from ipt.synthesis.formats.tags import Pair, context_text, pairs_text
@@ -387,9 +388,10 @@ def test_the_recipe_trains_on_a_collection_in_the_published_layout(tmp_path, mon
     assert [step["step"] for step in steps] == [1, 2] and all(
         np.isfinite(step["loss"]) for step in steps
     )
-    done = dict(stages.done)
-    assert set(done["texts collection"].stats["data_sets"]) == set(include)
-    tokenizer, store = load_tokenizer("embedded:tiny"), TokenStore(done["tokens collection"].folder)
+    texts = stages.done[StageId("texts", "collection")]
+    assert set(texts.stats["data_sets"]) == set(include)
+    tokenizer = load_tokenizer("embedded:tiny")
+    store = TokenStore(stages.done[StageId("tokens", "collection")].folder)
     assert set(np.diff(store.positions(np.arange(len(store) + 1)))) == {
         256
     }  # each sequence is one text, so packing cuts none

@@ -40,7 +40,7 @@ def test_a_given_store_takes_the_place_of_a_stage(folder, tiny_model, tmp_path, 
             Config(model=tiny_model, mixture=mixture, stages_dir=str(tmp_path / "stages"))
         )
         store = stages.store("given")
-        assert store.folder == path and stages.done == []
+        assert store.folder == path and stages.done == {}
         assert (
             TokenStore.open(store.folder).tokens(3).tolist()
             == TokenStore(folder).tokens(3).tolist()

@@ -19,7 +19,7 @@ from ipt.models.small_copy import (
     random_model,
     small_copies,
 )
-from ipt.pipeline import stages
+from ipt.pipeline import commands
 from ipt.training import loss, probe
 from ipt.training.attention import PACKED, implementation, packed_attention
 from ipt.training.loss import CausalLMLoss, LogitTransform, chunked_cross_entropy
@@ -403,5 +403,5 @@ def test_a_command_ends_before_any_stage(tmp_path, monkeypatch):
     config.mixture.ratios = {"raw": 1.0}
     Path(config.corpus.path).write_text('{"text": "a document"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="packed documents influence each other"):
-        stages.train(config)
+        commands.train(config)
     assert not Path(config.stages_dir).exists()

@@ -1,6 +1,4 @@
-"""What a training needs, before any of it is spent: data, memory, time, disk. Needs no GPU, no
-weights and no network.
-"""
+"""What a training needs: data, memory, time and disk space. Needs no GPU, weights or network."""
 
 import logging
 import os
@@ -15,7 +13,7 @@ from ipt.config import Config
 from ipt.console import console
 from ipt.errors import UserError
 from ipt.mixture.schedule import read_schedule
-from ipt.pipeline.inputs import FETCHED, HERE, Input, training_inputs
+from ipt.pipeline.dry_run.inputs import FETCHED, HERE, Input, training_inputs
 from ipt.training.memory_estimate import (
     GPU_MEMORY,
     RESERVE,
@@ -27,7 +25,8 @@ from ipt.training.memory_estimate import (
 from ipt.training.metrics import CONVENTION, flops_per_token, named_peak
 from ipt.training.validation import check_training
 
-DEVICES_OF_A_NODE, MOST_DEVICES = 8, 64  # that are suggested where memory is too little
+# limits of the suggestions if memory is insufficient
+DEVICES_OF_A_NODE, MOST_DEVICES = 8, 64
 COLOURS = {HERE: "green", FETCHED: "yellow"}
 
 
@@ -36,14 +35,14 @@ class Needs:
     """Figures of a training; bytes, seconds, and FLOPs by the convention of ipt.training.metrics."""
 
     parameters: int
-    embedding: int  # of them, in the table of input embeddings
+    embedding: int  # parameters of the input embedding
     trainable: int
     sequences_per_step: int
     tokens_per_step: int
     tokens: int
     flops_per_token: float
     memory: Memory  # of one device
-    room: int | None  # memory that one device has; None: not known
+    room: int | None  # memory of one device; None: not known
     seconds: float | None  # None: the device's peak rate is not known
     checkpoint: int
     export: int
@@ -54,14 +53,13 @@ class Needs:
 
 
 def dry_run(config: Config) -> None:
-    """Print what the training of `config` needs, and what would not fit.
+    """Print what the training of `config` needs, which inputs are missing, and whether it fits.
 
-    Raises a one-line error for a config that no run could use, and for a model whose shape is not
-    known here. Data that is missing and memory that is too little are printed.
+    Raises UserError for an invalid config and for a model whose shape is not known.
     """
     check_training(config)
     _check_keys(config)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says that it has no GPU
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that there is no GPU
     inputs = training_inputs(config)
     needs = training_needs(config)
     console.rule(f"dry run of {config.name}")
@@ -78,7 +76,7 @@ def dry_run(config: Config) -> None:
 
 
 def training_needs(config: Config) -> Needs:
-    """Raises UserError if nothing is known of the model's shape."""
+    """Raises UserError if the shape of the model is not known."""
     trainer = config.trainer
     model = memory_model(config)
     memory = training_memory(model, config)
@@ -111,30 +109,29 @@ def training_needs(config: Config) -> Needs:
 
 
 def remedies(config: Config) -> Iterator[tuple[str, Needs]]:
-    """Changes that make a training smaller, one on top of the other, with what it then needs; the
-    last one fits, if any does.
+    """Changes that reduce the memory, each in addition to the ones before, with the needs after it.
+    The last one fits, if any does.
     """
-    config, said = deepcopy(config), list[str]()
+    config = deepcopy(config)
+    changes = []
     for change in _changes(config):
-        said.append(change)
+        changes.append(change)
         needs = training_needs(config)
-        yield " ".join(said), needs
+        yield " ".join(changes), needs
         if needs.fits:
             return
 
 
 def _changes(config: Config) -> Iterator[str]:
-    """Changes `config` step by step and says how; the tokens of an optimizer step stay as they are."""
+    """Change `config` step by step and yield the changes. The tokens per step stay the same."""
     trainer = config.trainer
     if trainer.activation_checkpointing != "full":
         trainer.activation_checkpointing = "full"
         yield "trainer.activation_checkpointing=full"
     if trainer.micro_batch_size > 1:
-        trainer.accumulate_grad_batches, trainer.micro_batch_size = (
-            trainer.accumulate_grad_batches * trainer.micro_batch_size,
-            1,
-        )
-        yield f"trainer.micro_batch_size=1 trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}"
+        trainer.accumulate_grad_batches *= trainer.micro_batch_size
+        trainer.micro_batch_size = 1
+        yield f"trainer.micro_batch_size=1 {_accumulation(config)}"
     if config.optimizer.name == "adamw":
         config.optimizer.name = "adamw_8bit"
         yield "optimizer=adamw_8bit"
@@ -149,10 +146,14 @@ def _changes(config: Config) -> Iterator[str]:
         trainer.accumulate_grad_batches //= 2
         if trainer.devices < DEVICES_OF_A_NODE:
             trainer.devices *= 2
-            yield f"trainer.devices={trainer.devices} trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}"
+            yield f"trainer.devices={trainer.devices} {_accumulation(config)}"
         else:
             trainer.num_nodes *= 2
-            yield f"trainer.num_nodes={trainer.num_nodes} trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}"
+            yield f"trainer.num_nodes={trainer.num_nodes} {_accumulation(config)}"
+
+
+def _accumulation(config: Config) -> str:
+    return f"trainer.accumulate_grad_batches={config.trainer.accumulate_grad_batches}"
 
 
 # What is printed
@@ -160,7 +161,7 @@ def _changes(config: Config) -> Iterator[str]:
 
 
 def _inputs_table(inputs: list[Input]) -> Table:
-    table = Table("what", "where", "state", title="What it reads", title_justify="left")
+    table = Table("what", "where", "state", title="Inputs", title_justify="left")
     for item in inputs:
         table.add_row(item.what, item.where, f"[{COLOURS.get(item.state, 'red')}]{item.state}[/]")
     return table
@@ -169,7 +170,7 @@ def _inputs_table(inputs: list[Input]) -> Table:
 def _mixture_table(config: Config, needs: Needs, inputs: list[Input]) -> Table:
     schedule, known = read_schedule(config.mixture), {item.what: item.tokens for item in inputs}
     table = Table(title=f"Mixture, in {config.mixture.unit}", title_justify="left")
-    for name in ("source", "share", "trained tokens", "unique tokens", "repeats"):
+    for name in ("source", "ratio", "trained tokens", "unique tokens", "repeats"):
         table.add_column(name, justify="left" if name == "source" else "right")
     for source, share in zip(schedule.sources, schedule.mean().tolist(), strict=True):
         of_tokens = config.mixture.unit == "tokens"
@@ -186,38 +187,44 @@ def _mixture_table(config: Config, needs: Needs, inputs: list[Input]) -> Table:
 
 def _facts_table(config: Config, needs: Needs) -> Table:
     trainer, flops = config.trainer, needs.flops_per_token * needs.tokens
-    table = Table(show_header=False, title="What it computes", title_justify="left")
+    table = Table(show_header=False, title="Computation", title_justify="left")
     rows = {
         "parameters": f"{needs.parameters:,} ({needs.embedding:,} in the input embedding)",
         "trained": f"{needs.trainable:,} ({needs.trainable / needs.parameters:.2%})",
-        "tokens of a step": f"{needs.tokens_per_step:,} = {trainer.world_size} x {trainer.micro_batch_size} x {trainer.accumulate_grad_batches} x "
-        f"{config.mixture.seq_len:,} (devices x micro-batch x accumulation x sequence length)",
+        "tokens per step": (
+            f"{needs.tokens_per_step:,} = {trainer.world_size} x {trainer.micro_batch_size} x "
+            f"{trainer.accumulate_grad_batches} x {config.mixture.seq_len:,} "
+            "(devices x micro-batch x accumulation x sequence length)"
+        ),
         "tokens": f"{needs.tokens:,} in {trainer.max_steps:,} steps",
-        "FLOPs": f"{flops:.3g}, {needs.flops_per_token / 1e9:.1f} G a token: {CONVENTION}",
+        "FLOPs": f"{flops:.3g}, {needs.flops_per_token / 1e9:.1f} G per token: {CONVENTION}",
         "time": _time(config, needs),
-        "disk": f"{_gib(needs.checkpoint)} a checkpoint, of which {_checkpoints(config)}, {_gib(needs.export)} the result, "
-        "4 bytes a unique token",
+        "disk": (
+            f"{_gib(needs.checkpoint)} per checkpoint (at most {_checkpoints(config)} at a time), "
+            f"{_gib(needs.export)} for the export, 4 bytes per unique token"
+        ),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
 
 
-def _checkpoints(config: Config) -> str:
-    """How many lie there at the same time."""
-    every, checkpoint = config.checkpoint.keep_every_n_steps, config.checkpoint
-    kept_for_good = config.trainer.max_steps // every if every else 0
-    return f"{checkpoint.keep_last + 1 + kept_for_good} at most while one is saved"
+def _checkpoints(config: Config) -> int:
+    """The maximum number of checkpoints on disk, while another one is saved."""
+    every = config.checkpoint.keep_every_n_steps
+    kept = config.trainer.max_steps // every if every else 0
+    return config.checkpoint.keep_last + 1 + kept
 
 
 def _time(config: Config, needs: Needs) -> str:
     if needs.seconds is None:
-        return f"unknown: no peak rate is known of {'a CPU' if _on_cpu(config) else config.dry_run_gpu}"
+        device = "a CPU" if _on_cpu(config) else config.dry_run_gpu
+        return f"unknown, because the peak FLOP/s of {device} are not known"
     hours, devices = needs.seconds / 3600, config.trainer.world_size
     note = (
         ""
         if config.trainer.bf16_arithmetic
-        else "; the peak is that of bf16, precision=32-true is many times slower"
+        else "; this is the peak of bf16, and precision=32-true is many times slower"
     )
     where = f"{devices} {config.dry_run_gpu} at an MFU of {config.dry_run_mfu:.0%}"
     return f"{hours:,.1f} hours on {where} ({hours * devices:,.1f} GPU hours){note}"
@@ -258,15 +265,16 @@ def _print_verdict(config: Config, needs: Needs, inputs: list[Input]) -> None:
             )
     if needs.room is None:
         console.print(
-            f"[yellow]how much memory {config.dry_run_gpu} has is not known here[/]; known are {', '.join(GPU_MEMORY)}"
+            f"[yellow]the memory of {config.dry_run_gpu} is not known[/]; known GPUs are "
+            f"{', '.join(GPU_MEMORY)}"
         )
         return
-    asked = f"{_gib(needs.memory.peak)} and {_gib(RESERVE)} for what a device keeps for itself"
+    required = f"{_gib(needs.memory.peak)} and a reserve of {_gib(RESERVE)}"
     if needs.fits:
-        console.print(f"[green]fits[/]: {asked}, of {_gib(needs.room)}")
+        console.print(f"[green]fits[/]: {required}, of {_gib(needs.room)}")
         return
     console.print(
-        f"[bold red]does not fit[/]: {asked}, of {_gib(needs.room)}. What to change:",
+        f"[bold red]does not fit[/]: {required}, of {_gib(needs.room)}. Possible changes:",
         soft_wrap=True,
     )
     fits = False
@@ -278,7 +286,7 @@ def _print_verdict(config: Config, needs: Needs, inputs: list[Input]) -> None:
         )
     if not fits:
         console.print(
-            "  a device with more memory, LoRA (lora.rank=16), shorter sequences or a smaller model",
+            "  a GPU with more memory, LoRA (lora.rank=16), shorter sequences or a smaller model",
             highlight=False,
         )
 

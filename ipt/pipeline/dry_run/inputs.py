@@ -1,6 +1,4 @@
-"""What a training reads, and whether it is on this machine: nothing is fetched, and no URL is
-asked.
-"""
+"""The inputs of a training, and whether they are on this machine. Downloads nothing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,27 +9,28 @@ from ipt.corpus.build import check_corpus
 from ipt.errors import UserError
 from ipt.mixture.schedule import used_sources
 from ipt.models import check_model
-from ipt.pipeline.sources import SOURCE_TEXTS
+from ipt.pipeline.stages import SOURCE_TEXTS
 from ipt.pipeline.validation import check_source, check_synthesis_stage, named_source
 from ipt.rendering.run import check_rendering
 from ipt.synthesis.formats.base import RULE_BASED
 from ipt.tokens.source import KIND as STORE
 
 HERE, FETCHED, MISSING = "here", "to be fetched", "missing"
-PIPELINE = ("raw", "instruction")  # sources that are made of the corpus
+# sources that are made from the corpus
+PIPELINE = ("raw", "instruction")
 
 
 class Input(NamedTuple):
     what: str
     where: str
     state: str  # HERE | FETCHED | MISSING
-    problem: str = ""  # one line, where it is missing
+    problem: str = ""  # what is missing
     tokens: int | None = None  # of a finished token store
 
 
 def training_inputs(config: Config) -> list[Input]:
-    """Model, corpus, synthesizer and sources of the mixture. Raises UserError for a mixture that
-    names a source nobody describes.
+    """Model, corpus, synthesizer and sources of the mixture. Raises UserError for a source in the
+    ratios that the config does not describe.
     """
     sources = used_sources(config.mixture)
     inputs = [_model("tokenizer" if config.architecture else "model", config.model)]
@@ -91,7 +90,7 @@ def _source(name: str, config: Config) -> Input:
 
 
 def _store(what: str, path: str) -> Input:
-    """A token store on this machine, without a look at the tokenizer, which may have to be fetched."""
+    """A token store on this machine. Its tokenizer is not checked, as it may not be here yet."""
     from ipt.tokens.store import TokenStore
 
     found = _checked(what, path, lambda: TokenStore.open(path))

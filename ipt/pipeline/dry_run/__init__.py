@@ -1,0 +1,1 @@
+"""Dry runs: what a training (training, inputs) and a recipe with arms (arms) need."""
