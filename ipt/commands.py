@@ -80,7 +80,7 @@ def _report() -> None:
 
 
 def _dashboard() -> None:
-    from ipt.pipeline.dashboard import main
+    from ipt.pipeline.tracking.dashboard import main
 
     main()
 

@@ -259,7 +259,7 @@ class Stages:
             seed=config.seed,
         )
         if loggers:
-            from ipt.pipeline.tracking import log_training
+            from ipt.pipeline.tracking.lineage import log_training
 
             record = arm_record(name, config, self.done, stage)
             log_training(
@@ -340,7 +340,7 @@ class Stages:
         stage = self._run("evaluation", work, settings, inputs, folder, label=name, collective=True)
         logged = stage.reused and (stage.folder / ".wandb_id").exists()
         if self.config.logger.name != "none" and not logged and rank() == 0:
-            from ipt.pipeline.evaluation_log import log_evaluation
+            from ipt.pipeline.tracking.evaluation_log import log_evaluation
 
             log_evaluation(
                 replace(_with_own_seed(self.config), model=model), stage.folder, identity, name

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ipt.config import Config
 from ipt.evaluation.results import PREDICTIONS, RESULTS, load_results, read_predictions
 from ipt.evaluation.tables import MARKDOWN
-from ipt.pipeline.tracking import artifact_name, stage_artifact, use
+from ipt.pipeline.tracking.lineage import artifact_name, stage_artifact, use
 from ipt.stage import MANIFEST
 from ipt.training.logger import build_loggers
 

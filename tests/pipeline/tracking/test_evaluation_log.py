@@ -8,7 +8,7 @@ import pytest
 from ipt.config import Config, EvaluationConfig, LoggerConfig
 from ipt.evaluation.results import load_results
 from ipt.evaluation.run import evaluate
-from ipt.pipeline.evaluation_log import log_evaluation
+from ipt.pipeline.tracking.evaluation_log import log_evaluation
 from ipt.pipeline.stages import Stages
 
 

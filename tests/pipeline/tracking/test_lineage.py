@@ -6,7 +6,7 @@ import pytest
 
 from ipt.config import Config, LoggerConfig
 from ipt.pipeline.records import Record, SourceRecord
-from ipt.pipeline.tracking import artifact_name, log_training
+from ipt.pipeline.tracking.lineage import artifact_name, log_training
 from ipt.stage import run_stage
 from ipt.training.logger import build_loggers
 

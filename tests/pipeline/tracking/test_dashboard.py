@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from ipt.pipeline import dashboard
+from ipt.pipeline.tracking import dashboard
 
 
 @pytest.fixture
