@@ -19,8 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ipt.arguments import plain_arguments
-from ipt.config import Config, conf_dir, to_config, unknown_key
+from ipt.config import Config, conf_dir, plain_command, to_config, unknown_key
 from ipt.console import setup_logging, use_utf8
 from ipt.errors import UserError
 from ipt.sweeps.job import obey_launcher
@@ -29,6 +28,7 @@ from ipt.sweeps.job import obey_launcher
 # import.
 QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
+    "WANDB_ERROR_REPORTING": "false",
     "WANDB_SILENT": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -72,7 +72,7 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
 
     use_utf8()
     _check_current_folder()
-    sys.argv[1:] = plain_arguments(sys.argv[1:], Config)
+    sys.argv[1:] = plain_command(sys.argv[1:])
     obey_launcher()
     failures: list[BaseException] = []
 

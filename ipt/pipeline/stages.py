@@ -3,6 +3,7 @@ its key is known.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +26,13 @@ from ipt.sweeps.job import job_result, report_result, report_training
 from ipt.training.run_key import trainer_settings
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
     from ipt.corpus.documents import RowText
     from ipt.evaluation.callback import DuringTraining
     from ipt.evaluation.task import Task
     from ipt.synthesis.finetuning_data import Lengths
     from ipt.tokens.source import GivenStore
-    from ipt.training.wandb_run import WandbRun
 
 Json = dict[str, Any]
 PHASES: dict[str, tuple[str, ...]] = {  # what `stages` may name -> stages that are worked on
@@ -217,18 +219,22 @@ class Stages:
         config = _with_own_seed(self.config)
         points = schedule_points(config.mixture)
         stores = {source: self.store(source) for source in points[0].ratios}
-        loggers: list[WandbRun] = []
+        loggers: list[Logger] = []
+        tracking = ExitStack()
 
         def work(output: Path) -> Json:
-            from ipt.training.logger import build_loggers
+            from ipt.pipeline.tracking.lineage import log_pairs
+            from ipt.training.logger import open_loggers
             from ipt.training.train import train
 
             report_training(output)
             pairs = self.pairs().folder / "pairs" if "instruction" in stores else None
             folders = {source: store.folder for source, store in stores.items()}
 
-            def make_loggers() -> "list[WandbRun]":
-                loggers.extend(build_loggers(config, name, output, pairs))
+            def make_loggers() -> "list[Logger]":
+                loggers.extend(tracking.enter_context(open_loggers(config, name, output)))
+                if pairs is not None:
+                    log_pairs(loggers, pairs, config.seed)
                 return loggers
 
             return train(config, folders, output, make_loggers, self._during_training(output))
@@ -248,23 +254,22 @@ class Stages:
         inputs = {source: store.digest for source, store in stores.items()} | {
             "model": model_identity(config.model)
         }
-        stage = self._run(
-            "training",
-            work,
-            settings,
-            inputs,
-            folder,
-            label=name,
-            collective=True,
-            seed=config.seed,
-        )
-        if loggers:
-            from ipt.pipeline.tracking.lineage import log_training
-
-            record = arm_record(name, config, self.done, stage)
-            log_training(
-                loggers, [made for _, made in self.done], stage, record, config.logger.upload
+        with tracking:
+            stage = self._run(
+                "training",
+                work,
+                settings,
+                inputs,
+                folder,
+                label=name,
+                collective=True,
+                seed=config.seed,
             )
+            if loggers:
+                from ipt.pipeline.tracking.lineage import log_training
+
+                record = arm_record(name, config, self.done, stage)
+                log_training(config, loggers, [made for _, made in self.done], stage, record)
         return stage
 
     def contamination(self, data: str, corpus: Stage | None) -> Stage:
@@ -339,7 +344,7 @@ class Stages:
         }
         stage = self._run("evaluation", work, settings, inputs, folder, label=name, collective=True)
         logged = stage.reused and (stage.folder / ".wandb_id").exists()
-        if self.config.logger.name != "none" and not logged and rank() == 0:
+        if self.config.loggers and not logged and rank() == 0:
             from ipt.pipeline.tracking.evaluation_log import log_evaluation
 
             log_evaluation(

@@ -162,7 +162,11 @@ def _planned(
     config = to_config(
         compose(command, list(overrides))
     )  # Hydra is set up: this is called by its sweeper
-    group = [] if config.logger.group else [f"logger.group={_group(varying)}"]
+    group = [
+        f"logger.{name}.group={_group(varying)}"
+        for name, logger in config.loggers.items()
+        if logger.get("group", "") is None
+    ]
     settings = asdict(config) | {"logger": None}  # it changes nothing
     job = Job(
         varying_name(overrides, varying),

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ipt.console import progress
 from ipt.training.flops import flops_per_token, peak_flops
+from ipt.training.logger import log_metrics
 from ipt.training.module import PretrainingModule
 
 NOTABLE_WAIT = 0.05  # share of a step
@@ -123,10 +124,8 @@ class StepMetrics(Callback):
                 for name, value in record.items()
                 if value is not None and name != "step"
             }
-            for logger in (
-                trainer.loggers
-            ):  # not by log_dict, whose float32 does not count tokens beyond 2^24
-                logger.log_metrics(known, self._step)
+            # not by log_dict, whose float32 does not count tokens beyond 2^24
+            log_metrics(trainer.loggers, known, self._step)
 
 
 def step_note(record: dict[str, Any], devices: int) -> str:

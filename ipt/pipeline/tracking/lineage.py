@@ -1,92 +1,115 @@
-"""What a training was made of and what it made, as artifacts of its run on Weights & Biases."""
+"""W&B runs of trainings: the stages that a training was made from, the model, and their figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.loggers import Logger
+
+from ipt.config import Config
 from ipt.files import read_json
-from ipt.stage import MANIFEST, Stage
-from ipt.training.logger import log_figures
+from ipt.stage import MANIFEST, STATS, Stage
+from ipt.synthesis.quality.statistics import examples
+from ipt.training.logger import tolerating, wandb_loggers
 
 if TYPE_CHECKING:
     import wandb
 
     from ipt.pipeline.records import Record
-    from ipt.training.wandb_run import WandbRun
+
+EXAMPLES = 8
+COLUMNS = ["doc_id", "document", "question", "answer", "rewrite"]
+
+
+def log_pairs(loggers: Sequence[Logger], pairs: Path, seed: int) -> None:
+    """Log a table of examples, and the statistics of the stage that made the pairs."""
+    rows: list[list[str]] = []
+    for row in examples(pairs, EXAMPLES, seed):
+        document = [row["doc_id"], row["text"]]
+        rows += [[*document, pair["question"], pair["answer"], ""] for pair in row["pairs"]]
+        if row["rewrite"]:
+            rows.append([*document, "", "", row["rewrite"]])
+    stats = pairs.parent / STATS
+    figures = _figures(read_json(stats), "synthesis") if stats.exists() else {}
+    for logger in wandb_loggers(loggers):
+        with tolerating(logger):
+            logger.log_table("pairs", COLUMNS, rows)
+            logger.experiment.summary.update(figures)
 
 
 def log_training(
-    loggers: "Sequence[WandbRun]",
+    config: Config,
+    loggers: Sequence[Logger],
     stages: Sequence[Stage],
     training: Stage,
     record: "Record",
-    upload: bool,
 ) -> None:
-    """Log the stages before a finished training, its model, and its record to the training's run,
-    and end the run.
-
-    An artifact names those that it was made of in `made_from`. It holds the stage's manifest, with
-    the digest of each file, and where the files are; with `upload` the files too.
-    """
+    """Log a finished training: its record, the stages before it, and its model as artifacts."""
     folders = [stage.folder for stage in stages if stage.folder != training.folder]
-    for logger in loggers:
-        logger.send(_log_training, folders, training, record, upload)
-        logger.close()
+    for logger in wandb_loggers(loggers):
+        with tolerating(logger):
+            run = logger.experiment
+            run.summary.update(_figures(record.as_dict(), "record"))
+            for folder in folders:
+                use_artifact(run, stage_artifact(folder, folders))
+            run.log_artifact(stage_artifact(training.folder, folders, uploads_model(config)))
+
+
+def uploads_model(config: Config) -> bool:
+    """Whether `log_model` of a logger is set."""
+    return any(logger.get("log_model") for logger in config.loggers.values())
 
 
 def artifact_name(folder: Path) -> str:
-    """The name of a finished stage's artifact: that of its folder where stages are kept."""
-    manifest = _manifest(folder)
+    """The artifact of a finished stage is named after the stage and its key."""
+    manifest = read_json(folder / MANIFEST)
     return f"{manifest['stage']}-{manifest['key'][:12]}"
 
 
-def stage_artifact(folder: Path, upload: bool, before: Sequence[Path] = ()) -> "wandb.Artifact":
-    """The artifact of the finished stage in `folder`; `before` are the folders of stages that it
-    may have been made of.
+def stage_artifact(
+    folder: Path, before: Sequence[Path] = (), upload: bool = False
+) -> "wandb.Artifact":
+    """The artifact of the finished stage in `folder`: its manifest, which has the digest of each
+    file, and references to the files; with `upload` the files themselves.
+
+    `made_from` in its metadata names the artifacts of the stages it was made from, which are
+    searched for in the folders `before`.
     """
     import wandb
 
-    manifest = _manifest(folder)
-    digests = {_manifest(other)["digest"]: artifact_name(other) for other in before}
-    metadata: dict[str, Any] = {
-        name: manifest[name] for name in ("digest", "inputs", "seed", "git_commit", "seconds")
-    }
+    manifest = read_json(folder / MANIFEST)
+    names = {read_json(other / MANIFEST)["digest"]: artifact_name(other) for other in before}
+    metadata = {key: manifest[key] for key in ("digest", "inputs", "seed", "git_commit", "seconds")}
     metadata["made_from"] = [
-        digests[digest] for digest in manifest["inputs"].values() if digest in digests
+        names[digest] for digest in manifest["inputs"].values() if digest in names
     ]
     metadata["bytes"] = sum(file["bytes"] for file in manifest["outputs"].values())
     kind = "model" if manifest["stage"] == "training" else manifest["stage"]
     artifact = wandb.Artifact(artifact_name(folder), type=kind, metadata=metadata)
     artifact.add_file(str(folder / MANIFEST))
     for name in manifest["outputs"]:
+        path = folder / name
         if upload:
-            artifact.add_file(str(folder / name), name=name, policy="immutable", skip_cache=True)
+            artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
         else:
-            artifact.add_reference(
-                (folder / name).resolve().as_uri(), name=name, checksum=False
-            )  # the manifest has the digests
+            artifact.add_reference(path.resolve().as_uri(), name=name, checksum=False)
     return artifact
 
 
-def use(run: "wandb.Run", artifact: "wandb.Artifact") -> None:
-    """Log an artifact as an input of the run. Offline W&B knows no inputs: there it is one of the
-    run's artifacts like others.
-    """
+def use_artifact(run: "wandb.Run", artifact: "wandb.Artifact") -> None:
+    """Log an input of the run. Offline runs have no inputs; there it is an output."""
     if run.offline:
         run.log_artifact(artifact)
     else:
         run.use_artifact(artifact)
 
 
-def _log_training(
-    run: "wandb.Run", folders: Sequence[Path], training: Stage, record: "Record", upload: bool
-) -> None:
-    log_figures(run, record.as_dict(), "record")
-    for folder in folders:
-        use(run, stage_artifact(folder, upload, folders))
-    run.log_artifact(stage_artifact(training.folder, upload, folders))
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    return manifest
+def _figures(stats: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """The numbers in nested statistics by their path, without histograms and counts of texts."""
+    figures: dict[str, float] = {}
+    for name, value in stats.items():
+        if isinstance(value, dict) and name not in ("histograms", "frames", "tasks"):
+            figures |= _figures(value, f"{prefix}/{name}")
+        elif isinstance(value, int | float):
+            figures[f"{prefix}/{name}"] = value
+    return figures
