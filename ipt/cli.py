@@ -29,6 +29,7 @@ from ipt.sweeps.job import obey_launcher
 QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
     "WANDB_ERROR_REPORTING": "false",
+    "WANDB_HTTP_TIMEOUT": "10",
     "WANDB_SILENT": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "VLLM_NO_USAGE_STATS": "1",

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from hydra.utils import get_class, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from ipt.config import Config
@@ -22,6 +23,8 @@ from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
 log = logging.getLogger(__name__)
 
 RUN_ID = ".wandb_id"
+# commands that upload W&B runs, of those that were reported once
+incomplete: set[str] = set()
 
 
 def check_loggers(config: Config) -> None:
@@ -36,7 +39,7 @@ def check_loggers(config: Config) -> None:
             inspect.signature(logger).bind(**arguments)
             if issubclass(logger, WandbLogger):
                 _check_wandb(arguments)
-        except (ImportError, TypeError, ValueError) as error:
+        except (ImportError, MisconfigurationException, TypeError, ValueError) as error:
             raise UserError(f"logger.{name}: {_one_line(error)}") from error
 
 
@@ -117,6 +120,7 @@ def _check_wandb(arguments: Mapping[str, Any]) -> None:
         **{key: value for key, value in arguments.items() if key not in own}
     )
     wandb.Settings(**arguments.get("settings") or {})
+    WandbLogger(**arguments)
     has_wandb_key()
 
 
@@ -150,15 +154,14 @@ def _start_wandb(arguments: dict[str, Any]) -> list[WandbLogger]:
     """
     import wandb
 
-    # Reports about errors in W&B itself, which would also be sent by offline runs
+    # Reports about errors in W&B itself, which offline runs would also send
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         return [_started(arguments)]
     except (wandb.Error, OSError, ValueError) as error:
         reason = _one_line(error)
     wandb.teardown()  # it still holds the id of the run
-    # Later runs of this process do not wait for the server again
-    os.environ["WANDB_MODE"] = "offline"
+    _stay_offline()
     try:
         logger = _started({**arguments, "mode": "offline"})
     except (wandb.Error, OSError, ValueError) as error:
@@ -171,10 +174,14 @@ def _start_wandb(arguments: dict[str, Any]) -> list[WandbLogger]:
 def _started(arguments: dict[str, Any]) -> WandbLogger:
     import wandb
 
-    if not has_wandb_key() and wandb.setup().settings.mode != "disabled":
+    has_key = has_wandb_key()
+    mode = wandb.setup().settings.mode
+    if not has_key and mode == "online":
         arguments = {"mode": "offline", **arguments}
     logger: WandbLogger = instantiate(arguments, _convert_="all")
     logger.experiment.define_metric("*", step_metric="tokens", overwrite=True)
+    if not has_key and mode == "online":
+        log.info("W&B has no API key. To upload the run later: %s", _sync(logger))
     return logger
 
 
@@ -187,10 +194,21 @@ def _finish(loggers: Sequence[Logger], failed: bool = False) -> None:
 
 
 def _warn(logger: Logger, error: Exception) -> None:
-    later = ""
-    if isinstance(logger, WandbLogger):
-        later = f" What it did not receive is uploaded by: {_sync(logger)}"
-    log.warning("%s failed: %s.%s", type(logger).__name__, _one_line(error), later)
+    if not isinstance(logger, WandbLogger):
+        log.warning("%s failed (%s)", type(logger).__name__, _one_line(error))
+        return
+    _stay_offline()
+    command = _sync(logger)
+    if command not in incomplete:
+        incomplete.add(command)
+        log.warning("W&B lacks data (%s). To upload them later: %s", _one_line(error), command)
+
+
+def _stay_offline() -> None:
+    """Later runs of this process do not wait for the server."""
+    import wandb
+
+    wandb.setup(wandb.Settings(mode="offline"))
 
 
 def _sync(logger: WandbLogger) -> str:
@@ -199,4 +217,4 @@ def _sync(logger: WandbLogger) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]
+    return " ".join((str(error) or type(error).__name__).split())[:200].rstrip(".")

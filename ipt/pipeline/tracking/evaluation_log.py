@@ -13,7 +13,7 @@ from ipt.pipeline.tracking.lineage import (
     artifact_name,
     stage_artifact,
     uploads_model,
-    use_artifact,
+    use_artifacts,
 )
 from ipt.stage import MANIFEST
 from ipt.training.logger import RUN_ID, open_loggers, tolerating, wandb_loggers
@@ -44,7 +44,7 @@ def log_evaluation(config: Config, folder: Path, identity: str, name: str = "eva
                 _log_tables(logger, folder)
                 if is_stage:
                     model = stage_artifact(trained, upload=uploads_model(config))
-                    use_artifact(logger.experiment, model)
+                    use_artifacts(logger.experiment, [model])
                 _log_artifact(logger, folder, lineage)
 
 
@@ -78,6 +78,8 @@ def _log_artifact(logger: WandbLogger, folder: Path, lineage: dict[str, Any]) ->
     run = logger.experiment
     artifact = wandb.Artifact(f"evaluation-{run.id}", type="evaluation", metadata=lineage)
     for name in (MARKDOWN, RESULTS):
-        artifact.add_file(str(folder / name))
-    artifact.add_dir(str(folder / PREDICTIONS), name=PREDICTIONS)
+        artifact.add_file(str(folder / name), policy="immutable", skip_cache=True)
+    artifact.add_dir(
+        str(folder / PREDICTIONS), name=PREDICTIONS, policy="immutable", skip_cache=True
+    )
     run.log_artifact(artifact)

@@ -1,5 +1,6 @@
 """W&B runs of trainings: the stages that a training was made from, the model, and their figures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,7 @@ def log_training(
         with tolerating(logger):
             run = logger.experiment
             run.summary.update(_figures(record.as_dict(), "record"))
-            for folder in folders:
-                use_artifact(run, stage_artifact(folder, folders))
+            use_artifacts(run, [stage_artifact(folder, folders) for folder in folders])
             run.log_artifact(stage_artifact(training.folder, folders, uploads_model(config)))
 
 
@@ -86,7 +86,8 @@ def stage_artifact(
     metadata["bytes"] = sum(file["bytes"] for file in manifest["outputs"].values())
     kind = "model" if manifest["stage"] == "training" else manifest["stage"]
     artifact = wandb.Artifact(artifact_name(folder), type=kind, metadata=metadata)
-    artifact.add_file(str(folder / MANIFEST))
+    # immutable: not copied
+    artifact.add_file(str(folder / MANIFEST), policy="immutable", skip_cache=True)
     for name in manifest["outputs"]:
         path = folder / name
         if upload:
@@ -96,12 +97,17 @@ def stage_artifact(
     return artifact
 
 
-def use_artifact(run: "wandb.Run", artifact: "wandb.Artifact") -> None:
-    """Log an input of the run. Offline runs have no inputs; there it is an output."""
-    if run.offline:
+def use_artifacts(run: "wandb.Run", artifacts: Sequence["wandb.Artifact"]) -> None:
+    """Log artifacts as inputs of the run. Offline runs have no inputs; there they are outputs.
+
+    Raises wandb.Error if the server does not answer within `finish_timeout`.
+    """
+    for artifact in artifacts:
         run.log_artifact(artifact)
-    else:
-        run.use_artifact(artifact)
+    if not run.offline:
+        timeout = math.ceil(run.settings.finish_timeout) or None
+        for artifact in artifacts:
+            run.use_artifact(artifact.wait(timeout))
 
 
 def _figures(stats: Mapping[str, Any], prefix: str) -> dict[str, float]:
