@@ -4,7 +4,7 @@ import inspect
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,9 @@ def _start_wandb(arguments: dict[str, Any]) -> list[WandbLogger]:
         return [_started(arguments)]
     except (wandb.Error, OSError, ValueError) as error:
         reason = _one_line(error)
-    wandb.teardown()  # it still holds the id of the run
+    # W&B's process still holds the id of the run, or is gone
+    with suppress(Exception, SystemExit):
+        wandb.teardown()
     _stay_offline()
     try:
         logger = _started({**arguments, "mode": "offline"})
@@ -174,13 +176,13 @@ def _start_wandb(arguments: dict[str, Any]) -> list[WandbLogger]:
 def _started(arguments: dict[str, Any]) -> WandbLogger:
     import wandb
 
-    has_key = has_wandb_key()
-    mode = wandb.setup().settings.mode
-    if not has_key and mode == "online":
+    offline = bool(arguments.get("offline"))
+    needs_key = not (offline or has_wandb_key()) and wandb.setup().settings.mode == "online"
+    if offline or needs_key:
         arguments = {"mode": "offline", **arguments}
     logger: WandbLogger = instantiate(arguments, _convert_="all")
     logger.experiment.define_metric("*", step_metric="tokens", overwrite=True)
-    if not has_key and mode == "online":
+    if needs_key:
         log.info("W&B has no API key. To upload the run later: %s", _sync(logger))
     return logger
 
