@@ -104,7 +104,7 @@ def use_artifacts(run: "wandb.Run", artifacts: Sequence["wandb.Artifact"]) -> No
     """
     for artifact in artifacts:
         run.log_artifact(artifact)
-    if not run.offline:
+    if not (run.offline or run.disabled):
         timeout = math.ceil(run.settings.finish_timeout) or None
         for artifact in artifacts:
             run.use_artifact(artifact.wait(timeout))
