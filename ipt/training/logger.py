@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from hydra.utils import get_class, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from ipt.config import Config
 from ipt.distributed import rank
@@ -23,22 +23,29 @@ from ipt.training.checkpoint.storage import read_facts, whole_checkpoints
 log = logging.getLogger(__name__)
 
 RUN_ID = ".wandb_id"
+# folder of the loggers that are only checked
+NOWHERE = {"save_dir": "."}
 # commands that upload W&B runs, of those that were reported once
 incomplete: set[str] = set()
 
 
 def check_loggers(config: Config) -> None:
-    """Raises UserError for a class that is no logger, and for arguments that it does not have."""
+    """Raises UserError for a class that is no logger or needs a package that is not installed, and
+    for wrong arguments.
+    """
     for name, settings in config.loggers.items():
-        target = settings["_target_"]
-        arguments = {key: value for key, value in settings.items() if not key.startswith("_")}
+        arguments = {
+            key: value for key, value in _filled(settings, NOWHERE).items() if key[0] != "_"
+        }
         try:
-            logger = get_class(target)
+            logger = get_class(settings["_target_"])
             if not issubclass(logger, Logger):
-                raise TypeError(f"{target} is not a Lightning logger")
+                raise TypeError(f"{settings['_target_']} is not a Lightning logger")
             inspect.signature(logger).bind(**arguments)
             if issubclass(logger, WandbLogger):
                 _check_wandb(arguments)
+            if issubclass(logger, CSVLogger | TensorBoardLogger | WandbLogger):
+                logger(**arguments)  # which writes nothing
         except (ImportError, MisconfigurationException, TypeError, ValueError) as error:
             raise UserError(f"logger.{name}: {_one_line(error)}") from error
 
@@ -119,13 +126,21 @@ def _check_wandb(arguments: Mapping[str, Any]) -> None:
     inspect.signature(wandb.init).bind(
         **{key: value for key, value in arguments.items() if key not in own}
     )
-    wandb.Settings(**arguments.get("settings") or {})
-    WandbLogger(**arguments)
+    try:
+        wandb.Settings(**arguments.get("settings") or {})
+        wandb.Settings(project=arguments.get("project"), run_tags=arguments.get("tags"))
+    except wandb.Error as error:
+        raise ValueError(error) from error
     has_wandb_key()
 
 
+def _filled(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a logger, with `values` for those that are null."""
+    return {key: values.get(key) if value is None else value for key, value in settings.items()}
+
+
 def _build_loggers(config: Config, name: str, output: Path) -> list[Logger]:
-    filled: dict[str, Any] = {
+    values: dict[str, Any] = {
         "id": run_id(output),
         "name": f"{config.name} {name}",
         "group": config.name,
@@ -134,13 +149,11 @@ def _build_loggers(config: Config, name: str, output: Path) -> list[Logger]:
     }
     loggers: list[Logger] = []
     for settings in config.loggers.values():
-        arguments: dict[str, Any] = {
-            key: filled.get(key) if value is None else value for key, value in settings.items()
-        }
+        arguments = _filled(settings, values)
         if arguments.get("save_dir"):
             arguments["save_dir"] = expanded(arguments["save_dir"])
         if issubclass(get_class(arguments["_target_"]), WandbLogger):
-            loggers += _start_wandb({"id": filled["id"], **arguments})
+            loggers += _start_wandb({"id": values["id"], **arguments})
         else:
             loggers.append(instantiate(arguments, _convert_="all"))
     for logger in loggers:
@@ -183,7 +196,8 @@ def _started(arguments: dict[str, Any]) -> WandbLogger:
     logger: WandbLogger = instantiate(arguments, _convert_="all")
     logger.experiment.define_metric("*", step_metric="tokens", overwrite=True)
     if needs_key:
-        log.info("W&B has no API key. To upload the run later: %s", _sync(logger))
+        message = f"W&B has no API key. To upload the run later: {_sync(logger)}"
+        log.info(message, extra={"style": "dim"})
     return logger
 
 

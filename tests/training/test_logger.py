@@ -76,6 +76,7 @@ def test_entries_that_are_no_loggers_raise_an_error(override, message):
         ("logger.wandb._target_=lightning.pytorch.Trainer", "not a Lightning logger"),
         ("logger.wandb._target_=lightning.pytorch.Missing", "logger.wandb: .*Missing"),
         ("+logger.csv={_target_: lightning.pytorch.loggers.CSVLogger}", "logger.csv: .*save_dir"),
+        ("logger.wandb.project=a/b", "logger.wandb: Invalid project name"),
     ],
 )
 def test_wrong_arguments_raise_an_error_before_any_work(home, override, message):
