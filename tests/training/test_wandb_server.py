@@ -100,6 +100,7 @@ def ended(tmp_path_factory) -> tuple[Path, Ended, list[int]]:
         environments = []
         for kind, server in zip(KINDS, servers, strict=True):
             environment = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}
+            environment["WANDB_SERVICE"] = ""  # not that of earlier tests
             environment |= {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40}
             environments.append({**environment, "WANDB_HTTP_TIMEOUT": "2", "KIND": kind})
         result = run_together(train, folder, environments=environments)
