@@ -18,8 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ipt.arguments import plain_arguments
-from ipt.config import Config, conf_dir, to_config, unknown_key
+from ipt.config import Config, conf_dir, plain_command, to_config, unknown_key
 from ipt.console import setup_logging, use_utf8
 from ipt.errors import UserError
 from ipt.sweeps.job import obey_launcher
@@ -27,6 +26,8 @@ from ipt.sweeps.job import obey_launcher
 # Environment variables for libraries that would use the network or print at import.
 QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_HTTP_TIMEOUT": "10",
     "WANDB_SILENT": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -116,7 +117,7 @@ def _runs() -> None:
 
 
 def _dashboard() -> None:
-    from ipt.pipeline.dashboard import main
+    from ipt.pipeline.tracking.dashboard import main
 
     main()
 
@@ -134,7 +135,7 @@ def run_command(command: str, work: Callable[[Config], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     use_utf8()
     _check_current_folder()
-    sys.argv[1:] = plain_arguments(sys.argv[1:], Config)
+    sys.argv[1:] = plain_command(sys.argv[1:])
     obey_launcher()
     failures: list[BaseException] = []
 

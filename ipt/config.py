@@ -621,21 +621,6 @@ class PlaygroundConfig:
 
 
 @dataclass
-class LoggerConfig:
-    name: str = choice("none", "wandb")
-    project: str = "ipt"
-    # null: the name of the experiment, or the folder of the sweep
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-    # null: as WANDB_MODE and W&B's settings say; offline without an API key
-    offline: bool | None = None
-    # upload the data themselves as artifacts, weights included; false: only locations and hashes
-    upload: bool = False
-    # maximum seconds for W&B to start or finish a run; afterwards the run continues offline
-    timeout: float = 20.0
-
-
-@dataclass
 class Config:
     # name of the experiment
     name: str = "run"
@@ -670,7 +655,8 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     playground: PlaygroundConfig = field(default_factory=PlaygroundConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    # name -> _target_ (a Lightning logger) and its arguments; empty: none
+    logger: dict[str, Any] | None = field(default_factory=dict)
     # reproduce: name -> changes of the config for this arm
     arms: dict[str, Any] = field(default_factory=dict)
     # reproduce: train each arm once per seed; empty: once, with trainer.seed
@@ -691,7 +677,20 @@ class Config:
     dry_run_mfu: float = 0.5
 
     def __post_init__(self) -> None:
+        """Expand paths. Raises UserError for a logger that has no class."""
+        for name, settings in self.loggers.items():
+            if not isinstance(settings, dict):
+                raise UserError(unknown_key(f"logger.{name}"))
+            if not isinstance(settings.get("_target_"), str):
+                raise UserError(
+                    f"logger.{name}: _target_ must name the class of a Lightning logger"
+                )
         _expand_paths(self)
+
+    @property
+    def loggers(self) -> dict[str, Any]:
+        """The loggers of `logger` without those that are null."""
+        return {name: one for name, one in (self.logger or {}).items() if one is not None}
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -732,6 +731,9 @@ def unknown_key(key: str) -> str:
     """The error for a key that the config does not have: its new name, or the most similar key."""
     if renamed := new_name(key):
         return f"the key {key} is now called {renamed}"
+    if key.startswith("logger."):
+        name = key.split(".")[1]
+        return f"there is no key {key}: choose logger={name} first, or add the key with +{key}=…"
     known = [name for name, _, _ in keys(Config())]
     near = difflib.get_close_matches(key, known, n=1)
     return f"there is no key {key}: " + (
@@ -783,10 +785,20 @@ def to_config(config: DictConfig) -> Config:
     return result
 
 
+def plain_command(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments that Hydra takes as they were typed; GROUP=null selects nothing."""
+    result = []
+    for argument in plain_arguments(arguments, Config):
+        group, _, value = argument.partition("=")
+        is_empty_group = value == "null" and (conf_dir() / group).is_dir()
+        result.append(f"{group}=[]" if is_empty_group else argument)
+    return result
+
+
 def compose_config(command: str, overrides: Sequence[str]) -> Config:
     """The config of `command` with these overrides.
 
     Raises UserError for unknown keys and choices, and Hydra's and OmegaConf's errors.
     """
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return to_config(compose(command, plain_arguments(overrides, Config)))
+        return to_config(compose(command, plain_command(overrides)))

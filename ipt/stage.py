@@ -350,8 +350,8 @@ def changed_outputs(
 
 
 def hash_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """Relative path -> size and SHA-256 of every file below `folder`, hidden files, checkpoints and
-    the logs of W&B left out.
+    """Relative path -> size and SHA-256 of every file below `folder`, except hidden files,
+    checkpoints and files of loggers (conf/logger).
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     relative = {path.relative_to(folder): path for path in files}
@@ -359,5 +359,5 @@ def hash_folder(folder: Path) -> dict[str, dict[str, Any]]:
         str(name): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
         for name, path in relative.items()
         if not any(part.startswith(".") for part in name.parts)
-        and name.parts[0] not in ("checkpoints", "wandb", MANIFEST, STATS)
+        and name.parts[0] not in ("checkpoints", "csv", "wandb", MANIFEST, STATS)
     }

@@ -79,7 +79,7 @@ def test_values_arrive_in_the_config():
         "trainer.seed=range(1,3)",
         "corpus.path=choice(a,b)",
         "~trainer.seed",
-        "~logger.tags=[a]",
+        "~logger.wandb.tags=[a]",
         "+mixture.ratios.web=1",
         "++trainer.max_steps=1",
         "experiment=tiny",

@@ -8,9 +8,9 @@ from importlib import import_module
 MODULES = (
     "ipt.training.train",
     "ipt.pipeline.stages",
-    "ipt.pipeline.tracking",
-    "ipt.pipeline.evaluation_log",
-    "ipt.pipeline.dashboard",
+    "ipt.pipeline.tracking.lineage",
+    "ipt.pipeline.tracking.evaluation_log",
+    "ipt.pipeline.tracking.dashboard",
     "ipt.evaluation.run",
     "ipt.evaluation.callback",
     "lightning.pytorch.strategies",

@@ -427,7 +427,9 @@ def dashboard(trial: Trial) -> None:
             "WANDB_API_KEY": "0" * 40,
         }
         ended = run(
-            trial.stage.arguments("logger=wandb", "logger.timeout=2"), trial.folder, environment
+            trial.stage.arguments("logger=wandb", "logger.wandb.settings.init_timeout=2"),
+            trial.folder,
+            environment,
         )
     trial.hits += 1
     if ended.code:

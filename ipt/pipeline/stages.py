@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from importlib.metadata import version
@@ -24,12 +25,13 @@ from ipt.sweeps.job import report_training
 from ipt.training.run_key import trainer_settings
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
     from ipt.corpus.documents import RowText
     from ipt.evaluation.callback import DuringTraining
     from ipt.evaluation.task import Task
     from ipt.synthesis.finetuning_data import Lengths
     from ipt.tokens.source import GivenStore
-    from ipt.training.wandb_run import WandbRun
 
 Json = dict[str, Any]
 Work = Callable[[Path], Json]
@@ -347,12 +349,14 @@ class Stages:
         stage = StageId("training", variant)
         points = schedule_points(config.mixture)
         stores = {source: self.store(source) for source in points[0].ratios}
-        loggers: list[WandbRun] = []
+        loggers: list[Logger] = []
+        tracking = ExitStack()
 
         def work(output: Path) -> Json:
             from ipt.export.folder import check_export
             from ipt.export.huggingface import export
-            from ipt.training.logger import build_loggers
+            from ipt.pipeline.tracking.lineage import log_pairs
+            from ipt.training.logger import open_loggers
             from ipt.training.train import train
 
             report_training(output)
@@ -360,8 +364,10 @@ class Stages:
             pairs = self.pairs().pairs if "instruction" in stores else None
             folders = {source: store.folder for source, store in stores.items()}
 
-            def make_loggers() -> "list[WandbRun]":
-                loggers.extend(build_loggers(config, str(stage), output, pairs))
+            def make_loggers() -> "list[Logger]":
+                loggers.extend(tracking.enter_context(open_loggers(config, str(stage), output)))
+                if pairs is not None:
+                    log_pairs(loggers, pairs, config.seed)
                 return loggers
 
             score = self._during_training(output)
@@ -376,23 +382,23 @@ class Stages:
         inputs["model"] = model_identity(config.model)
         steps = config.trainer.max_steps
         tokens = steps * config.trainer.global_batch_size * config.mixture.seq_len
-        result = self._run(
-            Training,
-            stage,
-            work,
-            settings,
-            inputs,
-            folder=folder,
-            collective=True,
-            details=f"{steps:,} steps, {tokens:,} tokens",
-            seed=config.seed,
-        )
-        if loggers:
-            from ipt.pipeline.tracking import log_training
+        with tracking:
+            result = self._run(
+                Training,
+                stage,
+                work,
+                settings,
+                inputs,
+                folder=folder,
+                collective=True,
+                details=f"{steps:,} steps, {tokens:,} tokens",
+                seed=config.seed,
+            )
+            if loggers:
+                from ipt.pipeline.tracking.lineage import log_training
 
-            record = arm_record(str(stage), config, self.done, result)
-            made = list(self.done.values())
-            log_training(loggers, made, result, record, config.logger.upload)
+                record = arm_record(str(stage), config, self.done, result)
+                log_training(config, loggers, list(self.done.values()), result, record)
         return result
 
     def contamination(self, source: str, data: str, corpus: Corpus | None) -> Contamination:
@@ -465,8 +471,8 @@ class Stages:
             details=f"{len(tasks)} tasks",
         )
         logged = result.reused and (result.folder / ".wandb_id").exists()
-        if self.config.logger.name != "none" and not logged and rank() == 0:
-            from ipt.pipeline.evaluation_log import log_evaluation
+        if self.config.loggers and not logged and rank() == 0:
+            from ipt.pipeline.tracking.evaluation_log import log_evaluation
 
             scored = replace(_with_own_seed(self.config), model=model)
             log_evaluation(scored, result.folder, identity, str(stage))

@@ -46,8 +46,17 @@ def check_synthesize(config: Config) -> None:
     check_synthesizer(config.synthesis)
 
 
+def check_tracking(config: Config) -> None:
+    """The loggers, which import Lightning and W&B only if there are any."""
+    if config.loggers and rank() == 0:
+        from ipt.training.logger import check_loggers
+
+        check_loggers(config)
+
+
 def check_train(config: Config) -> None:
     _check_training_stage(config)
+    check_tracking(config)
     check_launch(config.trainer)
     check_trained_model(config)
 
@@ -66,6 +75,7 @@ def check_evaluate(config: Config) -> None:
     if not config.tasks:
         raise UserError("tasks=[]: name at least one task or group, for example tasks=[ontology]")
     _check_tasks(config)
+    check_tracking(config)
     check_scored_model(config.model, config)
 
 
@@ -118,6 +128,7 @@ def check_reproduce(config: Config) -> None:
             _check_tasks(arm)
         if "training" in phases:
             _check_processes(arm, phases)
+    check_tracking(config)
     for arm in arms:
         check_trained_model(arm)
 

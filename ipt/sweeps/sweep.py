@@ -195,7 +195,11 @@ def _planned(
 ) -> tuple[Job, Config]:
     """The job, and its config; called by a sweeper, for which Hydra is set up."""
     config = to_config(compose(command, list(overrides)))
-    group = [] if config.logger.group else [f"logger.group={_group(varying)}"]
+    group = [
+        f"logger.{name}.group={_group(varying)}"
+        for name, logger in config.loggers.items()
+        if logger.get("group", "") is None
+    ]
     settings = asdict(config) | {"logger": None}  # the logger does not change the result
     job = Job(
         varying_name(overrides, varying),

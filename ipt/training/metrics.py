@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ipt.config import TrainerConfig
 from ipt.console import progress
+from ipt.training.logger import log_metrics
 from ipt.training.module import PretrainingModule
 
 NOTABLE_WAIT = 0.05  # fraction of a step from which the progress bar shows the wait for data
@@ -133,12 +134,11 @@ class StepMetrics(Callback):
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             self._bar.advance(1, step_note(record, trainer.world_size))
-        if self._step % self.config.log_every_n_steps == 0 or scores:
+        if trainer.loggers and (self._step % self.config.log_every_n_steps == 0 or scores):
             del record["step"]
             known = {name: value for name, value in record.items() if value is not None}
             # Not through log_dict, whose float32 cannot count tokens beyond 2^24.
-            for logger in trainer.loggers:
-                logger.log_metrics(known, self._step)
+            log_metrics(trainer.loggers, known, self._step)
 
 
 def step_note(record: dict[str, Any], devices: int) -> str:

@@ -146,7 +146,7 @@ def _checkpoints(config: Config, report: dict[str, Any], output: Path) -> Checkp
         fetch(remote, output / "checkpoints")
     about = {
         "sources": report["sources"],
-        "wandb_id": run_id(output) if config.logger.name == "wandb" else None,
+        "wandb_id": run_id(output) if config.loggers else None,
     }
     return Checkpoints(output, run, about, remote)
 

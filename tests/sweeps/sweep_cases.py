@@ -83,7 +83,7 @@ def _finished(ratio: float, seed: int, number: int, trained: Path, scored: Path)
     overrides = (
         f"mixture.ratios.instruction={ratio}",
         f"trainer.seed={seed}",
-        "logger.group=sweep",
+        "logger.wandb.group=sweep",
     )
     loss = json.loads((trained / "summary.json").read_text())["final_loss"]
     return Job(

@@ -1,5 +1,5 @@
-"""`python -m ipt dashboard project=…`: a workspace and a report on Weights & Biases with the views
-that matter.
+"""`python -m ipt dashboard project=…`: a W&B workspace and a W&B report with the views of an
+experiment.
 """
 
 import json
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from ipt.cli import exit_on_user_error
 from ipt.errors import UserError
 from ipt.files import write_json
-from ipt.training.wandb_mode import ONLINE, has_key, wandb_mode
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
@@ -21,16 +20,12 @@ USAGE = (
     "[output=FILE]"
 )
 RATIO = "mixture.ratios.instruction"
-QUALITY = (
-    "pairs",
-    "grounded_rate",
-    "judge/accuracy",
-    "judge/relevance",
-)  # of `synthesis/...` in a run's summary
+# of `synthesis/...` in the summary of a run
+QUALITY = ("pairs", "grounded_rate", "judge/accuracy", "judge/relevance")
 
 
 def main() -> None:
-    """Read the command line and make the views; a user's mistake is one line and exit code 1."""
+    """Read the command line and make the views."""
     if sys.argv[1:] in (["-h"], ["--help"]):
         return print(USAGE)
     with exit_on_user_error():
@@ -40,21 +35,22 @@ def main() -> None:
 
 
 def dashboard(project: str, entity: str, scores: Sequence[str], output: Path) -> str:
-    """Make the workspace and the report of a project and return what to say of them.
+    """Make the workspace and the report of a project, and return where they are.
 
-    Without a key the workspace is written to `output` as JSON. `scores` are names of figures of
-    evaluations, TASK/METRIC, that are put against the ratio beside the loss. Raises UserError where
-    the extra is not installed.
+    Without an API key the workspace is written to `output` as JSON. `scores` are scores of
+    evaluations, TASK/METRIC, to plot against the mixture ratio. Raises UserError if the extra
+    `dashboard` is not installed.
     """
+    from ipt.training.logger import has_wandb_key
+
     space = workspace(project, entity, scores)
-    if not has_key() or wandb_mode(None).mode != ONLINE:
-        write_json(
-            output, json.loads(space._to_model().model_dump_json(by_alias=True, exclude_none=True))
-        )
+    if not has_wandb_key():
+        written = space._to_model().model_dump_json(by_alias=True, exclude_none=True)
+        write_json(output, json.loads(written))
         advice = (
-            "run `wandb login`, or unset WANDB_MODE, then this command again, to have it on W&B"
+            "run `wandb login`, or unset WANDB_MODE, and run this command again to save it there"
         )
-        return f"workspace: {output} (no key is configured, or W&B is offline: {advice})"
+        return f"workspace: {output} (W&B is offline or has no API key: {advice})"
     space.save()
     report = _report(project, entity, scores)
     report.save()
@@ -62,8 +58,8 @@ def dashboard(project: str, entity: str, scores: Sequence[str], output: Path) ->
 
 
 def workspace(project: str, entity: str, scores: Sequence[str] = ()) -> "ws.Workspace":
-    """The views of a project, one section for each question. Raises UserError where the extra is
-    not installed.
+    """The views of a project, one section per question. Raises UserError if the extra `dashboard`
+    is not installed.
     """
     try:
         import wandb_workspaces.workspaces as ws
@@ -71,10 +67,9 @@ def workspace(project: str, entity: str, scores: Sequence[str] = ()) -> "ws.Work
         raise UserError(
             "a dashboard needs wandb-workspaces: pip install 'ipt[dashboard]'"
         ) from None
-    sections = [
-        ws.Section(name=name, panels=panels, is_open=True)
-        for name, panels in _views(scores).items()
-    ]
+    sections = []
+    for name, panels in _views(scores).items():
+        sections.append(ws.Section(name=name, panels=panels, is_open=True))
     return ws.Workspace(
         entity=entity, project=project, name="Instruction pre-training", sections=sections
     )
@@ -86,40 +81,34 @@ def _views(scores: Sequence[str]) -> dict[str, list[Any]]:
     def curve(title: str, *metrics: str) -> Any:
         return wr.LinePlot(title=title, x="tokens", y=list(metrics))
 
-    against = [
-        wr.ScatterPlot(
-            title=f"{name} against the share of instructions",
-            x=wr.Config(RATIO),
-            y=wr.SummaryMetric(name),
-        )
-        for name in ("loss", *scores)
-    ]
+    def against_ratio(name: str) -> Any:
+        title = f"{name} against the proportion of instructions"
+        return wr.ScatterPlot(title=title, x=wr.Config(RATIO), y=wr.SummaryMetric(name))
+
+    def bars(name: str) -> Any:
+        return wr.BarPlot(title=name, metrics=[wr.SummaryMetric(f"synthesis/{name}")])
+
+    def table(name: str) -> Any:
+        return wr.WeavePanelSummaryTable(table_name=name)
+
     return {
-        "Which ratio?": against,
+        "Which ratio?": [against_ratio(name) for name in ("loss", *scores)],
         "Loss": [
             curve("loss", "loss"),
             wr.LinePlot(title="loss by source", x="tokens", metric_regex="loss/.*"),
         ],
         "Throughput": [
-            curve("tokens/s of each device", "tokens_per_second"),
+            curve("tokens/s per device", "tokens_per_second"),
             curve("MFU", "mfu"),
-            curve("share of time waiting for data", "data_wait"),
+            curve("fraction of time waiting for data", "data_wait"),
         ],
         "Stability": [
             curve("skipped steps", "skipped"),
             curve("gradient norm", "grad_norm"),
             curve("learning rate", "lr"),
         ],
-        "Synthesis": [
-            *(
-                wr.BarPlot(title=name, metrics=[wr.SummaryMetric(f"synthesis/{name}")])
-                for name in QUALITY
-            ),
-            wr.WeavePanelSummaryTable(table_name="pairs"),
-        ],
-        "Evaluation": [
-            wr.WeavePanelSummaryTable(table_name=name) for name in ("results", "predictions")
-        ],
+        "Synthesis": [*map(bars, QUALITY), table("pairs")],
+        "Evaluation": [table("results"), table("predictions")],
     }
 
 
@@ -143,7 +132,8 @@ def _arguments(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in given:
-            raise UserError(f"{word} is none of {', '.join(f'{known}=…' for known in given)}")
+            known = ", ".join(f"{key}=…" for key in given)
+            raise UserError(f"{word} is none of {known}")
         given[name] = value
     if not given["project"]:
         raise UserError(f"which project? {USAGE}")

@@ -1,3 +1,4 @@
+import csv
 import json
 import subprocess
 import sys
@@ -5,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from ipt.config import Config, EvaluationConfig, LoggerConfig
+from ipt.config import Config, EvaluationConfig, compose_config
 from ipt.evaluation.results import load_results
 from ipt.evaluation.run import evaluate
-from ipt.pipeline.evaluation_log import log_evaluation
 from ipt.pipeline.stages import Stages
+from ipt.pipeline.tracking.evaluation_log import log_evaluation
+
+LOGGERS = compose_config("evaluate", ["logger=[wandb,csv]", "logger.wandb.offline=true"]).logger
 
 
 @pytest.fixture
@@ -26,13 +29,13 @@ def evaluation(tmp_path, tiny_model):
     return tmp_path / "scores"
 
 
-def test_an_evaluation_is_in_wandb(evaluation, tmp_path):
+def test_an_evaluation_is_in_all_loggers(evaluation, tmp_path):
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / ".wandb_id").write_text("abc123")
     config = Config(
         name="test",
         model=str(tmp_path / "training" / "export"),
-        logger=LoggerConfig(name="wandb", offline=True),
+        logger=LOGGERS,
     )
     log_evaluation(config, evaluation, "identity")
     (log,) = evaluation.glob("wandb/offline-run-*/*.wandb")
@@ -56,13 +59,16 @@ def test_an_evaluation_is_in_wandb(evaluation, tmp_path):
     assert any(
         row[:3] == ["own", "logprob", pytest.approx(value)] for row in tables["results"]["data"]
     )
+    with (evaluation / "csv" / "version_0" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["own/logprob"]) == pytest.approx(value)
 
 
 def test_an_evaluation_that_was_finished_without_wandb_is_logged_once(
     evaluation, tmp_path, tiny_model
 ):
     config = Config(tasks=[str(tmp_path / "own.yaml")], stages_dir=str(tmp_path / "stages"))
-    with_wandb = replace(config, logger=LoggerConfig(name="wandb", offline=True))
+    with_wandb = replace(config, logger=LOGGERS)
     logs = []
     for asked in (config, with_wandb, with_wandb):
         stage = Stages(asked).evaluation(tiny_model, "identity")

@@ -1,0 +1,1 @@
+"""Experiment tracking: data lineage, results of evaluations, a W&B dashboard."""
