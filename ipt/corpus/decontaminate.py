@@ -8,6 +8,7 @@ n-gram of the items.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from xxhash import xxh3_64_intdigest
 from ipt.corpus.words import words_of
 from ipt.errors import UserError
 
+OVERLAPS = "overlaps with an evaluation task"  # reason for which documents are dropped
 SHORTEST = 8  # words; an item with fewer says too little to tell a copy from chance
 # An n-gram in more items than this, and in more than this share of its task's items, is the task's
 # wording.
@@ -161,3 +163,32 @@ def _powers(factor: int, count: int = 1024) -> Hashes:
 def _longer(powers: Hashes) -> Hashes:
     """Twice as many powers: the second half is the first one times the next power."""
     return np.concatenate([powers, powers * (powers[-1:] * powers[1:2])])
+
+
+class Decontamination:
+    """Counts the texts of a corpus that overlap with evaluation tasks and decides which to drop.
+
+    Without an `overlap` it drops nothing and reports nothing.
+    """
+
+    def __init__(self, overlap: Overlap | None, remove: bool) -> None:
+        self._overlap = overlap
+        self._remove = remove
+        self._count = OverlapCount(overlap) if overlap else None
+
+    def drops(self, text: str) -> bool:
+        if self._overlap is None or self._count is None:
+            return False
+        found = self._overlap.find(text)
+        self._count.add(found)
+        return bool(found) and self._remove
+
+    def report(self) -> dict[str, Any]:
+        if self._overlap is None or self._count is None:
+            return {}
+        entry = {
+            "ngram": self._overlap.ngram,
+            "removed": self._remove,
+            "tasks": self._count.report(),
+        }
+        return {"overlap": entry}

@@ -48,6 +48,15 @@ def build_filters(config: CorpusConfig) -> list[Filter]:
     return filters
 
 
+def reason_to_drop(text: str, filters: list[Filter]) -> str | None:
+    """The reason that the first matching filter gives, or None to keep the document."""
+    for filter_reason in filters:
+        reason = filter_reason(text)
+        if reason:
+            return reason
+    return None
+
+
 def _check(config: CorpusConfig) -> None:
     if config.min_characters < 0:
         raise UserError(f"corpus.min_characters={config.min_characters}: expected 0 or more")

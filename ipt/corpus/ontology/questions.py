@@ -4,19 +4,16 @@ One question is {"id", "task", "split", "prompt", "options", "gold", "meta"}; wh
 prompt followed by an option.
 """
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, cached_property
-from typing import Any
 
 from ipt.corpus.hashing import unit_hash
 from ipt.corpus.ontology.definitions import MASK, mask
 from ipt.corpus.ontology.terms import IS_A, KNOWN, Ontology, Term
-from ipt.errors import UserError
+from ipt.corpus.questions import Question
 
-RECALL, GENERALISATION = "recall", "generalisation"
 LONGEST_DESCRIPTION = 500  # characters of a definition that a question quotes, in whole sentences
 # what must be left of it when the name is masked: words, and share of its words
 FEWEST_WORDS, SMALLEST_SHARE = (8, 0.6)
@@ -41,8 +38,6 @@ COMMON_WORDS = {
 _ONLY_GENE = re.compile(
     r"cause of the disease is an? \w+(?: and/or \w+)? in the \S+ gene|material basis in"
 )
-
-Question = dict[str, Any]
 
 
 class Asker:
@@ -253,32 +248,6 @@ def ask(askers: Mapping[str, list[Asker]], count: int, passed_over: Counter[str]
     return questions
 
 
-def count_questions(questions: Iterable[Question]) -> dict[str, dict[str, int]]:
-    """Task -> split -> how many."""
-    counts: dict[str, dict[str, int]] = {}
-    for question in questions:
-        splits = counts.setdefault(question["task"], {})
-        splits[question["split"]] = splits.get(question["split"], 0) + 1
-    return counts
-
-
-def read_questions(lines: Iterable[bytes], where: str) -> Iterator[Question]:
-    """The questions of a .jsonl file. Raises UserError that names the line of one that cannot be
-    scored.
-    """
-    seen: set[str] = set()
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            question = _parse(line, f"{where}, line {number}")
-            if question["id"] in seen:
-                raise UserError(
-                    f"{where}, line {number}: id {question['id']!r} was there before, expected "
-                    "another one"
-                )
-            seen.add(question["id"])
-            yield question
-
-
 # One question
 # ----------------------------------------------------------------------------------------------
 
@@ -336,31 +305,3 @@ def _content(name: str) -> frozenset[str]:
         for word in words
         if len(word) > 3 and COMMON_WORDS.isdisjoint((word, word.removesuffix("s")))
     )
-
-
-def _parse(line: bytes, where: str) -> Question:
-    try:
-        question = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a line of JSON ({error})") from None
-    if not isinstance(question, dict):
-        raise UserError(
-            f"{where}: a JSON {type(question).__name__}, expected a question with id, task, split, "
-            "prompt, options, gold"
-        )
-    for key in ("id", "task", "split", "prompt"):
-        if not isinstance(question.get(key), str) or not question[key]:
-            raise UserError(f"{where}: {key} is {question.get(key)!r}, expected text")
-    options, gold = question.get("options"), question.get("gold")
-    if (
-        not isinstance(options, list)
-        or len(options) < 2
-        or not all(isinstance(option, str) and option for option in options)
-    ):
-        raise UserError(f"{where}: options are {options!r}, expected a list of two or more texts")
-    if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(options):
-        raise UserError(
-            f"{where}: gold is {gold!r}, expected the place of the right option, 0 to "
-            f"{len(options) - 1}"
-        )
-    return {**question, "meta": question.get("meta", {})}
