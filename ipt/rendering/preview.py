@@ -13,7 +13,8 @@ from rich.panel import Panel
 from rich.text import Text as Coloured
 
 from ipt.config import RenderingConfig
-from ipt.corpus.readers.files import CorpusFile, json_lines
+from ipt.corpus.readers.files import CorpusFile
+from ipt.corpus.readers.jsonl import json_lines
 from ipt.errors import MissingFileError, UserError
 from ipt.files import reading_parquet
 from ipt.places import check_pointer

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from ipt.config import SourceConfig
 from ipt.console import progress
-from ipt.corpus.readers.files import CorpusFile, file_kind, json_lines
+from ipt.corpus.readers.files import CorpusFile, file_kind
+from ipt.corpus.readers.jsonl import json_lines
 from ipt.errors import MissingFileError, UserError
 from ipt.files import write_parts
 from ipt.synthesis.formats.tags import Pair, context_text, pairs_text, parse
