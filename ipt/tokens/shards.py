@@ -1,10 +1,9 @@
-"""What a shard of a token store is, and how one is written.
+"""The files of one shard of a token store, and how to write them.
 
-shard-00000/tokens.bin    uint32, little-endian: the ids of all documents, one after the other
-shard-00000/offsets.npy   int64 [n_docs + 1]: where each document begins shard-00000/loss.bin
-uint8, only where a part of a document is not trained on: 1 for each token that is a target
-shard-00000/index.json    what the shard was made from and with, and size and SHA-256 of the files
-above
+shard-00000/tokens.bin    uint32, little-endian: the ids of all documents, concatenated
+shard-00000/offsets.npy   int64 [n_docs + 1]: the start of each document
+shard-00000/loss.bin      uint8: 1 for each token that is a target; only if some are not
+shard-00000/index.json    inputs and settings of the shard, size and SHA-256 of the other files
 """
 
 import hashlib

@@ -106,7 +106,8 @@ def test_a_template_makes_the_text(tmp_path):
     [
         (
             "{{ nothing }}",
-            r"a\.jsonl, line 1: corpus\.template cannot be filled: 'nothing' is undefined; the row has id, chapter, text",
+            r"a\.jsonl, line 1: corpus\.template cannot be filled: 'nothing' is undefined; "
+            r"the row has id, chapter, text",
         ),
         ("{% for %}", r"corpus\.template is no valid template"),
         ("{{ text.__class__.__mro__ }}", "cannot be filled"),  # the sandbox: a template is data too

@@ -1,8 +1,8 @@
-"""Which documents of a user's corpus are left out: too short or long, in another language, the same
-as an earlier one.
+"""Filters that drop documents: too short or long, in another language, or duplicates of an earlier
+one.
 
-Every reason has a name, by which the documents are counted. What a filter remembers is of documents
-that passed the ones before it, so of two equal documents the first is kept.
+Documents are counted by the reason that a filter returns. A filter sees only documents that passed
+the previous filters, so the first of two equal documents is kept.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ Filter = Callable[[str], str | None]  # text -> why it is left out, or None
 
 
 def build_filters(config: CorpusConfig) -> list[Filter]:
-    """The filters that `config` asks for, the cheap ones first. Raises UserError for a setting that
-    makes no sense.
+    """The filters that `config` requests, the cheap ones first. Raises UserError for invalid
+    settings.
     """
     _check(config)
     filters: list[Filter] = []
@@ -115,7 +115,7 @@ def _exact_filter() -> Filter:
 
 
 def _near_filter(similarity: float) -> Filter:
-    """Compares the sets of runs of `SHINGLE` words. A text without words is like no other."""
+    """Compares the sets of runs of `SHINGLE` words. A text without words is never a duplicate."""
     kept = NearDuplicates(similarity)
 
     def nearly_same(text: str) -> str | None:

@@ -175,7 +175,7 @@ def held_out_terms(ontology: Ontology, share: float, seed: int) -> set[str]:
 
 
 def _data_folder() -> Path:
-    """The package's data folder. The package is not imported, since its dependencies are missing."""
+    """The package's data folder. The package is not imported: its dependencies are missing."""
     try:
         folder = Path(str(distribution(PACKAGE).locate_file(PACKAGE.replace("-", "_")))) / "data"
     except PackageNotFoundError:

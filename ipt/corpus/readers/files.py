@@ -1,4 +1,4 @@
-"""A file of a corpus, on this machine or behind an fsspec URL: what kind it is, and what it holds."""
+"""A file of a corpus, on this machine or behind an fsspec URL: its kind and its content."""
 
 import gzip
 import io
@@ -60,9 +60,7 @@ _TIMES = (
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """One file. `system` is the fsspec file system of a remote one, and None for one on this
-    machine.
-    """
+    """One file. `system` is the fsspec file system of a remote file, None for a local one."""
 
     path: str
     name: str  # how documents name it: the same wherever the corpus is kept
@@ -71,20 +69,19 @@ class CorpusFile:
 
     @property
     def where(self) -> str:
-        """The file as messages name it."""
+        """The name of the file in messages."""
         return self.shown or self.path
 
     @property
     def kind(self) -> str | None:
-        """One of KINDS, by the ending of the name; None for another file."""
+        """One of KINDS, by the ending of the name; None for any other file."""
         return file_kind(self.name)
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The bytes of the file as they are stored. For a broken or unreachable file the error is
-        one line that names it.
+        """The bytes of the file as stored.
 
-        Raises UserError for a Git LFS pointer.
+        Raises UserError for a broken or unreachable file and for a Git LFS pointer.
         """
         try:
             with (
@@ -115,8 +112,8 @@ class CorpusFile:
 
     @contextmanager
     def open_anywhere(self) -> Iterator[IO[bytes]]:
-        """The bytes of the file, which can be read in any order: a server that sends files only as
-        a whole has it copied first.
+        """The bytes of the file with random access. Copies it first if the server sends only
+        complete files.
         """
         with self.open() as data:
             if data.seekable():
@@ -128,8 +125,8 @@ class CorpusFile:
                 yield copy
 
     def digest(self) -> str:
-        """SHA-256 of a file on this machine; of a remote one a hash of its size and its checksum,
-        or else when it was written.
+        """SHA-256 of a local file. For a remote one a hash of its size and its checksum, or of its
+        modification time if there is no checksum.
         """
         if self.system is None:
             return hash_file(Path(self.path))
@@ -148,9 +145,7 @@ class CorpusFile:
 
 
 def file_kind(name: str) -> str | None:
-    """What a file of this name holds, one of KINDS, whatever the case of its ending; None for
-    another file.
-    """
+    """The kind of a file with this name, one of KINDS, or None. Ignores case."""
     stem, ending = posixpath.splitext(name.lower())
     if ending in COMPRESSED:
         kind = ENDINGS.get(posixpath.splitext(stem)[1])
@@ -164,7 +159,7 @@ def without_query(path: str, kind: str) -> str:
 
 @contextmanager
 def reaching(where: str) -> Iterator[None]:
-    """Turn what a file system raises, which is whatever its client does, into one line."""
+    """Turn any exception of a file system client into a one-line UserError."""
     try:
         yield
     except FileNotFoundError:

@@ -9,8 +9,8 @@ from ipt.errors import UserError
 
 
 def json_rows(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a .json file, each with its number: those of a list, a single object, or else
-    those of JSON lines.
+    """The objects of a .json file with their numbers: the entries of a list, a single object, or
+    JSON lines.
     """
     with file.open_lines() as data:
         content = data.read()
@@ -29,10 +29,9 @@ def json_rows(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def json_lines(file: CorpusFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each behind the number of its line; empty lines are
-    passed over.
+    """The objects of a JSON lines file with their line numbers. Skips empty lines.
 
-    Raises UserError that names the line of what is no JSON object in UTF-8.
+    Raises UserError with the line number unless a line is a JSON object in UTF-8.
     """
     with file.open_lines() as lines:
         for number, line in enumerate(lines, start=1):

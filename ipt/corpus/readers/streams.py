@@ -14,8 +14,8 @@ ZSTANDARD_BYTES = 4096
 
 
 class ZstandardStream(io.RawIOBase):
-    """What is compressed in `data`, frame after frame. Raises EOFError where a frame is cut, which
-    the library's own reader does not.
+    """Decompresses `data`, frame by frame. Raises EOFError for a truncated frame, which the
+    library's reader does not detect.
     """
 
     def __init__(self, data: IO[bytes]) -> None:
@@ -43,8 +43,8 @@ class ZstandardStream(io.RawIOBase):
 
 
 class BoundedLines(io.RawIOBase):
-    """What is decompressed, as long as it has line breaks: a small file could otherwise grow to a
-    line that fills the memory.
+    """Decompressed data with line breaks. Raises OSError for a longer line, because a small file
+    could expand to a line that fills the memory.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -67,7 +67,7 @@ class BoundedLines(io.RawIOBase):
 
 
 class RemoteFile(io.RawIOBase):
-    """A file behind a URL. Whatever its client raises becomes an OSError."""
+    """A file behind a URL. Any exception of its client becomes an OSError."""
 
     def __init__(self, system: Any, path: str) -> None:
         with self._failing():
@@ -102,7 +102,7 @@ class RemoteFile(io.RawIOBase):
         super().close()
 
     def _sends_parts(self) -> bool:
-        """Whether a web server sends parts of a file, which shows when one asks for its end."""
+        """Whether a web server supports range requests, found by reading the last byte."""
         try:
             self._data.seek(-1, io.SEEK_END)
             self._data.read(1)
