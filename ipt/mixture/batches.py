@@ -129,13 +129,11 @@ class MicroBatches(Dataset):
     def __init__(
         self, data: PackedSequences, micro_batch: int, accumulate: int, rank: int, world: int
     ) -> None:
-        self.data, self.micro_batch, self.accumulate, self.rank, self.world = (
-            data,
-            micro_batch,
-            accumulate,
-            rank,
-            world,
-        )
+        self.data = data
+        self.micro_batch = micro_batch
+        self.accumulate = accumulate
+        self.rank = rank
+        self.world = world
         self.global_batch = micro_batch * accumulate * world
         self._recent = Recent(1)
 
@@ -176,10 +174,8 @@ class PackedLoader:
         world: int = 1,
         workers: int = 0,
     ) -> None:
-        self.batches, self.workers = (
-            MicroBatches(data, micro_batch, accumulate, rank, world),
-            workers,
-        )
+        self.batches = MicroBatches(data, micro_batch, accumulate, rank, world)
+        self.workers = workers
         if len(data) % self.batches.global_batch:
             raise ValueError(
                 f"the plan has {len(data)} sequences, not a multiple of the global batch of "
@@ -237,12 +233,10 @@ class PackedDataModule(L.LightningDataModule):
         self, data: PackedSequences, micro_batch: int, accumulate: int, workers: int = 0
     ) -> None:
         super().__init__()
-        self.data, self.micro_batch, self.accumulate, self.workers = (
-            data,
-            micro_batch,
-            accumulate,
-            workers,
-        )
+        self.data = data
+        self.micro_batch = micro_batch
+        self.accumulate = accumulate
+        self.workers = workers
 
     def train_dataloader(self) -> PackedLoader:
         assert self.trainer is not None

@@ -47,10 +47,8 @@ class Stream:
             self.n_documents, self._chunk_tokens = self._count_kept()
         else:
             borders = np.append(np.arange(0, self._count, CHUNK), self._count)
-            self.n_documents, self._chunk_tokens = (
-                self._count,
-                np.diff(documents.positions(borders)),
-            )
+            self.n_documents = self._count
+            self._chunk_tokens = np.diff(documents.positions(borders))
         self.n_tokens = int(self._chunk_tokens.sum())
 
     def read(self, start: int, end: int) -> np.ndarray:
@@ -124,10 +122,8 @@ class _Window(NamedTuple):
 
 def _cut_out(window: _Window, first: int, last: int) -> np.ndarray:
     """Pieces that fill the positions `first` to `last` of a window."""
-    begin, stop = (
-        np.searchsorted(window.ends, first, side="right"),
-        np.searchsorted(window.ends, last, side="left") + 1,
-    )
+    begin = np.searchsorted(window.ends, first, side="right")
+    stop = np.searchsorted(window.ends, last, side="left") + 1
     ends = window.ends[begin:stop]
     lengths = np.diff(ends, prepend=window.ends[begin - 1] if begin else 0)
     begins = ends - lengths

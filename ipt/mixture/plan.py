@@ -56,12 +56,10 @@ class Plan:
         seed: int,
     ) -> None:
         self.streams, self.quotas, self.asked, self.config = streams, quotas, asked, config
-        self.sources, self.seq_len, self.seed, self.notes = (
-            asked.sources,
-            config.seq_len,
-            seed,
-            list[str](),
-        )
+        self.sources = asked.sources
+        self.seq_len = config.seq_len
+        self.seed = seed
+        self.notes = list[str]()
         self._sequences = n_sequences
         self._fits = config.packing == "best_fit"
         self.n_blocks = max(1, n_sequences // max(BLOCK, SPARE * len(streams) * self._fits))

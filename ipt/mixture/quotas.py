@@ -42,10 +42,8 @@ class Quotas:
     def _settle(self, positions: np.ndarray) -> np.ndarray:
         """Find the moment of the clock at which that many tokens are assigned."""
         margin = len(self.schedule.sources) + 1
-        low, high = (
-            np.maximum(positions - margin, 0).astype(float),
-            (positions + margin).astype(float),
-        )
+        low = np.maximum(positions - margin, 0).astype(float)
+        high = (positions + margin).astype(float)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             before = self._rounded(middle).sum(axis=1) <= positions

@@ -90,9 +90,8 @@ class Encoder:
         self._backend = Tokenizer.from_str(encoding.backend)
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._backend.encode_special_tokens = (
-            True  # one that a document spells out is plain text there, not its end
-        )
+        # a special token that is spelled out in a document is plain text, not its end
+        self._backend.encode_special_tokens = True
         self._anchor: list[int] = self._ids([ANCHOR])[0]
 
     def encode(self, rows: Iterable[dict[str, Any]]) -> Iterator[EncodedDocument]:

@@ -89,10 +89,8 @@ def check_complete(location: str, indices: Sequence[ShardIndex]) -> None:
                 "tokenise it again"
             )
         if (index.origin.bos, index.origin.eos) != (first.bos, first.eos):
-            found, wanted = (
-                f"{index.origin.bos} and {index.origin.eos}",
-                f"{first.bos} and {first.eos}",
-            )
+            found = f"{index.origin.bos} and {index.origin.eos}"
+            wanted = f"{first.bos} and {first.eos}"
             raise UserError(
                 f"{where} has documents between {found}, those of the store are between {wanted}: "
                 "tokenise it again"

@@ -23,12 +23,10 @@ from ipt.errors import UserError
 
 FORMAT = 2
 TOKEN, OFFSET, LOSS = np.dtype("<u4"), np.dtype("<i8"), np.dtype("u1")
-TOKENS_FILE, OFFSETS_FILE, LOSS_FILE, INDEX_FILE = (
-    "tokens.bin",
-    "offsets.npy",
-    "loss.bin",
-    "index.json",
-)
+TOKENS_FILE = "tokens.bin"
+OFFSETS_FILE = "offsets.npy"
+LOSS_FILE = "loss.bin"
+INDEX_FILE = "index.json"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FILL = 1 << 20  # tokens of a loss mask that are written at a time
 
@@ -132,12 +130,10 @@ def _is_index(value: Mapping[str, Any]) -> bool:
     """Whether all is there and of the right kind. Names and hashes become paths, so nothing else
     may stand in their place.
     """
-    counts, tokens, rows, files = (
-        ("n_docs", "n_tokens"),
-        ("bos", "eos"),
-        value.get("rows"),
-        value.get("files"),
-    )
+    counts = ("n_docs", "n_tokens")
+    tokens = ("bos", "eos")
+    rows = value.get("rows")
+    files = value.get("files")
     return (
         all(isinstance(value.get(name), str) for name in ("shard", "tokenizer"))
         and all(_is_count(value.get(name)) for name in counts)

@@ -98,11 +98,9 @@ def _run_processes(
     """
     # this process may have threads, which a fork would not survive
     context: Any = multiprocessing.get_context("spawn")
-    following, rows, errors = (
-        context.Value("q", 0),
-        context.RawArray("q", processes),
-        context.SimpleQueue(),
-    )
+    following = context.Value("q", 0)
+    rows = context.RawArray("q", processes)
+    errors = context.SimpleQueue()
     workers = [
         context.Process(
             target=_work,
@@ -139,8 +137,8 @@ def _check(workers: Sequence[Any], errors: Any) -> None:
         if failed[0] > 0:  # it has printed the traceback of an error that is not the user's
             raise RuntimeError(f"a process that tokenises ended with exit code {failed[0]}")
         advice = (
-            "if memory ran out, set tokens.workers lower; finished shards are kept, run again to "
-            "go on"
+            "if memory ran out, lower tokens.workers; finished shards are kept, so run the same "
+            "command again to continue"
         )
         raise UserError(f"a process that tokenises was killed by signal {-failed[0]}: {advice}")
 

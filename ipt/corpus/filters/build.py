@@ -17,10 +17,8 @@ from ipt.errors import UserError
 
 TOO_SHORT, TOO_LONG = "shorter than corpus.min_characters", "longer than corpus.max_characters"
 UNCERTAIN = "language less probable than corpus.language_probability"
-SAME, NEARLY_SAME = (
-    "same text as an earlier document",
-    "nearly the same text as an earlier document",
-)
+SAME = "same text as an earlier document"
+NEARLY_SAME = "nearly the same text as an earlier document"
 LANGUAGE_CHARACTERS = 1000  # of a document that its language is read off
 SHINGLE = 5  # words, or characters in scripts without spaces
 LOWEST_SIMILARITY = 0.5  # below it most pairs of documents would have to be compared

@@ -19,7 +19,7 @@ from ipt.errors import MissingFileError, UserError
 from ipt.files import hash_file, hash_json
 from ipt.places import POINTER_BYTES, check_pointer_bytes
 
-# what a file can hold; .json last, which a folder's are passed over
+# formats; .json files in a folder are ignored, so it is the last
 KINDS = ("parquet", "jsonl", "txt", "json")
 ENDINGS = {
     ".parquet": "parquet",
@@ -33,8 +33,7 @@ READABLE = f"{', '.join(ENDINGS)} (all but the first also as .gz or .zst)"
 # closed-book questions next to a corpus, which are never read as documents
 QUESTIONS = "questions.jsonl"
 
-# What a file system may tell about a file's content, the surest first; then when it was last
-# written.
+# Keys of fsspec's `info`: checksums, the most reliable first, and modification times
 _CHECKSUMS = (
     "ETag",
     "etag",

@@ -26,12 +26,10 @@ from ipt.files import read_json
 from ipt.stage import MANIFEST, STARTED, STATS
 
 JOB = "job.json"  # of the folder of a sweep's job
-OWN, HIDDEN, BROKEN, ABOVE = (
-    "in folders that ipt wrote",
-    "hidden",
-    "broken links",
-    "links to a folder above",
-)
+OWN = "in folders that ipt wrote"
+HIDDEN = "hidden"
+BROKEN = "broken links"
+ABOVE = "links to a folder above"
 FOLDERS, SPECIAL = "folders that a glob matches", "no regular files"
 HELD_OUT, DOCUMENTS = "held_out", "documents"  # the folders of a corpus stage
 MARKS = {MANIFEST, STARTED, JOB}  # by which folders that ipt wrote are known
