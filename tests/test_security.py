@@ -19,7 +19,7 @@ import zstandard
 import ipt
 from ipt.config import CorpusConfig, SynthesisConfig
 from ipt.corpus.documents import read_documents
-from ipt.corpus.readers import files
+from ipt.corpus.readers import streams
 from ipt.evaluation.data import read_rows, render_prompt
 from ipt.evaluation.task import Task, load_tasks
 from ipt.files import parse_yaml
@@ -290,7 +290,7 @@ def test_an_error_holds_nothing_that_a_terminal_obeys(capsys):
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
 def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr(files, "LINE_BYTES", 1 << 14)
+    monkeypatch.setattr(streams, "LINE_BYTES", 1 << 14)
     compress = gzip.compress if ending == "gz" else zstandard.compress
     path = tmp_path / f"rows.jsonl.{ending}"
     path.write_bytes(compress(b'{"text": "a"}\n' * 5_000))

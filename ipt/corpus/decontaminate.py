@@ -1,13 +1,14 @@
-"""Decontamination: which texts share an n-gram of words with an item of an evaluation task.
+"""Decontamination: finds texts that share an n-gram of words with an item of an evaluation task.
 
-As usual in the field, two texts overlap when they have `ngram` words in a row in common (13, as for
-GPT-3), whatever the case and the punctuation. N-grams that many items of a task share are its
-wording, not its content, and are not looked for. Only hashes are kept: 20 to 28 bytes for each
-n-gram of the items.
+As usual in the field, two texts overlap if they share `ngram` consecutive words (13, as for GPT-3),
+regardless of case and punctuation. N-grams that many items of a task share are the wording of the
+task, not its content, and are ignored. Only hashes are stored: 20 to 28 bytes per n-gram of the
+items.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from xxhash import xxh3_64_intdigest
 from ipt.corpus.words import words_of
 from ipt.errors import UserError
 
+OVERLAPS = "overlaps with an evaluation task"  # reason for which documents are dropped
 SHORTEST = 8  # words; an item with fewer says too little to tell a copy from chance
 # An n-gram in more items than this, and in more than this share of its task's items, is the task's
 # wording.
@@ -28,9 +30,9 @@ _FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 class Overlap:
     """Finds the items of evaluation tasks in other texts.
 
-    `texts` gives for each task the texts of its items in order; an item's number is its place
-    there. An item of fewer than `ngram` words is looked for as a whole if it has `SHORTEST` words,
-    and else counted as too short.
+    `texts` maps each task to the texts of its items; an item's number is its index. An item of
+    fewer than `ngram` words is searched for as a whole if it has at least `SHORTEST` words;
+    otherwise it is counted as too short.
     """
 
     def __init__(self, texts: Mapping[str, Iterable[str]], ngram: int = 13) -> None:
@@ -50,7 +52,7 @@ class Overlap:
         self._seen[self._grams >> self._shift] = True
 
     def find(self, text: str) -> dict[str, set[int]]:
-        """The items that share an n-gram with `text`: task -> their numbers. Empty where there are
+        """The items that share an n-gram with `text`: task -> their numbers. Empty if there are
         none.
         """
         found: dict[str, set[int]] = {}
@@ -73,7 +75,7 @@ class Overlap:
         return found
 
     def _index(self, texts: Mapping[str, Iterable[str]]) -> tuple[Hashes, npt.NDArray[np.uint32]]:
-        """Every n-gram of every item in ascending order, and the item that it is of."""
+        """The n-grams of all items in ascending order, and the item of each."""
         grams: list[Hashes] = []
         for task, items in texts.items():
             number, first = -1, len(grams)
@@ -95,8 +97,8 @@ class Overlap:
         return joined[order], owner[order]
 
     def _sums(self, words: list[str]) -> Hashes:
-        """h[0]*f^0 + ... + h[k-1]*f^(k-1) modulo 2**64 for each k, h being the hashes of the words
-        and f a factor.
+        """h[0]*f^0 + ... + h[k-1]*f^(k-1) modulo 2**64 for each k, where h are the hashes of the
+        words and f is a factor.
         """
         while len(self._powers) < len(words):
             self._powers, self._inverses = _longer(self._powers), _longer(self._inverses)
@@ -111,13 +113,13 @@ class Overlap:
         )
 
     def _ngrams(self, sums: Hashes, length: int) -> Hashes:
-        """A hash of each run of `length` words: it does not depend on where the run stands."""
+        """A hash of each run of `length` words, independent of its position."""
         runs = max(len(sums) - length, 0)
         return (sums[length:] - sums[:runs]) * self._inverses[:runs]
 
 
 class OverlapCount:
-    """Adds up what `Overlap.find` gave for many texts."""
+    """Sums up the results of `Overlap.find` over many texts."""
 
     def __init__(self, overlap: Overlap) -> None:
         self._overlap = overlap
@@ -130,8 +132,8 @@ class OverlapCount:
             self._items.setdefault(task, set()).update(numbers)
 
     def report(self) -> dict[str, dict[str, int]]:
-        """Task -> how many items it has, were found and were too short to look for, and how many
-        texts held one.
+        """Task -> number of items, of items found, of items too short to search for, and of texts
+        that contain an item.
         """
         return {
             task: {
@@ -145,7 +147,7 @@ class OverlapCount:
 
 
 def _without_wording(grams: list[Hashes]) -> list[Hashes]:
-    """The n-grams of a task's items without those that many of them share."""
+    """The n-grams of a task's items, except those that many items share."""
     once = [np.unique(item) for item in grams]
     found, items = np.unique(np.concatenate([np.empty(0, np.uint64), *once]), return_counts=True)
     wording = found[items > max(WORDING_ITEMS, WORDING_SHARE * len(grams))]
@@ -159,5 +161,34 @@ def _powers(factor: int, count: int = 1024) -> Hashes:
 
 
 def _longer(powers: Hashes) -> Hashes:
-    """Twice as many powers: the second half is the first one times the next power."""
+    """Twice as many powers: the second half is the first half times the next power."""
     return np.concatenate([powers, powers * (powers[-1:] * powers[1:2])])
+
+
+class Decontamination:
+    """Counts the texts of a corpus that overlap with evaluation tasks and decides which to drop.
+
+    Without an `overlap` it drops nothing and reports nothing.
+    """
+
+    def __init__(self, overlap: Overlap | None, remove: bool) -> None:
+        self._overlap = overlap
+        self._remove = remove
+        self._count = OverlapCount(overlap) if overlap else None
+
+    def drops(self, text: str) -> bool:
+        if self._overlap is None or self._count is None:
+            return False
+        found = self._overlap.find(text)
+        self._count.add(found)
+        return bool(found) and self._remove
+
+    def report(self) -> dict[str, Any]:
+        if self._overlap is None or self._count is None:
+            return {}
+        entry = {
+            "ngram": self._overlap.ngram,
+            "removed": self._remove,
+            "tasks": self._count.report(),
+        }
+        return {"overlap": entry}

@@ -1,7 +1,6 @@
-"""Documents as they come: the rows of Parquet, JSON lines and text files and of hub datasets.
+"""Turns the rows of files and hub datasets into documents.
 
-Everything is streamed. What is held in memory is one batch of rows and, where the user names an id
-field, a digest of each id.
+Everything is streamed. Memory holds one batch of rows and, with `id_field`, a digest of each id.
 """
 
 import json
@@ -12,34 +11,32 @@ from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jinja2 import StrictUndefined, TemplateSyntaxError
 from jinja2.sandbox import SandboxedEnvironment
 
 from ipt.config import CorpusConfig
 from ipt.corpus.hashing import short_hash
-from ipt.corpus.readers.files import CorpusFile, first_line, json_lines, json_rows
-from ipt.corpus.readers.find import find_files
+from ipt.corpus.readers.files import CorpusFile, first_line
+from ipt.corpus.readers.hub import hub_rows
+from ipt.corpus.readers.rows import CorpusRow, file_rows
 from ipt.errors import UserError
 
 SCHEMA = pa.schema(
     [("doc_id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("meta", pa.string())]
 )
-# of a column of a Parquet file at a time: a whole one can be as large as the corpus
-READ_BYTES = 1 << 16
 EMPTY, NO_TEXT = "empty text", "text is null"
 
-# the text of a row that has more than one field for it
+# builds the text of a row from all its fields
 RowText = Callable[[Mapping[str, Any]], str]
 
 
 class LeftOut(Exception):
-    """Raised by a `RowText` for a row without a text; it says the reason, which is counted."""
+    """Raised by a `RowText` for a row without text. The message is the reason, which is counted."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text of the corpus, with where it comes from."""
+    """One text of the corpus and its origin."""
 
     doc_id: str
     text: str
@@ -56,17 +53,6 @@ class Document:
         }
 
 
-@dataclass(frozen=True)
-class CorpusRow:
-    """One row of a file or data set before it is known to be a document."""
-
-    where: str  # for messages: the file and the line in it
-    source: str
-    number: int  # counted from 1
-    values: Mapping[str, Any]
-    whole_file: bool = False  # a text file: it has no fields beside its text
-
-
 def read_documents(
     config: CorpusConfig,
     dropped: Counter[str] | None = None,
@@ -74,36 +60,35 @@ def read_documents(
     section: str = "corpus",
     files: Sequence[CorpusFile] = (),
 ) -> Iterator[Document]:
-    """The documents of `config` (kind files or hub) in a fixed order: files by name, rows as they
-    stand.
+    """The documents of `config` (kind files or hub): files sorted by name, rows in file order.
 
-    A row's text is its `text_field`, or what `row_text` or else `template` makes of all its fields;
-    `row_text` may raise UserError for a row it cannot read, or LeftOut. What a row has in the field
-    `held_out_by` is kept in the document's `meta`. A .txt file is one document. Texts that are
-    empty, white space only or null are left out and counted by reason in `dropped`. With `id_field`
-    ids are taken as they are, and one that comes twice is an error: two texts under one id cannot
-    be told apart later. Without it (and for .txt) the id is a hash of file name and row, so it is
-    unique and stable. `section` is where the config has these settings, for messages. `files` are
-    read instead of those that `path` leads to. Raises MissingFileError for a missing file,
-    UserError for a row that cannot be read and for a corpus without any text.
+    - The text of a row is its `text_field`, or the result of `row_text` or of `template` for all
+      its fields. `row_text` may raise UserError for an unreadable row, or LeftOut.
+    - A .txt file is one document.
+    - Texts that are empty, blank or null are dropped and counted by reason in `dropped`.
+    - With `id_field` ids are taken from the rows and must be unique. Without it (and for .txt) the
+      id is a hash of file name and row number.
+    - The value of the field `held_out_by` is kept in the document's `meta`.
+
+    `section` is the name of the config's section, for messages. `files` are read instead of the
+    files of `path`. Raises MissingFileError for a missing file, UserError for an unreadable row and
+    for a corpus without text.
     """
     dropped = Counter() if dropped is None else dropped
     if row_text is None and config.template:
         row_text = _template_text(config.template, section)
     seen: set[bytes] = set()
     documents = 0
-    rows = (
-        _hub_rows(config, section)
-        if config.kind == "hub"
-        else _file_rows(config, row_text is not None, section, files)
-    )
+    if config.kind == "hub":
+        rows = hub_rows(config, section)
+    else:
+        rows = file_rows(config, row_text is not None, section, files)
     for row in rows:
         try:
-            text = (
-                _text(row, config.text_field, section)
-                if row_text is None
-                else _made_text(row, row_text)
-            )
+            if row_text is None:
+                text = _text(row, config.text_field, section)
+            else:
+                text = _made_text(row, row_text)
             if not text.strip():
                 raise LeftOut(EMPTY)
         except LeftOut as reason:
@@ -146,7 +131,7 @@ def _template_text(template: str, section: str) -> RowText:
 
 
 def _group(row: CorpusRow, field_name: str | None) -> dict[str, str]:
-    """The row's value of the field that documents are held out by, if it has one."""
+    """The row's value of the field `held_out_by`, if it has one."""
     value = row.values.get(field_name) if field_name else None
     if field_name is None or value is None or row.whole_file:
         return {}
@@ -197,7 +182,7 @@ def _doc_id(row: CorpusRow, field_name: str | None, seen: set[bytes]) -> str:
     digest = blake2b(doc_id.encode(), digest_size=16).digest()
     if digest in seen:
         raise UserError(
-            f"{row.where}: id {doc_id!r} was there before: ids must differ, or set "
+            f"{row.where}: id {doc_id!r} occurred before: make ids unique, or set "
             "corpus.id_field=null to number the rows"
         )
     seen.add(digest)
@@ -205,7 +190,7 @@ def _doc_id(row: CorpusRow, field_name: str | None, seen: set[bytes]) -> str:
 
 
 def _encodable(text: str, row: CorpusRow, field_name: str) -> str:
-    """`text`, unless it holds half of a surrogate pair, which JSON can spell but no file can store."""
+    """`text`. Raises UserError for an unpaired surrogate, which JSON allows but UTF-8 does not."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -222,101 +207,3 @@ def _corpus_name(config: CorpusConfig, section: str) -> str:
         if config.kind == "hub"
         else f"{section}.path={config.path}"
     )
-
-
-# Files
-# ----------------------------------------------------------------------------------------------
-
-
-def _file_rows(
-    config: CorpusConfig, all_fields: bool, section: str, files: Sequence[CorpusFile]
-) -> Iterator[CorpusRow]:
-    if not config.path and not files:
-        raise UserError(
-            f"{section}.path is not set: name a .parquet, .jsonl or .txt file, a folder or a glob"
-        )
-    columns = None if all_fields else [config.text_field, config.id_field, config.held_out_by]
-    for file in files or find_files(config.path or "", key=f"{section}.path"):
-        if file.kind == "parquet":
-            yield from _parquet_rows(file, columns, section)
-        elif file.kind == "txt":
-            yield CorpusRow(
-                file.path, file.name, 1, {config.text_field: _read_text(file)}, whole_file=True
-            )
-        elif file.kind == "json":
-            yield from (
-                CorpusRow(f"{file.where}, entry {number}", file.name, number, values)
-                for number, values in json_rows(file)
-            )
-        else:
-            yield from (
-                CorpusRow(f"{file.where}, line {number}", file.name, number, values)
-                for number, values in json_lines(file)
-            )
-
-
-def _parquet_rows(
-    file: CorpusFile, columns: list[str | None] | None, section: str
-) -> Iterator[CorpusRow]:
-    with file.open_anywhere() as data:
-        try:
-            with pq.ParquetFile(data, pre_buffer=False, buffer_size=READ_BYTES) as table:
-                _check_columns(file.where, table.schema_arrow, columns or [], section)
-                known = columns and [name for name in columns if name in table.schema_arrow.names]
-                number = 0
-                for batch in table.iter_batches(batch_size=256, columns=known):
-                    for values in batch.to_pylist():
-                        number += 1
-                        yield CorpusRow(f"{file.where}, row {number}", file.name, number, values)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{file.where}: not a readable Parquet file ({first_line(error)})"
-            ) from None
-
-
-def _check_columns(path: str, schema: pa.Schema, columns: list[str | None], section: str) -> None:
-    for name, key in zip(columns, ("text_field", "id_field"), strict=False):
-        if name and name not in schema.names:
-            raise UserError(
-                f"{path}: no column {name!r}, only {', '.join(map(repr, schema.names))}: set "
-                f"{section}.{key} to the right one"
-            )
-
-
-def _read_text(file: CorpusFile) -> str:
-    with file.open_lines() as data:
-        try:
-            return data.read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{file.where}: not UTF-8 (byte {error.start}): convert the file to UTF-8"
-            ) from None
-
-
-# Hub
-# ----------------------------------------------------------------------------------------------
-
-
-def _hub_rows(config: CorpusConfig, section: str) -> Iterator[CorpusRow]:
-    if not config.dataset:
-        raise UserError(
-            f"{section}.dataset is not set: name a data set, such as {section}.dataset=owner/name"
-        )
-    from datasets import load_dataset  # takes seconds to import
-
-    name = "/".join(part for part in (config.dataset, config.subset) if part)
-    number = 0
-    try:
-        rows = load_dataset(config.dataset, config.subset, split=config.split, streaming=True)
-        for number, values in enumerate(rows, start=1):
-            yield CorpusRow(
-                f"{name}, split {config.split}, row {number}",
-                f"{name}:{config.split}",
-                number,
-                values,
-            )
-    except Exception as error:  # network, server, format: a hub raises whatever its clients do
-        raise UserError(
-            f"{section}.dataset={name}: split {config.split} cannot be read beyond row {number} "
-            f"({type(error).__name__}: {first_line(error)})"
-        ) from error

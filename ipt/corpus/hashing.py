@@ -1,5 +1,5 @@
-"""Choices that depend on nothing but a seed and a name: equal on every machine and in every order
-of reading.
+"""Choices that depend only on a seed and a name, so they are equal on every machine and in any
+order.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ T = TypeVar("T")
 
 
 def short_hash(*parts: object) -> str:
-    """16 hexadecimal digits that stand for `parts` in their order."""
+    """A hash of `parts` in order, as 16 hexadecimal digits."""
     return blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).hexdigest()
 
 
 def unit_hash(*parts: object) -> float:
-    """A number in [0, 1), uniform over different `parts`."""
+    """A number in [0, 1), distributed uniformly over different `parts`."""
     return int(short_hash(*parts)[:13], 16) / 16**13  # 52 bits, which a float holds exactly
 
 

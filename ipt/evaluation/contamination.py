@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ipt.console import progress
 from ipt.corpus.decontaminate import Overlap
-from ipt.corpus.ontology.questions import GENERALISATION
+from ipt.corpus.questions import GENERALISATION
 from ipt.errors import MissingFileError, UserError
 from ipt.evaluation.data import Item
 from ipt.evaluation.metrics import statistics

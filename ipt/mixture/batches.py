@@ -1,4 +1,4 @@
-"""Packed batches of a plan, the same for any number of ranks and workers."""
+"""Packed batches of a plan, identical for any number of ranks and workers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,7 +21,8 @@ FIELDS = ("input_ids", "labels", "position_ids", "source_ids")
 class PackedSequences:
     """The sequences of a plan, filled from the stores of its sources.
 
-    `vocabulary` is how many embeddings the model has: a batch with another token raises UserError.
+    `vocabulary` is the number of the model's embeddings. A batch with a larger token id raises
+    UserError.
     """
 
     def __init__(
@@ -37,22 +38,22 @@ class PackedSequences:
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """Sequences as one micro-batch.
 
-        int64 [B, T]: `input_ids`, `labels`, `position_ids`, `source_ids`. Labels are already
-        shifted: labels[b, t] is the token after input t in the same document, or IGNORE where there
-        is none or where it is not a target. A document that goes on in another sequence still has
-        its next token as a label, so each token but a document's first is a target exactly once in
-        an epoch. Positions restart with each piece. Padding is a document of its own, of source -1,
-        and not trained on.
+        int64 [B, T]: `input_ids`, `labels`, `position_ids`, `source_ids`. Labels are shifted:
+        labels[b, t] is the token after input t in the same document, or IGNORE if there is none or
+        if it is not a target. The last token of a piece has the document's next token as its label,
+        even if that is in another sequence. So each token except a document's first is a target
+        exactly once per epoch. Positions restart with each piece. Padding is a document of its own
+        with source -1 and is not trained on.
 
         For attention without a mask, over the flattened batch: `cu_seq_lens` int32 [pieces + 1],
-        where each piece begins, and the last one's end; `document_sizes`, their lengths as a list
-        that stays on the host; `max_length`, the longest.
+        the start of each piece and the end of the last; `document_sizes`, their lengths as a list
+        on the host; `max_length`, the largest length.
         """
         return unpacked(*self.fields(indices))
 
     def fields(self, indices: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
-        """The four tensors of `batch` as one, [4, B, T], and the sizes of the pieces: what costs
-        least to pass between processes.
+        """The four tensors of `batch` stacked to [4, B, T], and the piece lengths. This form is
+        cheap to pass between processes.
         """
         fields = np.empty((len(FIELDS), len(indices), self.plan.seq_len), np.int64)
         sizes = [
@@ -68,7 +69,7 @@ class PackedSequences:
 
     def target_count(self, index: int) -> int:
         """Number of labels of sequence `index` that are trained on. Reads no tokens, and loss masks
-        only of sources that have some.
+        only of sources that have them.
         """
         return sum(self._targets(piece) for piece in self.plan.sequence(index))
 
@@ -80,7 +81,7 @@ class PackedSequences:
         positions: np.ndarray,
         sources: np.ndarray,
     ) -> Iterator[int]:
-        """Write a sequence into its rows [T] and give the lengths of its pieces."""
+        """Write a sequence into its rows [T]. Returns the lengths of its pieces."""
         filled = 0
         for piece in self.plan.sequence(index):
             size = piece.end - piece.start
@@ -119,22 +120,20 @@ class PackedSequences:
 
 class MicroBatches(Dataset):
     """Micro-batch `number` of one rank: `PackedSequences.fields` of its sequences, and the number
-    of targets of its step.
+    of targets of its optimizer step.
 
-    Step s trains on sequences `s * global_batch` up to `(s + 1) * global_batch`, and the targets
-    are those of them all, whatever the rank and the micro-batch.
+    Step s trains on sequences `s * global_batch` to `(s + 1) * global_batch`. The number of targets
+    covers all of them, whatever the rank and the micro-batch.
     """
 
     def __init__(
         self, data: PackedSequences, micro_batch: int, accumulate: int, rank: int, world: int
     ) -> None:
-        self.data, self.micro_batch, self.accumulate, self.rank, self.world = (
-            data,
-            micro_batch,
-            accumulate,
-            rank,
-            world,
-        )
+        self.data = data
+        self.micro_batch = micro_batch
+        self.accumulate = accumulate
+        self.rank = rank
+        self.world = world
         self.global_batch = micro_batch * accumulate * world
         self._recent = Recent(1)
 
@@ -157,13 +156,13 @@ class MicroBatches(Dataset):
 class PackedLoader:
     """Micro-batches of one rank; resumable, and independent of the number of ranks.
 
-    A batch is that of `PackedSequences.batch` with `step_targets`, the number of target tokens of
-    its optimizer step over all ranks.
+    Each batch is that of `PackedSequences.batch` plus `step_targets`, the number of target tokens
+    of its optimizer step over all ranks.
 
-    State is one integer, the number of sequences that all ranks together have taken. It has a
-    length on purpose: of a loader without one, Lightning takes a batch ahead of the step that it
-    saves. `workers` processes fill batches ahead, in pinned memory where there is a GPU, and live
-    for the whole pass, which is the run; with 0 the batch is filled when it is asked for.
+    The state is one integer: the number of sequences that all ranks together have consumed. The
+    loader defines a length because Lightning prefetches a batch from a loader without one, so the
+    saved state would be one batch ahead. `workers` processes prefetch batches, in pinned memory if
+    there is a GPU, and live until the end of the run. With 0 workers a batch is filled on demand.
     """
 
     def __init__(
@@ -175,10 +174,8 @@ class PackedLoader:
         world: int = 1,
         workers: int = 0,
     ) -> None:
-        self.batches, self.workers = (
-            MicroBatches(data, micro_batch, accumulate, rank, world),
-            workers,
-        )
+        self.batches = MicroBatches(data, micro_batch, accumulate, rank, world)
+        self.workers = workers
         if len(data) % self.batches.global_batch:
             raise ValueError(
                 f"the plan has {len(data)} sequences, not a multiple of the global batch of "
@@ -213,8 +210,8 @@ class PackedLoader:
 
 
 def unpacked(fields: torch.Tensor, sizes: list[int]) -> dict[str, Any]:
-    """The batch of `PackedSequences.batch` from its four tensors as one, [4, B, T], and the lengths
-    of the documents.
+    """The batch of `PackedSequences.batch` from its four tensors stacked to [4, B, T] and the
+    document lengths.
     """
     bounds = torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32))
     return {
@@ -230,18 +227,16 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class PackedDataModule(L.LightningDataModule):
-    """The loader as Lightning wants it; rank and world size are known once the trainer is attached."""
+    """LightningDataModule of the loader. Rank and world size come from the attached trainer."""
 
     def __init__(
         self, data: PackedSequences, micro_batch: int, accumulate: int, workers: int = 0
     ) -> None:
         super().__init__()
-        self.data, self.micro_batch, self.accumulate, self.workers = (
-            data,
-            micro_batch,
-            accumulate,
-            workers,
-        )
+        self.data = data
+        self.micro_batch = micro_batch
+        self.accumulate = accumulate
+        self.workers = workers
 
     def train_dataloader(self) -> PackedLoader:
         assert self.trainer is not None

@@ -1,10 +1,10 @@
-"""A source as an endless stream of tokens: epoch after epoch, each in an order of its own, read at
-any position.
+"""A source as an endless stream of tokens: one epoch after the other, each in its own order,
+readable at any position.
 
-The order needs no memory that grows with the store. Documents lie in chunks of 4,096 neighbours; an
-epoch permutes the chunks, takes 64 at a time as a window and permutes the documents of each window.
-A store of up to 2^18 documents is one window and so permuted as a whole; a window of a larger one
-mixes documents of 64 places drawn at random.
+The order needs constant memory. Documents form chunks of 4,096 neighbours. An epoch permutes the
+chunks, takes 64 at a time as a window and permutes the documents of each window. A store of up to
+2^18 documents is a single window, so it is permuted completely; a window of a larger store mixes
+documents from 64 random places.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ WINDOW = 64  # chunks whose documents are permuted together
 
 
 class Documents(Protocol):
-    """What a plan knows of a token store."""
+    """The document lengths of a token store, as a plan reads them."""
 
     n_tokens: int
 
@@ -27,17 +27,16 @@ class Documents(Protocol):
         """Number of documents."""
 
     def positions(self, documents: np.ndarray) -> np.ndarray:
-        """Position at which each document begins, in tokens of the whole store; at len(self): the
+        """Position at which each document begins, in tokens of the complete store; at len(self) the
         end of the last one.
         """
 
 
 class Stream:
-    """Tokens of a source by their position in the stream, which has no end.
+    """Tokens of a source by their position in the endless stream.
 
-    `share` below 1 keeps that share of the documents, chosen at random by seed, the same in every
-    epoch. A pass over all lengths finds out how many tokens that is: a second for some 10 million
-    documents.
+    `share` below 1 keeps that fraction of the documents, chosen by seed and equal in every epoch.
+    Counting their tokens takes one pass over all lengths: about a second per 10 million documents.
     """
 
     def __init__(self, documents: Documents, name: str, seed: int, share: float = 1.0) -> None:
@@ -48,15 +47,13 @@ class Stream:
             self.n_documents, self._chunk_tokens = self._count_kept()
         else:
             borders = np.append(np.arange(0, self._count, CHUNK), self._count)
-            self.n_documents, self._chunk_tokens = (
-                self._count,
-                np.diff(documents.positions(borders)),
-            )
+            self.n_documents = self._count
+            self._chunk_tokens = np.diff(documents.positions(borders))
         self.n_tokens = int(self._chunk_tokens.sum())
 
     def read(self, start: int, end: int) -> np.ndarray:
-        """What fills the positions `start` to `end`: int64 [pieces, 4] of document, its first
-        token, its last token + 1, its length.
+        """The pieces that fill the positions `start` to `end`: int64 [pieces, 4] of document, first
+        token, last token + 1, document length.
         """
         rows = [np.zeros((0, 4), np.int64)]
         while start < end:
@@ -75,8 +72,8 @@ class Stream:
         return window, offset - int(starts[number])
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The chunks in the epoch's order, and the position in the epoch at which each window of
-        them begins.
+        """The chunks in the epoch's order, and the position in the epoch at which each window
+        begins.
         """
         chunks = permutation(len(self._chunk_tokens), self._seed, self._name, epoch, "chunks")
         ends = np.cumsum(self._chunk_tokens[chunks])
@@ -93,7 +90,7 @@ class Stream:
         return _Window(documents, np.cumsum(lengths))
 
     def _lengths(self, documents: np.ndarray) -> np.ndarray:
-        """Tokens of each document; one that is not kept counts as empty."""
+        """Tokens of each document; 0 for a document that is not kept."""
         lengths = self._documents.positions(documents + 1) - self._documents.positions(documents)
         return lengths if self._share == 1 else np.where(self._is_kept(documents), lengths, 0)
 
@@ -115,8 +112,8 @@ class Stream:
 
 
 class _Window(NamedTuple):
-    """Documents that hold something, in the order in which they are read, and where each ends,
-    counted from the window's beginning.
+    """The non-empty documents of a window in reading order, and the end of each, counted from the
+    start of the window.
     """
 
     documents: np.ndarray
@@ -125,10 +122,8 @@ class _Window(NamedTuple):
 
 def _cut_out(window: _Window, first: int, last: int) -> np.ndarray:
     """Pieces that fill the positions `first` to `last` of a window."""
-    begin, stop = (
-        np.searchsorted(window.ends, first, side="right"),
-        np.searchsorted(window.ends, last, side="left") + 1,
-    )
+    begin = np.searchsorted(window.ends, first, side="right")
+    stop = np.searchsorted(window.ends, last, side="left") + 1
     ends = window.ends[begin:stop]
     lengths = np.diff(ends, prepend=window.ends[begin - 1] if begin else 0)
     begins = ends - lengths
@@ -144,7 +139,7 @@ def _cut_out(window: _Window, first: int, last: int) -> np.ndarray:
 
 
 class Recent:
-    """The few values that were asked for last; others are made again."""
+    """A cache of the few most recent values."""
 
     def __init__(self, size: int) -> None:
         self._size, self._values = size, OrderedDict[Hashable, Any]()
@@ -159,10 +154,10 @@ class Recent:
 
 
 def permutation(count: int, *entropy: object) -> np.ndarray:
-    """A random order of `count` things that depends on `entropy` alone.
+    """A random order of `count` items that depends only on `entropy`.
 
-    It sorts raw 64-bit numbers, the one random thing that numpy keeps the same in all its versions,
-    so that a run goes on in its order after an upgrade.
+    It sorts raw 64-bit numbers, the only random output that numpy keeps stable across versions, so
+    a run keeps its order after an upgrade.
     """
     return np.argsort(
         np.random.PCG64(int.from_bytes(_digest(*entropy))).random_raw(count), kind="stable"

@@ -1,8 +1,8 @@
-"""How the documents of a block fill its sequences: one after another, or each where it fits best.
+"""How the documents of a block fill its sequences: in order, or by best fit.
 
 Pieces are rows of int64: source, document, first token, last token + 1, length of the document. A
-packed block is its pieces, sequence after sequence, and for each sequence the number of pieces
-before it.
+packed block consists of its pieces, sequence after sequence, and of the number of pieces before
+each sequence.
 """
 
 from bisect import bisect_left, insort
@@ -29,13 +29,13 @@ def sizes(pieces: np.ndarray) -> np.ndarray:
 
 
 def concatenate(pieces: list[np.ndarray], targets: np.ndarray, seq_len: int) -> Packed:
-    """Documents one after another, cut wherever a sequence ends, as GPT-3 was trained (arXiv
-    2005.14165, section 2.3).
+    """Documents in order, split wherever a sequence ends, as GPT-3 was trained (arXiv 2005.14165,
+    section 2.3).
 
     `pieces` are those of each source in its order; together they fill the block exactly. `targets`
-    [sequences + 1, sources] is how many tokens each source should have given at each sequence's
-    beginning. A document is due when its middle is, by the target of its source: so no source is
-    ever further from its target than a document.
+    [sequences + 1, sources] is the number of tokens that each source should have contributed at the
+    start of each sequence. A document is due when the target of its source reaches its middle, so
+    no source is ever further than one document from its target.
     """
     ends = [np.cumsum(sizes(rows)) for rows in pieces]
     clock = np.arange(len(targets)) * seq_len
@@ -54,12 +54,13 @@ def concatenate(pieces: list[np.ndarray], targets: np.ndarray, seq_len: int) -> 
 
 
 def best_fit(pieces: np.ndarray, seq_len: int, sequences: int, *entropy: object) -> Packed:
-    """Pieces of at most `seq_len` tokens, the longest first, each into the fullest sequence that
-    still has room for it.
+    """Pieces of at most `seq_len` tokens, the longest first, each into the fullest sequence with
+    enough space.
 
-    What fits nowhere is cut into the room that is left; all together must fit. Sequences come in a
-    random order that depends on `entropy` alone, and so do the pieces of each, because the longest
-    would stand first (best-fit decreasing; for language models arXiv 2404.10830).
+    A piece that fits nowhere is split to fill the remaining space; the total must fit. The order of
+    the sequences, and of the pieces in each, is a random one that depends only on `entropy`,
+    because best-fit decreasing would put the longest first (for language models see arXiv
+    2404.10830).
     """
     pieces = pieces[np.argsort(-sizes(pieces), kind="stable")]
     # room * sequences + sequence, in order
@@ -83,8 +84,8 @@ def best_fit(pieces: np.ndarray, seq_len: int, sequences: int, *entropy: object)
 
 
 def cut_at(pieces: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The same tokens in the same order, with a cut wherever one of the positions is, counted from
-    the first piece's beginning.
+    """The same tokens in the same order, split at each of the positions, which count from the start
+    of the first piece.
     """
     ends = np.cumsum(sizes(pieces))
     borders = np.unique(
@@ -100,7 +101,7 @@ def cut_at(pieces: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def split_long(pieces: np.ndarray, seq_len: int) -> np.ndarray:
-    """The same tokens, with a cut in each document after every `seq_len` tokens of it."""
+    """The same tokens, with each document split after every `seq_len` tokens."""
     long = np.flatnonzero((pieces[:, END] - 1) // seq_len > pieces[:, START] // seq_len)
     begins = np.cumsum(sizes(pieces)) - sizes(pieces)
     cuts = [
@@ -114,8 +115,8 @@ def split_long(pieces: np.ndarray, seq_len: int) -> np.ndarray:
 
 
 def _leave_none_empty(places: np.ndarray, sequences: int) -> None:
-    """Give half of a sequence's pieces to each that has none: a step of padding alone would train
-    nothing.
+    """Give each empty sequence half of the pieces of another one, because a step on padding alone
+    would train nothing.
     """
     counts = np.bincount(places, minlength=sequences)
     for empty in np.flatnonzero(counts == 0).tolist():
@@ -127,7 +128,7 @@ def _leave_none_empty(places: np.ndarray, sequences: int) -> None:
 def _cut_into(
     pieces: np.ndarray, rooms: list[int], sequences: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pieces cut to fill the largest rooms first, and the sequence of each."""
+    """Pieces split to fill the largest free spaces first, and the sequence of each."""
     cut, places = [], []
     for row in pieces.tolist():
         while row[START] < row[END]:

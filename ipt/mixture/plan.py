@@ -1,11 +1,11 @@
-"""The plan: which tokens of which documents fill which packed sequence, derived block by block when
-it is asked for.
+"""The plan: which tokens of which documents fill which packed sequence. Blocks are computed on
+demand.
 
-A plan is a pure function of the documents' lengths, the mixture, the number of sequences and the
-seed. It knows nothing of ranks or workers, so order, exact token ratios and resuming are arithmetic
-on one integer, the number of sequences already trained on. Nothing in it grows with the run: what a
-source has given at a block's beginning is a closed formula (ipt.mixture.quotas), a source can be
-read from any position on (ipt.mixture.order), and so a block follows without those before it.
+A plan is a pure function of the document lengths, the mixture, the number of sequences and the
+seed. It does not depend on ranks or workers, so order, exact token ratios and resuming follow from
+one integer, the number of sequences already trained on. Memory does not grow with the run: the
+tokens of a source before a block are a closed formula (ipt.mixture.quotas), and a source can be
+read at any position (ipt.mixture.order), so a block does not depend on the blocks before it.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ SPARE = 128  # best_fit leaves the room of one sequence in so many free
 
 
 class Piece(NamedTuple):
-    """Tokens `start:end` of a document of `length` tokens; sources are numbered in the order of
+    """Tokens `start:end` of a document of `length` tokens. `source` is an index into
     `Plan.sources`.
     """
 
@@ -41,9 +41,9 @@ class Piece(NamedTuple):
 class Plan:
     """`n_sequences` sequences of `seq_len` tokens, filled from the streams of sources.
 
-    `asked` is the schedule of the request in tokens, `quotas` what each source gives in the end;
-    `notes` say in words where the two differ and what else was decided. `tokens` are those that are
-    trained on: without padding, which only best_fit has.
+    `asked` is the requested schedule in tokens, `quotas` the realised one; `notes` explain
+    differences and other decisions. `tokens` is the number of trained tokens, without padding,
+    which only best_fit has.
     """
 
     def __init__(
@@ -56,12 +56,10 @@ class Plan:
         seed: int,
     ) -> None:
         self.streams, self.quotas, self.asked, self.config = streams, quotas, asked, config
-        self.sources, self.seq_len, self.seed, self.notes = (
-            asked.sources,
-            config.seq_len,
-            seed,
-            list[str](),
-        )
+        self.sources = asked.sources
+        self.seq_len = config.seq_len
+        self.seed = seed
+        self.notes = list[str]()
         self._sequences = n_sequences
         self._fits = config.packing == "best_fit"
         self.n_blocks = max(1, n_sequences // max(BLOCK, SPARE * len(streams) * self._fits))
@@ -72,8 +70,8 @@ class Plan:
         return self._sequences
 
     def sequence(self, index: int) -> list[Piece]:
-        """Pieces of a sequence in their order; with best_fit they may fill less than `seq_len`, and
-        the rest is padding.
+        """Pieces of a sequence in order. With best_fit they may fill less than `seq_len`; the rest
+        is padding.
         """
         number = ((index + 1) * self.n_blocks - 1) // self._sequences
         block, place = self.block(number), index - self.block_start(number)
@@ -83,20 +81,20 @@ class Plan:
         ]
 
     def block_start(self, number: int) -> int:
-        """The first sequence of a block; blocks differ in size by one sequence at most."""
+        """The first sequence of a block. Block sizes differ by at most one sequence."""
         return number * self._sequences // self.n_blocks
 
     def block(self, number: int) -> Packed:
-        """The packed sequences of a block; a few of those asked for last are kept."""
+        """The packed sequences of a block. The most recent blocks are cached."""
         return self._recent.get(number, lambda: self._pack(number))
 
     def read_until(self, number: int) -> np.ndarray:
-        """Tokens that each source has given when block `number` begins (or, at `n_blocks`, when the
-        run ends): int64 [sources].
+        """Tokens that each source has contributed at the start of block `number` (or, for
+        `n_blocks`, at the end of the run): int64 [sources].
 
-        With concat that is its quota. With best_fit a document, or piece of a long one, belongs to
-        the block in which its beginning lies by the quota; a run too short to have room for that
-        ends at the quota too.
+        With concat this is the quota. With best_fit a document, or piece of a long one, belongs to
+        the block that contains its start by the quota; a run that is too short for that also ends
+        at the quota.
         """
         quota = self.quotas.at(np.array([_trained(self.block_start(number), self.config)]))[0]
         if not self._fits or self._sequences < SPARE * len(self.streams):
@@ -125,13 +123,13 @@ class Plan:
 def make_plan(
     stores: Mapping[str, Documents], config: MixtureConfig, n_sequences: int, seed: int
 ) -> Plan:
-    """Plan a run: each source gets its share of all trained tokens at every moment, to the token at
-    each block's beginning.
+    """Plan a run. At the start of each block every source has contributed exactly its share of the
+    trained tokens.
 
-    `stores` needs the sources that `ipt.mixture.schedule.used_sources` names; others are not looked
-    at. A source is read in a random order, all of it before any of it is repeated. Raises UserError
-    for a mixture that cannot be: a source without tokens, more repeats than allowed, and what
-    `schedule_points` raises.
+    `stores` must contain the sources that `ipt.mixture.schedule.used_sources` names; others are
+    ignored. A source is read in random order and completely before any of it repeats. Raises
+    UserError for an impossible mixture: a source without tokens, more repeats than allowed, and the
+    errors of `schedule_points`.
     """
     schedule, tokens = read_schedule(config), _trained(n_sequences, config)
     shares = {
@@ -174,7 +172,9 @@ def _subsample_note(config: MixtureConfig, source: str, share: float) -> str:
 
 
 def _in_tokens(schedule: Schedule, streams: list[Stream]) -> Schedule:
-    """Shares of documents as shares of tokens, by the mean length of each source's documents."""
+    """Document proportions converted to token proportions by the mean document length of each
+    source.
+    """
     return schedule.with_shares(
         schedule.shares * [stream.n_tokens / stream.n_documents for stream in streams]
     )
@@ -183,7 +183,7 @@ def _in_tokens(schedule: Schedule, streams: list[Stream]) -> Schedule:
 def _limit_repeats(
     config: MixtureConfig, asked: Schedule, streams: list[Stream], tokens: int
 ) -> tuple[Schedule, list[str]]:
-    """The schedule within `mixture.max_repeats`, and what has to be said about it."""
+    """The schedule limited by `mixture.max_repeats`, and notes about it."""
     repeats = {
         name: share * tokens / stream.n_tokens
         for name, share, stream in zip(asked.sources, asked.mean(), streams, strict=True)
@@ -223,15 +223,15 @@ def _limit_repeats(
 
 def _overhang(stream: Stream, position: int, seq_len: int) -> int:
     """Tokens from a position of a stream to the end of the document (or piece of a long one) that
-    has begun before it.
+    contains it.
     """
     _, start, _, length = stream.read(position, position + 1)[0].tolist()
     return min(-(-start // seq_len) * seq_len, length) - start
 
 
 def _trained(sequences: int, config: MixtureConfig) -> int:
-    """Tokens that fill so many sequences by the plan; best_fit leaves room, so that all that begins
-    in a block can end in it.
+    """Number of planned tokens in that many sequences. best_fit leaves space so that everything
+    that begins in a block ends in it.
     """
     room = sequences * config.seq_len
     return room - -(-room // SPARE) if config.packing == "best_fit" else room

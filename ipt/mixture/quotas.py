@@ -1,4 +1,4 @@
-"""How many tokens each source has given when the run has so many: a closed formula, exact to the
+"""Cumulative token count of each source after N tokens of the run: a closed formula, exact to the
 token.
 """
 
@@ -15,9 +15,7 @@ HALVINGS = 64  # of an interval a few tokens wide: down to the last bit of its b
 
 @dataclass(frozen=True)
 class Quotas:
-    """Tokens of each source at every position of a run of `total` tokens, without visiting the
-    positions before it.
-    """
+    """Tokens of each source at every position of a run of `total` tokens, in constant time."""
 
     schedule: Schedule
     total: int
@@ -28,12 +26,12 @@ class Quotas:
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Whole tokens: int64 [positions] -> int64 [positions, sources]. Rows sum to the position
-        and never fall.
+        and never decrease.
 
-        A clock runs through the exact integrals; a source gets its k-th token when its integral
-        passes k - 1/2 (Webster's method), and the row of position p is what stands when p tokens
-        are given. Rounding each row by its largest remainders sums up too, but can take a token
-        back that it gave a row earlier. Rows are within about a token of `exact`.
+        A clock runs through the exact integrals. A source gets its k-th token when its integral
+        passes k - 1/2 (Webster's method), and the row of position p is the state after p tokens.
+        Rounding each row by largest remainders also gives the right sums, but can take back a token
+        of an earlier row. Rows are within about one token of `exact`.
         """
         counts = self._rounded(positions.astype(float))
         off = counts.sum(axis=1) != positions
@@ -42,12 +40,10 @@ class Quotas:
         return counts
 
     def _settle(self, positions: np.ndarray) -> np.ndarray:
-        """Look for the moment of the clock at which so many tokens are given."""
+        """Find the moment of the clock at which that many tokens are assigned."""
         margin = len(self.schedule.sources) + 1
-        low, high = (
-            np.maximum(positions - margin, 0).astype(float),
-            (positions + margin).astype(float),
-        )
+        low = np.maximum(positions - margin, 0).astype(float)
+        high = (positions + margin).astype(float)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             before = self._rounded(middle).sum(axis=1) <= positions
@@ -63,11 +59,11 @@ class Quotas:
 
 
 def cap_shares(schedule: Schedule, caps: Mapping[str, float], total: int) -> Schedule:
-    """Shares with which no source gives more than its cap in tokens.
+    """Proportions with which no source exceeds its cap in tokens.
 
-    A capped source gives exactly that, the others share the rest in proportion. At each point of
-    the schedule the capped source's share shrinks by the same factor. Raises UserError where only
-    capped sources are left to fill a part of the run.
+    A capped source contributes exactly its cap, and the others share the rest in proportion. At
+    each point of the schedule the share of a capped source shrinks by the same factor. Raises
+    UserError if only capped sources are left for a part of the run.
     """
     limits = np.array([caps.get(name, np.inf) for name in schedule.sources])
     fixed, capped, current = np.zeros_like(schedule.shares), np.zeros(len(limits), bool), schedule

@@ -1,6 +1,4 @@
-"""What a plan will train on, in figures: for the table at the start of a run, its log and its
-summary.
-"""
+"""Figures of a plan for the table at the start of a run, the log and the summary."""
 
 from typing import Any
 
@@ -14,15 +12,19 @@ SAMPLED = 64  # from so many of its blocks
 
 
 def plan_report(plan: Plan) -> dict[str, Any]:
-    """Figures of a plan; all are exact but, where `exact_cuts` is false, the three that count cuts.
+    """Figures of a plan. All are exact, except the three counts of splits if `exact_cuts` is false.
 
-    `sources`, for each: `unique_tokens` and `documents` that it has (after subsampling),
-    `requested` and `realised` share of the trained tokens, `tokens`, `repeats` (epochs),
-    `truncated` (pieces that end before their document), `split_documents` (documents read in more
-    than one piece), `split_short_documents` (those of them that would have fitted a sequence). With
-    unit=documents also the shares of documents. For the run: `packing`, `sequences`, `tokens`,
-    `padding` (in tokens), `fill`, `notes` and, with a schedule, `course`: tokens of each source at
-    each 1% of the run.
+    `sources`, for each source:
+
+    - `unique_tokens` and `documents` (after subsampling)
+    - `requested` and `realised` share of the trained tokens; with unit=documents also the shares of
+      documents
+    - `tokens` and `repeats` (epochs)
+    - `truncated` (pieces that end before their document), `split_documents` (documents read in
+      several pieces) and `split_short_documents` (those that would have fit into a sequence)
+
+    For the run: `packing`, `sequences`, `tokens`, `padding` (in tokens), `fill`, `notes` and, with
+    a schedule, `course`: tokens of each source at each 1% of the run.
     """
     room, tokens = len(plan) * plan.seq_len, plan.read_until(plan.n_blocks)
     cuts, exact = _count_cuts(plan)
@@ -55,7 +57,7 @@ def plan_report(plan: Plan) -> dict[str, Any]:
 
 
 def _count_cuts(plan: Plan) -> tuple[dict[str, np.ndarray], bool]:
-    """Cuts of each source, and whether all were counted or only those of evenly spread blocks."""
+    """Splits of each source, and whether all blocks were counted or only evenly spaced ones."""
     exact = plan.n_blocks <= COUNTED
     blocks = (
         range(plan.n_blocks)

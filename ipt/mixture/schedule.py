@@ -1,4 +1,4 @@
-"""Which share of the tokens comes from which source, at every moment of a run."""
+"""Token proportions of the sources at every moment of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from ipt.errors import UserError
 
 
 class Point(NamedTuple):
-    """From `at` on (0 to 1 of the run), or at that moment where shares are interpolated, sources
-    have these shares.
+    """The proportions from `at` (0 to 1 of the run) on, or at that moment if proportions are
+    interpolated.
     """
 
     at: float
@@ -21,10 +21,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Shares of `sources` over a run: `shares` [points, sources], whose rows sum to 1, hold from or
-    at the moments `at` [points].
+    """Proportions of `sources` over a run: `shares` [points, sources] with rows that sum to 1, from
+    or at the moments `at` [points].
 
-    Before the first point its shares hold, after the last one those of the last.
+    The first point also applies before its moment, the last one after it.
     """
 
     sources: list[str]
@@ -33,8 +33,8 @@ class Schedule:
     linear: bool
 
     def integral(self, moments: np.ndarray) -> np.ndarray:
-        """Share of the run's tokens that each source has given by then: [moments], 0 to 1 or a
-        little more, -> [moments, sources].
+        """Fraction of the run's tokens that each source has contributed: [moments] (0 to 1 or
+        slightly more) -> [moments, sources].
         """
         starts, values, slopes = self._segments()
         spans = np.diff(starts)[:, None]
@@ -59,7 +59,7 @@ class Schedule:
         )
 
     def _segments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Moments at which something changes [n], the shares there and their slopes from there on
+        """Moments [n] at which something changes, the proportions there and their slopes after them
         [n, sources].
         """
         slopes = np.zeros_like(self.shares)
@@ -76,8 +76,8 @@ class Schedule:
 
 
 def read_schedule(config: MixtureConfig) -> Schedule:
-    """The schedule of `mixture.ratios` or, where there is one, of `mixture.schedule`, in the unit
-    in which it is written.
+    """The schedule of `mixture.schedule` if set, else of `mixture.ratios`, in the unit of the
+    config.
     """
     points = schedule_points(config)
     names = list(points[0].ratios)
@@ -90,18 +90,18 @@ def read_schedule(config: MixtureConfig) -> Schedule:
 
 
 def used_sources(config: MixtureConfig) -> list[str]:
-    """Names of the sources that have a share at some moment of the run. Raises UserError as
+    """Names of the sources with a share at any moment of the run. Raises UserError as
     `schedule_points` does.
     """
     return list(schedule_points(config)[0].ratios)
 
 
 def schedule_points(config: MixtureConfig) -> list[Point]:
-    """Points with the resolved ratios of all used sources, in order of time; constant ratios are
-    one point.
+    """Points with the resolved ratios of all used sources, sorted by time. Constant ratios are one
+    point.
 
     Raises UserError for ratios that cannot be resolved, for moments outside 0 to 1 or out of order,
-    and for a choice that is none (`mixture.unit`, `packing`, `interpolation`, `on_max_repeats`).
+    and for an invalid choice (`mixture.unit`, `packing`, `interpolation`, `on_max_repeats`).
     """
     _check_choices(config)
     if not config.schedule:
@@ -123,11 +123,10 @@ def schedule_points(config: MixtureConfig) -> list[Point]:
 def resolve_ratios(
     ratios: Mapping[str, float | None], key: str = "mixture.ratios"
 ) -> dict[str, float]:
-    """Shares that sum to 1. A null ratio is what the others leave of 1; without one, ratios are
+    """Proportions that sum to 1. A null ratio takes the remainder to 1; without one, ratios are
     weights and are normalised.
 
-    Raises UserError for a negative ratio, for more than one null, and where nothing is left to
-    train on.
+    Raises UserError for a negative ratio, for several nulls, and if nothing is left to train on.
     """
     for name, ratio in ratios.items():
         if ratio is not None and not ratio >= 0:

@@ -1,4 +1,4 @@
-"""Opening the token stores of a mixture."""
+"""Opens the token stores of a mixture."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +10,11 @@ from ipt.tokens.store import CACHE_GIB, TokenStore
 def open_stores(
     folders: Mapping[str, str | Path], cache_gib: float = CACHE_GIB
 ) -> dict[str, TokenStore]:
-    """The store of each source, at a path or an fsspec URL; of the latter at most `cache_gib` GiB
-    each are kept on this machine.
+    """The store of each source, from a path or an fsspec URL. At most `cache_gib` GiB of each
+    remote store are kept on this machine.
 
-    Raises UserError naming those that different tokenizers made, and what TokenStore raises.
+    Raises UserError with the names of stores made by different tokenizers, and the errors of
+    TokenStore.
     """
     stores = {name: TokenStore.open(folder, cache_gib) for name, folder in folders.items()}
     if len({store.fingerprint for store in stores.values()}) > 1:

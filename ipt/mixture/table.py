@@ -1,4 +1,4 @@
-"""The table that says what a run will train on, shown at its start."""
+"""The table of the planned mixture, shown at the start of a run."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -52,7 +52,7 @@ def _sources(report: dict[str, Any]) -> Table:
 
 
 def _course(course: list[dict[str, Any]]) -> Table:
-    """Shares in each tenth of the run."""
+    """Proportions in each tenth of the run."""
     table = Table(title="Share of the tokens in each tenth of the run", title_justify="left")
     table.add_column("source")
     tenths = [dict.fromkeys(course[0]["tokens"], 0), *(point["tokens"] for point in course[9::10])]

@@ -1,4 +1,4 @@
-"""`python -m ipt.rendering preview FILE [KEY=VALUE ...]`: a look at how pairs will be rendered."""
+"""`python -m ipt.rendering preview FILE [KEY=VALUE ...]`: shows how pairs will be rendered."""
 
 import argparse
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Random choices that depend on nothing but a seed, a chain's id, a version and what the choice is
-for.
-"""
+"""Random choices that depend only on a seed, a chain's id, a version and a purpose."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -13,12 +11,11 @@ T = TypeVar("T")
 
 
 class Draws:
-    """The choices of one text. Each purpose has a stream of its own: a hash of (purpose, seed,
-    version, id).
+    """The choices of one text. Each purpose has its own stream: a hash of (purpose, seed, version,
+    id).
 
-    So choices are independent of each other (the released code locks them together), and equal on
-    any machine, in any order and in any process. What is chosen once stays chosen for the whole
-    text.
+    So choices are independent of each other (the released code couples them), and equal on any
+    machine, in any order and in any process. A choice holds for the complete text.
     """
 
     def __init__(self, seed: int, chain: str, version: int = 0) -> None:
@@ -37,8 +34,8 @@ class Draws:
         return self._fractions[purpose]
 
     def pick(self, purpose: str, pool: Sequence[T]) -> T:
-        """One of `pool`, each as likely as any other. Versions of a chain pick different ones as
-        long as there are any.
+        """One of `pool`, uniformly. Versions of a chain pick different entries as long as there are
+        enough.
         """
         if purpose not in self._picked:
             first = xxh3_64_intdigest(purpose.encode() + self._any_version)
@@ -53,8 +50,8 @@ class Draws:
 
 @cache
 def _stride(size: int) -> int:
-    """A step that goes through a pool of `size` entries and lands far from the entries before, as
-    neighbours are alike.
+    """A step that visits all entries of a pool of `size` and jumps far, because neighbouring
+    entries are alike.
     """
     return next(
         step for step in range(max(1, round(0.618 * size)), 2 * size) if gcd(step, size) == 1

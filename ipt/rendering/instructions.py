@@ -1,8 +1,8 @@
-"""General instruction data: rows of the usual schemas as texts to train on.
+"""General instruction data: turns rows of common schemas into texts to train on.
 
 An instruction and its response are joined by one space, as the cards of the published domain models
-say (paper section 8); so are the turns of a longer conversation. System prompts are left out, as
-they have no place in that form.
+do (paper section 8); so are the turns of a longer conversation. System prompts are dropped, because
+this format has no place for them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,11 +35,11 @@ def instruction_text(row: Mapping[str, Any]) -> str:
     """`{instruction} {response}` of a row, with one space between turns.
 
     A column that is null or blank counts as missing. Raises LeftOut for a row without an
-    instruction or a response (LIMA's test questions have none), UserError for columns of another
-    kind of data and for two different responses.
+    instruction or a response (LIMA's test questions have none), UserError for columns of other data
+    and for two different responses.
 
-    >>> instruction_text({"instruction": "When?", "context": "It began in 2000.", "response": "In 2000."})
-    'When?\\nIt began in 2000. In 2000.'
+    >>> instruction_text({"instruction": "When?", "context": "Began 2000.", "response": "2000."})
+    'When?\\nBegan 2000. 2000.'
     """
     columns = {str(name).lower(): value for name, value in row.items()}
     turns = _conversation(columns)
@@ -59,7 +59,7 @@ def instruction_text(row: Mapping[str, Any]) -> str:
 
 
 def _conversation(columns: Mapping[str, Any]) -> list[str] | None:
-    """The turns of a row that holds a whole conversation."""
+    """The turns of a row with a complete conversation."""
     found = [columns[name] for name in CONVERSATIONS if name in columns]
     given = next((value for value in found if not _is_missing(value) and value != []), None)
     if given is None:
@@ -86,7 +86,7 @@ def _single(columns: Mapping[str, Any]) -> list[str] | None:
 
 
 def _distinct(columns: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """The texts of the columns, without those that another one contains."""
+    """The texts of the columns, without those contained in another one."""
     texts = [_text(columns.get(name)) for name in names if not isinstance(columns.get(name), list)]
     longest = sorted(set(filter(None, texts)), key=len, reverse=True)
     kept = [
@@ -121,7 +121,7 @@ def _joined(turns: Sequence[str]) -> str:
 
 
 def _turns(history: Any) -> Iterator[str]:
-    """Turns before: pairs of instruction and response, objects, or texts."""
+    """Earlier turns: pairs of instruction and response, objects, or texts."""
     if _is_missing(history):
         return
     if not isinstance(history, list):
@@ -131,7 +131,7 @@ def _turns(history: Any) -> Iterator[str]:
 
 
 def _spoken(turns: Any) -> list[str]:
-    """What is said in each turn of a conversation, of strings or of objects that name the speaker."""
+    """The text of each turn of a conversation, given as strings or as objects with a speaker."""
     if not isinstance(turns, list):
         raise UserError(f"its conversation is {type(turns).__name__}, expected a list of turns")
     return [
@@ -160,9 +160,7 @@ def _field(turn: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A text without white space at its ends; empty for a missing or blank one. Raises UserError
-    for what is no text.
-    """
+    """A stripped text; empty if missing or blank. Raises UserError for any other type."""
     if _is_missing(value):
         return ""
     if not isinstance(value, str):

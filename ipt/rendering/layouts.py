@@ -1,8 +1,8 @@
 """Layouts: how the pairs of one document become one block of text (paper section 2.1).
 
-A layout takes the pairs with their options already listed, and the style of the text that the block
-belongs to. It says nothing about the document, since an arrangement may put the block before it,
-behind it or into a text of its own.
+A layout takes the pairs, with their options already listed, and the style of the text. It does not
+see the document, because an arrangement may put the block before it, after it or into a text of its
+own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ PARAGRAPH = "\n\n"
 
 
 class Style(NamedTuple):
-    """What one text looks like: the pools, and the choices from them."""
+    """The appearance of one text: the pools, and the choices from them."""
 
     pools: Pools
     draws: Draws
@@ -31,7 +31,7 @@ class Style(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A pair as it is going to be printed."""
+    """A pair in the form in which it is printed."""
 
     kind: str
     question: str
@@ -50,7 +50,7 @@ class Layout(NamedTuple):
 def choose_layout(weights: Mapping[str, float], fewest_pairs: int, fraction: float) -> str:
     """The layout at `fraction` (in [0, 1)) of the weights.
 
-    Layouts that need more pairs than the text's poorest document has leave their weight to the
+    A layout that needs more pairs than the smallest document of the text gives its weight to the
     classic one: the published 80/5/5/5/5 becomes the published 95/5.
     """
     point = fraction * sum(weights.values())
@@ -63,8 +63,8 @@ def choose_layout(weights: Mapping[str, float], fewest_pairs: int, fraction: flo
 
 
 def show(items: Sequence[Item], document: int, style: Style) -> list[Shown]:
-    """The pairs of a chain's `document`-th document with their options shuffled, listed and
-    labelled.
+    """The pairs of document number `document` of a chain, with shuffled, listed and labelled
+    options.
     """
     pairs = [
         _list_options(item, f"order/{document}/{index}", style)
@@ -76,7 +76,7 @@ def show(items: Sequence[Item], document: int, style: Style) -> list[Shown]:
 
 
 def classic(pairs: Sequence[Shown], style: Style) -> str:
-    """One pair after the other; pairs of one kind look alike."""
+    """One pair after the other; pairs of one kind have the same format."""
     parts: list[str] = []
     for pair in pairs:
         chosen = style.draws.pick(f"pairs/{pair.kind}", style.pools.pairs[pair.kind])
@@ -107,7 +107,7 @@ def dialogue(pairs: Sequence[Shown], style: Style) -> str:
 
 
 def numbered(pairs: Sequence[Shown], style: Style) -> str:
-    """All questions, then all answers under the same numbers."""
+    """All questions, then all answers with the same numbers."""
     chosen = style.draws.pick("numbered", style.pools.numbered)
     questions = [
         chosen.question.fill(question=_question(pair, style), **labels(index))
@@ -153,7 +153,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def optional(name: str, pool: Sequence[T], style: Style) -> T | None:
-    """One of `pool`, or None in the share of texts that go without it."""
+    """One of `pool`, or None for the fraction of texts without it."""
     goes_without = style.draws.fraction(f"without/{name}") < style.pools.without[name]
     return None if goes_without else style.draws.pick(name, pool)
 
@@ -224,7 +224,7 @@ def _headed(heading: str, body: str, separator: str) -> str:
 
 @lru_cache(maxsize=1024)
 def labels(index: int) -> dict[str, str]:
-    """The labels of the `index`-th item from 0 in each way of counting; none ends (a, …, z, aa, ab,
+    """The labels of item `index` (from 0) in each numbering. No numbering ends (a, …, z, aa, ab,
     …).
     """
     letter, roman = _letters(index + 1), _roman(index + 1)

@@ -1,8 +1,8 @@
-"""What a synthesized pair holds: a plain question, one with options, one with step-by-step
-reasoning, or one with both.
+"""Parses a synthesized pair: a plain question, one with options, one with step-by-step reasoning,
+or one with both.
 
 The conventions are those of the synthesizer's training data (paper section 1.3). A pair that breaks
-them is left out for a named reason; its document stays, with its other pairs.
+them is dropped for a named reason; its document and the document's other pairs are kept.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ REASONS = (
 
 
 class ChainRow(NamedTuple):
-    """One document of a chain as synthesis left it."""
+    """One document of a chain as synthesis wrote it."""
 
     doc_id: str
     text: str
@@ -30,7 +30,7 @@ class ChainRow(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A usable pair, taken apart."""
+    """A usable pair, parsed."""
 
     kind: str  # plain | options | reasoning | options_reasoning
     question: str
@@ -40,7 +40,7 @@ class Item(NamedTuple):
 
 
 class AugmentedDocument(NamedTuple):
-    """One document of a chain with its usable pairs, and the reason why for each of the others."""
+    """One document of a chain with its usable pairs, and the reason for each dropped one."""
 
     doc_id: str
     text: str

@@ -1,7 +1,7 @@
-"""Template pools: the sentences and formats that rendering chooses from, read from a data file and
-checked as a whole.
+"""Template pools: the sentences and formats that rendering chooses from, read from data files and
+validated.
 
-`templates/*.yaml` are shipped; a user's own file has the same keys, and may extend another
+`templates/*.yaml` are included; a user's file has the same keys and may extend another one
 (docs/rendering.md).
 """
 
@@ -44,10 +44,10 @@ R = TypeVar("R")
 
 
 class Template:
-    """Text with named fields in braces, taken apart once.
+    """Text with named fields in braces, parsed once.
 
-    `fill` puts each value in as it is, so braces and format characters in values mean nothing. A
-    full stop right after a field is left out where the field's value already ends a sentence.
+    `fill` inserts values unchanged, so braces and format characters in values have no effect. A
+    full stop directly after a field is dropped if the value already ends a sentence.
     """
 
     __slots__ = ("_pieces", "_printf", "_values", "fields", "source")
@@ -97,7 +97,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Spaced:
-    """A template that is repeated, and what stands between two of it."""
+    """A template that is repeated, and the separator."""
 
     text: Template
     separator: str
@@ -129,7 +129,7 @@ class ExamplesFormat:
 
 @dataclass(frozen=True)
 class Pools:
-    """Everything a text is put together from. Pools are never empty and hold no two equal entries."""
+    """All pools of templates. Pools are never empty and have no two equal entries."""
 
     without: Mapping[str, float]  # share of texts that go without an optional part
     starts: tuple[Template, ...]
@@ -153,18 +153,18 @@ class Pools:
 
 
 def load_pools(name: str) -> Pools:
-    """The pools that are shipped as `name`, or those in the file `name`, with those of the files
-    that it extends.
+    """The included pools `name`, or those in the file `name`, merged with the files that it
+    extends.
 
-    Raises MissingFileError if there is no such file, UserError naming file and entry if one is not
-    as it must be.
+    Raises MissingFileError if there is no such file, UserError with file and entry if one is
+    invalid.
     """
     return _Reader(_files(pools_path(name))).pools()
 
 
 def pools_path(name: str, folder: Path = Path(), key: str = "rendering.templates=") -> Path:
-    """The file behind `name`: a shipped one, or a path from `folder`. Raises MissingFileError,
-    naming `key`, if there is none.
+    """The file for `name`: an included one, or a path relative to `folder`. Raises
+    MissingFileError, which names `key`, if there is none.
     """
     shipped = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     path = FOLDER / f"{name}.yaml" if name in shipped else folder / name
@@ -176,8 +176,8 @@ def pools_path(name: str, folder: Path = Path(), key: str = "rendering.templates
 
 
 def pools_digest(name: str) -> str:
-    """SHA-256 of all files behind `rendering.templates`: an input of the stage, since their content
-    decides the texts.
+    """SHA-256 of all files of `rendering.templates`, an input of the stage because they determine
+    the texts.
     """
     return hashlib.sha256(b"".join(file.digest for file in _files(pools_path(name)))).hexdigest()
 
@@ -193,7 +193,7 @@ class _File(NamedTuple):
 
 
 def _files(path: Path, extending: tuple[Path, ...] = ()) -> list[_File]:
-    """The file at `path` and before it those that it extends; `extending` are those that led to it."""
+    """The files that `path` extends, then `path`. `extending` are the files that refer to it."""
     if path.resolve() in extending:
         circle = " -> ".join(
             passed.name for passed in (*extending[extending.index(path.resolve()) :], path)
@@ -224,8 +224,8 @@ def _files(path: Path, extending: tuple[Path, ...] = ()) -> list[_File]:
 
 
 class _Reader:
-    """Turns the content of files, each of which extends the one before it, into pools; names the
-    entry where something is wrong.
+    """Turns the content of files, each of which extends the previous one, into pools. Errors name
+    the entry.
     """
 
     def __init__(self, files: Sequence[_File]) -> None:
@@ -301,7 +301,9 @@ class _Reader:
         return float(value)
 
     def values(self, name: str) -> list[tuple[_File, Any]]:
-        """What the files say under `name`. The first file extends none, so it must say something."""
+        """The values of `name` in all files. The first file extends none, so it must contain the
+        name.
+        """
         self.known.add(name)
         found = [
             (file, value)

@@ -1,4 +1,4 @@
-"""A look at how pairs will be rendered: whole texts in the terminal, coloured by part."""
+"""Shows complete rendered texts in the terminal, coloured by part."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,8 @@ from rich.panel import Panel
 from rich.text import Text as Coloured
 
 from ipt.config import RenderingConfig
-from ipt.corpus.readers.files import CorpusFile, json_lines
+from ipt.corpus.readers.files import CorpusFile
+from ipt.corpus.readers.jsonl import json_lines
 from ipt.errors import MissingFileError, UserError
 from ipt.files import reading_parquet
 from ipt.places import check_pointer
@@ -36,12 +37,12 @@ _PART = re.compile(f"({MARKS[0]}.*?{MARKS[1]})", re.DOTALL)
 
 
 def preview(path: Path, config: RenderingConfig, seed: int, number: int, console: Console) -> None:
-    """Print the renderings of the first `number` chains in `path` that have usable pairs, and what
-    was dropped from these.
+    """Print the renderings of the first `number` chains in `path` that have usable pairs, and the
+    pairs dropped from them.
 
-    `path` is a Parquet file of pairs, a folder of them (what synthesis writes), or a .jsonl(.gz)
-    file with a text or context and its pairs in each line. Raises MissingFileError and UserError,
-    one line that names file and row.
+    `path` is a Parquet file of pairs, a folder of them (the output of synthesis), or a .jsonl(.gz)
+    file with a text or context and its pairs in each line. Raises MissingFileError and UserError
+    with file and row.
     """
     settings = replace(Settings.of(config), mark=mark)
     console.print(
@@ -69,15 +70,15 @@ def preview(path: Path, config: RenderingConfig, seed: int, number: int, console
 
 
 def mark(part: str, text: str) -> str:
-    """`text` between marks, the name of its part before it, for `Settings.mark`; marks in the text
-    itself are no marks.
+    """`text` between marks, preceded by the name of its part, for `Settings.mark`. Marks in the
+    text itself are escaped.
     """
     return f"{MARKS[0]}{part} {text.translate(dict.fromkeys(map(ord, MARKS), '�'))}{MARKS[1]}"
 
 
 def marked_parts(text: str) -> Iterator[tuple[str, str]]:
-    """What a text that was rendered with `mark` consists of: the name of each part, empty for the
-    template's own words, and the part.
+    """The parts of a text that was rendered with `mark`: the name of each (empty for the template's
+    own words) and the text.
     """
     for piece in _PART.split(text):
         if piece.startswith(MARKS[0]):
@@ -106,7 +107,7 @@ def _panel(text: Text) -> Panel:
 
 
 def read_rows(path: Path) -> Iterator[PairsRow]:
-    """The rows of a file or folder, as `preview` takes them."""
+    """The rows of a file or folder in the forms that `preview` accepts."""
     for number, values in enumerate(_values(path)):
         yield _row(values, number, f"{path}, row {number + 1}")
 
@@ -141,7 +142,7 @@ def _parquet_values(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _row(values: Mapping[str, Any], number: int, where: str) -> PairsRow:
-    """Rows as synthesis writes them; of other files at least a text or context and pairs, or the
+    """Rows as synthesis writes them. Other files need at least a text or context and pairs, or the
     published QA_list of Q and A.
     """
     try:

@@ -1,5 +1,5 @@
-"""Rendering as a pure function: the rows of one chain, the settings and a seed give the texts, and
-nothing else does.
+"""Rendering as a pure function: the texts depend only on the rows of one chain, the settings and a
+seed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ SOURCE = "instruction"  # the name that these texts have in the mixture
 
 @dataclass(frozen=True)
 class Settings:
-    """A checked `RenderingConfig` with its template pools read."""
+    """A validated `RenderingConfig` with its template pools."""
 
     arrangement: str
     layouts: Mapping[str, float]
@@ -55,12 +55,12 @@ class Text(NamedTuple):
 
 
 def render_chain(rows: Sequence[ChainRow], settings: Settings, seed: int) -> list[Text]:
-    """Render the rows of one chain that are joined into one M-shot text (paper sections 1.5 and 2).
+    """Render the rows of one chain that form one M-shot text (paper sections 1.5 and 2).
 
-    Documents without usable pairs come out as raw text, except under `pairs_only`. What was written
-    from a document is a text of its own, and then the document is no raw text for want of pairs.
-    The result has `settings.versions` renderings of everything; `stitched` joins them to one text
-    of each document. It is empty where there is nothing to print.
+    Documents without usable pairs become raw text, except with `pairs_only`. A rewritten document
+    is a text of its own, and its source is then not output as raw text for lack of pairs. The
+    result has `settings.versions` renderings of everything; `stitched` joins them to one text per
+    document. It is empty if there is nothing to print.
     """
     return render_documents([read_document(row) for row in rows], settings, seed)
 
@@ -68,7 +68,7 @@ def render_chain(rows: Sequence[ChainRow], settings: Settings, seed: int) -> lis
 def render_documents(
     documents: Sequence[AugmentedDocument], settings: Settings, seed: int
 ) -> list[Text]:
-    """Like `render_chain`, from rows whose pairs have been read already."""
+    """Like `render_chain`, for rows whose pairs are already parsed."""
     if ARRANGEMENTS[settings.arrangement].stitched:
         return [text for document in documents for text in _stitch(document, settings, seed)]
     texts: list[Text] = []
@@ -79,9 +79,7 @@ def render_documents(
 
 
 def check_settings(config: RenderingConfig) -> None:
-    """Raise a one-line UserError unless arrangement, layouts, inversion and versions are as they
-    must be.
-    """
+    """Raises UserError unless arrangement, layouts, inversion and versions are valid."""
     check_choices(config, "rendering.")
     for name, weight in config.layouts.items():
         if name not in LAYOUTS:
@@ -110,7 +108,7 @@ def check_settings(config: RenderingConfig) -> None:
 
 
 class Shot(NamedTuple):
-    """A document and its pairs, laid out, as they go into one text."""
+    """A document and its laid-out pairs, as parts of one text."""
 
     document: str  # may be empty
     block: str
@@ -118,7 +116,7 @@ class Shot(NamedTuple):
 
 
 class Arrangement(NamedTuple):
-    """How documents and pairs lie together, and which documents come out as raw texts beside that."""
+    """How documents and pairs are combined, and which documents also become raw texts."""
 
     place: Callable[[Shot, Style], str]
     suffix: str  # of the id of the text that holds the pairs
@@ -128,7 +126,9 @@ class Arrangement(NamedTuple):
 
 
 def document_first(shot: Shot, style: Style) -> str:
-    """The document, perhaps introduced, perhaps a bridge, then the pairs (paper section 2.5)."""
+    """The document with an optional introduction, an optional bridge, then the pairs (paper section
+    2.5).
+    """
     if not shot.document:
         return shot.block
     start = optional("document_start", style.pools.starts, style)
@@ -138,7 +138,7 @@ def document_first(shot: Shot, style: Style) -> str:
 
 
 def pairs_first(shot: Shot, style: Style) -> str:
-    """Perhaps an opening, the pairs, then the document."""
+    """An optional opening, the pairs, then the document."""
     if not shot.document:
         return shot.block
     opening = (
@@ -206,7 +206,7 @@ def _render_pairs(
     version: int,
     style: Style,
 ) -> Text:
-    """The one text that holds the pairs of `documents`, each of which has some."""
+    """The text with the pairs of `documents`, each of which has some."""
     counts = [len(document.items) for document in documents]
     name = choose_layout(settings.layouts, min(counts), style.draws.fraction("layout"))
     layout = LAYOUTS[name]
@@ -237,8 +237,8 @@ def _render_pairs(
 
 
 def _stitch(document: AugmentedDocument, settings: Settings, seed: int) -> list[Text]:
-    """One text: the document's pairs in each version, what was written from it, and the document
-    itself at the end.
+    """One text: the document's pairs in each version, its rewrite, and the document itself at the
+    end.
     """
     styles = [
         Style(settings.pools, Draws(seed, document.doc_id, version), settings.mark)

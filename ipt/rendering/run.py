@@ -1,4 +1,4 @@
-"""The rendering stage: pairs in Parquet parts become texts in Parquet parts, by any number of
+"""The rendering stage: reads pairs and writes texts, both as Parquet parts, with any number of
 workers.
 """
 
@@ -41,7 +41,7 @@ LONGEST_CHAIN = 127  # rows: n_shots has 8 bits, and synthesis.shots is at most 
 
 
 class PairsRow(NamedTuple):
-    """One row of the pairs: where it belongs, and what it holds."""
+    """One row of the pairs: its position and its content."""
 
     chain_id: int
     inherits_previous: bool
@@ -49,15 +49,15 @@ class PairsRow(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Rows of a Parquet file that are read together."""
+    """A row group of a Parquet file."""
 
     path: Path
     number: int
 
 
 class RenderTask(NamedTuple):
-    """The chains that begin in the first `own` groups; their last one may go on in the others, as
-    far as a chain can.
+    """The chains that begin in the first `own` groups. The last one may continue in the other
+    groups, up to the maximum length of a chain.
     """
 
     number: int
@@ -68,18 +68,18 @@ class RenderTask(NamedTuple):
 
 
 def check_rendering(config: RenderingConfig) -> None:
-    """Raise a one-line UserError or MissingFileError for a config that `render` would refuse; reads
-    only the template file.
+    """Raises UserError or MissingFileError for a config that `render` would reject. Reads only the
+    template file.
     """
     Settings.of(config)
 
 
 def render(config: RenderingConfig, pairs: Path, output: Path, seed: int) -> dict[str, Any]:
-    """Render `pairs/part-*.parquet` into `output/texts/part-*.parquet` and return the statistics.
+    """Render `pairs/part-*.parquet` to `output/texts/part-*.parquet`. Returns statistics.
 
-    Memory does not grow with the input. Running again, with any number of workers, writes the same
-    bytes. Raises MissingFileError if `pairs` holds no parts, UserError for a bad config or a row
-    that continues no chain.
+    Memory does not grow with the input. Output is identical for any number of workers. Raises
+    MissingFileError if `pairs` has no parts, UserError for an invalid config or a row that
+    continues no chain.
     """
     settings = Settings.of(config)
     shutil.rmtree(output / "texts", ignore_errors=True)  # of an interrupted run
@@ -96,7 +96,7 @@ def render(config: RenderingConfig, pairs: Path, output: Path, seed: int) -> dic
 
 
 def plan_tasks(pairs: Path) -> list[RenderTask]:
-    """Tasks depend on the files alone, so parts are the same for any number of workers."""
+    """Tasks depend only on the files, so parts are the same for any number of workers."""
     paths = sorted(pairs.glob("part-*.parquet"))
     if not paths:
         raise MissingFileError(f"{pairs} holds no part-*.parquet")
@@ -128,7 +128,7 @@ def _task(number: int, groups: list[Group], ends: list[int], first: int, end: in
 
 
 class Renderer:
-    """Renders tasks, each into a part of its own."""
+    """Renders tasks, one part per task."""
 
     def __init__(self, config: RenderingConfig, folder: Path, seed: int) -> None:
         self.settings, self.folder, self.seed = Settings.of(config), folder, seed
@@ -193,8 +193,8 @@ def _read_group(group: Group) -> Iterator[PairsRow]:
 
 
 def read_chains(rows: Iterable[PairsRow]) -> Iterator[list[ChainRow]]:
-    """Consecutive rows of a chain that are joined: each that inherits from the row before it
-    belongs to that row's text.
+    """Consecutive rows that form a chain: a row that inherits from the previous one belongs to the
+    same text.
     """
     chain: list[ChainRow] = []
     chain_id: int | None = None
@@ -216,9 +216,7 @@ def read_chains(rows: Iterable[PairsRow]) -> Iterator[list[ChainRow]]:
 
 
 class Tally:
-    """What the stage reports. Every row and every pair that came in is in exactly one of its
-    counts.
-    """
+    """Counts for stats.json. Every input row and pair is in exactly one of them."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -256,7 +254,7 @@ class Tally:
                 self.shots[text.n_shots] += 1
 
     def statistics(self, settings: Settings) -> dict[str, Any]:
-        """JSON-able. Documents and pairs are counted once, texts in every version."""
+        """JSON-serializable. Documents and pairs are counted once, texts in every version."""
         keys = (
             "documents",
             "documents_with_pairs",

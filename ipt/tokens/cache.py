@@ -1,5 +1,5 @@
-"""Files from elsewhere on local disk, named by their content: shared by all processes, and no
-larger than allowed.
+"""A size-limited cache of remote files on local disk, addressed by content and shared by all
+processes.
 """
 
 import fcntl
@@ -13,20 +13,19 @@ from filelock import FileLock
 
 
 class FileCache:
-    """Files of a folder by their SHA-256. Beyond `limit` bytes those go first that were opened
-    longest ago.
+    """Files of a folder by their SHA-256. Beyond `limit` bytes the least recently opened files are
+    removed.
 
-    Whoever has a file open holds a lock on it, which ends with the process or with the last mapping
-    of the file, and a locked file is never removed. So more than `limit` bytes are kept while more
-    are open.
+    An open file is locked until the process or its last mapping ends, and a locked file is never
+    removed. So the cache exceeds `limit` while more bytes are open.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
 
     def open(self, sha256: str, size: int, fetch: Callable[[Path], None]) -> BinaryIO:
-        """The file of this hash and size; `fetch` writes it to a path if it is not there, and says
-        itself if it cannot.
+        """The file with this hash and size. If it is missing, `fetch` writes it to a path and
+        raises its own errors.
         """
         path = self.folder / sha256
         while (file := _open_in_use(path, size)) is None:

@@ -1,4 +1,4 @@
-"""Rows of text to token ids: what a document of a token store is made of."""
+"""Encodes rows of text as token ids, one document of a token store per row."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ BATCH_ROWS, BATCH_CHARACTERS = 512, 1 << 21  # encoded at a time, at most (a lon
 
 @dataclass(frozen=True)
 class Encoding:
-    """All that decides how a row becomes ids, as plain values that can be sent to another process."""
+    """The settings that decide how a row becomes ids, as plain values that can be pickled."""
 
     backend: str  # the fast tokenizer as JSON
     fingerprint: str
@@ -36,8 +36,8 @@ class Encoding:
 
 
 def encoding_of(tokenizer: "PreTrainedTokenizerBase", config: TokensConfig) -> Encoding:
-    """Raises UserError if the tokenizer has no fast implementation, or lacks a token that documents
-    shall begin or end with.
+    """Raises UserError if the tokenizer has no fast implementation, or lacks the BOS or EOS token
+    that documents need.
     """
     if config.eos and tokenizer.eos_token_id is None:
         raise UserError("tokens.eos=true, but the tokenizer has no EOS token: set tokens.eos=false")
@@ -52,7 +52,7 @@ def encoding_of(tokenizer: "PreTrainedTokenizerBase", config: TokensConfig) -> E
 
 
 def begins_with_bos(tokenizer: "PreTrainedTokenizerBase", wish: bool | None) -> bool:
-    """Whether documents begin with BOS: as wished, else as the tokenizer does by itself."""
+    """Whether documents begin with BOS: as configured, else as the tokenizer does by default."""
     if wish is None:
         return (
             tokenizer.bos_token_id is not None
@@ -64,7 +64,7 @@ def begins_with_bos(tokenizer: "PreTrainedTokenizerBase", wish: bool | None) -> 
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Hash of all that decides how text becomes ids; stores of different fingerprints never mix."""
+    """Hash of everything that affects encoding. Stores with different fingerprints do not mix."""
     return _fingerprint(_backend(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
@@ -79,8 +79,8 @@ def _fingerprint(backend: str, bos: int | None, eos: int | None) -> str:
 
 
 class Encoder:
-    """A tokenizer without anything around it, which takes a good part of the time of transformers'
-    own call.
+    """The bare tokenizer, without the wrapper of transformers, which takes a large part of the time
+    of a call.
     """
 
     def __init__(self, encoding: Encoding) -> None:
@@ -90,18 +90,17 @@ class Encoder:
         self._backend = Tokenizer.from_str(encoding.backend)
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._backend.encode_special_tokens = (
-            True  # one that a document spells out is plain text there, not its end
-        )
+        # a special token that is spelled out in a document is plain text, not its end
+        self._backend.encode_special_tokens = True
         self._anchor: list[int] = self._ids([ANCHOR])[0]
 
     def encode(self, rows: Iterable[dict[str, Any]]) -> Iterator[EncodedDocument]:
         """Token ids of each row, in order.
 
         A row has `text`, or `examples` of (prompt, response), of which only the responses are
-        trained on: each example is BOS, prompt, response, EOS, and the examples of a row follow one
-        another as shots of one document. `fill_to` of such a row, where it is not null, fills the
-        document up with EOS tokens that are read and not trained on.
+        trained on: each example is BOS, prompt, response, EOS, and the examples of a row form one
+        document. If `fill_to` of such a row is not null, the document is padded to that length with
+        EOS tokens that are not trained on.
         """
         for batch in _batches(rows):
             ids = iter(self._ids([part for row in batch for part in _parts(row)]))

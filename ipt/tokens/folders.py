@@ -1,4 +1,4 @@
-"""The shards of a store on this machine: which there are, and whether all of them are there."""
+"""The shards of a store on this machine, and whether the store is complete."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from ipt.tokens.shards import INDEX_FILE, ShardIndex, parse_index, shard_name
 
 
 class ShardFolder(Protocol):
-    """Where the files of a store are. `remote.RemoteFolder` is the other one."""
+    """Interface of the place of a store's files; see LocalFolder and `remote.RemoteFolder`."""
 
     location: str
     max_open_bytes: float  # so much of its files may be open at the same time
@@ -28,8 +28,8 @@ class ShardFolder(Protocol):
 
 
 class LocalFolder:
-    """A store in a folder on this machine. Opening it reads the indices and looks at the size of
-    each file.
+    """A store in a folder on this machine. Opening it reads the indices and checks the size of each
+    file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,8 +71,8 @@ class LocalFolder:
 
 
 def check_complete(location: str, indices: Sequence[ShardIndex]) -> None:
-    """Raise unless the shards are all there, from the first to the last, and of one tokenizer with
-    one BOS and EOS rule.
+    """Raises UserError unless no shard is missing and all have one tokenizer and one BOS and EOS
+    rule.
     """
     first = indices[0].origin
     for number, index in enumerate(indices):
@@ -89,10 +89,8 @@ def check_complete(location: str, indices: Sequence[ShardIndex]) -> None:
                 "tokenise it again"
             )
         if (index.origin.bos, index.origin.eos) != (first.bos, first.eos):
-            found, wanted = (
-                f"{index.origin.bos} and {index.origin.eos}",
-                f"{first.bos} and {first.eos}",
-            )
+            found = f"{index.origin.bos} and {index.origin.eos}"
+            wanted = f"{first.bos} and {first.eos}"
             raise UserError(
                 f"{where} has documents between {found}, those of the store are between {wanted}: "
                 "tokenise it again"

@@ -1,5 +1,5 @@
-"""Token stores behind fsspec URLs: indices are read at once, files are copied to a local cache when
-they are first needed.
+"""Token stores behind fsspec URLs. Indices are read at once; files are copied to a local cache on
+first use.
 """
 
 import errno
@@ -25,11 +25,10 @@ TRIES = 2
 
 
 class RemoteFolder:
-    """A store at `url`. Copies are kept in `tokens` below the cache folder of `ipt.models`,
-    verified when they are made.
+    """A store at `url`. Copies are kept in `tokens` below the cache folder of `ipt.models` and
+    verified once.
 
-    The file system is looked up anew each time, since one that talks over the network does not
-    survive a fork.
+    The file system is opened again for each access, because network clients do not survive a fork.
     """
 
     def __init__(self, url: str, cache_gib: float) -> None:
@@ -126,7 +125,7 @@ def _find(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def reaching(where: str) -> Iterator[None]:
-    """Turn what a file system raises, which is whatever its client does, into one line."""
+    """Turn any exception of a file system client into a one-line error."""
     try:
         yield
     except ImportError as error:

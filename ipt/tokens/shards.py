@@ -1,10 +1,9 @@
-"""What a shard of a token store is, and how one is written.
+"""The files of one shard of a token store, and how to write them.
 
-shard-00000/tokens.bin    uint32, little-endian: the ids of all documents, one after the other
-shard-00000/offsets.npy   int64 [n_docs + 1]: where each document begins shard-00000/loss.bin
-uint8, only where a part of a document is not trained on: 1 for each token that is a target
-shard-00000/index.json    what the shard was made from and with, and size and SHA-256 of the files
-above
+shard-00000/tokens.bin    uint32, little-endian: the ids of all documents, concatenated
+shard-00000/offsets.npy   int64 [n_docs + 1]: the start of each document
+shard-00000/loss.bin      uint8: 1 for each token that is a target; only if some are not
+shard-00000/index.json    inputs and settings of the shard, size and SHA-256 of the other files
 """
 
 import hashlib
@@ -24,12 +23,10 @@ from ipt.errors import UserError
 
 FORMAT = 2
 TOKEN, OFFSET, LOSS = np.dtype("<u4"), np.dtype("<i8"), np.dtype("u1")
-TOKENS_FILE, OFFSETS_FILE, LOSS_FILE, INDEX_FILE = (
-    "tokens.bin",
-    "offsets.npy",
-    "loss.bin",
-    "index.json",
-)
+TOKENS_FILE = "tokens.bin"
+OFFSETS_FILE = "offsets.npy"
+LOSS_FILE = "loss.bin"
+INDEX_FILE = "index.json"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FILL = 1 << 20  # tokens of a loss mask that are written at a time
 
@@ -133,12 +130,10 @@ def _is_index(value: Mapping[str, Any]) -> bool:
     """Whether all is there and of the right kind. Names and hashes become paths, so nothing else
     may stand in their place.
     """
-    counts, tokens, rows, files = (
-        ("n_docs", "n_tokens"),
-        ("bos", "eos"),
-        value.get("rows"),
-        value.get("files"),
-    )
+    counts = ("n_docs", "n_tokens")
+    tokens = ("bos", "eos")
+    rows = value.get("rows")
+    files = value.get("files")
     return (
         all(isinstance(value.get(name), str) for name in ("shard", "tokenizer"))
         and all(_is_count(value.get(name)) for name in counts)

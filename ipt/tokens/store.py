@@ -177,7 +177,7 @@ class TokenStore:
         return shard, min(begin + start, stop), stop if end is None else min(begin + end, stop)
 
     def _map(self, shard: int, name: str, dtype: np.dtype | None) -> np.ndarray:
-        """A file of a shard as an array; without a dtype it is a .npy file, which says so itself."""
+        """A file of a shard as an array; without a dtype it is a .npy file."""
         found = self._maps.get((shard, name))
         if found is None:
             found = self._open(self.indices[shard], name, dtype)

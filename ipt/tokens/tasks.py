@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 from ipt.errors import MissingFileError, UserError
 from ipt.files import hash_json, reading_parquet
 
-BYTES_PER_TOKEN = (
-    4  # of text, about what tokenizers give in English; it only decides how large shards are
-)
+# typical of English text; used only to choose the size of shards
+BYTES_PER_TOKEN = 4
 COLUMNS = ("text", "examples", "fill_to")
 READ_ROWS = 256  # rows of a file in memory at a time
 

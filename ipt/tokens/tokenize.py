@@ -127,10 +127,8 @@ def _first_shard(folder: Path, tasks: Sequence[TokenizeTask], encoding: Encoding
     indices = [parse_index(path.read_bytes(), str(path), path.parent.name) for path in paths]
     for number, index in enumerate(indices):
         for what in ("tokenizer", "bos", "eos"):
-            found, wanted = (
-                getattr(index.origin, what),
-                getattr(origin_of(tasks[0], encoding), what),
-            )
+            found = getattr(index.origin, what)
+            wanted = getattr(origin_of(tasks[0], encoding), what)
             if found != wanted:
                 raise UserError(
                     f"{paths[number].parent} was made with {what} {found}, not {wanted}: make "

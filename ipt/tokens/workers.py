@@ -1,4 +1,4 @@
-"""Tasks worked on side by side: each becomes a shard, in this process or in some of its own."""
+"""Runs tokenization jobs in parallel, one shard each, in this process or in worker processes."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ PARALLELISM, THREADS = ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """A task and the folder of the shard that it becomes."""
+    """A task and the folder of its shard."""
 
     task: TokenizeTask
     shard: Path
@@ -32,12 +32,11 @@ class TokenizeJob:
 def run_jobs(
     jobs: Sequence[TokenizeJob], encoding: Encoding, workers: int, advance: Callable[[float], None]
 ) -> None:
-    """Write the shards of all jobs with `workers` cores; `advance` is told of each so many finished
-    rows.
+    """Write the shards of all jobs with `workers` cores. Calls `advance` with the number of
+    finished rows.
 
-    With one worker, or one job, it happens in this process. Cores that are left over become threads
-    of the tokenizer. Raises what a worker raised, and RuntimeError if one was killed; shards that
-    are finished stay.
+    One worker or one job runs in this process. Extra cores become threads of the tokenizer. Raises
+    the errors of a worker, and RuntimeError if one was killed; finished shards are kept.
     """
     if not jobs:
         return
@@ -99,11 +98,9 @@ def _run_processes(
     """
     # this process may have threads, which a fork would not survive
     context: Any = multiprocessing.get_context("spawn")
-    following, rows, errors = (
-        context.Value("q", 0),
-        context.RawArray("q", processes),
-        context.SimpleQueue(),
-    )
+    following = context.Value("q", 0)
+    rows = context.RawArray("q", processes)
+    errors = context.SimpleQueue()
     workers = [
         context.Process(
             target=_work,
@@ -132,7 +129,7 @@ def _run_processes(
 
 
 def _check(workers: Sequence[Any], errors: Any) -> None:
-    """Raise what went wrong in a worker."""
+    """Raises the error of a failed worker."""
     failed = [worker.exitcode for worker in workers if worker.exitcode]
     if failed and not errors.empty():
         raise errors.get()
@@ -140,8 +137,8 @@ def _check(workers: Sequence[Any], errors: Any) -> None:
         if failed[0] > 0:  # it has printed the traceback of an error that is not the user's
             raise RuntimeError(f"a process that tokenises ended with exit code {failed[0]}")
         advice = (
-            "if memory ran out, set tokens.workers lower; finished shards are kept, run again to "
-            "go on"
+            "if memory ran out, lower tokens.workers; finished shards are kept, so run the same "
+            "command again to continue"
         )
         raise UserError(f"a process that tokenises was killed by signal {-failed[0]}: {advice}")
 

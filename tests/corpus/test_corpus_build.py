@@ -3,8 +3,9 @@ import json
 import pytest
 
 from ipt.config import CorpusConfig
-from ipt.corpus import build
+from ipt.corpus import writer
 from ipt.corpus.build import build_corpus, check_corpus, input_digests
+from ipt.corpus.ontology.build import count_mentions
 
 
 def write(path, count, **fields):
@@ -68,13 +69,13 @@ def test_without_held_out_documents_the_table_is_empty(tmp_path, rows):
 
 
 def test_parts_are_bounded_and_leftovers_go(tmp_path, rows, monkeypatch):
-    monkeypatch.setattr(build, "PART_DOCUMENTS", 30)
+    monkeypatch.setattr(writer, "PART_DOCUMENTS", 30)
     path = write(tmp_path / "a.jsonl", 100)
     build_corpus(config(path, held_out_fraction=0), 1, tmp_path / "out")
     parts = sorted(file.name for file in (tmp_path / "out/documents").iterdir())
     assert parts == [f"part-0000{part}.parquet" for part in range(4)]
     whole = rows(tmp_path / "out/documents")
-    monkeypatch.setattr(build, "PART_DOCUMENTS", 50_000)
+    monkeypatch.setattr(writer, "PART_DOCUMENTS", 50_000)
     build_corpus(config(path, held_out_fraction=0), 1, tmp_path / "out")
     assert (
         rows(tmp_path / "out/documents") == whole
@@ -83,7 +84,7 @@ def test_parts_are_bounded_and_leftovers_go(tmp_path, rows, monkeypatch):
 
 
 def test_long_documents_bound_parts_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "PART_CHARACTERS", 200)
+    monkeypatch.setattr(writer, "PART_CHARACTERS", 200)
     build_corpus(config(write(tmp_path / "a.jsonl", 40), held_out_fraction=0), 1, tmp_path / "out")
     assert len(list((tmp_path / "out/documents").iterdir())) >= 3
 
@@ -187,7 +188,7 @@ def test_the_embedded_corpus(tmp_path, rows):
 
 
 def test_held_out_terms_that_a_training_text_mentions_are_counted_and_not_asked_about():
-    mentions = build._mentions(
+    mentions = count_mentions(
         {"X:1": ["Round cell"], "X:2": ["cell round"], "X:3": ["!"]},
         ["A big round-cell.", "Round cells.", "round cell"],
     )

@@ -201,7 +201,7 @@ def test_a_bad_file_ends_in_one_line_that_names_it(tmp_path, name, content, part
     [
         (
             [{"text": "a", "name": "x"}, {"text": "b", "name": "x"}],
-            ["row 2", "'x'", "was there before"],
+            ["row 2", "'x'", "occurred before"],
         ),
         ([{"text": "a", "name": None}], ["row 1", "None", "expected an id"]),
         ([{"text": "a", "name": 1.5}], ["row 1", "1.5", "expected an id"]),

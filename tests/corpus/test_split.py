@@ -74,7 +74,7 @@ def test_documents_without_the_field_always_train_and_are_counted(tmp_path):
 def test_a_field_that_no_document_has_is_a_mistake(tmp_path):
     rows = [{"id": row["id"], "text": row["text"]} for row in ROWS]
     with pytest.raises(
-        ValueError, match=r"corpus\.held_out_by=chapter: no document has such a field"
+        ValueError, match=r"corpus\.held_out_by=chapter: no document has this field"
     ):
         build_corpus(config(write(tmp_path / "a.jsonl", rows)), 0, tmp_path / "out")
     with pytest.raises(
@@ -106,7 +106,8 @@ def test_a_template_makes_the_text(tmp_path):
     [
         (
             "{{ nothing }}",
-            r"a\.jsonl, line 1: corpus\.template cannot be filled: 'nothing' is undefined; the row has id, chapter, text",
+            r"a\.jsonl, line 1: corpus\.template cannot be filled: 'nothing' is undefined; "
+            r"the row has id, chapter, text",
         ),
         ("{% for %}", r"corpus\.template is no valid template"),
         ("{{ text.__class__.__mro__ }}", "cannot be filled"),  # the sandbox: a template is data too

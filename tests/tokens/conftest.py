@@ -1,4 +1,4 @@
-"""Texts to tokenise, and the encoding of the SmolLM2 tokenizer with its first few thousand tokens."""
+"""Texts to tokenize, and the SmolLM2 tokenizer with its first few thousand tokens."""
 
 import json
 import random

@@ -70,7 +70,8 @@ def test_a_store_of_another_tokenizer_is_named_before_training(tmp_path, tiny_mo
     folder = write(tmp_path, [[1, 2]], 5, "another")
     with pytest.raises(
         ValueError,
-        match=rf"mixture\.sources\.mine\.path=.* was made with tokenizer another, .* is {encoding.fingerprint}",
+        match=r"mixture\.sources\.mine\.path=.* was made with tokenizer another, "
+        rf".* is {encoding.fingerprint}",
     ):
         open_source("mine", source(folder), tiny_model, 1)
 

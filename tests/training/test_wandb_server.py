@@ -12,10 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from ipt.commands import COMMANDS
 from omegaconf import OmegaConf
 
-from ipt.cli import QUIET
+from ipt.cli import COMMANDS, QUIET
 from ipt.config import conf_dir
 from tests.processes import Ended, run_together
 

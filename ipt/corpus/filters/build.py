@@ -1,8 +1,8 @@
-"""Which documents of a user's corpus are left out: too short or long, in another language, the same
-as an earlier one.
+"""Filters that drop documents: too short or long, in another language, or duplicates of an earlier
+one.
 
-Every reason has a name, by which the documents are counted. What a filter remembers is of documents
-that passed the ones before it, so of two equal documents the first is kept.
+Documents are counted by the reason that a filter returns. A filter sees only documents that passed
+the previous filters, so the first of two equal documents is kept.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,8 @@ from ipt.errors import UserError
 
 TOO_SHORT, TOO_LONG = "shorter than corpus.min_characters", "longer than corpus.max_characters"
 UNCERTAIN = "language less probable than corpus.language_probability"
-SAME, NEARLY_SAME = (
-    "same text as an earlier document",
-    "nearly the same text as an earlier document",
-)
+SAME = "same text as an earlier document"
+NEARLY_SAME = "nearly the same text as an earlier document"
 LANGUAGE_CHARACTERS = 1000  # of a document that its language is read off
 SHINGLE = 5  # words, or characters in scripts without spaces
 LOWEST_SIMILARITY = 0.5  # below it most pairs of documents would have to be compared
@@ -29,8 +27,8 @@ Filter = Callable[[str], str | None]  # text -> why it is left out, or None
 
 
 def build_filters(config: CorpusConfig) -> list[Filter]:
-    """The filters that `config` asks for, the cheap ones first. Raises UserError for a setting that
-    makes no sense.
+    """The filters that `config` requests, the cheap ones first. Raises UserError for invalid
+    settings.
     """
     _check(config)
     filters: list[Filter] = []
@@ -46,6 +44,15 @@ def build_filters(config: CorpusConfig) -> list[Filter]:
     if config.near_duplicates is not None:
         filters.append(_near_filter(config.near_duplicates))
     return filters
+
+
+def reason_to_drop(text: str, filters: list[Filter]) -> str | None:
+    """The reason that the first matching filter gives, or None to keep the document."""
+    for filter_reason in filters:
+        reason = filter_reason(text)
+        if reason:
+            return reason
+    return None
 
 
 def _check(config: CorpusConfig) -> None:
@@ -106,7 +113,7 @@ def _exact_filter() -> Filter:
 
 
 def _near_filter(similarity: float) -> Filter:
-    """Compares the sets of runs of `SHINGLE` words. A text without words is like no other."""
+    """Compares the sets of runs of `SHINGLE` words. A text without words is never a duplicate."""
     kept = NearDuplicates(similarity)
 
     def nearly_same(text: str) -> str | None:

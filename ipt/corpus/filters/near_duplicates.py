@@ -1,9 +1,9 @@
-"""Near-duplicates by MinHash and locality-sensitive hashing, in few bytes a document.
+"""Near-duplicates by MinHash and locality-sensitive hashing.
 
-The sketches are a library's. The index is ours, because the libraries' takes 2.6 kB a document and
-compares a document with all that resemble it a little, which in a corpus of forms is all of them.
-Here a document is compared with the first one of each band that it shares, which are a few, and
-takes 300 to 500 bytes.
+The sketches come from a library, but the index is our own: the libraries' indices need 2.6 kB per
+document and compare a document with everything that resembles it slightly, which in a corpus of
+forms is everything. This one compares a document only with the first document of each shared band
+and needs 300 to 500 bytes.
 """
 
 from array import array
@@ -19,9 +19,7 @@ CHUNK = 4096  # sketches that are stored together
 
 
 class NearDuplicates:
-    """Tells which sets of tokens are like one that was added before: of a Jaccard similarity of at
-    least `similarity`.
-    """
+    """Finds sets of tokens with a Jaccard similarity of at least `similarity` to an earlier set."""
 
     def __init__(self, similarity: float) -> None:
         self.similarity, self.documents = similarity, 0
@@ -30,7 +28,7 @@ class NearDuplicates:
         self._first = _FirstDocument()
 
     def add(self, tokens: Sequence[str]) -> bool:
-        """Add a document and return True, unless it is like an earlier one."""
+        """Add a document and return True, or return False if it is similar to an earlier one."""
         values = _minhash(tokens)
         bands = values.reshape(-1, self._rows)
         keys = [
@@ -62,16 +60,16 @@ def _minhash(tokens: Sequence[str]) -> npt.NDArray[np.uint32]:
 
 
 def _similarity(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> float:
-    """Share of equal hashes, less those that are equal by chance because only a byte of each was
-    kept.
+    """Fraction of equal hashes, corrected for those that are equal by chance because only one byte
+    of each is stored.
     """
     chance = 1 / 256
     return float((np.count_nonzero(one == other) / PERMUTATIONS - chance) / (1 - chance))
 
 
 def _bands(similarity: float) -> int:
-    """The fewest bands of which two documents of this similarity share one with a probability of
-    85%.
+    """The smallest number of bands for which two documents of this similarity share one with a
+    probability of 85%.
     """
     choices = (1, 2, 4, 8, 16, 32)
     return next(
@@ -82,8 +80,8 @@ def _bands(similarity: float) -> int:
 
 
 class _FirstDocument:
-    """Which document put a key of 32 bits first. A flat table with linear probing: 8 bytes an
-    entry, a quarter of them free.
+    """The first document with each 32-bit key. A flat table with linear probing: 8 bytes per entry,
+    a quarter of them free.
     """
 
     def __init__(self) -> None:
@@ -107,7 +105,7 @@ class _FirstDocument:
                 self._table[self._slot(entry >> 32)] = entry
 
     def _slot(self, key: int) -> int:
-        """Where the key is, or where it would go."""
+        """The slot of the key, or the free slot for it."""
         table, last = self._table, len(self._table) - 1
         slot = key & last
         while (entry := table[slot]) and entry >> 32 != key:

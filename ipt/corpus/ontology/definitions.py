@@ -1,6 +1,6 @@
-"""Wording of single definitions: cleaning them, making sentences of them, masking the name in them.
+"""Edits single definitions: cleans them, turns them into sentences, and masks the name in them.
 
-The definitions are the ontologies' own; every other word of a page or question is this project's.
+The definitions come from the ontologies. All other text of pages and questions is our own.
 """
 
 import html
@@ -18,52 +18,42 @@ _CITATIONS = re.compile(
     | \[[^\[\]]*\](?=\s*(?:[.;,]|$))                 # [WP,unvetted]. at the end of a statement
     | \((?:[^()]*[:;,])?\s*(?:OMIM|UBERON|NCIt|MONDO|ORPHA)[:\w]*[^()]*\)
     | \([^()]*https?://[^()]*\) | https?://\S+
-    | \(\s*(?:summary\ by|reviews?\ by|reviewed\ (?:by|in)|(?:also\ )?see|(?:adapted|modified|taken)?\s*from|adapted|modified)\b[^()]*\)
-    | \((?i:adapted\ from|from)\ [A-Z].*$            # (From Spitzer et al., J Rheumatol Suppl 1996 Oct;99(1):1-5)
+    | \(\s*(?:summary\ by|reviews?\ by|reviewed\ (?:by|in)|(?:also\ )?see
+        |(?:adapted|modified|taken)?\s*from|adapted|modified)\b[^()]*\)
+    # (From Spitzer et al., J Rheumatol Suppl 1996 Oct;99(1):1-5)
+    | \((?i:adapted\ from|from)\ [A-Z].*$
     | \([^()]*\b(?:et\ al|\d+(?:st|nd|rd|th)\ eds?|Wikipedia)\b[^()]*\)
     | \([^()]*\b(?:19|20)\d\d[a-z]?\s*(?:[:,;][^()]*)?\)     # (Wietzman 1962)
-    | (?<=[.])\s[A-Z]\w+(?:,?\s(?:et\ al\.?,?|(?:and|&)\s[A-Z]\w+))?\s\(?(?:19|20)\d\d[a-z]?\)?(?=\.|$)   # Kimmel et al, 1995.
-    | \(\s*(?:WHO|NCI\d*|CDISC|CSP|MSH|MM|NN|BB|EM|CUMBO|NeuroNames|Brain\ Info)\b[^()]*\)(?=\s*[.;]?\s*$)
+    # Kimmel et al, 1995.
+    | (?<=[.])\s[A-Z]\w+(?:,?\s(?:et\ al\.?,?|(?:and|&)\s[A-Z]\w+))?
+        \s\(?(?:19|20)\d\d[a-z]?\)?(?=\.|$)
+    | \(\s*(?:WHO|NCI\d*|CDISC|CSP|MSH|MM|NN|BB|EM|CUMBO|NeuroNames|Brain\ Info)\b[^()]*\)
+        (?=\s*[.;]?\s*$)
     | \(\s*(?:Christine\ Fennema-Notestine|Maryann\ Martone)\s*\)
     | \{\d+(?::[^{}]*)?\}                            # {1:Heon et al., 2016}
     """,
     re.VERBOSE,
 )
 _POINTERS = re.compile(
-    r"(?:^|(?<=[.)] ))(?:For (?:a|an|further|more)\b[^.]*\bsee|See (?:also )?|(?:Modified|Adapted) from)\b[^.]*\."
+    r"(?:^|(?<=[.)] ))"
+    r"(?:For (?:a|an|further|more)\b[^.]*\bsee|See (?:also )?|(?:Modified|Adapted) from)\b[^.]*\."
 )
 _RELATIVE = re.compile(r"\b(?:that|which|who|whose|where|when|while|with)\b|,")
-_VERBS = """is are was were has have can may will consists consist includes include refers contains contain describes involves involve
-represents represent results result occurs occur lies lie produces form forms gives begins begin connects connect supplies supply runs
-extends extend arises arise serves serve receives receive plays attaches articulates passes lines covers surrounds separates divides
-carries drains innervates provides develops develop originates functions acts helps comprises constitutes corresponds affects causes
-belongs bears makes shows resembles appears regulates secretes usually typically generally often"""
+_VERBS = """
+    is are was were has have can may will consists consist includes include refers contains
+    contain describes involves involve represents represent results result occurs occur lies lie
+    produces form forms gives begins begin connects connect supplies supply runs extends extend
+    arises arise serves serve receives receive plays attaches articulates passes lines covers
+    surrounds separates divides carries drains innervates provides develops develop originates
+    functions acts helps comprises constitutes corresponds affects causes belongs bears makes
+    shows resembles appears regulates secretes usually typically generally often
+"""
 _VERB = re.compile(rf"\b(?:{'|'.join(_VERBS.split())})\b")
-# marks of synonyms that are notes rather than names
+# parts of synonyms that are notes, not names
 _ODD = ("[", " OR ", " - ", " caused ", "disease or disorder")
 _WORD = re.compile(r"[^\W_]+")
-_GENERIC_WORDS = frozenset(
-    (
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "and",
-        "or",
-        "any",
-        "form",
-        "type",
-        "disease",
-        "disorder",
-        "syndrome",
-        "finding",
-        "that",
-        "is",
-        "to",
-        "by",
-    )
-)
+_GENERIC = "a an the of in and or any form type disease disorder syndrome finding that is to by"
+_GENERIC_WORDS = frozenset(_GENERIC.split())
 _SPELLING = {
     "tumour": "tumor",
     "neoplasm": "tumor",
@@ -74,8 +64,9 @@ _SPELLING = {
 
 
 def clean_definition(text: str) -> str:
-    """`text` as a reader wants it: no citations, cross-references, markup or stray spaces; begins
-    with a capital, ends with a stop.
+    """`text` without citations, cross-references, markup and superfluous spaces.
+
+    It begins with a capital letter and ends with a full stop. Empty if nothing is left.
     """
     text = re.sub(r"</?[a-z]+>", "", html.unescape(text))
     text = re.sub(r"(?<=[.)])nn(?=[A-Z])", " ", text)  # two line breaks that lost their backslashes
@@ -101,14 +92,12 @@ def clean_definition(text: str) -> str:
 
 
 def says_more_than(name: str, definition: str) -> bool:
-    """Whether `definition` has words that are neither in `name` nor empty of meaning."""
+    """Whether `definition` has words that are neither in `name` nor generic."""
     return bool(set(_words(definition)) - set(_words(name)) - _GENERIC_WORDS)
 
 
 def sentence_case(text: str) -> str:
-    """`text` with a capital first letter, unless its first word is spelt in a way of its own (mRNA,
-    p53).
-    """
+    """`text` with a capital first letter, except for words with a spelling of their own (mRNA)."""
     return text[:1].upper() + text[1:] if text[1:2].islower() or not text[1:2].isalnum() else text
 
 
@@ -126,8 +115,8 @@ def join_names(names: Iterable[str], word: str = "and") -> str:
 
 
 def aliases(name: str, synonyms: Iterable[str], most: int = 3) -> list[str]:
-    """The synonyms worth printing: those that differ from the name and each other by more than
-    spelling, number or word order.
+    """The synonyms that differ from the name and from each other by more than spelling, number or
+    word order. At most `most`.
     """
     own = set(_words(name))
     worth = [
@@ -151,8 +140,9 @@ def aliases(name: str, synonyms: Iterable[str], most: int = 3) -> list[str]:
 
 
 def define(name: str, definition: str) -> str:
-    """A sentence (or more) that says what `name` is; the frame depends on how the definition
-    begins, and on a hash of the name.
+    """One or more sentences that define `name`.
+
+    The sentence frame depends on how the definition begins and on a hash of the name.
     """
     if starts_with_name(definition, name):
         return definition
@@ -178,7 +168,7 @@ def starts_with_name(definition: str, name: str) -> bool:
 
 
 def define_it(definition: str) -> str:
-    """The same where the name has just been given: "It is a tumor that ..."."""
+    """As `define`, after a sentence that names the term: "It is a tumor that ..."."""
     if definition.startswith("Any "):
         return f"The name is used for {lower_first(definition)}"
     return f"It is {lower_first(definition)}" if _is_phrase(definition) else definition
@@ -188,7 +178,7 @@ def mask(definition: str, names: Iterable[str]) -> str:
     """`definition` with `names`, and the words that reveal them, replaced by a blank.
 
     Masks each complete name. Of the first name (the term's own) it also masks every word of more
-    than three letters, every number and abbreviation, and words with the same stem. Case is ignored.
+    than three letters, every number and abbreviation, and words with the same stem. Ignores case.
     """
     names = list(names)
     lowered = definition.lower()
@@ -235,8 +225,8 @@ def _same_stem(word: str, other: str) -> bool:
 
 
 def _is_phrase(definition: str) -> bool:
-    """Whether the first sentence is a noun phrase with an article ("A tumor that ..."), not a
-    sentence with a verb of its own.
+    """Whether the first sentence is a noun phrase with an article ("A tumor that ...") without a
+    main verb.
     """
     if not re.match(r"(?:A|An|The|One of)\b", definition):
         return False
@@ -250,9 +240,7 @@ def _words(text: str) -> list[str]:
 
 
 def _spelling_key(words: list[str]) -> frozenset[str]:
-    """Equal for names that differ only in spelling, number, endings, word order and words without
-    meaning.
-    """
+    """Equal for names that differ only in spelling, endings, word order or generic words."""
     plain = (
         _SPELLING.get(word.removesuffix("s"), word.removesuffix("s"))
         for word in words

@@ -1,10 +1,9 @@
-"""Readable pages from an ontology: a term, what it is, and the more specific terms beneath it with
-their definitions.
+"""Writes pages about ontology terms: a term, its definition, and the more specific terms below it.
 
-Each term that has a definition is defined on exactly one page. Its place is found from below: a
-term whose text, with all that was collected beneath it, fills a page gets a page; otherwise
-everything moves up to its most specific parent. The wording varies from page to page by a hash of
-the term, so it is the same in every run.
+Each term with a definition is defined on exactly one page. Pages are found bottom-up: if a term's
+text and everything collected below it fill a page, the term gets a page; otherwise everything moves
+up to its most specific parent. The wording depends on a hash of the term, so it is the same in
+every run.
 """
 
 import re
@@ -23,30 +22,29 @@ from ipt.corpus.ontology.definitions import (
 )
 from ipt.corpus.ontology.terms import IS_A, Ontology, Term
 
-FULL_PAGE = 600  # characters that are enough for a page
-LONGEST_PAGE = (
-    2000  # what would be longer is continued on another page; one term's own text is never cut
-)
-LISTED_NAMES = (
-    10  # terms without definition, and terms with pages of their own, that one page names
-)
+# minimum of characters for a page
+FULL_PAGE = 600
+# longer text continues on another page; the text of one term is never split
+LONGEST_PAGE = 2000
+# maximum number of terms without definition, and of terms with their own page, that a page names
+LISTED_NAMES = 10
 
 
 @dataclass(frozen=True)
 class Page:
-    """One page, and which terms it is about."""
+    """One page and its terms."""
 
     page_id: str
     title: str
     text: str  # the title included
     head: str  # id of the term that the page is about
-    defined: tuple[str, ...]  # ids of the terms whose definition stands here
-    named: tuple[str, ...]  # ids of the terms that have no definition and are named here
+    defined: tuple[str, ...]  # ids of the terms that the page defines
+    named: tuple[str, ...]  # ids of the terms without definition that the page names
 
 
 @dataclass
 class _Collected:
-    """What waits beneath one term for a page."""
+    """Terms below one term that have no page yet."""
 
     # terms with definitions, those of one subgroup together
     blocks: list[list[str]] = field(default_factory=list)
@@ -57,10 +55,9 @@ class _Collected:
 def make_pages(
     ontology: Ontology, held_out: set[str], left_out: Counter[str]
 ) -> tuple[list[Page], list[Page]]:
-    """The training pages, which know nothing of the terms in `held_out`, and the pages of these;
-    both in a fixed order.
+    """The training pages, which do not mention the terms in `held_out`, and the held-out pages.
 
-    Held-out terms must have no more specific terms. Terms that stand on no page are counted in
+    Both are sorted by id. Held-out terms must have no children. Terms on no page are counted in
     `left_out` by reason.
     """
     training = _PageWriter(ontology, held_out, ontology.terms.keys() - held_out, "").pages()
@@ -75,8 +72,9 @@ def make_pages(
 
 
 class _PageWriter:
-    """Writes the pages that define the terms of one `side` of the split; terms of the other side
-    only head pages.
+    """Writes the pages that define the terms of one `side` of the split.
+
+    Terms of the other side occur only as heads of pages.
     """
 
     def __init__(
@@ -118,7 +116,7 @@ class _PageWriter:
         return 0 if home is None else 1 + self._depth(home)
 
     def _length(self, term_id: str) -> int:
-        """Characters that a term takes on a page, about."""
+        """Approximate number of characters of a term's text on a page."""
         term = self.terms[term_id]
         return len(term.name) + len(term.definition or "") + 30 * (2 + bool(term.synonyms))
 
@@ -129,7 +127,7 @@ class _PageWriter:
     # ----------------------------------------------------------------------------------------------
 
     def _write(self, head: str, here: _Collected) -> list[Page]:
-        """The page of `head` and, where one is not enough, the pages that continue it."""
+        """The page of `head` and its continuation pages."""
         own = head in self.side
         listed = pick((True, False), "listed", head)
         entries = [entry for block in self._sorted(here.blocks) for entry in block]
@@ -163,7 +161,7 @@ class _PageWriter:
         return f"{title} (continued)" if part else title
 
     def _lead(self, term: Term) -> str:
-        """What the page is about: name, definition, place and other names in one of several orders."""
+        """Introduces the head: name, definition, parents and synonyms, in one of several orders."""
         name, place = sentence_case(term.name), self._place(self._parents(term))
         if term.definition is None:
             return _spaced(f"{name} {place}." if place else "", self._also_called(term))
@@ -176,36 +174,34 @@ class _PageWriter:
         )
 
     def _list(self, head: str, part: int, defined: list[str], listed: bool) -> str:
-        """The terms beneath the head: one paragraph each, or the lines of a list."""
+        """The terms below the head, as paragraphs or as a list."""
         if not defined:
             return ""
-        name, first, last = (
-            self.terms[head].name,
-            self.terms[defined[0]].name,
-            self.terms[defined[-1]].name,
-        )
-        if head not in self.side and not part:
-            intro = []
-        elif part:
+        name = self.terms[head].name
+        intro = []
+        if part:
+            first = self.terms[defined[0]].name
+            last = self.terms[defined[-1]].name
             intro = [pick(self.phrases.more, "more", head, part).format(name, first, last)]
-        else:
-            intro = [
-                pick(
-                    self.phrases.one if len(defined) == 1 else self.phrases.several, "intro", head
-                ).format(name, sentence_case(name))
-            ]
+        elif head in self.side:
+            frames = self.phrases.one if len(defined) == 1 else self.phrases.several
+            intro = [pick(frames, "intro", head).format(name, sentence_case(name))]
         entries = [self._entry(entry, head, listed) for entry in defined]
         return ("\n" if listed else "\n\n").join(intro + entries)
 
     def _entry(self, term_id: str, head: str | None, listed: bool) -> str:
-        """A term on the page of `head`: definition, place where it is not directly beneath the
-        head, other names.
+        """A term on the page of `head`: its definition, its parents other than the head, and its
+        synonyms.
         """
         term = self.terms[term_id]
         assert term.definition is not None
-        said = term.definition.lower()
+        definition = term.definition.lower()
         place = self._place(
-            [parent for parent in self._parents(term, besides=head) if parent.lower() not in said]
+            [
+                parent
+                for parent in self._parents(term, besides=head)
+                if parent.lower() not in definition
+            ]
         )
         place = f"It {place}." if place else ""
         if not listed:
@@ -229,8 +225,8 @@ class _PageWriter:
         )
 
     def _parents(self, term: Term, besides: str | None = None) -> list[str]:
-        """Names of the nearest parents other than `besides`; in neutral words, where a head is
-        given, of the home alone.
+        """Names of the nearest parents other than `besides`: at most one if `besides` is given and
+        the links of the ontology are mixed, else two.
         """
         nearest = self.ontology.nearest_parents(term.term_id)
         most = 1 if besides and self.phrases is _NEUTRAL_PHRASES else 2
@@ -262,7 +258,7 @@ class _PageWriter:
 
 @dataclass(frozen=True)
 class _Phrases:
-    """Frames for {0} the head's name and what else each needs."""
+    """Sentence frames. {0} is the name of the head unless a comment says otherwise."""
 
     place: str  # {0}: the parents
     conjunction: str  # before the last of them
@@ -313,8 +309,9 @@ _NEUTRAL_PHRASES = _Phrases(
 
 
 def _divide(entries: list[str], lengths: list[int], lead: int) -> list[list[str]]:
-    """Cut `entries` into runs of about equal length, none longer than a page unless one entry alone
-    is; at least one run.
+    """Split `entries` into runs of about equal length, at least one.
+
+    A run is longer than a page only if a single entry is.
     """
     total = lead + sum(lengths)
     target = total / -(-total // LONGEST_PAGE) if total else 0
@@ -330,7 +327,7 @@ def _divide(entries: list[str], lengths: list[int], lead: int) -> list[list[str]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts type 2 before type 10."""
+    """Sort key that orders type 2 before type 10."""
     return [
         (int(digits or 0), text.lower()) for text, digits in re.findall(r"([^\d]*)(\d{0,9})", name)
     ]

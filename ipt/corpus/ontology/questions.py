@@ -1,69 +1,53 @@
-"""Closed-book questions: those made from an ontology, and those that a user lays beside a corpus.
+"""Makes closed-book questions from an ontology. See `ipt.corpus.questions` for the format."""
 
-One question is {"id", "task", "split", "prompt", "options", "gold", "meta"}; what is scored is the
-prompt followed by an option.
-"""
-
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, cached_property
-from typing import Any
 
 from ipt.corpus.hashing import unit_hash
 from ipt.corpus.ontology.definitions import MASK, mask
 from ipt.corpus.ontology.terms import IS_A, KNOWN, Ontology, Term
-from ipt.errors import UserError
+from ipt.corpus.questions import Question
 
-RECALL, GENERALISATION = "recall", "generalisation"
-LONGEST_DESCRIPTION = 500  # characters of a definition that a question quotes, in whole sentences
-# what must be left of it when the name is masked: words, and share of its words
-FEWEST_WORDS, SMALLEST_SHARE = (8, 0.6)
-FARTHEST = 5  # steps up to the ancestor that a wrong option has in common with the right one
-SAME_DEFINITION = 0.6  # share of words that two definitions have in common when they say the same
-SIMILAR_SIZE = 3  # how many times as many terms one kind may have as another that it stands against
-LARGEST_KIND = (
-    300  # a kind with more terms beneath it makes no question: what is not of it is hard to say
-)
-COMMON_WORDS = {
-    "cell",
-    "disease",
-    "disorder",
-    "syndrome",
-    "type",
-    "form",
-    "familial",
-    "hereditary",
-    "system",
-}
+# maximum length in characters of a definition that a question quotes, in complete sentences
+LONGEST_DESCRIPTION = 500
+# minimum that is left of a definition after masking: words, and fraction of its words
+FEWEST_WORDS = 8
+SMALLEST_FRACTION = 0.6
+# maximum number of steps to the common ancestor of a wrong and the right option
+FARTHEST = 5
+# fraction of common words from which two definitions count as the same
+SAME_DEFINITION = 0.6
+# maximum ratio of the sizes of the right and the wrong kind
+SIMILAR_SIZE = 3
+# kinds with more descendants are too general for a question
+LARGEST_KIND = 300
+COMMON = "cell disease disorder syndrome type form familial hereditary system"
+COMMON_WORDS = frozenset(COMMON.split())
 
 _ONLY_GENE = re.compile(
     r"cause of the disease is an? \w+(?: and/or \w+)? in the \S+ gene|material basis in"
 )
 
-Question = dict[str, Any]
-
 
 class Asker:
     """Makes the questions of one split about one ontology.
 
-    `pool` holds the terms that may be asked about and offered as options, so that no option stands
-    out by being known from training or not. Those in `preferred` are asked about first.
+    Questions and options use only terms in `pool`, so that no option can be recognized by whether
+    it occurs in the training text. Terms in `preferred` come first.
     """
 
     def __init__(self, ontology: Ontology, pool: set[str], preferred: set[str], seed: int) -> None:
-        self.ontology, self.terms, self.pool, self.preferred, self.seed = (
-            ontology,
-            ontology.terms,
-            pool,
-            preferred,
-            seed,
-        )
+        self.ontology = ontology
+        self.terms = ontology.terms
+        self.pool = pool
+        self.preferred = preferred
+        self.seed = seed
 
     def definition_to_term(self, term: Term, number: int) -> Question | str:
-        """Which of four related terms has this definition; the gold option's place goes round with
-        `number`. Or why not.
+        """Asks which of four related terms has this definition. The gold option is at index
+        `number % 4`. Returns the reason if the term gives no question.
         """
         assert term.definition is not None
         description = _beginning(term.definition)
@@ -75,7 +59,7 @@ class Asker:
         if (
             len(left) < FEWEST_WORDS
             or len(telling) < FEWEST_WORDS / 2
-            or len(left) < SMALLEST_SHARE * len(description.split())
+            or len(left) < SMALLEST_FRACTION * len(description.split())
         ):
             return "too little is left of the definition without the name"
         others = self._distractors(term, masked, 3)
@@ -91,12 +75,12 @@ class Asker:
         return {"prompt": prompt, "options": [f" {name}" for name in names], "gold": gold}
 
     def is_a(self, term: Term, number: int) -> Question | str:
-        """Whether the term is a kind of its parent (even numbers) or of a relative's parent (odd
-        numbers). Or why not.
+        """Asks whether the term is a kind of its parent (even `number`) or of a relative's parent
+        (odd `number`). Returns the reason if the term gives no question.
 
-        Every term asked about could have been asked both ways, and the two kinds have about as many
-        terms and as many words in common with the term's name, so that neither it nor the kind
-        tells the answer.
+        Both questions are possible for each term that is used. The two kinds have similar sizes and
+        share equally many words with the term's name, so neither the name nor the kind reveals the
+        answer.
         """
         parents = [
             parent
@@ -136,7 +120,7 @@ class Asker:
         return self._near({kind for kind in kinds if self._size(kind) <= LARGEST_KIND})
 
     def _near(self, term_ids: Iterable[str]) -> dict[tuple[str, int], list[str]]:
-        """(Ancestor, steps) -> those of `term_ids` that are so many steps beneath it."""
+        """(Ancestor, steps) -> those of `term_ids` that are that many steps below it."""
         near: dict[tuple[str, int], list[str]] = defaultdict(list)
         for term_id in sorted(term_ids):
             for ancestor, steps in self.terms[term_id].distances.items():
@@ -148,7 +132,7 @@ class Asker:
         self, term: Term, near: Mapping[tuple[str, int], list[str]]
     ) -> Iterator[list[str]]:
         """Terms of `near` that share a parent with `term`, then those that share a grandparent, and
-        so on; each once.
+        so on. Each term occurs once.
         """
         seen = {term.term_id}
         for level in range(1, FARTHEST + 1):
@@ -163,9 +147,7 @@ class Asker:
             yield sorted(found)
 
     def _distractors(self, term: Term, masked: str, count: int) -> list[str]:
-        """The nearest relatives whose names are other names, not other numbers, and of a length
-        like the term's.
-        """
+        """The nearest relatives with names of similar length that differ in more than a number."""
         taken = {_bare(name) for name in (term.name, *term.synonyms)}
         chosen: list[str] = []
         for relatives in self._relatives(term, self.near_terms):
@@ -179,8 +161,8 @@ class Asker:
         return chosen
 
     def _is_rival(self, term: Term, other: Term, masked: str) -> bool:
-        """Whether `other` is a wrong answer: no ancestor or descendant, not named in the
-        definition, and defined otherwise.
+        """Whether `other` is a wrong answer: neither ancestor nor descendant, not named in the
+        definition, and with a different definition.
         """
         if (
             other.term_id in term.distances
@@ -188,11 +170,10 @@ class Asker:
             or other.name.lower() in masked.lower()
         ):
             return False
-        said, words = (
-            set(masked.split()),
-            set(mask(_beginning(other.definition or ""), (other.name, *other.synonyms)).split()),
-        )
-        return len(said & words) < SAME_DEFINITION * len(said | words)
+        beginning = _beginning(other.definition or "")
+        words = set(masked.split())
+        other_words = set(mask(beginning, (other.name, *other.synonyms)).split())
+        return len(words & other_words) < SAME_DEFINITION * len(words | other_words)
 
     def _likeness(self, term: Term, other: str) -> tuple[int, float]:
         return abs(len(term.name) - len(self.terms[other].name)) // 5, unit_hash(
@@ -200,8 +181,8 @@ class Asker:
         )
 
     def _wrong_kind(self, term: Term, right: str) -> str | None:
-        """A kind near the term that it is surely not of, as likely as the right one by its size and
-        its name.
+        """A nearby kind that certainly excludes the term, with a size and a name as plausible as
+        those of the right one.
         """
         size, words = self._size(right), self._shared_words(term, right)
         for kinds in self._relatives(term, self.near_kinds):
@@ -221,7 +202,7 @@ class Asker:
         return None
 
     def _surely_not(self, term: Term, kind: str) -> bool:
-        """Whether no term at all is both of this kind and of one of the term's own."""
+        """Whether no term belongs both to this kind and to one of the term's parents."""
         below = self.ontology.descendants[kind]
         return all(below.isdisjoint(self.ontology.descendants[parent]) for parent in term.parents)
 
@@ -229,7 +210,7 @@ class Asker:
         return len(self.ontology.descendants[kind])
 
     def _is_named(self, term: Term, kind: str) -> bool:
-        """Whether the term's name says its kind, as that of a plexiform schwannoma does."""
+        """Whether the term's name contains its kind, as in "plexiform schwannoma"."""
         return _content(self.terms[kind].name) <= _content(term.name)
 
     def _shared_words(self, term: Term, kind: str) -> int:
@@ -237,11 +218,10 @@ class Asker:
 
 
 def ask(askers: Mapping[str, list[Asker]], count: int, passed_over: Counter[str]) -> list[Question]:
-    """`count` questions of each task and split, fewer where the terms do not give as many.
+    """Up to `count` questions per task and split.
 
-    `askers` maps a split to its askers. Terms that give no good question are counted in
-    `passed_over` by reason, as far as they were come across. is_a is asked only about ontologies
-    whose parents are kinds.
+    `askers` maps a split to its askers. Terms that were tried but give no good question are counted
+    in `passed_over` by reason. Only ontologies whose parents are kinds get `is_a` questions.
     """
     questions: list[Question] = []
     for split, members in askers.items():
@@ -251,32 +231,6 @@ def ask(askers: Mapping[str, list[Asker]], count: int, passed_over: Counter[str]
         kinds = [asker for asker in members if asker.ontology.name in IS_A]
         questions += _take("is_a", split, kinds, count, Asker.is_a, passed_over)
     return questions
-
-
-def count_questions(questions: Iterable[Question]) -> dict[str, dict[str, int]]:
-    """Task -> split -> how many."""
-    counts: dict[str, dict[str, int]] = {}
-    for question in questions:
-        splits = counts.setdefault(question["task"], {})
-        splits[question["split"]] = splits.get(question["split"], 0) + 1
-    return counts
-
-
-def read_questions(lines: Iterable[bytes], where: str) -> Iterator[Question]:
-    """The questions of a .jsonl file. Raises UserError that names the line of one that cannot be
-    scored.
-    """
-    seen: set[str] = set()
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            question = _parse(line, f"{where}, line {number}")
-            if question["id"] in seen:
-                raise UserError(
-                    f"{where}, line {number}: id {question['id']!r} was there before, expected "
-                    "another one"
-                )
-            seen.add(question["id"])
-            yield question
 
 
 # One question
@@ -291,7 +245,7 @@ def _take(
     make: Callable[[Asker, Term, int], Question | str],
     passed_over: Counter[str],
 ) -> list[Question]:
-    """The first `count` questions that terms give, in the order of their ranks."""
+    """The first `count` questions, with the terms in order of rank."""
     candidates = [
         (asker.rank(task, term_id), term_id, asker) for asker in askers for term_id in asker.pool
     ]
@@ -310,7 +264,7 @@ def _take(
 
 
 def _beginning(definition: str) -> str:
-    """The first sentences of a definition, as many as a question quotes; at least one."""
+    """The first sentences of a definition up to LONGEST_DESCRIPTION, at least one."""
     first, *others = re.split(r"(?<=[a-z)\]][.;])\s+(?=[A-Z])", definition)
     for sentence in others:
         if len(first) + len(sentence) > LONGEST_DESCRIPTION:
@@ -320,9 +274,7 @@ def _beginning(definition: str) -> str:
 
 
 def _bare(name: str) -> frozenset[str]:
-    """The words of a name without what only counts: numbers, single letters, Roman numerals, the
-    word type.
-    """
+    """The words of a name without numbers, single letters, Roman numerals and the word "type"."""
     words = re.findall(r"[^\W_]+", name.lower())
     return frozenset(word for word in words if not re.fullmatch(r".|[ivx]+|\w*\d\w*|type", word))
 
@@ -336,31 +288,3 @@ def _content(name: str) -> frozenset[str]:
         for word in words
         if len(word) > 3 and COMMON_WORDS.isdisjoint((word, word.removesuffix("s")))
     )
-
-
-def _parse(line: bytes, where: str) -> Question:
-    try:
-        question = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a line of JSON ({error})") from None
-    if not isinstance(question, dict):
-        raise UserError(
-            f"{where}: a JSON {type(question).__name__}, expected a question with id, task, split, "
-            "prompt, options, gold"
-        )
-    for key in ("id", "task", "split", "prompt"):
-        if not isinstance(question.get(key), str) or not question[key]:
-            raise UserError(f"{where}: {key} is {question.get(key)!r}, expected text")
-    options, gold = question.get("options"), question.get("gold")
-    if (
-        not isinstance(options, list)
-        or len(options) < 2
-        or not all(isinstance(option, str) and option for option in options)
-    ):
-        raise UserError(f"{where}: options are {options!r}, expected a list of two or more texts")
-    if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(options):
-        raise UserError(
-            f"{where}: gold is {gold!r}, expected the place of the right option, 0 to "
-            f"{len(options) - 1}"
-        )
-    return {**question, "meta": question.get("meta", {})}

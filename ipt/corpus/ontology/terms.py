@@ -1,9 +1,9 @@
-"""The terms of the embedded default corpus: MONDO diseases, UBERON anatomy and CL cell types.
+"""The terms of the embedded corpus: MONDO diseases, UBERON anatomy and CL cell types.
 
 The package `cellxgene-ontology-guide` ships them as data (the package is MIT; MONDO and CL are CC
-BY 4.0, UBERON CC BY 3.0). Its `ancestors` follow is-a and part-of alike. In MONDO every step is an
-is-a, in CL all but the links of eight cell parts ("reniform nucleus"), which have no parent of
-their own there. In UBERON both are mixed, so nothing here calls its steps kinds.
+BY 4.0, UBERON CC BY 3.0). Its `ancestors` include both is-a and part-of links. In MONDO every link
+is an is-a link, and so are those in CL except for eight cell parts ("reniform nucleus"). UBERON
+mixes both, so pages about it do not call a parent a kind.
 """
 
 import gzip
@@ -25,18 +25,18 @@ PACKAGE = "cellxgene-ontology-guide"
 # name -> what its terms are
 KNOWN = {"MONDO": "disease", "UBERON": "anatomical structure", "CL": "cell type"}
 IS_A = ("MONDO", "CL")  # ontologies whose parents are kinds
-PLACEHOLDER = "Missing definition"  # begins a note that stands where a definition should
+PLACEHOLDER = "Missing definition"  # start of a note in place of a definition
 GENERATED = "[Automatically generated definition]"
 
 
 @dataclass(frozen=True)
 class Term:
-    """One living entry of an ontology."""
+    """One entry of an ontology that is not deprecated."""
 
     term_id: str
     name: str
-    definition: str | None  # cleaned; None if there is none that says more than the name
-    synonyms: tuple[str, ...]  # exact synonyms as they stand
+    definition: str | None  # cleaned; None unless it says more than the name
+    synonyms: tuple[str, ...]  # exact synonyms, unchanged
     distances: Mapping[str, int]  # ancestor's id -> steps to it
 
     @cached_property
@@ -69,20 +69,18 @@ class Ontology:
 
     @cached_property
     def homes(self) -> dict[str, str | None]:
-        """Term -> the parent under which it stands: its most specific one."""
+        """Term -> its most specific parent, or None."""
         return {term_id: next(iter(self.nearest_parents(term_id)), None) for term_id in self.terms}
 
     def nearest_parents(self, term_id: str) -> list[str]:
-        """The term's two most specific parents: those with the fewest children, the first of them
-        first.
-        """
+        """The term's two parents with the fewest children, the most specific one first."""
         return sorted(
             self.terms[term_id].parents, key=lambda parent: (len(self.children[parent]), parent)
         )[:2]
 
     @cached_property
     def descendants(self) -> dict[str, set[str]]:
-        """Term -> itself and the terms at any distance below it."""
+        """Term -> itself and all terms below it."""
         descendants = {term_id: {term_id} for term_id in self.terms}
         for term in self.terms.values():
             for ancestor in term.distances:
@@ -91,10 +89,9 @@ class Ontology:
 
 
 def load_ontology(name: str) -> Ontology:
-    """The newest version of ontology `name` that the installed package lists, without its
-    deprecated terms.
+    """The newest version of an ontology in the installed package, without deprecated terms.
 
-    Raises UserError for an unknown name, MissingFileError if the package is not there.
+    Raises UserError for an unknown name, MissingFileError if the package is not installed.
     """
     check_ontologies([name])
     folder = _data_folder()
@@ -106,7 +103,7 @@ def load_ontology(name: str) -> Ontology:
 
 
 def check_ontologies(names: Iterable[str]) -> None:
-    """Raise one line if `names` are not ontologies of the installed package."""
+    """Raises UserError unless `names` are ontologies of the installed package."""
     names = list(names)
     unknown = [name for name in names if name not in KNOWN]
     if unknown or not names or len(set(names)) < len(names):
@@ -117,18 +114,18 @@ def check_ontologies(names: Iterable[str]) -> None:
 
 
 def parse_ontology(name: str, version: str, entries: Mapping[str, Mapping[str, Any]]) -> Ontology:
-    """Terms from the package's format: id -> label, description, synonyms, ancestors (id ->
-    distance), deprecated.
+    """Parse the package's format: id -> label, description, synonyms, ancestors (id -> distance),
+    deprecated.
 
-    Raises UserError for what is not laid out so.
+    Raises UserError if the entries have another format.
     """
     try:
         return _parse(name, version, entries)
     except (LookupError, TypeError, AttributeError) as error:
         cause = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{name} {version} is not laid out as {PACKAGE} has it ({cause}): install the version "
-            "that is pinned"
+            f"{name} {version} does not have the format of {PACKAGE} ({cause}): install the pinned "
+            "version"
         ) from None
 
 
@@ -160,11 +157,11 @@ def _parse(name: str, version: str, entries: Mapping[str, Mapping[str, Any]]) ->
 
 
 def held_out_terms(ontology: Ontology, share: float, seed: int) -> set[str]:
-    """The terms that no training text may name or define: `share` of those that have no more
-    specific terms, by a seeded hash.
+    """The terms that no training page names or defines: the fraction `share` of the terms without
+    children, chosen by a seeded hash.
 
-    A term with more specific ones beneath it cannot be held out, because its name lives on in
-    theirs ("familial X type 3").
+    A term with children cannot be held out, because their names contain its name ("familial X type
+    3").
     """
     return {
         term_id
@@ -178,7 +175,7 @@ def held_out_terms(ontology: Ontology, share: float, seed: int) -> set[str]:
 
 
 def _data_folder() -> Path:
-    """The package's data, found without importing it: it is installed without its own dependencies."""
+    """The package's data folder. The package is not imported: its dependencies are missing."""
     try:
         folder = Path(str(distribution(PACKAGE).locate_file(PACKAGE.replace("-", "_")))) / "data"
     except PackageNotFoundError:
@@ -215,7 +212,7 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 
 def _definition(entry: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The cleaned definition, or why there is none."""
+    """The cleaned definition, or the reason why there is none."""
     raw = entry.get("description", "")
     if not raw.strip() or raw.startswith(PLACEHOLDER):
         return None, "none given"

@@ -26,12 +26,10 @@ from ipt.files import read_json
 from ipt.stage import MANIFEST, STARTED, STATS
 
 JOB = "job.json"  # of the folder of a sweep's job
-OWN, HIDDEN, BROKEN, ABOVE = (
-    "in folders that ipt wrote",
-    "hidden",
-    "broken links",
-    "links to a folder above",
-)
+OWN = "in folders that ipt wrote"
+HIDDEN = "hidden"
+BROKEN = "broken links"
+ABOVE = "links to a folder above"
 FOLDERS, SPECIAL = "folders that a glob matches", "no regular files"
 HELD_OUT, DOCUMENTS = "held_out", "documents"  # the folders of a corpus stage
 MARKS = {MANIFEST, STARTED, JOB}  # by which folders that ipt wrote are known
@@ -45,17 +43,18 @@ def find_files(
     """The files of `corpus.path`: a file, a folder or a glob, local or an fsspec URL, or several
     separated by commas.
 
-    A folder gives the files of known kinds in it and below it, whatever the case of their endings;
-    links are followed, and a file is read once however many links lead to it. These are passed over
-    and counted in `unread`, by ending or reason: files of other kinds, hidden ones,
-    questions.jsonl, broken links, and folders that ipt itself wrote, where held-out documents are.
+    A folder stands for all files of known kinds below it, regardless of the case of their endings.
+    Links are followed; a file is read once even if several links lead to it. Skipped and counted in
+    `unread`, by ending or reason: other kinds of files, hidden files, questions.jsonl, broken
+    links, and folders that ipt wrote, which contain held-out documents.
 
-    Names are relative to the folder (several entries: to what their folders have in common; on
-    several kinds of file system: with the kind before remote ones). Bytes of a name that are not
-    UTF-8 are written as `\\xff`. Raises MissingFileError for an entry that does not exist or holds
-    nothing to read, UserError for a file of another kind, for a file system that cannot be reached,
-    and for held-out documents of an earlier run. `key` is the config key that holds `path`, for
-    messages.
+    Names are relative to the folder; for several entries, to the common parent of their folders;
+    for several kinds of file systems, remote names begin with the kind. Bytes of a name that are
+    not UTF-8 are written as `\\xff`. `key` is the config key of `path`, for messages.
+
+    Raises MissingFileError for an entry that does not exist or contains nothing to read; UserError
+    for a file of another kind, an unreachable file system, and held-out documents of an earlier
+    run.
     """
     whole = "://" not in path and os.path.lexists(path)
     entries = [path] if whole else [entry.strip() for entry in path.split(",") if entry.strip()]
@@ -76,7 +75,7 @@ def find_files(
 
 
 def describe_unread(unread: Counter[str]) -> str:
-    """`3 .csv, 1 hidden`: what was left unread, the most first."""
+    """The counts of skipped files, the largest first: `3 .csv, 1 hidden`."""
     return ", ".join(f"{count} {reason}" for reason, count in unread.most_common())
 
 
@@ -162,7 +161,7 @@ def _local_entry(entry: str, path: Path, key: str) -> _Entry:
 
 
 def _glob(path: Path, root: Path, unread: Counter[str], key: str) -> Iterator[Path]:
-    """The files that match. `**` goes through `_below`: that of Python follows links in circles."""
+    """The files that match. `**` uses `_below`, because Python's own follows links in circles."""
     if "**" in path.parts:
         try:
             pattern = _pattern(str(path))
@@ -220,8 +219,8 @@ def _one_part(part: str) -> str:
 def _below(
     root: Path, unread: Counter[str], key: str, matching: re.Pattern[str] | None = None
 ) -> list[Path]:
-    """The files below a folder, each once: by its own name if links lead to it too. Links are
-    followed last.
+    """The files below a folder, each once, preferably by its own name instead of a link's. Links
+    are followed last.
 
     With `matching`, files that do not match are not counted in `unread`.
     """
@@ -271,7 +270,7 @@ def _visible(names: Iterable[str], unread: Counter[str]) -> Iterator[str]:
 def _links(
     here: Path, folders: list[str], known: set[Path], unread: Counter[str]
 ) -> Iterator[Path]:
-    """The links among the folders, except those that lead to the root or above it."""
+    """The links among the folders, except those to the root or above it."""
     for name in folders:
         folder = here / name
         if not folder.is_symlink():
@@ -285,7 +284,7 @@ def _links(
 def _add(
     file: Path, place: Path, found: dict[Path, Path], known: set[Path], unread: Counter[str]
 ) -> None:
-    """Note a file by its real path."""
+    """Register a file by its real path."""
     is_link = file.is_symlink()
     if not file.is_file():
         unread[BROKEN if is_link else SPECIAL] += 1
@@ -298,13 +297,12 @@ def _add(
 
 
 def _count_files(folder: Path) -> int:
-    """Without hidden ones: a stage that is at work has only those."""
+    """Number of files without hidden ones; an unfinished stage has only those."""
     return sum(not name.startswith(".") for _, _, files in os.walk(folder) for name in files)
 
 
 def _check_own(entry: str, path: Path, key: str, inside_only: bool = False) -> None:
-    """Raise UserError for a folder that ipt wrote as a whole, and for the held-out documents in
-    one.
+    """Raises UserError for a complete folder that ipt wrote, and for the held-out documents in one.
 
     Other parts of such a folder can be named: documents/ of a finished corpus.
     """
@@ -330,7 +328,7 @@ def _is_inside_own(place: Path, known: set[Path]) -> bool:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether ipt wrote the folder: a stage, finished or not, a run of a recipe, a job of a sweep,
+    """Whether ipt wrote the folder: a stage (finished or not), a run of a recipe, a job of a sweep,
     or a corpus without its manifest.
     """
     if (folder / STARTED).exists() or all(
@@ -355,8 +353,8 @@ def _is_own(folder: Path) -> bool:
 
 
 def _remote_entry(entry: str, kind: str, key: str) -> _Entry:
-    """As `_local_entry`. A URL that ends as no kind of file does is a folder, since web servers do
-    not tell the two apart.
+    """As `_local_entry`. A URL without the ending of a known kind is a folder, since web servers do
+    not distinguish the two.
     """
     import fsspec
 
@@ -399,7 +397,7 @@ def _not_hidden(files: list[str], root: str, unread: Counter[str]) -> list[str]:
 
 
 def _not_own(files: list[str], root: str, unread: Counter[str], listing: list[str]) -> list[str]:
-    """Leaves out what ipt wrote, recognised by names: a manifest next to statistics in `listing`,
+    """Drops files that ipt wrote, recognized by names: a manifest next to statistics in `listing`,
     or the name of a stage folder.
     """
     names: dict[str, set[str]] = defaultdict(set)
@@ -418,8 +416,8 @@ def _not_own(files: list[str], root: str, unread: Counter[str], listing: list[st
 
 
 def _documents(below: list[str], unread: Counter[str]) -> list[str]:
-    """The files of a folder that hold documents: those of known kinds, but not questions and not
-    .json, which is mostly settings.
+    """The files of a folder that contain documents: known kinds, except questions and .json, which
+    is mostly settings.
     """
     documents = []
     for file in below:
@@ -432,7 +430,7 @@ def _documents(below: list[str], unread: Counter[str]) -> list[str]:
 
 
 def _ending(name: str) -> str:
-    """What files are counted by: `.csv`, `.csv.gz`, or a whole name that has a meaning."""
+    """The ending by which a file is counted: `.csv`, `.csv.gz`, or a special complete name."""
     if name == QUESTIONS:
         return QUESTIONS
     stem, ending = posixpath.splitext(name)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipt.config import CorpusConfig
-from ipt.corpus.build import OVERLAPS, build_corpus, check_corpus
-from ipt.corpus.decontaminate import Overlap
+from ipt.corpus.build import build_corpus, check_corpus
+from ipt.corpus.decontaminate import OVERLAPS, Overlap
 from ipt.corpus.filters.build import (
     NEARLY_SAME,
     SAME,

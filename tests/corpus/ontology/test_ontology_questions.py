@@ -5,27 +5,21 @@ from collections import Counter
 import pytest
 from ontology_cases import entries
 
-from ipt.corpus.build import _askers, _Book, _shuffled
-from ipt.corpus.ontology.pages import make_pages
-from ipt.corpus.ontology.questions import ask, count_questions, read_questions
-from ipt.corpus.ontology.terms import Ontology, held_out_terms, parse_ontology
+from ipt.corpus.ontology.build import Book, make_askers, make_book, shuffled
+from ipt.corpus.ontology.questions import ask
+from ipt.corpus.ontology.terms import parse_ontology
+from ipt.corpus.questions import count_questions, read_questions
 
 
-def make_book(source: Ontology, seed: int = 3) -> _Book:
-    held_out, left_out = held_out_terms(source, 0.2, seed), Counter()
-    return _Book(source, held_out, *make_pages(source, held_out, left_out), left_out)
-
-
-def make_questions(book: _Book, count: int, limit: int | None = None, seed: int = 3):
-    kept = _shuffled([(book, page) for page in book.pages], seed)[:limit]
-    return ask(_askers([book], kept, set(), seed), count, Counter()), [page for _, page in kept]
+def make_questions(book: Book, count: int, limit: int | None = None, seed: int = 3):
+    kept = shuffled([(book, page) for page in book.pages], seed)[:limit]
+    return ask(make_askers([book], kept, set(), seed), count, Counter()), [page for _, page in kept]
 
 
 @pytest.fixture(scope="module", params=["made up", "cells"])
 def asked(request, cells):
-    book = make_book(
-        cells if request.param == "cells" else parse_ontology("MONDO", "v1", entries())
-    )
+    source = cells if request.param == "cells" else parse_ontology("MONDO", "v1", entries())
+    book = make_book(source, 0.2, 3)
     questions, kept = make_questions(book, 40)
     return book, questions, kept
 
@@ -134,7 +128,7 @@ def test_no_question_stands_in_a_training_text(asked):
 
 
 def test_a_limit_narrows_recall_to_the_kept_pages(cells):
-    questions, kept = make_questions(make_book(cells), 30, limit=40)
+    questions, kept = make_questions(make_book(cells, 0.2, 3), 30, limit=40)
     known = {term_id for page in kept for term_id in page.defined}
     recall = [question for question in questions if question["split"] == "recall"]
     assert len(recall) >= 30 and len(kept) == 40
@@ -149,7 +143,7 @@ def test_a_limit_narrows_recall_to_the_kept_pages(cells):
 
 
 def test_questions_depend_on_the_seed_alone(cells):
-    book, again = make_book(cells), make_book(cells)
+    book, again = make_book(cells, 0.2, 3), make_book(cells, 0.2, 3)
     assert (
         make_questions(book, 10)[0]
         == make_questions(again, 10)[0]
@@ -158,7 +152,7 @@ def test_questions_depend_on_the_seed_alone(cells):
 
 
 def test_neutral_parents_are_not_asked_about():
-    questions, _ = make_questions(make_book(parse_ontology("UBERON", "v1", entries())), 5)
+    questions, _ = make_questions(make_book(parse_ontology("UBERON", "v1", entries()), 0.2, 3), 5)
     assert set(count_questions(questions)) == {"definition_to_term"}
 
 
@@ -193,7 +187,7 @@ def test_a_users_questions(tmp_path):
         ({**GOOD, "prompt": ""}, "prompt is ''"),
         ({key: value for key, value in GOOD.items() if key != "id"}, "id is None"),
         (["list"], "JSON list"),
-        (GOOD, "'a' was there before"),
+        (GOOD, "'a' occurred before"),
     ],
 )
 def test_a_question_that_cannot_be_scored_is_named(tmp_path, question, said):

@@ -66,8 +66,10 @@ def test_what_is_left_out_is_counted():
 
 
 def test_home_is_the_most_specific_parent():
-    parsed = parse_ontology("CL", "v1", {**{f"X:{i}": entry(f"a{i}", ancestors={"X:90": 1}) for i in range(3)}, "X:90": entry("many"),
-                                         "X:91": entry("few"), "X:5": entry("both", ancestors={"X:90": 1, "X:91": 1})})  # fmt: skip
+    children = {f"X:{i}": entry(f"a{i}", ancestors={"X:90": 1}) for i in range(3)}
+    both = entry("both", ancestors={"X:90": 1, "X:91": 1})
+    parents = {"X:90": entry("many"), "X:91": entry("few")}
+    parsed = parse_ontology("CL", "v1", {**children, **parents, "X:5": both})
     assert parsed.nearest_parents("X:5") == ["X:91", "X:90"]
 
 

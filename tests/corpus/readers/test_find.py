@@ -75,7 +75,8 @@ def test_json_files_are_read_if_they_are_named(folder):
         texts(folder / "list.json")
 
 
-def test_what_is_left_unread_is_counted(folder, tmp_path, capfd):
+def test_what_is_left_unread_is_counted(folder, tmp_path, caplog):
+    caplog.set_level("INFO")
     write(folder / "a.jsonl", "read")
     for name in (
         "b.csv",
@@ -103,7 +104,7 @@ def test_what_is_left_unread_is_counted(folder, tmp_path, capfd):
         ".parquet.gz": 1,
     }
     assert stats["unread_files"] == expected
-    assert "corpus: 1 files read, 9 left unread: 2 hidden, 2 .csv" in capfd.readouterr().err
+    assert "corpus: 1 files read, 9 left unread: 2 hidden, 2 .csv" in caplog.text
     assert describe_unread(Counter({".csv": 2})) == "2 .csv"
 
 
