@@ -69,7 +69,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, address):
-    """A fresh visit. At its end nothing may have been fetched from elsewhere, or have complained."""
+    """A fresh visit, at whose end no other host was contacted and no error was logged."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     opened, complaints, requests = context.new_page(), [], []
     opened.set_default_timeout(WAIT)

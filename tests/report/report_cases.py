@@ -1,4 +1,4 @@
-"""Finished runs as a report reads them, and the page that it writes as a browser's parser sees it."""
+"""Finished runs as a report reads them, and its page as a browser's parser sees it."""
 
 import json
 from collections.abc import Mapping

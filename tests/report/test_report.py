@@ -236,9 +236,9 @@ def test_model_output_is_shown_as_text(page):
     tests above fail.
     """
     shown = page.text().count("<script>alert('pair')</script>")
-    assert (
-        shown >= 9
-    )  # title, command, document's name and text, question, answer, rendered text, frames, stage statistics, config
+    # title, command, document's name and text, question, answer, rendered text, templates, stage
+    # statistics, config
+    assert shown >= 9
     assert page.text("title").startswith("Tissues </p><script>")
 
 

@@ -31,20 +31,27 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 # transparent layers laid over each other.
 CONTRASTS = """() => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
-  const rgba = colour => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  const rgba = colour => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data].map(value => value / 255); };
   const over = ([r, g, b, a], under) => [r, g, b].map((value, i) => value * a + under[i] * (1 - a));
-  const ground = element => { const own = rgba(getComputedStyle(element).backgroundColor);
-    return own[3] === 1 || !element.parentElement ? own.slice(0, 3) : over(own, ground(element.parentElement)); };
-  const luminance = colour => colour.map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  const ground = element => {
+    const own = rgba(getComputedStyle(element).backgroundColor);
+    if (own[3] === 1 || !element.parentElement) return own.slice(0, 3);
+    return over(own, ground(element.parentElement)); };
+  const luminance = colour => colour
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const ratio = (a, b) => { const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y); return (high + 0.05) / (low + 0.05); };
+  const ratio = (a, b) => {
+    const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y);
+    return (high + 0.05) / (low + 0.05); };
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   const found = [];
   while (walker.nextNode()) {
     const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
     if (!text || element.closest("script, style") || !element.checkVisibility()) continue;
-    const behind = ground(element.closest("svg")?.parentElement ?? element), style = getComputedStyle(element);
+    const behind = ground(element.closest("svg")?.parentElement ?? element);
+    const style = getComputedStyle(element);
     const ink = rgba(element.closest("svg") ? style.fill : style.color);
     found.push([ratio(over(ink, behind), behind), text.slice(0, 40)]);
   }

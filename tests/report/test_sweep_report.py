@@ -211,5 +211,6 @@ def test_the_first_paragraph_says_what_was_trained(jobs, page):
     )
     runs = load_runs(job_arms(jobs[1:6]))
     assert lead(runs, all_scores(runs, None), None).startswith(
-        "Two models (instruction=0.0, instruction=0.25) were trained on 2,560 tokens each (2 to 3 seeds "
+        "Two models (instruction=0.0, instruction=0.25) were trained on 2,560 tokens each "
+        "(2 to 3 seeds per model) and "
     )
