@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ipt.corpus.readers.files import CorpusFile, json_lines
+from ipt.corpus.readers.files import CorpusFile
+from ipt.corpus.readers.jsonl import json_lines
 from ipt.errors import UserError
 from ipt.synthesis.formats.tags import Pair, pairs_text, parse
 
