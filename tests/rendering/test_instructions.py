@@ -7,8 +7,7 @@ from ipt.config import CorpusConfig, SourceConfig, compose_config
 from ipt.corpus.build import build_corpus
 from ipt.corpus.documents import LeftOut
 from ipt.files import read_parts, write_parquet
-from ipt.pipeline.stages import source_corpus
-from ipt.pipeline.stages import Stages
+from ipt.pipeline.stages import Stages, source_corpus
 from ipt.pipeline.validation import check_train
 from ipt.rendering.instructions import BLANK_TURN, NO_INSTRUCTION, NO_RESPONSE, instruction_text
 from ipt.tokens.store import TokenStore
