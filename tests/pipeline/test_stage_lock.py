@@ -16,7 +16,9 @@ from ipt.stage import STARTED, find_stage, run_stage
 WORKER = """
 import sys, time
 from pathlib import Path
+from ipt.console import setup_logging
 from ipt.stage import run_stage
+setup_logging()
 def work(folder):
     (folder / f"begun-{sys.argv[1]}").touch()
     print("at work", flush=True)
