@@ -58,8 +58,8 @@ def find_contamination(
     ngram: int = 13,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Write `contamination.json`, task -> ids of items that share `ngram` consecutive words with the
-    data at `path`; return statistics.
+    """Write `contamination.json`, task -> ids of items that share `ngram` consecutive words with
+    the data at `path`; return statistics.
 
     `path` is a token store with the tokenizer of `model`, or a folder of *.parquet with texts. Its
     parts are searched in several processes. An item is searched with its right answer. An item with

@@ -1,4 +1,4 @@
-"""Exports tasks as files for lm-evaluation-harness: `lm_eval --include_path FOLDER --tasks NAME`."""
+"""Exports tasks for lm-evaluation-harness: `lm_eval --include_path FOLDER --tasks NAME`."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def export(
     for task in tasks:
         if task.kind not in ITEMS:
             log.warning(
-                f"{task.name} is left out: its kind is {task.kind}, supported are {', '.join(ITEMS)}"
+                f"{task.name} is left out: its kind is {task.kind}, supported: {', '.join(ITEMS)}"
             )
     chosen = [task for task in tasks if task.kind in ITEMS]
     if not chosen:

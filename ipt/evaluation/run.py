@@ -118,7 +118,7 @@ def read_work(
 
 
 def score_tasks(work: Sequence[Work], backend: "Backend", output: Path) -> Iterator[Scored]:
-    """Score tasks one by one. All processes score, and rank 0 writes the predictions to `output`."""
+    """Score tasks one by one. All processes score; rank 0 writes predictions to `output`."""
     with progress("evaluation", sum(len(one.items) for one in work), hidden=rank() > 0) as bar:
         for task, items, _ in work:
             started = time.monotonic()

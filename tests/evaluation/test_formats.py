@@ -222,7 +222,7 @@ def test_a_file_behind_a_url(tmp_path):
             "x.jsonl",
             '{"a": 1}\n',
             {"keep": "{{ a }}"},
-            r"x.jsonl line 1: keep of task mine reads '1', expected True or False",
+            r"x.jsonl line 1: keep of task mine renders '1', expected True or False",
         ),
         ("x.jsonl", '{"a": 1}\n', {"keep": "{{ a == 2 }}"}, r"holds no row with keep="),
     ],

@@ -226,8 +226,8 @@ class Encoder:
         return render(self.tokenizer, fenced, self.chat_template_kwargs)
 
     def _prompt_ids(self, texts: Sequence[str], rendered: bool) -> list[list[int]]:
-        """Tokens, without `start`, of prompts or of texts that begin with one. `rendered`: by a chat
-        template.
+        """Tokens, without `start`, of prompts or of texts that begin with one. `rendered`: by a
+        chat template.
         """
         bos = str(self.tokenizer.bos_token or "")
         spelt_out = [bool(bos) and text.startswith(bos) for text in texts]
@@ -261,8 +261,8 @@ def check_chat(
     """`chat`. Raises UserError if it is set and the chat template is missing or fails."""
     if chat and not tokenizer.chat_template:
         raise UserError(
-            "evaluation.apply_chat_template is true, but the model's tokenizer has no chat template: "
-            "set it to false"
+            "evaluation.apply_chat_template is true, but the model's tokenizer has no chat template"
+            ": set it to false"
         )
     if chat:
         render(tokenizer, [{"role": "user", "content": "a"}], kwargs or {})
@@ -290,8 +290,8 @@ def start_tokens(tokenizer: "PreTrainedTokenizerBase", bos: bool | None) -> list
         bos = token is not None and tokenizer("a")["input_ids"][:1] == [token]
     if bos and token is None:
         raise UserError(
-            "evaluation.add_bos_token is true, but the model's tokenizer has no BOS token: set it to "
-            "false or null"
+            "evaluation.add_bos_token is true, but the model's tokenizer has no BOS token: set it "
+            "to false or null"
         )
     return [int(token)] if bos else []
 

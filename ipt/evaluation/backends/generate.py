@@ -70,7 +70,7 @@ class Greedy:
         return [found[index] for index in range(len(prompts))]
 
     def _batches(self, prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-        """Without attention padding cannot be masked, so the prompts of a batch have equal lengths."""
+        """Without attention padding cannot be masked: prompts of a batch have equal lengths."""
         groups: dict[int, list[int]] = {}
         for index, prompt in enumerate(prompts):
             groups.setdefault(0 if self._attends else len(prompt), []).append(index)
@@ -117,8 +117,8 @@ class Greedy:
             mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
 
     def _shared_beginning(self, prompts: list[list[int]]) -> tuple[Any, int]:
-        """Keys and values of the common prefix of all prompts, which excludes their last tokens, and
-        its length.
+        """Keys and values of the common prefix of all prompts, which excludes their last tokens,
+        and its length.
         """
         shared = common_prefix([prompt[:-1] for prompt in prompts])
         pays = len(prompts) > 1 and shared >= SHARED and self._attends >= max(map(len, prompts))

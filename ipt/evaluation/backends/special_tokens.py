@@ -1,4 +1,4 @@
-"""Special tokens in texts: text in documents and prompts, tokens in the output of a chat template."""
+"""Special tokens: text in documents and prompts, tokens in the output of a chat template."""
 
 import re
 from collections.abc import Iterable

@@ -82,7 +82,7 @@ class HarnessDocument:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A task or group of the harness: its leaf tasks, and the group, which may aggregate metrics."""
+    """The leaf tasks of a task or group, and the group, which may aggregate metrics."""
 
     leaves: "dict[str, ConfigurableTask]"
     group: "Group | None"
@@ -177,8 +177,8 @@ def counts(predictions: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def metrics(task: Task, predictions: list[dict[str, Any]]) -> dict[str, Metric]:
-    """The metrics of the harness (METRIC,FILTER if it has several filters), for a group also of each
-    subtask (METRIC/SUBTASK).
+    """The metrics of the harness (METRIC,FILTER if it has several filters), for a group also of
+    each subtask (METRIC/SUBTASK).
 
     `paper` and `correct` are the metric in the task's key `metric`, else length-normalised accuracy
     (paper section 7.1), else accuracy.
@@ -372,8 +372,8 @@ def _numbers(
 
 
 def _metric(entries: Sequence[tuple[str, float, float]]) -> Metric:
-    """The metric of (subtask, value, weight): a proportion if all values are 0 or 1, else a mean; of
-    several subtasks the weighted mean.
+    """The metric of (subtask, value, weight): a proportion if all values are 0 or 1, else a mean;
+    of several subtasks the weighted mean.
     """
     values = np.array([entry[1] for entry in entries])
     weights = np.array([entry[2] for entry in entries])

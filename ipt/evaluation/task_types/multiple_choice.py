@@ -111,7 +111,7 @@ def read(task: Task, corpus: Path | None, odd: OddRows | None = None) -> list[Qu
 
 
 def score(task: Task, questions: list[Question], backend: "Backend") -> list[dict[str, Any]]:
-    """A prediction for each question. After `unconditional` each different option is scored once."""
+    """A prediction for each question. After `unconditional`, equal options are scored once."""
     encoded = [
         backend.encoder.question(question.prompts, question.options) for question in questions
     ]

@@ -200,8 +200,8 @@ class Writer:
         self._limit = encoder.max_length - task.max_new_tokens
         if self._limit <= len(self.format.begin("").ids):
             raise UserError(
-                f"task {task.name}: max_new_tokens is {task.max_new_tokens}, which leaves no tokens "
-                f"for a context in {encoder.max_length}"
+                f"task {task.name}: max_new_tokens is {task.max_new_tokens}, which leaves no "
+                f"tokens for a context in {encoder.max_length}"
             )
 
     def prompts(self, item: Item) -> list[Asked]:

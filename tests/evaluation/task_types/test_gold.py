@@ -81,7 +81,7 @@ def test_cells_of_tables_are_read_as_texts_of_other_files(tmp_path):
             [SUMS[0]],
             ["{{ g }}"],
             {"gold_is": "text"},
-            r"line 1: field g is '{{ g }}', expected the text of an option .* gold_is: text",
+            r"line 1: field g is '{{ g }}', expected the text of an option .* .gold_is: text",
         ),
         (
             SUMS,

@@ -308,7 +308,7 @@ def test_a_field_called_option_is_no_option(tmp_path):
         (
             {"gold": [0, 1]},
             {"metric": "weighted_f1"},
-            r"task mine: item 1 has several right options: use metric multi_label",
+            r"task mine: item 1 has several right options: replace metric \w+ by multi_label",
         ),
         (
             {"gold": [0, 3]},
