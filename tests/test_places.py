@@ -65,7 +65,7 @@ def test_a_name_of_any_bytes_goes_through_json(tmp_path):
 def test_a_git_lfs_pointer_in_a_corpus_is_named(tmp_path, ending):
     path = tmp_path / f"a{ending}"
     path.write_text(POINTER)
-    with pytest.raises(UserError, match="is a Git LFS pointer.*: run `git lfs pull`"):
+    with pytest.raises(UserError, match=r"is a Git LFS pointer.*: run `git lfs pull`"):
         list(read_documents(CorpusConfig(kind="files", path=str(path))))
 
 

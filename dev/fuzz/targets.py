@@ -24,8 +24,8 @@ from dev.fuzz.mutations import Mutation, compressed, mutate, parquet
 from ipt.arguments import plain_arguments
 from ipt.config import Config, CorpusConfig, RenderingConfig, SynthesisConfig, conf_dir
 from ipt.corpus.documents import read_documents
-from ipt.corpus.questions import read_questions
 from ipt.corpus.ontology.terms import parse_ontology
+from ipt.corpus.questions import read_questions
 from ipt.corpus.readers.files import CorpusFile
 from ipt.evaluation.data import read_rows, render_prompt
 from ipt.evaluation.formats import read_file
