@@ -228,7 +228,9 @@ def test_no_model_is_loaded_for_bad_inputs(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(
         scorer_module, "load_scorer", lambda *_: pytest.fail("the model was loaded")
     )
-    with pytest.raises(ValueError, match=r"reads questions.jsonl of a corpus, but no corpus is given"):
+    with pytest.raises(
+        ValueError, match=r"reads questions.jsonl of a corpus, but no corpus is given"
+    ):
         run(tiny_model, None, tmp_path / "out")
     with pytest.raises(ValueError, match="unknown embedded model"):
         run("embedded:large", None, tmp_path / "out")

@@ -267,7 +267,8 @@ def test_a_template_that_is_none(tmp_path):
 def test_a_corpus_without_what_a_task_reads(corpus):
     (loaded,) = load_tasks(["is_a_recall"])
     with pytest.raises(
-        ValueError, match=r"task is_a_recall reads questions.jsonl of a corpus, but no corpus is given"
+        ValueError,
+        match=r"task is_a_recall reads questions.jsonl of a corpus, but no corpus is given",
     ):
         read_rows(loaded, None)
     with pytest.raises(
