@@ -169,7 +169,7 @@ def test_a_worker_that_dies_gives_one_line(texts, encoding, tmp_path):
             os.kill(children[0], signal.SIGKILL)
 
     with pytest.raises(
-        UserError, match=r"was killed by signal 9: .*tokens\.workers lower"
+        UserError, match=r"was killed by signal 9: .*lower tokens\.workers"
     ) as caught:
         run_jobs(jobs, encoding, 2, kill_one)
     assert killed and "\n" not in str(caught.value)
