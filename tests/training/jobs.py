@@ -69,7 +69,7 @@ def run_jobs(*paths: Path) -> None:
             output = Path(job["output"])
             score = (
                 DuringTraining(config, None, output)
-                if config.evaluation.during_training.steps
+                if config.evaluation.during_training.every_n_train_steps
                 else None
             )
             train(
