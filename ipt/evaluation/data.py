@@ -257,11 +257,12 @@ def _joined(task: Task, rows: Iterable[DataRow]) -> Iterator[DataRow]:
 
 
 def _with_fields(task: Task, row: DataRow) -> DataRow:
-    """The row. Raises OddRow if a field that `distractors` uses is not a text."""
+    """The row. Raises OddRow if a field of `distractors` is missing, UserError if it is no text."""
     for key in filter(None, (task.distractors["field"], task.distractors.get("near", ""))):
         value = row.fields.get(key)
         if not value or not isinstance(value, str):
-            raise OddRow(
+            kind = OddRow if value is None or value == "" else UserError
+            raise kind(
                 f"{row.where}: field {key} is {value!r}, expected a text (distractors uses it)"
             )
     return row

@@ -98,7 +98,7 @@ ODD = [
     ("generation", {"prompt": None}, {}, r"cannot fill its prompt"),
     ("generation", {"options": []}, {}, r"cannot fill its answer"),
     ("perplexity", {"text": None}, {}, r"cannot fill its text"),
-    ("perplexity", {"text": ""}, {}, r"text is empty: after a context something must be scored"),
+    ("perplexity", {"text": ""}, {}, r"text is empty, so nothing follows the context"),
     ("pairs", {"answer": None}, {}, r"cannot fill its answer"),
     ("pairs", {"context": None}, {}, r"cannot fill its context"),
 ]

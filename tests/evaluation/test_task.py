@@ -225,7 +225,7 @@ GOOD = {"id": "a", "prompt": "p", "options": ["x", "y"], "gold": 0}
         ({"gold": -1}, r"x.jsonl line 2: field gold is -1, expected an index from 0 to 1"),
         ({"gold": 0.5}, r"x.jsonl line 2: field gold is 0.5"),
         ({"gold": "z"}, r"x.jsonl line 2: field gold is 'z'"),
-        ({"id": "a"}, r"task mine: two items have the id 'a': ids must be unique"),
+        ({"id": "a"}, r"task mine: two items have the id 'a', expected unique ids"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, change, message):
