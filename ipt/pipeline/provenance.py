@@ -150,10 +150,11 @@ class Record:
     """Tokens and cost of one arm and seed. Each arm has the full cost of its synthesis, also if
     several arms share it.
 
-    Training FLOPs follow the convention of ipt.training.metrics. Generator FLOPs are 2 x parameters x
-    (prompt tokens that were not in its cache + generated tokens); None for a model behind a server,
-    whose size is not known. GPU-seconds are the sum over the stages of the arm: seconds of the last
-    session (training: of all sessions) times the number of its GPUs; 0 on machines without GPUs.
+    Training FLOPs follow the convention of ipt.training.metrics. Generator FLOPs are 2 x parameters
+    x (prompt tokens that were not in its cache + generated tokens); None for a model behind a
+    server, whose size is not known. GPU-seconds are the sum over the stages of the arm: seconds of
+    the last session (training: of all sessions) times the number of its GPUs; 0 on machines without
+    GPUs.
     """
 
     arm: str

@@ -1,4 +1,6 @@
-"""What makes two training runs the same run. Imports no torch, since a stage's key is made of it."""
+"""What makes two training runs the same run. Imports no torch, since a stage's key is made of
+it.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -6,9 +6,8 @@ from ipt.corpus.decontaminate import SHORTEST, Overlap, OverlapCount
 from ipt.corpus.words import words_of
 from tests.examples import examples
 
-LETTERS = st.lists(st.sampled_from("abc"), max_size=30).map(
-    " ".join
-)  # few words, so that n-grams do meet
+# few words, so that n-grams do meet
+LETTERS = st.lists(st.sampled_from("abc"), max_size=30).map(" ".join)
 
 
 def runs(text: str, length: int) -> set[tuple[str, ...]]:

@@ -55,7 +55,8 @@ FOUND = {
         b'{"problem": "2?", "s\\ud800teps": ["add"], "solution": "4", "answer": "4"}'
     ],
     "prompt file": [
-        b'user: "{document}"\nschema: {type: object, properties: {a: {}}}\npairs: [{each: [1], question: a, answer: b}]',
+        b'user: "{document}"\nschema: {type: object, properties: {a: {}}}\npairs: [{each: [1], '
+        b"question: a, answer: b}]",
         b'user: "{document}"\npairs: null',
     ],
     "preview": [

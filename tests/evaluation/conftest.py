@@ -32,7 +32,9 @@ def scorer(model, tokenizer):
 
 @pytest.fixture(scope="session")
 def questions():
-    """Different lengths of prompts and options, options that begin alike, and options of one token."""
+    """Different lengths of prompts and options, options that begin alike, and options of one
+    token.
+    """
     return [
         Question(
             "a",
@@ -104,7 +106,9 @@ def write_corpus(folder):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """Writes a folder laid out as a data set of the hub: a file `test.json` for each configuration."""
+    """Writes a folder laid out as a data set of the hub: a file `test.json` for each
+    configuration.
+    """
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -19,7 +19,9 @@ TURNS = [Turn("Which organ pumps the blood?", " The heart."), Turn("Where is it?
 
 
 def said(capsys, monkeypatch, lines, scorer, **config):
-    """What a conversation prints for these lines of standard input, to standard output and error."""
+    """What a conversation prints for these lines of standard input, to standard output and
+    error.
+    """
     monkeypatch.setattr("ipt.evaluation.backends.huggingface.load_scorer", lambda *_: scorer)
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     room.chat(ChatConfig(**{"max_new_tokens": 6, **config}), EvaluationConfig(), "tiny")

@@ -126,9 +126,10 @@ def test_clean_metrics_are_those_of_the_other_items(evaluated):
     )
     others = kind_of(task).metrics(task, predictions[1:])
     assert found["accuracy_clean"] == others["accuracy"].as_dict()
+    # none is left
     assert set(clean_metrics(task, predictions, [row["id"] for row in predictions])) == {
         "contaminated"
-    }  # none is left
+    }
 
 
 def test_questions_about_the_training_corpus_are_not_looked_for(evaluated):

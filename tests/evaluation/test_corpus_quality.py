@@ -1,4 +1,6 @@
-"""Figures of sampled pairs: by a judge behind a server, by one that is loaded here, and by rules."""
+"""Figures of sampled pairs: by a judge behind a server, by one that is loaded here, and by
+rules.
+"""
 
 import json
 import re

@@ -1,4 +1,6 @@
-"""Demonstrations before prompts, several phrasings of a prompt, and wrong options from other rows."""
+"""Demonstrations before prompts, several phrasings of a prompt, and wrong options from other
+rows.
+"""
 
 import json
 from collections import Counter

@@ -219,7 +219,8 @@ GOOD = {"id": "a", "prompt": "p", "options": ["x", "y"], "gold": 0}
     [
         (
             {"gold": 2},
-            r"x.jsonl line 2: field gold is 2, expected an index from 0 to 1 or the text of an option",
+            r"x.jsonl line 2: field gold is 2, expected an index from 0 to 1 or the text of an "
+            r"option",
         ),
         ({"gold": True}, r"x.jsonl line 2: field gold is True"),
         ({"gold": -1}, r"x.jsonl line 2: field gold is -1, expected an index from 0 to 1"),

@@ -17,19 +17,15 @@ from ipt.evaluation.run import evaluate
 pytest.importorskip("lm_eval")
 ORGANS = ["heart", "lung", "liver", "nerve", "bone"]
 
-PROCESS_GROUP = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "NODE_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)  # what a training in this process leaves
+# what a training in this process leaves
+PROCESS_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """One task of each kind, with macro F1, groups and an unconditional prompt among the choices."""
+    """One task of each kind, with macro F1, groups and an unconditional prompt among the
+    choices.
+    """
     folder = tmp_path_factory.mktemp("tasks")
     rows = [
         {

@@ -55,17 +55,15 @@ def test_labels_are_the_next_tokens_of_the_same_document(stores, packing):
     )
     trained = batch["labels"] != IGNORE
     assert trained.sum(dim=1).tolist() == [data.target_count(index) for index in range(24)]
-    assert (
-        batch["labels"][trained] == batch["input_ids"][trained] + 1
-    ).all()  # tokens are numbered through
+    # tokens are numbered through
+    assert (batch["labels"][trained] == batch["input_ids"][trained] + 1).all()
     padding = batch["source_ids"] == PADDING
     assert padding.any() == (packing == "best_fit")
     assert not trained[padding].any() and not batch["input_ids"][padding].any()
     assert (batch["input_ids"] > 10_000).eq(batch["source_ids"] == 1).all()
     assert (~padding).sum() == data.plan.tokens
-    assert (
-        (batch["position_ids"] == 0).sum(dim=1) > 1
-    ).all()  # several documents are really packed
+    # several documents are really packed
+    assert ((batch["position_ids"] == 0).sum(dim=1) > 1).all()
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

@@ -42,9 +42,8 @@ def test_any_part_of_the_stream_is_what_reading_from_the_start_gives(
         0 <= begin < end <= length == lengths[document]
         for document, begin, end, length in part.tolist()
     )
-    for first in range(
-        0, start + size - sum(lengths) + 1, sum(lengths)
-    ):  # each epoch has every token once
+    for first in range(0, start + size - sum(lengths) + 1, sum(lengths)):
+        # each epoch has every token once
         epoch = _positions(everything)[first : first + sum(lengths)]
         assert sorted(epoch) == [
             (document, place) for document, length in enumerate(lengths) for place in range(length)
@@ -73,9 +72,8 @@ def test_a_store_of_many_chunks_is_read_in_windows_of_random_chunks():
     assert (np.sort(documents) == np.arange(count)).all()
     chunks = documents[: order.CHUNK * order.WINDOW - order.CHUNK] // order.CHUNK
     assert len(np.unique(chunks)) == order.WINDOW
-    assert (
-        np.abs(np.diff(chunks)).mean() > order.WINDOW / 4
-    )  # neighbours come from different places
+    # neighbours come from different places
+    assert np.abs(np.diff(chunks)).mean() > order.WINDOW / 4
 
 
 def test_a_share_of_the_documents_is_kept_at_random_and_stays_the_same():
@@ -90,6 +88,5 @@ def test_a_share_of_the_documents_is_kept_at_random_and_stays_the_same():
     )
     assert set(other.read(0, other.n_tokens)[:, 0].tolist()) != set(kept.tolist())
     more = Stream(Lengths(lengths), "s", 0, 0.5)
-    assert set(kept.tolist()) < set(
-        more.read(0, more.n_tokens)[:, 0].tolist()
-    )  # a larger share adds to a smaller one
+    # a larger share adds to a smaller one
+    assert set(kept.tolist()) < set(more.read(0, more.n_tokens)[:, 0].tolist())

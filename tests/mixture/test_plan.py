@@ -74,10 +74,8 @@ def test_every_token_of_a_pass_is_served_once_and_shares_are_exact(
     assert used.total() == plan.tokens
     for name, ratio in ratios.items():
         assert abs(used[name] - ratio * plan.tokens) < (1.5 if packing == "concat" else 4 * 30)
-    for (
-        name,
-        counts,
-    ) in served.items():  # a token is served again only once every other has been served as often
+    for name, counts in served.items():
+        # a token is served again only once every other has been served as often
         unique = sources[name].n_tokens
         times = used[name] // unique
         assert all(counts[token] in (times, times + 1) for token in counts)
@@ -97,9 +95,8 @@ def test_the_share_holds_at_every_percent_of_the_run(packing):
     assert len(shares) == 100
     tokens = reached.sum(axis=1)
     longest = max(store.lengths.max() for store in sources.values())
-    assert (
-        np.abs(shares - 0.3) * tokens <= (longest if packing == "concat" else 256)
-    ).all()  # never further off than one document (piece)
+    # never further off than one document (piece)
+    assert (np.abs(shares - 0.3) * tokens <= (longest if packing == "concat" else 256)).all()
     assert np.abs(shares[9:] - 0.3).max() < 1e-3  # from 650,000 tokens on
     assert plan_report(plan)["sources"]["instruction"]["realised"] == pytest.approx(0.3, abs=1e-4)
 
@@ -264,9 +261,8 @@ def test_repeats_match_those_of_a_longer_run():
     assert plan.notes[0] == (
         "raw: 10.00% of its documents are used, so that it repeats as in a run of 1,024,000 tokens"
     )
-    shorter = make_plan(
-        sources, _config(match_tokens=16), 1600, 0
-    )  # a match with a shorter run uses all there is
+    # a match with a shorter run uses all there is
+    shorter = make_plan(sources, _config(match_tokens=16), 1600, 0)
     assert shorter.notes == []
     one = plan_report(make_plan(sources, _config(subsample={"instruction": 0.5}), 160, 0))[
         "sources"

@@ -98,9 +98,8 @@ def test_capped_sources_give_their_cap_and_the_others_share_the_rest():
     schedule = read_schedule(MixtureConfig(ratios={"a": 0.5, "b": 0.25, "c": 0.2, "d": 0.05}))
     kept = cap_shares(schedule, {"a": 100.0}, 1000)
     assert kept.mean().tolist() == pytest.approx([0.1, 0.45, 0.36, 0.09])
-    kept = cap_shares(
-        schedule, {"a": 100.0, "b": 400.0}, 1000
-    )  # the rest of a lifts b over its own cap
+    # the rest of a lifts b over its own cap
+    kept = cap_shares(schedule, {"a": 100.0, "b": 400.0}, 1000)
     assert kept.mean().tolist() == pytest.approx([0.1, 0.4, 0.4, 0.1])
     with pytest.raises(ValueError, match=r"no more of a, b, c, d than mixture\.max_repeats allows"):
         cap_shares(schedule, dict.fromkeys("abcd", 10.0), 1000)

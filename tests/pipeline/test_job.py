@@ -64,9 +64,8 @@ def test_documents_flow_through_all_rooms_to_the_report(job):
         name: json.loads((arms[name] / "training" / "summary.json").read_text())
         for name in ("vanilla", "instruct")
     }
-    assert (
-        summaries["vanilla"]["tokens"] == summaries["instruct"]["tokens"] == 6 * 2 * 256
-    )  # equal token budgets
+    # equal token budgets
+    assert summaries["vanilla"]["tokens"] == summaries["instruct"]["tokens"] == 6 * 2 * 256
     assert list(summaries["vanilla"]["sources"]) == ["raw"]
     assert list(summaries["instruct"]["sources"]) == ["instruction"]
     results = {
@@ -153,9 +152,8 @@ def test_stages_by_hand_give_the_same_results_and_skip_what_is_finished(job, tmp
         for folder in (tmp_path / "scores", arm / "evaluation")
     )
     assert all(theirs[task].items() >= metrics.items() for task, metrics in ours.items())
-    more = {
-        metric for task in theirs for metric in theirs[task].keys() - ours[task].keys()
-    }  # the job knows the training data
+    # the job knows the training data
+    more = {metric for task in theirs for metric in theirs[task].keys() - ours[task].keys()}
     assert all(metric == "contaminated" or metric.endswith("_clean") for metric in more)
     other = run_here("train", *recipe, *training, "seed=1", cwd=tmp_path)
     assert other.returncode == 1

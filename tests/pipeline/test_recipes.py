@@ -1,4 +1,6 @@
-"""Recipes: each composes and dry-runs without a network, and its arithmetic is the published one."""
+"""Recipes: each composes and dry-runs without a network, and its arithmetic is the published
+one.
+"""
 
 import os
 import re
@@ -330,9 +332,8 @@ def test_lora_makes_an_8b_model_smaller():
 
 def test_time_is_flops_over_peak_and_mfu_and_unknown_says_unknown(offline, capsys):
     needs = needs_of("medicine_llama3_8b")
-    assert needs.seconds == pytest.approx(
-        51.47e9 * 1.048576e9 / (4 * 312e12 * 0.5), rel=1e-3
-    )  # a day on four A100, as published
+    # a day on four A100, as published
+    assert needs.seconds == pytest.approx(51.47e9 * 1.048576e9 / (4 * 312e12 * 0.5), rel=1e-3)
     dry_run(recipe("medicine_llama3_8b", "dry_run_gpu=MI300X"))
     text = said(capsys)
     assert "no peak rate is known of MI300X" in text

@@ -78,7 +78,10 @@ def by_stages(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("stages")
     with pytest.raises(
         UserError,
-        match=r"^2 not done: vanilla, instruct: corpus is not finished: run stages=\[synthesis\] first",
+        match=(
+            r"^2 not done: vanilla, instruct: corpus is not finished: run stages=\[synthesis\] "
+            r"first"
+        ),
     ):
         reproduce(recipe(folder, "stages=[training]"))
     assert not (folder / "stages").exists()
@@ -260,9 +263,8 @@ def test_verify_finds_a_changed_byte_and_a_missing_file(by_stages, tmp_path, cap
         verify_main([str(run)])
     assert ended.value.code == 1
     with pytest.raises(SystemExit) as ended:
-        verify_main(
-            [str(stages(by_stages, "synthesis")[0])]
-        )  # from a stage back to what it was made of
+        # from a stage back to what it was made of
+        verify_main([str(stages(by_stages, "synthesis")[0])])
     assert ended.value.code == 0
     assert "2 of 2 folders are whole" in capsys.readouterr().out
 

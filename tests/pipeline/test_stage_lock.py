@@ -89,9 +89,8 @@ def test_what_a_stage_has_held_goes_back(tmp_path):
 
     def work(folder):
         blocks = [bytearray(b"x" * 100_000) for _ in range(5000)]
-        last.append(
-            bytearray(b"x" * 100_000)
-        )  # behind them: without a hint the C library keeps what is free before it
+        # behind them: without a hint the C library keeps what is free before it
+        last.append(bytearray(b"x" * 100_000))
         held.append(process.memory_info().rss)
         return {"blocks": len(blocks)}
 

@@ -14,9 +14,8 @@ from ipt.synthesis.worker import start
 CONFIG = SynthesisConfig(
     model="embedded:tiny-synthesizer", engine="transformers", max_model_len=512, max_new_tokens=60
 )
-SLOW = SynthesisConfig(
-    **{**vars(CONFIG), "model": "embedded:tiny", "max_new_tokens": 400}
-)  # it does not stop before it must
+# it does not stop before it must
+SLOW = SynthesisConfig(**{**vars(CONFIG), "model": "embedded:tiny", "max_new_tokens": 400})
 TEXT = "A tide pool stays filled with sea water when the tide goes out."
 
 

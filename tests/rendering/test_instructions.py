@@ -14,12 +14,13 @@ from ipt.tokens.store import TokenStore
 
 SAID = [{"from": "human", "value": "Name a river."}, {"from": "gpt", "value": " The Nile.\n"}]
 ROWS = [
+    # OpenOrca
     {
         "id": "niv.1",
         "system_prompt": "You are helpful.",
         "question": "Name a river.",
         "response": " The Nile.\n",
-    },  # OpenOrca
+    },
     {"idx": "a", "conversations": SAID},  # WizardLM_evol_instruct_V2
     {"conversations": ["Name a river.", "The Nile."], "source": "wikihow"},  # LIMA
     {"instruction": "Name a river.", "output": "The Nile."},

@@ -154,9 +154,8 @@ def test_each_order_of_options_is_as_likely_and_differs_within_a_text():
         )
         orders[first.options] += 1
         same += first.options == second.options
-    assert (
-        len(orders) == 6 and max(orders.values()) < 600 and min(orders.values()) > 400
-    )  # 500 each; six standard deviations are 122
+    # 500 each; six standard deviations are 122
+    assert len(orders) == 6 and max(orders.values()) < 600 and min(orders.values()) > 400
     assert 380 < same < 620
 
 

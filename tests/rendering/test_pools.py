@@ -191,9 +191,8 @@ def test_what_may_stand_without_a_document_does_not_speak_of_it(name: str):
     """
     pattern = re.compile(rf"\b({DOCUMENT_WORDS[name]})\b", re.IGNORECASE)
     assert [text for text in every_text(name, but=ABOUT_THE_DOCUMENT) if pattern.search(text)] == []
-    assert any(
-        pattern.search(text) for text in load_pools(name).bridges
-    )  # the pattern finds what it is for
+    # the pattern finds what it is for
+    assert any(pattern.search(text) for text in load_pools(name).bridges)
 
 
 def test_what_leads_to_pairs_or_from_them_fits_any_number_of_them():
@@ -204,7 +203,8 @@ def test_what_leads_to_pairs_or_from_them_fits_any_number_of_them():
         *(start.source for start in pools.inverted_starts),
     ]
     pattern = re.compile(
-        r"\b(few|some|several|many|both|two|three|(these|those|the) (questions|answers|tasks|exercises))\b",
+        r"\b(few|some|several|many|both|two|three|(these|those|the) "
+        r"(questions|answers|tasks|exercises))\b",
         re.IGNORECASE,
     )
     assert [lead for lead in leads if pattern.search(lead)] == []
@@ -220,9 +220,8 @@ def test_white_space_braces_and_tags(name: str):
         for entry in found:
             separator = entry if pool in WHITESPACE else getattr(entry, "separator", "\n")
             assert not re.search(r"[ \t]\n|\n[ \t]|\n[^\n]*[^\n]$", separator), (pool, entry)
-            source = "\n".join(
-                strings(entry)
-            )  # before a space stands no tag but the name of a speaker
+            # before a space stands no tag but the name of a speaker
+            source = "\n".join(strings(entry))
             assert Counter(re.findall(r"</(\w+)>", source)) == Counter(
                 re.findall(r"<(\w+)>(?! )", source)
             ), (pool, entry)

@@ -40,11 +40,8 @@ OPTIONS = "\nOptions:\n- red\n- green\n- dark blue"
                 "It is\nhot.",
             ),
         ),
-        (
-            "Options:\n- a\n- b",
-            "a",
-            Item("plain", "Options:\n- a\n- b", "a"),
-        ),  # no question before the options: nothing to take apart
+        # no question before the options: nothing to take apart
+        ("Options:\n- a\n- b", "a", Item("plain", "Options:\n- a\n- b", "a")),
         ("Which?", "Hot." + THEREFORE + "red", Item("plain", "Which?", "Hot." + THEREFORE + "red")),
     ],
 )

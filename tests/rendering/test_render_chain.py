@@ -264,9 +264,8 @@ def test_chains_and_seeds_differ():
 def test_a_pick_is_even_and_versions_go_through_the_pool():
     pool = range(8)
     counts = Counter(Draws(0, str(index)).pick("any", pool) for index in range(8000))
-    assert (
-        min(counts.values()) > 850 and max(counts.values()) < 1150
-    )  # 1000 each; five standard deviations are 148
+    # 1000 each; five standard deviations are 148
+    assert min(counts.values()) > 850 and max(counts.values()) < 1150
     assert {Draws(0, "doc", version).pick("any", pool) for version in range(8)} == set(pool)
 
 
@@ -327,9 +326,8 @@ def test_inversion_happens_in_every_layout_at_its_rate():
         inverted[text.layout] += text.inverted
     assert set(all_texts) == set(LAYOUTS)
     for layout, total in all_texts.items():
-        assert (
-            500 < total < 700 and abs(inverted[layout] / total - 0.2) < 0.08
-        )  # five standard deviations
+        # five standard deviations
+        assert 500 < total < 700 and abs(inverted[layout] / total - 0.2) < 0.08
 
 
 # Settings

@@ -99,9 +99,8 @@ def test_nothing_leaks_into_another_chain_and_all_is_accounted_for(
             for row in rows
         )
     )
-    assert (
-        max(map(len, groups)) == 3 and min(map(len, groups)) == 1
-    )  # the fixture has chains that are joined and some that are not
+    # the fixture has chains that are joined and some that are not
+    assert max(map(len, groups)) == 3 and min(map(len, groups)) == 1
     group_of = {row.doc_id: index for index, group in enumerate(groups) for row in group}
     for text in texts:
         marks = {
@@ -161,11 +160,12 @@ def test_a_rewrite_is_a_text_of_its_own_and_stands_for_a_document_without_pairs(
         for doc_id in sorted(row["doc_id"] for row in rewritten)
         for version in range(2)
     ]
+    # no usable pair
     bare = {
         row["doc_id"]
         for row in rewritten
         if all(pair["answer"] == "maybe" for pair in row["pairs"])
-    }  # no usable pair
+    }
     replaced = {f"{doc_id}/{version}" for doc_id in bare for version in range(2)}
     assert bare and bare != {row["doc_id"] for row in rewritten}  # the fixture has both kinds
     assert [text for text in after if text["layout"] != "rewrite"] == [
@@ -228,9 +228,8 @@ def test_a_task_holds_what_it_may_have_to_read_and_no_more(
     write_parts(tmp_path / "pairs", synthesized(1000)[:1000], PAIRS_SCHEMA, 10)
     tasks = plan_tasks(tmp_path / "pairs")
     assert [task.own for task in tasks] == [2] * 50 and sum(task.rows for task in tasks) == 1000
-    assert {len(task.groups) for task in tasks[:40]} == {
-        2 + 13
-    }  # 13 groups hold the 127 rows that a chain may go on for
+    # 13 groups hold the 127 rows that a chain may go on for
+    assert {len(task.groups) for task in tasks[:40]} == {2 + 13}
     assert [task.is_last for task in tasks] == [False] * 43 + [True] * 7
 
 

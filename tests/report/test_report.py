@@ -347,9 +347,8 @@ def test_arms_can_be_told_apart(mode, blindness):
         if i < j
     }
     assert len(distances) == 21 and min(distances.values()) > 0.07
-    assert (
-        min(distance for (_, j), distance in distances.items() if j < 4) > 0.12
-    )  # the start and three arms, the usual case
+    # the start and three arms, the usual case
+    assert min(distance for (_, j), distance in distances.items() if j < 4) > 0.12
 
 
 def contrast(a: str, b: str) -> float:

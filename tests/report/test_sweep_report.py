@@ -170,11 +170,8 @@ def test_a_report_from_folders(jobs, tmp_path):
     page = Page(report_folders([sweep, jobs[9].training, recipe], tmp_path / "report", "By hand"))
     assert page.text("h1") == "By hand"
     models = {row[2][0] for row in page.rows("All scores")}
-    assert models == {
-        "instruction=0.0",
-        "instruction=0.25",
-        "0.75-0",
-    }  # vanilla is what the sweep had already
+    # vanilla is what the sweep had already
+    assert models == {"instruction=0.0", "instruction=0.25", "0.75-0"}
 
 
 def test_scores_beside_a_training_are_found_by_its_model(jobs, tmp_path):

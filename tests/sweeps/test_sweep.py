@@ -34,10 +34,8 @@ TINY += [
 KEYS = ["-m", *TINY, f"mixture.ratios.instruction={','.join(RATIOS)}"]
 SWEEP = [str(ROOT / "train.py"), *KEYS]
 SIDE_BY_SIDE = "hydra.launcher.n_jobs=2"
-CPU = {
-    "OMP_NUM_THREADS": "1",
-    "COLUMNS": "200",
-}  # sums depend on the number of threads in their last bits
+# sums depend on the number of threads in their last bits
+CPU = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -215,9 +213,8 @@ def test_killed_twice_and_stopped_the_same_sweep_finishes_with_the_same_models_a
         ]
         assert results[0] == results[1]
         assert interrupted["figures"] == whole["figures"]
-    assert len({job["figures"]["final loss"] for job in jobs}) == len(
-        RATIOS
-    )  # the ratio was not ignored
+    # the ratio was not ignored
+    assert len({job["figures"]["final loss"] for job in jobs}) == len(RATIOS)
 
 
 def test_ctrl_c_lets_the_running_job_save_and_the_sweep_end(swept):
@@ -300,9 +297,8 @@ def test_a_sweep_runs_once_at_a_time_and_jobs_do_not_share_a_folder(tmp_path):
 
 
 def test_under_submitit_a_preempted_job_saves_and_goes_on(swept, start, tmp_path):
-    ignored = shutil.ignore_patterns(
-        "training-*", "evaluation-*", "contamination-*", ".*"
-    )  # what trainings share stays
+    # what trainings share stays
+    ignored = shutil.ignore_patterns("training-*", "evaluation-*", "contamination-*", ".*")
     shutil.copytree(
         swept.folder / "outputs" / "stages", tmp_path / "outputs" / "stages", ignore=ignored
     )

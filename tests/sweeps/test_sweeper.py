@@ -113,9 +113,8 @@ def test_a_search_goes_on_where_it_was_stopped_and_counts_no_trial_twice(tmp_pat
     assert len(jobs) == 8
     assert {job["status"] for job in jobs} == {"finished"}
     first = [trial.params for trial in study.trials]
-    assert (
-        len({params["mixture.ratios.instruction"] for params in first}) == 8
-    )  # a new start draws nothing again
+    # a new start draws nothing again
+    assert len({params["mixture.ratios.instruction"] for params in first}) == 8
     assert search(tmp_path).user_attrs["ratios"] == []  # nothing is left to do
     assert len(search(tmp_path, replace(SETTINGS, n_trials=10)).user_attrs["ratios"]) == 2
 

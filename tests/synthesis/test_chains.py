@@ -16,9 +16,8 @@ def test_every_document_is_in_one_chain_at_its_published_place(number, shots):
     chunk = -(-number // shots)
     for first, chain in enumerate(chains):
         assert 1 <= len(chain) <= shots
-        assert [document // chunk for document in chain] == list(
-            range(len(chain))
-        )  # round r takes the documents of slice r
+        # round r takes the documents of slice r
+        assert [document // chunk for document in chain] == list(range(len(chain)))
         assert all(document % chunk == first for document in chain)
 
 
@@ -57,9 +56,8 @@ def test_the_window_is_bounded_in_order_and_without_a_barrier():
     assert begun == list(range(10))
     assert set(ended) == set(begun) and ended[-1] == 0
     assert most_live == 3
-    assert all(
-        waiting < 3 for _, waiting in taken
-    )  # a chain is made only when there is room for it
+    # a chain is made only when there is room for it
+    assert all(waiting < 3 for _, waiting in taken)
 
 
 def test_the_first_error_stops_all_and_is_raised_as_it_is():

@@ -93,9 +93,8 @@ def test_texts_hold_examples_of_one_data_set_up_to_the_limit(collection, tmp_pat
         for data_set, contexts in (("squad", 40), ("bAbI", 25))
         for entry in rows_of(data_set, contexts)
     }
-    assert {(shot["prompt"], shot["response"]) for shot in shots} == expected and len(
-        shots
-    ) == 65  # each once
+    # each once
+    assert {(shot["prompt"], shot["response"]) for shot in shots} == expected and len(shots) == 65
     assert stats["contexts"] == 65 and stats["texts"] == len(texts) and stats["dropped"] == {}
     assert stats["data_sets"]["bAbI"]["contexts"] == 25
     for text, after in zip(texts, [*texts[1:], None], strict=True):
@@ -392,9 +391,8 @@ def test_the_recipe_trains_on_a_collection_in_the_published_layout(tmp_path, mon
     assert set(texts.stats["data_sets"]) == set(include)
     tokenizer = load_tokenizer("embedded:tiny")
     store = TokenStore(stages.done[StageId("tokens", "collection")].folder)
-    assert set(np.diff(store.positions(np.arange(len(store) + 1)))) == {
-        256
-    }  # each sequence is one text, so packing cuts none
+    # each sequence is one text, so packing cuts none
+    assert set(np.diff(store.positions(np.arange(len(store) + 1)))) == {256}
     for number in range(len(store)):
         tokens, target = store.tokens(number), store.is_target(number)
         read, learnt = tokenizer.decode(tokens[~target]), tokenizer.decode(tokens[target])

@@ -52,11 +52,12 @@ def rows_of(output):
 def test_rows_are_complete_sorted_and_typed(oracle, tmp_path):
     stats = synthesize(CONFIG, write_documents(tmp_path / "documents", TEXTS), tmp_path / "out", 0)
     parts = sorted((tmp_path / "out" / "pairs").iterdir())
+    # and no journal
     assert [path.name for path in parts] == [
         "part-00000.parquet",
         "part-00001.parquet",
         "part-00002.parquet",
-    ]  # and no journal
+    ]
     assert all(pq.read_schema(path).remove_metadata() == SCHEMA for path in parts)
     rows = rows_of(tmp_path / "out")
     assert sorted(row["doc_id"] for row in rows) == sorted(f"d{number}" for number in range(23))
@@ -260,9 +261,8 @@ def test_plain_transformers_on_a_tiny_model(tmp_path):
         row["finish_reason"] == ("length" if row["output_tokens"] == 8 else "stop") for row in rows
     )
     assert stats["generated_tokens"] == sum(row["output_tokens"] for row in rows) > 12
-    single = synthesize(
-        replace(config, max_num_seqs=1), documents, tmp_path / "one_by_one", 0
-    )  # padding changes no text
+    # padding changes no text
+    single = synthesize(replace(config, max_num_seqs=1), documents, tmp_path / "one_by_one", 0)
     assert [row["raw_output"] for row in rows_of(tmp_path / "one_by_one")] == [
         row["raw_output"] for row in rows
     ]
@@ -272,9 +272,8 @@ def test_plain_transformers_on_a_tiny_model(tmp_path):
     for folder in ("a", "b"):
         synthesize(warm, documents, tmp_path / folder, 3)
         texts.append([row["raw_output"] for row in rows_of(tmp_path / folder)])
-    assert (
-        texts[0] == texts[1] != [row["raw_output"] for row in rows]
-    )  # sampled, and repeatable by its seed
+    # sampled, and repeatable by its seed
+    assert texts[0] == texts[1] != [row["raw_output"] for row in rows]
     synthesize(replace(warm, min_p=1.0), documents, tmp_path / "likeliest", 3)
     assert [row["raw_output"] for row in rows_of(tmp_path / "likeliest")] == [
         row["raw_output"] for row in rows
@@ -358,9 +357,10 @@ def test_an_adapter_is_merged_into_the_model_once(tmp_path, tiny_model, monkeypa
         assert (adapted(ids).logits - expected).abs().max() > 0.2  # the case: the adapter matters
     monkeypatch.setenv("IPT_CACHE", str(tmp_path / "cache"))
     merged = resolve_model(tiny_model, str(tmp_path / "adapter"))
+    # merged weights are bfloat16
     torch.testing.assert_close(
         load_model(merged, torch.float32)(ids).logits, expected, atol=2e-2, rtol=2e-2
-    )  # merged weights are bfloat16
+    )
     made = (Path(merged) / "model.safetensors").stat().st_mtime_ns
     assert resolve_model(tiny_model, str(tmp_path / "adapter")) == merged
     assert (Path(merged) / "model.safetensors").stat().st_mtime_ns == made

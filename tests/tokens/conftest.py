@@ -28,9 +28,8 @@ def tiny_model(tiny_model, made_once) -> str:
         shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
         tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         model = tokenizer["model"]
-        size = (
-            len(model["vocab"]) - len(model["merges"]) + MERGES
-        )  # tokens of merges come last, in the merges' order
+        # tokens of merges come last, in the merges' order
+        size = len(model["vocab"]) - len(model["merges"]) + MERGES
         model["vocab"] = {
             token: number for token, number in model["vocab"].items() if number < size
         }

@@ -58,9 +58,8 @@ def test_a_store_holds_each_text_as_it_is_alone(texts, whole, encoding):
         "shards": len(store.indices),
     }
     sizes = [index.n_tokens for index in store.indices]
-    assert (
-        4 < len(sizes) < tokens / 500 and 400 < np.mean(sizes) < 2500
-    )  # about as large as asked for
+    # about as large as asked for
+    assert 4 < len(sizes) < tokens / 500 and 400 < np.mean(sizes) < 2500
     origin = store.indices[1].origin
     assert (origin.bos, origin.eos) == (encoding.bos, encoding.eos)
     assert (
@@ -347,9 +346,10 @@ def test_memory_does_not_grow_with_the_input(make_texts, encoding, tmp_path):
     )
     context = multiprocessing.get_context("spawn")
     peaks = context.SimpleQueue()
+    # the first one warms up
     process = context.Process(
         target=_measure, args=(encoding, (small, small, large), tmp_path, peaks)
-    )  # the first one warms up
+    )
     process.start()
     process.join()
     _, first, second = peaks.get(), peaks.get(), peaks.get()

@@ -204,10 +204,8 @@ def same_in_pieces(name: str, mesh: DeviceMesh) -> bool:
     are updated in one piece.
     """
     ended, whole_slices = [], optimizers.PIECE
-    for piece in (
-        3 * 256,
-        whole_slices,
-    ):  # of slices of 2,800 numbers and more, but for one of 1,600
+    for piece in (3 * 256, whole_slices):
+        # of slices of 2,800 numbers and more, but for one of 1,600
         optimizers.PIECE = piece
         model = _layers(torch.bfloat16)
         fully_shard(model, mesh=mesh)

@@ -83,9 +83,8 @@ def _varlen_by_hand(
 @pytest.mark.parametrize("model", ["embedded:tiny", "embedded:tiny-synthesizer"])
 def test_values_and_gradients_are_those_of_the_masked_sdpa(name, model, monkeypatch):
     """The second model has a window of 16 tokens, and the documents are longer."""
-    monkeypatch.setattr(
-        "torch.nn.attention.varlen.varlen_attn", _varlen_by_hand
-    )  # the kernel itself needs a GPU: below
+    # the kernel itself needs a GPU: below
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _varlen_by_hand)
     plain = load_model(resolve_model(model), torch.float32, attn_implementation="sdpa")
     assert (getattr(plain.config, "sliding_window", None) == 16) == ("synthesizer" in model)
     expected = _losses_and_gradients(_with(plain, "sdpa"), _batch())
@@ -247,7 +246,9 @@ def test_a_feature_that_a_kernel_ignores_is_an_error(monkeypatch):
     ):
         with pytest.raises(
             UserError,
-            match=f"trainer.attn_implementation=varlen: varlen ignores the .*{feature}.*; use packed",
+            match=(
+                f"trainer.attn_implementation=varlen: varlen ignores the .*{feature}.*; use packed"
+            ),
         ):
             attention.varlen_attention(torch.nn.Module(), query, query, query, None, **options)
     _pretend_a_gpu(monkeypatch, (9, 0), {"flash-attn-3", "flash-attn-4"})

@@ -89,9 +89,10 @@ def test_the_last_scores_are_those_of_the_export(run, tasks, tmp_path, request):
             )
             assert scores_of(output)[6][f"eval/{task}/{name}"] == found[task][name]["value"]
     first = load_results(output / "scores" / "step-00000002")
+    # of another model
     assert first["choices"]["logprob"]["value"] != pytest.approx(
         expected["choices"]["logprob"]["value"], rel=1e-3
-    )  # of another model
+    )
 
 
 def test_a_stopped_run_goes_on_with_the_same_scores(
@@ -173,9 +174,8 @@ def test_time_for_scores_counts_for_no_step_and_loggers_get_all_of_them(
         assert [row["eval/pause/one"] for row in csv.DictReader(file)] == ["1.0"] * 3
     assert all(step["eval/pause/one"] == 1.0 for step in steps)
     for step in steps:
-        seconds = (
-            128 / step["tokens_per_second"]
-        )  # 128 tokens a step; a second for each reading of the clock
+        # 128 tokens a step; a second for each reading of the clock
+        seconds = 128 / step["tokens_per_second"]
         assert 0 < step["data_wait"] * seconds < seconds < 10
 
 

@@ -40,9 +40,8 @@ def test_the_export_is_the_trained_model(uninterrupted, small_model):
         torch.equal(value, start.state_dict()[name])
         for name, value in exported.state_dict().items()
     )
-    torch.testing.assert_close(
-        exported(IDS).logits, start(IDS).logits
-    )  # not to the bit: how weights lie in memory may change a sum
+    # not to the bit: how weights lie in memory may change a sum
+    torch.testing.assert_close(exported(IDS).logits, start(IDS).logits)
     assert (
         load_tokenizer(str(output / "export"))("a heart")["input_ids"]
         == load_tokenizer(small_model)("a heart")["input_ids"]

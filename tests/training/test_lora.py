@@ -24,9 +24,8 @@ def _codes(model) -> dict[str, torch.Tensor]:
     ("quantize", "kind"), [("4bit", "Linear4bit"), ("8bit", "Linear8bitLt"), (None, "Linear")]
 )
 def test_a_step_trains_lora_layers_and_moves_nothing_else(quantize, kind, make_config):
-    config = make_config(
-        "lora.rank=2", "optimizer.lr=3e-3"
-    )  # the loss falls at each step, without swinging
+    # the loss falls at each step, without swinging
+    config = make_config("lora.rank=2", "optimizer.lr=3e-3")
     config.lora.quantize = quantize
     model = build_model(config)
     assert type(model.get_base_model().model.layers[0].mlp.up_proj.base_layer).__name__ == kind

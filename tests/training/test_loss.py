@@ -34,9 +34,8 @@ def test_bf16_inputs_give_the_fp32_loss():
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss, _ = chunked_cross_entropy(*rounded, labels, scale=1 / 64, chunk=16)
-        assert (
-            abs(loss.item() - exact.item()) < 1e-4
-        )  # torch's own bf16 product is off by 4e-3 here
+        # torch's own bf16 product is off by 4e-3 here
+        assert abs(loss.item() - exact.item()) < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

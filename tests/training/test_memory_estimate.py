@@ -118,9 +118,8 @@ def test_what_lasts_is_exact(variant, optimizer, tied):
     )
 
 
-@pytest.mark.parametrize(
-    "variant", [name for name in VARIANTS if name != "selective"]
-)  # what that keeps, the hooks do not see
+# what that keeps, the hooks do not see
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "selective"])
 def test_activations_are_what_autograd_saves(variant):
     """Within 1%, less what the loss saves, and with what lives without being saved: the decoder's
     output until the loss is done, and, where blocks are checkpointed, the sines and cosines of the
@@ -171,13 +170,11 @@ def test_the_peak_is_the_allocators(variant):
     )
 
 
-@pytest.mark.parametrize(
-    "optimizer", ["adamw", "lion", "muon"]
-)  # bitsandbytes' kernels for a CPU take more than those for a GPU
+# bitsandbytes' kernels for a CPU take more than those for a GPU
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-@pytest.mark.parametrize(
-    "piece", [1 << 14, 1 << 24]
-)  # the largest weight is of 23 pieces and a rest, or a part of one
+# the largest weight is of 23 pieces and a rest, or a part of one
+@pytest.mark.parametrize("piece", [1 << 14, 1 << 24])
 def test_the_peak_of_an_update_is_the_allocators(precision, optimizer, piece, monkeypatch):
     monkeypatch.setattr("ipt.training.optim.optimizers.PIECE", piece)
     monkeypatch.setattr("ipt.training.memory_estimate.PIECE", piece)
@@ -250,12 +247,10 @@ def test_parts_of_tensors():
     assert sharded(torch.empty(10, 3), 4) == 9  # ceil(10 / 4) rows of 3
     assert sharded(torch.empty(()), 4) == 1
     assert optimizer_bytes(torch.empty(16, 256), 1, "adamw_8bit") == 4 + 2 * (4096 + 16 * 4)
-    assert (
-        optimizer_bytes(torch.empty(16, 256), 1, "paged_adamw_8bit") == 4 + 2 * 16 * 4
-    )  # its pages lie elsewhere
-    assert (
-        optimizer_bytes(torch.empty(4095), 1, "adamw_8bit") == 4 + 2 * 4 * 4095
-    )  # small tensors stay in fp32
+    # its pages lie elsewhere
+    assert optimizer_bytes(torch.empty(16, 256), 1, "paged_adamw_8bit") == 4 + 2 * 16 * 4
+    # small tensors stay in fp32
+    assert optimizer_bytes(torch.empty(4095), 1, "adamw_8bit") == 4 + 2 * 4 * 4095
 
 
 def test_quantised_weights_as_bitsandbytes_packs_them():
@@ -279,10 +274,11 @@ def test_the_other_ways_to_save_activations():
     assert budget == pytest.approx((none + full) / 2)
     masked = small_config()
     masked.trainer.attn_implementation = "sdpa"
+    # a mask a layer, one output less
     assert (
         predicted(masked).moments[0].activations - none
         >= LAYERS * 2 * 256 * 256 * 4 - LAYERS * 512 * 128 * 4
-    )  # a mask a layer, one output less
+    )
 
 
 def test_copies_of_the_sharded_model_shard_it_less():

@@ -36,9 +36,8 @@ def test_an_embedding_that_is_the_projection_too_counts():
 
 def test_all_weights_as_torch_counts_them():
     model = meta_model(Config(architecture=SMALL), attention="eager")
-    norms = sum(
-        weight.numel() for weight in model.parameters() if weight.ndim == 1
-    )  # counted by convention, but no matrix
+    # counted by convention, but no matrix
+    norms = sum(weight.numel() for weight in model.parameters() if weight.ndim == 1)
     assert _counted(model, 64) == 64 * (flops_per_token(model, 64) - 6 * norms)
 
 
@@ -46,15 +45,16 @@ def test_lora_as_torch_counts_it():
     config = Config(architecture=SMALL)
     config.lora.rank = 2
     model = meta_model(config, attention="eager")
-    assert _counted(model, 64) == pytest.approx(
-        64 * flops_per_token(model, 64), rel=0.03
-    )  # the first layer's inputs have no gradient
+    # the first layer's inputs have no gradient
+    assert _counted(model, 64) == pytest.approx(64 * flops_per_token(model, 64), rel=0.03)
     whole = meta_model(Config(architecture=SMALL))
     assert flops_per_token(model, 64) < flops_per_token(whole, 64)
 
 
 def _counted(model, tokens):
-    """FLOPs that torch counts in matrix products of one pass; what the weights are does not matter."""
+    """FLOPs that torch counts in matrix products of one pass; what the weights are does not
+    matter.
+    """
     ids = torch.zeros(1, tokens, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model.to_empty(device="cpu")(input_ids=ids, use_cache=False).logits.sum().backward()

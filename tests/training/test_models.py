@@ -21,7 +21,9 @@ STEPS, BATCH = 3, 2
 
 @torch.no_grad()
 def _loss_alone(folder, stores, config, step: int) -> float:
-    """The mean loss of a step by the model's own logits, each document of its sequences run alone."""
+    """The mean loss of a step by the model's own logits, each document of its sequences run
+    alone.
+    """
     opened = {name: TokenStore(path) for name, path in stores.items()}
     plan = make_plan(opened, config.mixture, STEPS * BATCH, config.seed)
     sequences = PackedSequences(plan, [opened[name] for name in plan.sources])

@@ -18,9 +18,8 @@ def _batch(stores):
         opened, MixtureConfig(ratios={"raw": 0.5, "instruction": 0.5}, seq_len=64), 4, 0
     )
     batch = PackedSequences(plan, [opened[name] for name in plan.sources]).batch(range(3))
-    assert (
-        (batch["position_ids"] == 0).sum(dim=1) > 1
-    ).all()  # several documents are really packed
+    # several documents are really packed
+    assert ((batch["position_ids"] == 0).sum(dim=1) > 1).all()
     return batch
 
 

@@ -51,9 +51,8 @@ def test_waiting_for_data_is_seen(stores, make_config, tmp_path, monkeypatch, cl
     for step in read_metrics(tmp_path / "run")[1:]:
         seconds = 64 * 2 * 2 / step["tokens_per_second"]
         waited = step["data_wait"] * seconds
-        assert (
-            600 < waited < seconds < 610
-        )  # two batches, and a second for each reading of the clock
+        # two batches, and a second for each reading of the clock
+        assert 600 < waited < seconds < 610
 
 
 def test_the_note_beside_the_bar():
@@ -113,9 +112,8 @@ def test_saving_by_time_and_keeping_for_good(stores, make_config, tmp_path, monk
 
 def test_a_copy_that_fails_is_told_and_does_not_end_the_run(stores, make_config, tmp_path, caplog):
     (tmp_path / "file").touch()
-    config = make_config(
-        f"checkpoint.url=file://{tmp_path}/file"
-    )  # a file, where a folder would have to be
+    # a file, where a folder would have to be
+    config = make_config(f"checkpoint.url=file://{tmp_path}/file")
     assert train(config, stores, tmp_path / "run")["steps"] == 6
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["failed_uploads"] > 0
     assert "step-00000006 was not uploaded" in caplog.text
@@ -194,6 +192,7 @@ STEP = {
     ("variables", "tasks"),
     [
         ({}, 1),
+        # of a batch script
         (
             {
                 "SLURM_JOB_ID": "1",
@@ -202,15 +201,13 @@ STEP = {
                 "SLURM_JOB_NAME": "job",
             },
             1,
-        ),  # of a batch script
+        ),
         (STEP, 4),
         (STEP | {"SLURM_STEP_NUM_TASKS": "1"}, 1),  # srun --ntasks=1 in an allocation for four
         (STEP | {"SLURM_JOB_NAME": "interactive"}, 4),  # srun in a shell of salloc
         (STEP | {"SLURM_JOB_NAME": "bash"}, 1),
-        (
-            STEP | {"SLURM_JOB_NAME": "my-shell", "SLURM_PTY_PORT": "40000"},
-            1,
-        ),  # srun --pty my-shell
+        # srun --pty my-shell
+        (STEP | {"SLURM_JOB_NAME": "my-shell", "SLURM_PTY_PORT": "40000"}, 1),
         ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "interactive"}, 1),
         (STEP | {"SLURM_STEP_ID": "4294967290"}, 1),  # the shell of salloc where it is a step
         (STEP | {"SLURM_STEP_ID": "4294967291"}, 1),  # a batch script where it is a step

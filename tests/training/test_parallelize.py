@@ -83,9 +83,8 @@ def test_gradients_are_reduced_once_a_step_when_asked_for(found):
 
 @pytest.mark.parametrize("name", ranks.OPTIMIZERS)
 def test_optimizers_do_the_same_on_slices_and_skip_alike(found, name):
-    bound = {"adamw_8bit": 0.1, "lion_8bit": 0.3, "muon": 0.01}.get(
-        name, 1e-6
-    )  # other blocks of 8 bits; products in bf16
+    # other blocks of 8 bits; products in bf16
+    bound = {"adamw_8bit": 0.1, "lion_8bit": 0.3, "muon": 0.01}.get(name, 1e-6)
     for rank in found:
         result = rank["optimizers"][name]
         assert result["moved"] > 5e-3
@@ -125,7 +124,9 @@ def test_copies_of_a_sharded_model_equal_one_process(stores, make_config, tmp_pa
 def test_load_balancing_under_fsdp2_is_the_mean_over_micro_batches(
     stores, make_config, small_model, tmp_path
 ):
-    """Two ranks with a sequence each train as one process that accumulates over the two sequences."""
+    """Two ranks with a sequence each train as one process that accumulates over the two
+    sequences.
+    """
     folder = write_case("Mixtral", tmp_path / "model", small_model)
     settings = (
         "trainer.max_steps=2",

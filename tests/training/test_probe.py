@@ -231,7 +231,8 @@ def test_long_documents_must_not_change_the_positions_of_short_ones(kind):
     with pytest.raises(
         UserError,
         match=(
-            r"more than 64 tokens; set mixture.seq_len=64 or less, or mixture.intra_document_mask=false"
+            r"more than 64 tokens; set mixture.seq_len=64 or less, or "
+            r"mixture.intra_document_mask=false"
         ),
     ):
         probe.check_model(config)
@@ -294,7 +295,10 @@ STATES = {  # layers whose state flows on from one document into the next
 @pytest.mark.parametrize("kind", STATES)
 def test_a_model_whose_packed_documents_influence_each_other_is_an_error(kind):
     config = _config(STATES[kind])
-    expected = rf"model type {kind}.*trainer.attn_implementation=\w+: packed documents influence each other.*mixture.intra_document_mask=false"
+    expected = (
+        rf"model type {kind}.*trainer.attn_implementation=\w+: packed documents influence each "
+        r"other.*mixture.intra_document_mask=false"
+    )
     with pytest.raises(UserError, match=expected) as error:
         probe.check_model(config)
     assert "\n" not in str(error.value)
@@ -329,7 +333,9 @@ def test_an_objective_that_we_do_not_compute_is_an_error():
     config.mixture.intra_document_mask = False
     with pytest.raises(
         UserError,
-        match=r"model type bamba.*from the loss that the model computes.*no setting is correct for it",
+        match=(
+            r"model type bamba.*from the loss that the model computes.*no setting is correct for it"
+        ),
     ):
         probe.check_model(config)
 
@@ -343,7 +349,10 @@ def test_auto_takes_what_is_right_for_the_model():
     assert probe.check_model(_config(config_of_case("Gemma-2"), compile=True)) == "eager"
     with pytest.raises(
         UserError,
-        match=r"trainer\.attn_implementation=sdpa: sdpa ignores the soft-capped scores of this model; use packed, eager",
+        match=(
+            r"trainer\.attn_implementation=sdpa: sdpa ignores the soft-capped scores of this "
+            r"model; use packed, eager"
+        ),
     ):
         probe.check_model(_config(config_of_case("Gemma-2"), attn_implementation="sdpa"))
     opt = transformers.OPTConfig(
@@ -356,7 +365,10 @@ def test_auto_takes_what_is_right_for_the_model():
     )
     with pytest.raises(
         UserError,
-        match=r"trainer\.attn_implementation=sdpa: packed documents influence each other.*set trainer.attn_implementation=packed",
+        match=(
+            r"trainer\.attn_implementation=sdpa: packed documents influence each other.*set "
+            r"trainer.attn_implementation=packed"
+        ),
     ):
         probe.check_model(_config(opt, attn_implementation="sdpa"))
 

@@ -174,9 +174,8 @@ def test_two_copies_go_on_as_two_and_as_one(resumed_by_two, stores, make_config,
     written = sum(
         tensor.nbytes for path in checkpoint.glob("shard-*") for tensor in load_file(path).values()
     )
-    assert written == pytest.approx(
-        summary["parameters"] * (4 + 8), rel=0.01
-    )  # weights and two moments, once
+    # weights and two moments, once
+    assert written == pytest.approx(summary["parameters"] * (4 + 8), rel=0.01)
 
 
 def test_one_goes_on_as_one_and_as_two(
@@ -196,9 +195,8 @@ def test_one_goes_on_as_one_and_as_two(
 @pytest.mark.parametrize("moment", ["any time", "while it saves"])
 def test_killed_and_run_again_equals_uninterrupted(moment, whole_forty, stores, tmp_path):
     (whole, config), killed = whole_forty, tmp_path / "killed"
-    job = write_job(
-        config, stores, killed, slow_from=30 if moment == "any time" else 6
-    )  # which ends no run
+    # which ends no run
+    job = write_job(config, stores, killed, slow_from=30 if moment == "any time" else 6)
     wanted = "step-*" if moment == "any time" else ".step-00000006.partial/shard-*"
     with started(run_jobs, job, log=tmp_path / "log") as process:
         while not list((killed / "checkpoints").glob(wanted)):
@@ -220,9 +218,8 @@ def test_killed_and_run_again_equals_uninterrupted(moment, whole_forty, stores, 
 
 def test_ctrl_c_is_told_from_an_end(stores, make_config, signal_after, tmp_path):
     signal_after(2, signal.SIGINT)
-    previous = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a process in the background may have been told to ignore it
+    # a process in the background may have been told to ignore it
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             train(make_config(), stores, tmp_path / "run")

@@ -12,9 +12,8 @@ def test_the_loss_falls_and_the_figures_add_up(uninterrupted):
     output, summary = uninterrupted
     steps = read_metrics(output)
     assert [step["step"] for step in steps] == list(range(1, 7))
-    assert (
-        steps[-1]["loss"] < steps[0]["loss"] - 0.1
-    )  # of at most 0.47, from 320 tokens alike to 200
+    # of at most 0.47, from 320 tokens alike to 200
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.1
     assert summary["tokens"] == 6 * 2 * 64
     assert summary["sources"]["raw"]["realised"] == pytest.approx(0.5)
     for step in steps:

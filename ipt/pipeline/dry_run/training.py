@@ -32,7 +32,9 @@ COLOURS = {HERE: "green", FETCHED: "yellow"}
 
 @dataclass(frozen=True)
 class Needs:
-    """Figures of a training; bytes, seconds, and FLOPs by the convention of ipt.training.metrics."""
+    """Figures of a training; bytes, seconds, and FLOPs by the convention of
+    ipt.training.metrics.
+    """
 
     parameters: int
     embedding: int  # parameters of the input embedding

@@ -28,9 +28,8 @@ def test_the_table_grows():
 
 def test_among_many_documents_the_like_ones_are_found():
     choose, documents = random.Random(0), NearDuplicates(0.8)
-    sets = [
-        [f"{number} {choose.random()}" for _ in range(100)] for number in range(5000)
-    ]  # more than a chunk of sketches
+    # more than a chunk of sketches
+    sets = [[f"{number} {choose.random()}" for _ in range(100)] for number in range(5000)]
     assert all(documents.add(tokens) for tokens in sets) and documents.documents == 5000
     changed = [[*tokens[4:], "a", "b", "c", "d"] for tokens in sets[::50]]  # 96 of 104
     assert sum(documents.add(tokens) for tokens in changed) <= 0.01 * len(changed)

@@ -179,9 +179,8 @@ def test_what_ipt_wrote_is_no_corpus(folder):
     for number in range(3):
         stats = stage(folder / f"outputs/run{number}", str(folder))
         assert stats["read"] == 10
-    assert (
-        stats["unread_files"][OWN] >= 8
-    )  # of the two before: documents, held-out ones, manifest and statistics
+    # of the two before: documents, held-out ones, manifest and statistics
+    assert stats["unread_files"][OWN] >= 8
     unfinished = folder / "outputs/unfinished"
     write(unfinished / "export/merges.txt", "a")
     (unfinished / ".started.json").write_text("{}")

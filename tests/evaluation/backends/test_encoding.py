@@ -88,7 +88,10 @@ def test_a_long_prompt_loses_its_beginning(tokenizer):
 def test_an_option_that_fills_the_context(tokenizer):
     with pytest.raises(
         ValueError,
-        match=r"the option that ends in .* two three four' fills all 4 tokens: raise evaluation.max_length",
+        match=(
+            r"the option that ends in .* two three four' fills all 4 tokens: raise "
+            r"evaluation.max_length"
+        ),
     ):
         encoder(tokenizer, max_length=4).question("Count:", [" one two three four", " no"])
 
@@ -119,7 +122,10 @@ def test_chat_without_a_template():
     assert encoding.check_chat(Plain(), False) is False
     with pytest.raises(
         ValueError,
-        match=r"evaluation.apply_chat_template is true, but the model's tokenizer has no chat template",
+        match=(
+            r"evaluation.apply_chat_template is true, but the model's tokenizer has no chat "
+            r"template"
+        ),
     ):
         encoding.check_chat(Plain(), True)
 
@@ -162,9 +168,8 @@ def test_tree_row_by_hand():
     assert row.segments == [0, 0, 1, 1, 3]
     assert row.reads == [1, 2, 3, 1, 1, 4]
     assert row.targets == [1, 2, 3, 4, 5, 6]
-    partly = encoding.tree_row(
-        Question([10, 11], [[1, 2, 3], [4]], truncated=False, scored=[2, 1])
-    )  # token 1 belongs to the prompt
+    # token 1 belongs to the prompt
+    partly = encoding.tree_row(Question([10, 11], [[1, 2, 3], [4]], truncated=False, scored=[2, 1]))
     assert (partly.reads, partly.targets) == ([2, 3, 1], [2, 3, 4])
 
 

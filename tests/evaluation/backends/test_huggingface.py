@@ -126,9 +126,8 @@ def test_logits_that_a_model_transforms_are_its_own(tokenizer, questions):
     )
     capped = opinionated(Gemma2ForCausalLM(config))
     ours = make_scorer(capped, tokenizer)
-    assert (
-        not ours.projects_itself
-    )  # only the outputs that are read are projected, then capped as the model does
+    # only the outputs that are read are projected, then capped as the model does
+    assert not ours.projects_itself
     assert sums(multiple_choice.score(TASK, questions, ours)) == pytest.approx(
         loop_sums(capped, ours, questions), abs=1e-3
     )

@@ -59,9 +59,8 @@ def test_vllm_scores_and_answers_as_the_hugging_face_backend(request, questions,
                 perplexity.score(predict, documents, backend),
                 generation.score(answer, items, backend),
             )
-    assert (
-        dict(os.environ) == environment
-    )  # library preloads and thread settings do not leak into later stages
+    # library preloads and thread settings do not leak into later stages
+    assert dict(os.environ) == environment
     (choices, likelihoods, answers), (expected_choices, expected_likelihoods, expected_answers) = (
         found["vllm"],
         found["hf"],

@@ -184,11 +184,8 @@ def test_the_first_number_of_a_text(text, value, step, unit):
         ("0.333", "1/3", True),
         ("0.53", "1/2", False),
         ("50%", "½", True),
-        (
-            "12/31/2021",
-            "12/25/2020",
-            False,
-        ),  # dates, times, ranges and versions are no single numbers
+        # dates, times, ranges and versions are no single numbers
+        ("12/31/2021", "12/25/2020", False),
         ("It was 12/31/2021.", "12/31/2021", True),
         ("2021-12-31", "2021-01-01", False),
         ("10:30 am", "10:30", True),

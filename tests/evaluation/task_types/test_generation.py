@@ -184,11 +184,7 @@ def test_perfect_answers_to_real_tasks(shared_data):
             name: round(metric.value, 3) for name, metric in metrics(task, rows).items()
         }
     assert found == {
-        "ner_local": {
-            "paper": 0.888,
-            "correct": 1.0,
-            "precision": 1.0,
-            "recall": 1.0,
-        },  # what the released rule makes of perfection
+        # what the released rule makes of perfection
+        "ner_local": {"paper": 0.888, "correct": 1.0, "precision": 1.0, "recall": 1.0},
         "tatqa_local": {"paper": 1.0, "correct": 1.0},
     }

@@ -62,7 +62,10 @@ def test_cells_of_tables_are_read_as_texts_of_other_files(tmp_path):
     assert golds(tmp_path, SUMS, ["1", "2"], "x.csv") == [1, 2]
     with pytest.raises(
         UserError,
-        match=r"x.csv line 2: field g is '1', which means option 1 \('3'\) as an index from 0, and option 3",
+        match=(
+            r"x.csv line 2: field g is '1', which means option 1 \('3'\) as an index from 0, and "
+            r"option 3"
+        ),
     ):
         golds(tmp_path, SUMS[:1], ["1"], "x.csv")
 
@@ -74,7 +77,8 @@ def test_cells_of_tables_are_read_as_texts_of_other_files(tmp_path):
             [SUMS[0], SUMS[0]],
             ["2", "1"],
             {},
-            r"x.jsonl line 1: field g is '2', which means option 2 \('4'\) as an index from 0, and option 0 \('2'\) as a text: "
+            r"x.jsonl line 1: field g is '2', which means option 2 \('4'\) as an index from 0, and "
+            r"option 0 \('2'\) as a text: "
             r"add gold_is: index or gold_is: text to the file of task mine",
         ),
         (
@@ -87,7 +91,8 @@ def test_cells_of_tables_are_read_as_texts_of_other_files(tmp_path):
             SUMS,
             ["1", "4"],
             {},
-            r"x.jsonl line 2: field g is '4', expected an index from 0 to 3 or the text of an option",
+            r"x.jsonl line 2: field g is '4', expected an index from 0 to 3 or the text of an "
+            r"option",
         ),
         (
             SUMS,
@@ -99,7 +104,8 @@ def test_cells_of_tables_are_read_as_texts_of_other_files(tmp_path):
             [WORDS] * 2,
             [1, "bone"],
             {},
-            r"must be the same in all rows, .*, but .*line 1 has an index \(1\) and .*line 2 a text",
+            r"must be the same in all rows, .*, but .*line 1 has an index \(1\) and .*line 2 a "
+            r"text",
         ),
         ([WORDS], [True], {}, r"field g is True, expected"),
         (

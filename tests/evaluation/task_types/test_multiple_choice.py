@@ -28,12 +28,10 @@ def prediction(sums, tokens, n_bytes, *right, published=None, unconditional=None
 
 
 PREDICTIONS = [
-    prediction(
-        [-4.0, -3.0], [4, 1], [10, 4], 0
-    ),  # right by the mean (-1 against -3) and by bytes (-0.4, -0.75), wrong by the sum
-    prediction(
-        [-2.0, -6.0], [1, 4], [4, 8], 1
-    ),  # right by the mean (-1.5 against -2), wrong by bytes (-0.5, -0.75) and the sum
+    # right by the mean (-1 against -3) and by bytes (-0.4, -0.75), wrong by the sum
+    prediction([-4.0, -3.0], [4, 1], [10, 4], 0),
+    # right by the mean (-1.5 against -2), wrong by bytes (-0.5, -0.75) and the sum
+    prediction([-2.0, -6.0], [1, 4], [4, 8], 1),
     prediction([-1.0, -9.0], [1, 3], [2, 9], 1),  # wrong in every way
     prediction([-1.0, -9.0], [1, 3], [2, 9], 0),  # right in every way
 ]
@@ -75,12 +73,10 @@ def test_several_right_options_by_hand():
         replace(TASK, metric="multi_label"),
         [answering(2, 0, 2), answering(1, 0, 2), answering(1, 1)],
     )
-    assert (
-        found["paper"].value == found["accuracy"].value == pytest.approx(2 / 3)
-    )  # one of the right options is enough
-    assert found["correct"].value == pytest.approx(
-        2 * 2 / (3 + 5)
-    )  # micro-F1: 2 hits, 3 answers, 5 labels
+    # one of the right options is enough
+    assert found["paper"].value == found["accuracy"].value == pytest.approx(2 / 3)
+    # micro-F1: 2 hits, 3 answers, 5 labels
+    assert found["correct"].value == pytest.approx(2 * 2 / (3 + 5))
     assert found["logprob"].value == pytest.approx(((-2 - 1) / 2 + (-2 - 2) / 2 + -1) / 3)
     weights = np.exp([-1.0, -2.0, -2.0])
     assert found["probability"].value == pytest.approx(
@@ -101,9 +97,8 @@ def test_ties_go_to_the_first_option():
 
 
 def test_what_an_option_gains_over_saying_nothing():
-    row = prediction(
-        [-3.0, -2.0], [1, 1], [1, 1], 0, unconditional=[-9.0, -1.0]
-    )  # likely in any case: the second
+    # likely in any case: the second
+    row = prediction([-3.0, -2.0], [1, 1], [1, 1], 0, unconditional=[-9.0, -1.0])
     assert multiple_choice.metrics(TASK, [row])["accuracy_unconditional"].value == 1.0
     assert multiple_choice.metrics(TASK, [row])["accuracy"].value == 0.0
 
@@ -298,7 +293,8 @@ def test_a_field_called_option_is_no_option(tmp_path):
         (
             {},
             {"metric": "f1"},
-            r"task mine: metric is 'f1', expected accuracy or micro_f1 or macro_f1 or weighted_f1 or multi_label",
+            r"task mine: metric is 'f1', expected accuracy or micro_f1 or macro_f1 or weighted_f1 "
+            r"or multi_label",
         ),
         (
             {"options": ["y", "x", "z"]},
@@ -313,7 +309,8 @@ def test_a_field_called_option_is_no_option(tmp_path):
         (
             {"gold": [0, 3]},
             {},
-            r"x.jsonl line 2: field gold is \[0, 3\], expected an index from 0 to 2 or the text of an option",
+            r"x.jsonl line 2: field gold is \[0, 3\], expected an index from 0 to 2 or the text "
+            r"of an option",
         ),
         (
             {},

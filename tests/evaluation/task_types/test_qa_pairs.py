@@ -284,9 +284,8 @@ def test_outputs_are_read_and_counted(make_task, encoder):
 
 def test_similarity_by_hand():
     one, other = as_rows(("What pumps the blood?", "The heart"), ("What pumps air?", "A heart"))
-    assert (
-        similarity(one, other) == similarity(other, one) == pytest.approx((2 * 2 / 6 + 1) / 2)
-    )  # articles do not count
+    # articles do not count
+    assert similarity(one, other) == similarity(other, one) == pytest.approx((2 * 2 / 6 + 1) / 2)
     assert similarity(one, one) == 1
     assert similarity(one, {"question": "Why?", "answer": "So"}) == 0
 
@@ -319,15 +318,11 @@ def test_matching_is_the_best_of_all(matrix):
 def test_pairs_by_hand(make_task):
     gold = as_rows(("What pumps?", "The heart"), ("What is pumped?", "Blood"))
     rows = [
-        {
-            "gold": gold,
-            "generated": [*reversed(gold), *as_rows(("Why?", "So"))],
-        },  # 2 of 3 written, 2 of 2 right; order does not matter
+        # 2 of 3 written, 2 of 2 right; order does not matter
+        {"gold": gold, "generated": [*reversed(gold), *as_rows(("Why?", "So"))]},
         {"gold": gold, "generated": []},
-        {
-            "gold": gold[:1],
-            "generated": as_rows(("What pumps?", "It")),
-        },  # the question is right, the answer is not
+        # the question is right, the answer is not
+        {"gold": gold[:1], "generated": as_rows(("What pumps?", "It"))},
     ]
     found = metrics(make_task(), rows)
     assert {name: round(metric.value, 4) for name, metric in found.items()} == {
@@ -357,9 +352,8 @@ def test_responses_by_hand(make_task):
     found = metrics(task, rows)
     no, king = 2 * 1 / (4 + 1), 2 * 1 / (1 + 2)
     assert {name: round(metric.value, 4) for name, metric in found.items()} == {
-        "correct": round(
-            (1 + 0 + king + 1) / 4, 4
-        ),  # of questions with options nothing but the right one counts
+        # of questions with options nothing but the right one counts
+        "correct": round((1 + 0 + king + 1) / 4, 4),
         "exact_match": 0.5,
         "f1": round((1 + no + king + 1) / 4, 4),
         "contains": 0.75,

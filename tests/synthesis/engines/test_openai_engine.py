@@ -583,9 +583,8 @@ def test_empty_contents_are_logged_once(vocabulary, caplog, reasoning):
 @pytest.mark.parametrize(
     "first",
     [
-        Raw(
-            b'data: {"choices": [{"text": "<QUE> What"}]}\n\n', kind="text/event-stream"
-        ),  # ends early
+        # ends early
+        Raw(b'data: {"choices": [{"text": "<QUE> What"}]}\n\n', kind="text/event-stream"),
         Raw(b'data: {"choices": [{"text": "<QUE>"}]}\n\ndata: {"choi', kind="text/event-stream"),
         Raw(
             b'data: {"error": {"message": "overloaded", "code": 529}}\n\n', kind="text/event-stream"
@@ -707,9 +706,8 @@ def test_a_placeholder_for_a_key_is_no_secret(vocabulary, ipt, monkeypatch):
 
 
 def test_a_key_that_a_server_repeats_is_not_shown(vocabulary, ipt, monkeypatch):
-    monkeypatch.setenv(
-        "MY_KEY", "sk-secret\n"
-    )  # as read from a file: the line break is no part of it
+    # as read from a file: the line break is no part of it
+    monkeypatch.setenv("MY_KEY", "sk-secret\n")
     answer = Raw({"error": {"message": "Received API key = sk-secret"}}, 401)
     with (
         serving(answer) as server,

@@ -55,9 +55,8 @@ class AnythingGoes(IptFormat):
 def test_chains_on_the_real_engine(request, tmp_path, monkeypatch, vocabulary):
     fork_engines(request, monkeypatch)
     monkeypatch.setitem(registry.FORMATS, "ipt", AnythingGoes)
-    config = replace(
-        CONFIG, max_pairs=2, data_parallel_size=2
-    )  # chains stay with their engine, and so with its cache
+    # chains stay with their engine, and so with its cache
+    config = replace(CONFIG, max_pairs=2, data_parallel_size=2)
     texts = [f"The {organ} is an organ. " * 12 for organ in ORGANS]
     documents, environment = write_documents(tmp_path / "documents", texts), dict(os.environ)
     stats = synthesize(config, documents, tmp_path / "vllm", 0)
@@ -66,9 +65,10 @@ def test_chains_on_the_real_engine(request, tmp_path, monkeypatch, vocabulary):
         (f"d{n}", r) for n, r in ((0, 0), (3, 1), (1, 0), (4, 1), (2, 0), (5, 1))
     ]
     assert all(row["inherits_previous"] == (row["round"] == 1) for row in rows)
+    # by the grammar
     assert all(
         0 < row["output_tokens"] <= 12 and row["raw_output"].startswith("<QUE> ") for row in rows
-    )  # by the grammar
+    )
     first, second = rows[0::2], rows[1::2]
     own = [len(vocabulary.encode(f" <CON> {row['text']} </CON>\n\n")) + 1 for row in second]
     for before, row, length in zip(first, second, own, strict=True):
@@ -78,9 +78,8 @@ def test_chains_on_the_real_engine(request, tmp_path, monkeypatch, vocabulary):
     assert reusable <= stats["cached_tokens"] < stats["prompt_tokens"]
     assert stats["rows"] == stats["documents"] == stats["session"]["generations"] == 6
     assert stats["session"]["tokens_per_second"] > 0
-    assert (
-        dict(os.environ) == environment
-    )  # library preloads and thread settings do not leak into later stages
+    # library preloads and thread settings do not leak into later stages
+    assert dict(os.environ) == environment
 
     synthesize(replace(config, engine="transformers"), documents, tmp_path / "transformers", 0)
     plain = list(read_parts(tmp_path / "transformers" / "pairs"))
@@ -148,10 +147,8 @@ def test_a_chat_model_is_held_to_the_schema_and_guesses_by_lookup(tmp_path):
     rows = list(read_parts(tmp_path / "out" / "pairs"))
     ended = [row for row in rows if row["finish_reason"] == "stop"]
     assert len(ended) >= 3, "the fixture must end some by themselves"
-    assert set(stats["rejected"]) <= {
-        "repeated_question",
-        "truncated",
-    }  # what ends by itself parses, what is cut gives its whole items
+    # what ends by itself parses, what is cut gives its whole items
+    assert set(stats["rejected"]) <= {"repeated_question", "truncated"}
     for row in ended:
         json.loads(row["raw_output"])
         assert row["rewrite"]
@@ -177,10 +174,11 @@ def test_samples_come_again_bad_prompts_are_refused_and_a_killed_engine_is_repor
                     await engine.generate(Prompt(bad), **options)
             generation = await engine.generate(Prompt(good), **options)
             assert len(generation.token_ids) == 12 or generation.finish_reason == "stop"
+            # read in several steps
             others = [
                 engine.generate(Prompt([*good * 20, number]), **options)
                 for number in range(100, 105)
-            ]  # read in several steps
+            ]
             again, *others = await asyncio.gather(engine.generate(Prompt(good), **options), *others)
             assert again.token_ids == generation.token_ids
             assert len({tuple(other.token_ids) for other in others}) > 1

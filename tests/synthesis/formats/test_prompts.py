@@ -93,19 +93,12 @@ def test_a_chain_of_three_is_the_published_prompt_to_the_byte(vocabulary, tokeni
     assert spell(tokenizer, prompts[2]) == published(
         list(zip(DOCUMENTS[:2], OUTPUTS[:2], strict=True)), DOCUMENTS[2]
     )
-    assert [prompt.count(tokenizer.bos_token_id) for prompt in prompts] == [
-        1,
-        2,
-        3,
-    ]  # one for each shot, never two at the beginning
-    assert (
-        prompts[2][: len(prompts[1])] == prompts[1]
-    )  # the parent's ids as they are, so that they are in the engine's cache
-    assert [finished.inherits_previous for finished in rounds] == [
-        False,
-        True,
-        False,
-    ]  # the last one gave no pair
+    # one for each shot, never two at the beginning
+    assert [prompt.count(tokenizer.bos_token_id) for prompt in prompts] == [1, 2, 3]
+    # the parent's ids as they are, so that they are in the engine's cache
+    assert prompts[2][: len(prompts[1])] == prompts[1]
+    # the last one gave no pair
+    assert [finished.inherits_previous for finished in rounds] == [False, True, False]
 
 
 def test_a_special_token_in_a_document_is_text(vocabulary, tokenizer):
@@ -160,20 +153,16 @@ def test_later_shots_see_accepted_pairs_only(vocabulary, tokenizer, output):
 def test_own_ids_are_kept_even_where_the_tokenizer_would_choose_others(vocabulary):
     prompt_format = IptFormat(vocabulary, SynthesisConfig())
     text = pairs_text([Pair("A?", "b")])
-    ids = [
-        vocabulary.encode(character)[0] for character in text
-    ]  # a model may write single characters
+    # a model may write single characters
+    ids = [vocabulary.encode(character)[0] for character in text]
     assert ids != vocabulary.encode(text)
     assert prompt_format.finish(Prompt([7]), ids, text, parse(text)).ids == [
         7,
         *ids,
         vocabulary.eos,
     ]
-    stop_inside = [
-        *ids[:3],
-        vocabulary.bos[0],
-        *ids[3:],
-    ]  # leaves no text, but must not stand in a later prompt
+    # leaves no text, but must not stand in a later prompt
+    stop_inside = [*ids[:3], vocabulary.bos[0], *ids[3:]]
     assert prompt_format.finish(Prompt([7]), stop_inside, text, parse(text)).ids == [
         7,
         *vocabulary.encode(text),
@@ -214,9 +203,8 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("rejected", ["", "\n\n<QUE> cut"])
 def test_no_space_slips_in_with_tokenizers_that_add_one(rejected):
     tokenizer = sentencepiece_like()
-    assert (
-        tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"][1:]) == "a"
-    )  # the case: a space was put before
+    # the case: a space was put before
+    assert tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"][1:]) == "a"
     vocabulary = Vocabulary(tokenizer)
     pairs = pairs_text([Pair("A 心?", "b")])
     assert vocabulary.decode_continuation(vocabulary.encode_continuation(pairs)) == pairs

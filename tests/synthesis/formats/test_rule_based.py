@@ -103,9 +103,8 @@ def test_two_sentences_and_what_links_them(rule):
     second = SECOND[0].upper() + SECOND[1:]
     assert pairs
     for pair in pairs:
-        assert (
-            connective.strip(", ") not in pair.question + pair.answer
-        )  # the answer would be given away
+        # the answer would be given away
+        assert connective.strip(", ") not in pair.question + pair.answer
         item = read_pair(pair)
         if kind == "nli" and item.options:
             assert FIRST in item.question and second in item.question
@@ -266,16 +265,14 @@ def test_pairs_of_any_text_keep_the_formats_rules(text, seed, title):
     pairs = mine(text, seed, title=title)
     assert mine(text, seed, title=title) == pairs
     parsed = parse(pairs_text(pairs))
-    assert (
-        parsed.pairs == pairs and not parsed.rejected
-    )  # so nothing is empty, holds a tag, or is asked twice
+    # so nothing is empty, holds a tag, or is asked twice
+    assert parsed.pairs == pairs and not parsed.rejected
     squeezed = " ".join([*(title or "").split(), *text.split()]).lower()
     for pair in pairs:
         item = read_pair(pair)
         assert isinstance(item, Item)
-        said = item.answer.rstrip(
-            "."
-        ).lower()  # a clause gets a full stop, a sentence a capital letter
+        # a clause gets a full stop, a sentence a capital letter
+        said = item.answer.rstrip(".").lower()
         assert (
             item.kind == "options"
             or said in squeezed

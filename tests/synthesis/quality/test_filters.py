@@ -98,10 +98,8 @@ def test_rows_part_where_one_of_them_is_empty(tmp_path):
         "h",
     ]
     _, _, after = run(tmp_path, "other", thresholds={"grounded": [0.8, None]})
-    assert [name for name, row in after.items() if row["inherits_previous"]] == [
-        "e",
-        "h",
-    ]  # b is empty; g still has its rewrite
+    # b is empty; g still has its rewrite
+    assert [name for name, row in after.items() if row["inherits_previous"]] == ["e", "h"]
 
 
 def test_everything_else_stays_as_it_was(tmp_path):

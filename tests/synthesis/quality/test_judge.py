@@ -58,9 +58,8 @@ def test_the_request_holds_document_question_answer_and_schema(tmp_path):
     (request,) = server.requests
     assert request["temperature"] == 0 and request["model"] == "judge"
     prompt = user_prompt(request)
-    assert (
-        f"<document>\n{HEART} {{question}} 0\n</document>" in prompt
-    )  # braces of a document are text
+    # braces of a document are text
+    assert f"<document>\n{HEART} {{question}} 0\n</document>" in prompt
     assert "<question>\nQ0.0?\n</question>" in prompt and "<answer>\nA0\n</answer>" in prompt
     schema = request["response_format"]["json_schema"]["schema"]
     assert (

@@ -136,9 +136,8 @@ def test_an_answer_is_close_to_its_document_in_any_script():
     assert read_pair("何?", "血液を送る", document)[2:] == (1.0, True)
     assert read_pair("何?", "送る血液", document)[2:] == (1.0, False)
     assert read_pair("何?", "肺", document).grounded == 0
-    assert (
-        read_pair("Where?", "...", read_document("Nothing.")).grounded == 0
-    )  # an answer without words
+    # an answer without words
+    assert read_pair("Where?", "...", read_document("Nothing.")).grounded == 0
 
 
 def test_a_frame_is_the_question_without_its_documents_words():

@@ -67,9 +67,8 @@ def test_a_sample_is_even_and_repeatable():
 
     assert drawn(1) == drawn(1) != drawn(2)
     times = Counter(number for seed in range(400) for number in drawn(seed))
-    assert len(times) == 100 and all(
-        15 < count < 75 for count in times.values()
-    )  # 40 are expected of each
+    # 40 are expected of each
+    assert len(times) == 100 and all(15 < count < 75 for count in times.values())
 
 
 def test_a_histogram_has_every_value_in_one_bin():
@@ -80,9 +79,8 @@ def test_a_histogram_has_every_value_in_one_bin():
 
 
 def test_wilson_interval_against_published_values():
-    assert wilson_interval(81, 263) == pytest.approx(
-        (0.2553, 0.3662), abs=1e-4
-    )  # Newcombe 1998, table I
+    # Newcombe 1998, table I
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
     assert wilson_interval(0, 0) is None and share(1, 0) is None

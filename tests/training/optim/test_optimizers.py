@@ -60,11 +60,8 @@ def _difference(
     ("name", "peer", "bound"),
     [
         ("adamw", lambda groups, options: torch.optim.AdamW(groups, **options), 1e-5),
-        (
-            "adamw_8bit",
-            lambda groups, options: _bitsandbytes("AdamW8bit", groups, options),
-            1e-4,
-        ),  # another eps for small tensors
+        # another eps for small tensors
+        ("adamw_8bit", lambda groups, options: _bitsandbytes("AdamW8bit", groups, options), 1e-4),
         (
             "lion",
             lambda groups, options: _bitsandbytes("Lion32bit", groups, {**options, "eps": None}),
@@ -134,9 +131,8 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw():
         for step in range(3):
             model.weight.grad = torch.randn(40, 64, generator=torch.Generator().manual_seed(step))
             optimizer.step()
-    assert (
-        _difference([one.weight], [other.weight], [start]) < 0.02
-    )  # products in bf16, in another order
+    # products in bf16, in another order
+    assert _difference([one.weight], [other.weight], [start]) < 0.02
 
 
 @examples(50)

@@ -34,9 +34,8 @@ def _expected(losses, norms, limit: float) -> list[bool]:
         spike = False
         if len(accepted) >= MIN_STEPS:
             window = np.array(accepted[-WINDOW:], np.float32)
-            low = np.sort(window, 0)[
-                (len(window) - 1) // 2
-            ]  # torch's median of an even number is the lower one
+            # torch's median of an even number is the lower one
+            low = np.sort(window, 0)[(len(window) - 1) // 2]
             spread = np.sort(abs(window - low), 0)[(len(window) - 1) // 2]
             limits = low + limit * np.maximum(NORMAL * spread, 0.02 * abs(low))
             spike = bool((np.array(values, np.float32) > limits).any())
