@@ -170,8 +170,8 @@ Before the first step the same comparison runs on the real weights.
 
 Because of this check, architectures that are not in the table can be used too.
 `trainer.attn_implementation=auto` selects the fastest implementation that passes the check. On a
-GPU, kernels that ignore a feature of the model are excluded: flash-attn 3 and 4 have no attention dropout,
-flash-attn 2 and 3 no attention sinks, and torch's `varlen` neither of these nor soft-caps.
+GPU, kernels that ignore a feature of the model are excluded: flash-attn 3 and 4 have no attention
+dropout, flash-attn 2 and 3 no attention sinks, and torch's `varlen` neither of these nor soft-caps.
 
 - *packed*, *sdpa*, *eager*: whether this value of `trainer.attn_implementation` is correct with
   `mixture.intra_document_mask=true`.

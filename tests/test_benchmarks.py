@@ -27,11 +27,16 @@ arguments = parser.parse_args()
 with open({runs!r}, "a") as file:
     file.write("run\\n")
 counts = dict(short=arguments.count, long=500 * arguments.count)
-works = dict((name, clocked(lambda count=count: sum(range(count)))) for name, count in counts.items())
+works = {}
+for name, count in counts.items():
+    works[name] = clocked(lambda count=count: sum(range(count)))
 seconds = alternate(works, passes=3, warm_up=1)
 rates = [[arguments.count / one for one in taken] for taken in seconds.values()]
 report([
-    Comparison("a loop", "s", seconds["short"], "long | loop", seconds["long"], less_is_better=True, note="the sums differ"),
+    Comparison(
+        "a loop", "s", seconds["short"], "long | loop", seconds["long"],
+        less_is_better=True, note="the sums differ",
+    ),
     Comparison("its rate", "loops/s", rates[0], "long loop", rates[1]),
     Comparison("another", peer="nobody", missing="it is not here"),
 ], arguments.json)

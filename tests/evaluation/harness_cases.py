@@ -17,7 +17,10 @@ output_type: multiple_choice
 doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
 doc_to_target: gold
 doc_to_choice: options
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}, {{metric: mcc, aggregation: matthews_corrcoef}}]
+metric_list:
+  - {{metric: acc}}
+  - {{metric: acc_norm}}
+  - {{metric: mcc, aggregation: matthews_corrcoef}}
 """
 OTHERS = {
     "contexts": """

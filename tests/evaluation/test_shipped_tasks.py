@@ -59,22 +59,22 @@ SIZES = {
 }
 ENDS = {  # task -> the end of the first item's text: what the model reads, and the right answer
     "pubmedqa_local": "during programmed cell death?\nAnswer (yes, no or maybe): yes",
-    "chemprot_local": "[[ androgen receptor ]].\nWhat the marked chemical is to the marked protein: antagonist",
+    "chemprot_local": "]].\nWhat the marked chemical is to the marked protein: antagonist",
     "mqp_local": "in a 36 year old female?\nDo both ask the same? no",
-    "usmle_local": "for the resident to take?\nAnswer: Tell the attending that he cannot fail to disclose this mistake",
-    "usmle_letters_local": "to the ethics committee\nD. Refuse to dictate the operative report\nAnswer: B",
+    "usmle_local": "Tell the attending that he cannot fail to disclose this mistake",
+    "usmle_letters_local": "committee\nD. Refuse to dictate the operative report\nAnswer: B",
     "anatomy_questions_local": "structures of the ankle and foot?\nAnswer: regional anatomy",
-    "anatomy_terms_local": "Meaning: science that studies the form and composition of the body’s structures\nTerm: anatomy",
+    "anatomy_terms_local": "the form and composition of the body’s structures\nTerm: anatomy",
     "circulation_terms_local": "there may be partial blockage in another branch\nTerm: anastomosis",
     "circulation_questions_local": "in preventing backflow of blood?\nAnswer: endocardium",
-    "urinary_perplexity_local": "affects all the other systems of the body and the quality of one’s life.",
+    "urinary_perplexity_local": "the other systems of the body and the quality of one’s life.",
     "finance_terms_local": "the value of a firm in a risky environment\nTerm: business finance",
-    "fiqa_headlines_local": "Headline: Morrisons book second consecutive quarter of sales growth\nSentiment about Morrisons: positive",
+    "fiqa_headlines_local": "quarter of sales growth\nSentiment about Morrisons: positive",
     "fiqa_posts_local": "one of biggest winners in 2012\nSentiment about FIO: positive",
-    "ner_local": "(ORG), HERBERT SMITH (PER), SILICIUM DE PROVENCE SAS (ORG), EVERGREEN SOLAR (ORG)",
-    "tatqa_local": "the balance of as reported prepaid expenses and other current assets?\nAnswer in percent: 17.7%",
-    "arc_easy_local": "most food webs?\nAnswer: Sunlight is the source of energy for nearly all ecosystems.",
-    "piqa_local": "for it's new occupants?\nAnswer: Provide the guinea pig with a cage full of a few inches of bedding made of ripped paper"
+    "ner_local": "HERBERT SMITH (PER), SILICIUM DE PROVENCE SAS (ORG), EVERGREEN SOLAR (ORG)",
+    "tatqa_local": "prepaid expenses and other current assets?\nAnswer in percent: 17.7%",
+    "arc_easy_local": "Sunlight is the source of energy for nearly all ecosystems.",
+    "piqa_local": "a cage full of a few inches of bedding made of ripped paper"
     " strips, you will also need to supply it with a water bottle and a food dish.",
     "openbookqa_local": "the best way to save money is to quit eating lunch out",
     "boolq_local": "Question: does ethanol take more energy make that produces?\nAnswer: no",
@@ -265,13 +265,14 @@ def test_items_are_shown_as_the_model_reads_them(tmp_path, capsys):
     shown = run(capsys, "show", "mqp_local", 1, "--data-dir", tmp_path)
     assert "mqp_local: 1 items of kind choice" in shown
     assert (
-        "First question: How 4? │ │ Second question: Why 4? │ │ Do both ask the same? │ │ ' yes' │ │ ✓ ' no'"
-        in shown
+        "First question: How 4? │ │ Second question: Why 4? │ │ "
+        "Do both ask the same? │ │ ' yes' │ │ ✓ ' no'" in shown
     )
     with pytest.raises(SystemExit):
         run(capsys, "show", "chemprot_local", "--data-dir", tmp_path)
     assert re.search(
-        r"error: task chemprot_local: data file .*test.txt does not exist \(it is relative to data_dir=",
+        r"error: task chemprot_local: data file .*test.txt does not exist "
+        r"\(it is relative to data_dir=",
         capsys.readouterr().err,
     )
 

@@ -177,9 +177,12 @@ def test_default_pools_are_as_large_as_the_published_ones():
 
 
 DOCUMENT_WORDS = {
-    "default": r"texts?|passages?|documents?|articles?|excerpts?|extracts?|paragraphs?|pages?|chapters?|stor(y|ies)|sources?|context"
+    "default": r"texts?|passages?|documents?|articles?|excerpts?|extracts?"
+    r"|paragraphs?|pages?|chapters?"
+    r"|stor(y|ies)|sources?|context"
     r"|material|lines|reading|read|above|below",
-    "german": r"texte?s?|textes|dokumente?s?|artikel|auszug|abschnitte?s?|absatz|seiten?|kapitel|quellen?|lektüre|zeilen"
+    "german": r"texte?s?|textes|dokumente?s?|artikel|auszug|abschnitte?s?|absatz|seiten?|kapitel"
+    r"|quellen?|lektüre|zeilen"
     r"|lesen|gelesen|oben|unten|obige[nrs]?",
 }
 

@@ -178,7 +178,8 @@ def test_prompts_are_those_of_the_synthesizer(make_task, encoder):
     assert (ids, shots, truncated) == (form.follow(history, "A text.").ids, 1, False)
     asked = Writer(replace(task, measure="responses"), encoder).prompts(item)
     texts = [encoder.tokenizer.decode(one.ids) for one in asked]
-    begin = f"<|im_start|>{context_text('Before.')}{pairs_text([Pair('X?', 'Y.')])}<|im_end|><|im_start|>{context_text('A text.')}"
+    before = context_text("Before.") + pairs_text([Pair("X?", "Y.")])
+    begin = f"<|im_start|>{before}<|im_end|><|im_start|>{context_text('A text.')}"
     assert texts == [f"{begin}<QUE> Q one? <ANS>", f"{begin}<QUE> Q two? <ANS>"]
 
 
