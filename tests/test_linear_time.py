@@ -15,6 +15,7 @@ from ipt.corpus.words import words_of
 from ipt.rendering.pairs import read_pair
 from ipt.synthesis import qa_readers
 from ipt.synthesis.chains import SENTENCE_END, sentences
+from ipt.synthesis.formats.json_output import read_json
 from ipt.synthesis.formats.rule_based import mine
 from ipt.synthesis.formats.tags import Pair, parse
 from ipt.synthesis.quality import statistics
@@ -38,6 +39,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "measures": read_words,
     "words": words_of,
     "pairs": parse,
+    "json": lambda text: (read_json(text), read_json(text + " ]")),
     "pair": lambda text: read_pair(Pair(text, text)),
     "tuning": lambda text: (
         qa_readers._unwrap(text),
@@ -65,6 +67,8 @@ UNITS = [
         "the term is ",
         "</END>",
         "<QUE> a <ANS> b </END>\n\n",
+        '{"a":',
+        '{"a": [',
     ),
     "A heart is a muscle that pumps the blood through the body of an animal. ",
     "Because it is cold today, the water of the lake is frozen. However, ",

@@ -11,6 +11,8 @@ JSON_PART = re.compile(r'"(?:[^"\\]|\\.)*(?P<end>"?)|[\[\]{}]', re.DOTALL)
 CLOSING = {"[": "]", "{": "}"}
 BEGINS_NOTHING = ' \t\r\n,:{[]}"'
 OBJECT_START = re.compile(r'\{(?=\s*(?:["}]|$))')
+# truncated objects without a complete item that are tried; each try reads to the end of the text
+MOST_UNREADABLE = 100
 LONGEST_TOKEN = 6  # characters of \uXXXX; an error closer to the end may come from truncation
 TYPES: dict[str, Any] = {
     "object": dict,
@@ -149,15 +151,17 @@ def _is_in_object(text: str, spans: list[tuple[int, int]], begin: int, place: in
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
     """Start and end of each object of a text. The last one may be truncated: its end is -1."""
-    start = -1
-    while match := OBJECT_START.search(text, start + 1):
+    start, unreadable = -1, 0
+    while unreadable < MOST_UNREADABLE and (match := OBJECT_START.search(text, start + 1)):
         start = match.start()
         try:
             _, end = _decode(text, start)
         except (ValueError, RecursionError) as error:
-            if _may_be_cut(error, text) and _read_at(text, start) is not NOT_JSON:
-                yield start, -1
-                return
+            if _may_be_cut(error, text):
+                if _read_at(text, start) is not NOT_JSON:
+                    yield start, -1
+                    return
+                unreadable += 1
             continue
         yield start, end
         start = end - 1
