@@ -134,5 +134,5 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
 def test_a_tilde_without_a_home_folder_is_named(monkeypatch):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000)  # which has no entry in the list of users
-    with pytest.raises(UserError, match=r"~/runs: this user has no home folder"):
+    with pytest.raises(UserError, match=r"~/runs: HOME is not set: write the full path"):
         compose_config("train", ["output_dir=~/runs"])

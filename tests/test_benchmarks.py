@@ -27,7 +27,7 @@ arguments = parser.parse_args()
 with open({runs!r}, "a") as file:
     file.write("run\\n")
 counts = dict(short=arguments.count, long=500 * arguments.count)
-works = {}
+works = dict()
 for name, count in counts.items():
     works[name] = clocked(lambda count=count: sum(range(count)))
 seconds = alternate(works, passes=3, warm_up=1)

@@ -54,7 +54,7 @@ def test_an_error_of_the_user_is_one_line(kind, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (("verify", "missing"), "missing holds no manifest.json"),
-        (("runs", "missing"), "missing is no folder"),
+        (("runs", "missing"), "missing is not a folder"),
         (("report", "missing"), "missing has no training run"),
         (("dashboard", "colour=red"), "colour=red is none of project="),
     ],

@@ -15,7 +15,7 @@ from ipt.config import Config, compose_config, conf_dir
 from ipt.evaluation.task import load_tasks
 from ipt.files import hash_json
 from ipt.mixture.schedule import resolve_ratios, used_sources
-from ipt.pipeline import dry_run as dry_run_module
+from ipt.pipeline.dry_run import training as dry_run_module
 from ipt.pipeline.dry_run.arms import dry_run_arms, plan_arms
 from ipt.pipeline.dry_run.inputs import FETCHED, HERE, MISSING, training_inputs
 from ipt.pipeline.dry_run.training import Needs, dry_run, remedies, training_needs
@@ -315,7 +315,7 @@ def test_what_fits_nowhere_is_said(offline, capsys):
     ]
     dry_run(recipe("general_500m", "mixture.seq_len=524288", *smallest, "dry_run_gpu=RTX4090"))
     assert (
-        "a device with more memory, LoRA (lora.rank=16), shorter sequences or a smaller model"
+        "a GPU with more memory, LoRA (lora.rank=16), shorter sequences or a smaller model"
         in said(capsys)
     )
 
@@ -336,7 +336,7 @@ def test_time_is_flops_over_peak_and_mfu_and_unknown_says_unknown(offline, capsy
     assert needs.seconds == pytest.approx(51.47e9 * 1.048576e9 / (4 * 312e12 * 0.5), rel=1e-3)
     dry_run(recipe("medicine_llama3_8b", "dry_run_gpu=MI300X"))
     text = said(capsys)
-    assert "no peak rate is known of MI300X" in text
+    assert "the peak FLOP/s of MI300X are not known" in text
     assert "how much memory MI300X has is not known" in text
     with pytest.raises(ValueError, match=r"dry_run_mfu=1\.5"):
         dry_run(recipe("tiny", "dry_run_mfu=1.5"))
