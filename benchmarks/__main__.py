@@ -6,8 +6,8 @@
     python -m benchmarks --data DATA --released LMOps/instruction_pretrain
 
 Each runs as a process of its own, in which the sides take turns. The folder gets NAME.json and
-NAME.log of each, results.json and results.md. A run that was interrupted goes on: what has finished
-is kept. Exit code 1 if a benchmark failed.
+NAME.log of each, results.json and results.md. Run the same command again to resume an interrupted
+run; finished benchmarks are kept. The exit code is 1 if a benchmark failed.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""Runs that are killed and go on, to the bit; and how long a step waits for a checkpoint, written
-beside the training or before it.
+"""Killed and resumed runs, compared bit by bit with uninterrupted ones, and the time that a step
+waits for a checkpoint, with `checkpoint.async_save` and without.
 """
 
 import shutil

@@ -92,8 +92,8 @@ def config_of(settings: dict[str, Any]) -> Config:
 
 
 def make_stores(folder: Path, vocabulary: int, tokens: int) -> dict[str, str]:
-    """About so many random tokens of each of two sources, documents as long as web pages are and,
-    with pairs behind them, twice that.
+    """Token stores of two sources with about `tokens` random tokens each. Documents of `raw` are as
+    long as web pages, those of `instruction` twice as long.
     """
     stores = {}
     for seed, (name, mean) in enumerate((("raw", 700), ("instruction", 1400))):

@@ -159,8 +159,8 @@ def config_of(piece: Piece, contender: Contender) -> Config:
 
 
 def batch(step: int, device: torch.device) -> dict[str, object]:
-    """Sequences in which each token follows from the one before, but for a tenth that is drawn:
-    learnt in tens of steps.
+    """Sequences in which the previous token determines the next one, except for a random tenth. A
+    model learns them in tens of steps.
     """
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH + 1), generator=generator)

@@ -23,9 +23,7 @@ PASSED, FAILED, SKIPPED, RUNNING = "passed", "failed", "skipped", "cut off"
 
 @dataclass
 class Piece:
-    """One piece while it runs. What it is told is written to its folder at once, so a piece that is
-    killed leaves what it has.
-    """
+    """A running piece. Its results are written to its folder at once, so a killed piece keeps them."""
 
     name: str
     folder: Path
@@ -49,9 +47,7 @@ class Piece:
         return self.seconds - (time.monotonic() - self.started)
 
     def reach(self, what: str, seconds: float) -> bool:
-        """Whether there is time for what takes about so many seconds; if not, it is listed as not
-        reached.
-        """
+        """Whether there is time for work of about `seconds`; if not, it is listed as not reached."""
         if self.left >= seconds:
             return True
         self.not_reached.append(what)

@@ -10,11 +10,6 @@ from ipt.files import hash_json
 from ipt.models import model_identity
 
 
-def global_batch(config: TrainerConfig) -> int:
-    """Sequences of one optimizer step over all devices."""
-    return config.global_batch_size
-
-
 def trainer_settings(config: TrainerConfig) -> dict[str, Any]:
     """The trainer's settings that the result depends on, with the global batch size."""
     return {**key_settings(config), "global_batch": config.global_batch_size}
