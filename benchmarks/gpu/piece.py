@@ -23,7 +23,7 @@ PASSED, FAILED, SKIPPED, RUNNING = "passed", "failed", "skipped", "cut off"
 
 @dataclass
 class Piece:
-    """A running piece. Its results are written to its folder at once, so a killed piece keeps them."""
+    """A running piece. Results are written at once, so a killed piece keeps what it has."""
 
     name: str
     folder: Path
@@ -47,7 +47,7 @@ class Piece:
         return self.seconds - (time.monotonic() - self.started)
 
     def reach(self, what: str, seconds: float) -> bool:
-        """Whether there is time for work of about `seconds`; if not, it is listed as not reached."""
+        """Whether there is time for work of `seconds`; if not, it is listed as not reached."""
         if self.left >= seconds:
             return True
         self.not_reached.append(what)
