@@ -74,7 +74,7 @@ def test_a_profile_is_written_to_the_folder_of_the_run(profiler, stores, make_co
     config = make_config(f"trainer.profiler={profiler}", "checkpoint.keep_after_training=false")
     train(config, stores, tmp_path / "run")
     written = {path.suffix: path for path in (tmp_path / "run" / "profile").iterdir()}
-    assert "optimizer_step" in written[".txt"].read_text()
+    assert "run_training_batch" in written[".txt"].read_text()
     if profiler == "pytorch":
         events = json.loads(written[".json"].read_text())["traceEvents"]
         assert any("Optimizer.step#" in str(event.get("name")) for event in events)
